@@ -1,0 +1,1 @@
+"""Audio-language models that listen: measure the listening, steer the answer."""

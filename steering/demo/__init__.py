@@ -1,0 +1,1 @@
+"""The small embedded model: its synthetic world, its training and its weights."""
