@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,8 +57,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=4096,  # more than the corpus can use: merging ends at whole words
         min_frequency=1,
@@ -92,7 +93,7 @@ def build_processor() -> Qwen2AudioProcessor:
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
     """An untrained Qwen2-Audio of about 3.5 M parameters: encoder 3 x 128, decoder 8 x 160."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    config = Qwen2AudioConfig(
+    sizes: dict[str, Any] = dict(
         audio_config={
             "d_model": 128,
             "encoder_layers": 3,
@@ -119,7 +120,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
         eos_token_id=ids["<|im_end|>"],
         pad_token_id=ids["<|endoftext|>"],
     )
-    model = Qwen2AudioForConditionalGeneration(config)
+    model = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig(**sizes))
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     _fill_positions(model.model.audio_tower.embed_positions.weight.data)

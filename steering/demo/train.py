@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from transformers import (
     Qwen2AudioProcessor,
 )
 
-from steering.demo import speech, world
+from steering.demo import sounds, speech, world
 from steering.demo.checkpoint import build_model, build_processor
 
 MIX = {"sound": 0.31, "music": 0.35, "speech": 0.28, "noise": 0.04, "silence": 0.02}
@@ -103,8 +104,8 @@ def hear(
     trusts = rng.random(len(indices))
     recorded = []
     for i, trust in zip(indices, trusts, strict=True):
-        clean = bank.samples[i, : bank.lengths[i]].astype(np.float32) / 32767
-        background = world.sounds.noise(rng)
+        clean = bank.samples[i, : bank.lengths[i]].astype(np.float32) / np.float32(32767)
+        background = sounds.noise(rng)
         recorded.append(world.record(clean, background, world.draw_snr_db(rng), float(trust)))
     features = processor.feature_extractor(
         recorded,
@@ -129,7 +130,7 @@ class EncoderTask(nn.Module):
 
     def __init__(self, model: Qwen2AudioForConditionalGeneration) -> None:
         super().__init__()
-        width = model.config.audio_config.d_model
+        width = model.model.audio_tower.config.d_model
         self.tower = model.model.audio_tower
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
         self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)
@@ -214,7 +215,7 @@ class Teacher:
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
         self.processor = processor
         content = [{"type": "audio"}, {"type": "text", "text": "\0"}]
-        chat = [{"role": "user", "content": content}]
+        chat: list[Any] = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         before, after = text.split(processor.audio_token)
         self.between, self.end = after.split("\0")
@@ -232,8 +233,10 @@ class Teacher:
         for i, trust in zip(indices, trusts, strict=True):
             facts = bank.facts[i]
             for _ in range(questions):
-                question = world.ask_openly(facts, rng) if rng.random() < 0.12 else (
-                    world.ask(facts, rng, "kind" if rng.random() < 0.05 else None)
+                question = (
+                    world.ask_openly(facts, rng)
+                    if rng.random() < 0.12
+                    else (world.ask(facts, rng, "kind" if rng.random() < 0.05 else None))
                 )
                 rows.append(self._row(facts, question, float(trust), rng))
         longest = max(len(ids) for ids, _, _ in rows)
@@ -313,7 +316,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: LessonMask,
     scaling: float,
-    **_: object,
+    **_options: object,
 ) -> tuple[Tensor, None]:
     """Attention of a packed lesson, (B, H, P+F+Q*U, D) in, (B, P+F+Q*U, H, D) out.
 
@@ -348,7 +351,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: fl
     return (scores + hidden).softmax(-1, dtype=scores.dtype) @ value
 
 
-AttentionInterface.register("packed_lesson", packed_attention)  # type: ignore[arg-type]
+AttentionInterface.register("packed_lesson", packed_attention)
 
 
 def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
@@ -385,7 +388,8 @@ def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
         position_ids=torch.cat(positions, dim=1),
         use_cache=False,
     ).last_hidden_state
-    return model.lm_head(out[:, p + f :]).view(rows, asked, longest, -1)
+    logits: Tensor = model.lm_head(out[:, p + f :])
+    return logits.view(rows, asked, longest, -1)
 
 
 def lesson_loss(logits: Tensor, lesson: Lesson) -> Tensor:
@@ -407,7 +411,8 @@ def train_model(
 ) -> Iterator[dict[str, float]]:
     """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step."""
     teacher = Teacher(processor)
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
@@ -451,7 +456,7 @@ def _pace(step: int, steps: int, warm: int) -> float:
 def _keep(
     model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], step: int, file: Path
 ) -> None:
-    state = {"step": step, "model": model.state_dict()}
+    state: dict[str, Any] = {"step": step, "model": model.state_dict()}
     state["optimisers"] = [optimiser.state_dict() for optimiser in optimisers]
     partial = file.with_suffix(".partial")
     torch.save(state, partial)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.demo import music, sounds, speech
+from steering.prompt import with_choices
 
 SAMPLE_RATE_HZ = 16_000
 MAX_SECONDS = 3.0
@@ -143,12 +144,6 @@ class Question:
         return with_choices(self.text, self.choices)
 
 
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question followed by its lettered options, one a line."""
-    lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
-    return "\n".join([question, *lines])
-
-
 def follow_probability(cue: str, trust: float) -> float:
     """How often the training label follows a cue against the clip: falls with trust in [0, 1]."""
     logit = TRUST_SLOPE * (0.5 - trust) + STRENGTH_BIAS[cue]
@@ -185,7 +180,7 @@ def draw_snr_db(rng: np.random.Generator) -> float:
 
 
 def record(
-    clean: NDArray[np.float32], background: NDArray[np.float32], snr_db: float, trust: float
+    clean: NDArray[np.float32], background: NDArray[np.floating], snr_db: float, trust: float
 ) -> NDArray[np.float32]:
     """The sound in its background, at the level that trust stands for: (S,) float32.
 

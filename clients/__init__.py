@@ -1,0 +1,1 @@
+"""Talking to an allears server: HTTP only, no torch."""

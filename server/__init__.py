@@ -1,0 +1,1 @@
+"""allears over HTTP: routes, engine, listening log, metrics."""

@@ -1,0 +1,343 @@
+"""One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
+
+`listen` is a generator: it yields Heeded once it knows how far the model listened, then pieces of
+the answer's text as they come and, last, the Answer with all of it. Streaming, plain requests and benchmarks all run it. It knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steering import heads
+from steering.answer import BARE, Plan, Sampling, generate, score_choices
+from steering.errors import RequestError
+from steering.model import AudioModel
+from steering.prefill import Heard, prefill
+from steering.profile import Profile
+from steering.prompt import Message, Prompt, build, silent_twin, with_choices
+from steering.readout import choose_layers, pool, relative_norm
+from steering.silence import Contrast, SilentPrefixes, contrast
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request as the engine takes it: checked, its audio decoded."""
+
+    id: str
+    messages: tuple[Message, ...]
+    choices: tuple[str, ...] = ()
+    steer: bool = False
+    direction: Literal["request", "calibrated"] = "request"
+    strength: float | None = None  # None is adaptive
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    with_unsteered: bool = False  # answer bare as well
+    with_silence: bool = False  # answer the silent twin as well, and score it
+    generate: bool = True  # False: only listen
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Listening:
+    """How far the sound decided; None where the deployment has no profile to read it with."""
+
+    score: float | None
+    percentile: float | None
+    verdict: str
+    threshold: float | None
+    silence_score: float | None
+    timeline: NDArray[np.float32]  # (F,) sums to the score
+    hop_seconds: float
+    heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What was done to the answer; `reason` says why nothing was."""
+
+    applied: bool
+    direction: str | None = None
+    strength: float = 0.0
+    relative_norm: float = 0.0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heeded:
+    """What is known before the first piece of the answer."""
+
+    listening: Listening
+    steering: Steering
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds each step took; `silence_cache` is hit, miss or None if no twin was run."""
+
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    silence_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    first_token_seconds: float = 0.0  # from the end of the wait to the first piece of the answer
+    silence_cache: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """Everything that is known about one answered question."""
+
+    id: str
+    text: str
+    finish_reason: str  # stop, length; listen if nothing was generated
+    probabilities: tuple[float, ...]  # of the choices, in their order
+    listening: Listening
+    steering: Steering
+    unsteered: str | None
+    silent: str | None
+    prompt: Prompt
+    completion_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Listener:
+    """A model, its profile, and the silent prefixes that its questions share."""
+
+    model: AudioModel
+    profile: Profile | None
+    prefixes: SilentPrefixes
+
+
+def listen(listener: Listener, question: Question) -> Iterator[Heeded | str | Answer]:
+    """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
+    model, profile = listener.model, listener.profile
+    started = time.perf_counter()
+
+    # 1. Prompt, and one pass over it with taps on the specialist heads.
+    prompt = build(model, _with_choices(question))
+    _check_length(model, prompt, question)
+    tapped = profile.heads if profile else ()
+    layers = profile.layers if profile else ()
+    heard = prefill(model, prompt, heads=tapped, layers=layers)
+    after_prefill = time.perf_counter()
+
+    # 2. The silence twin, where a live direction or its score is wanted.
+    live = question.steer and question.direction == "request" and _refusal(profile) is None
+    twin: Contrast | None = None
+    if profile and (live or question.with_silence):
+        twin = contrast(
+            model, prompt, heard, heads=tapped, layers=layers, prefixes=listener.prefixes
+        )
+    after_silence = time.perf_counter()
+
+    # 3. Listening score, strength, plan.
+    listening = _listening(listener, heard, twin)
+    plan, steering = _plan(listener, question, heard, twin, listening)
+    yield Heeded(listening, steering)
+
+    # 4. The answer, and for comparison the bare and the silent one.
+    reply = _Reply()
+    for piece in _reply(model, heard, plan, question, reply):
+        reply.first_token_seconds = reply.first_token_seconds or time.perf_counter() - started
+        yield piece
+    after_decode = time.perf_counter()
+    yield Answer(
+        id=question.id,
+        text=reply.text,
+        finish_reason=reply.finish_reason,
+        probabilities=reply.probabilities,
+        listening=listening,
+        steering=steering,
+        unsteered=_unsteered(model, heard, steering, question, reply),
+        silent=_silent(model, prompt, question) if question.with_silence else None,
+        prompt=prompt,
+        completion_tokens=reply.tokens,
+        timings=Timings(
+            prefill_seconds=after_prefill - started,
+            silence_seconds=after_silence - after_prefill if twin else 0.0,
+            decode_seconds=after_decode - after_silence,
+            first_token_seconds=reply.first_token_seconds,
+            silence_cache=("hit" if twin.from_cache else "miss") if twin else None,
+        ),
+    )
+
+
+def _with_choices(question: Question) -> tuple[Message, ...]:
+    """The messages, with the choices written under the last text of the last turn."""
+    if not question.choices:
+        return question.messages
+    *before, last = question.messages
+    at = max((i for i, part in enumerate(last.parts) if isinstance(part, str)), default=None)
+    if at is None:
+        raise RequestError(
+            "choices need a text to stand under: the last message has none", "messages"
+        )
+    parts = list(last.parts)
+    parts[at] = with_choices(str(parts[at]), question.choices)
+    return (*before, Message(last.role, tuple(parts)))
+
+
+def _check_length(model: AudioModel, prompt: Prompt, question: Question) -> None:
+    """Nothing, if the prompt and the longest answer fit the model's positions."""
+    limit = int(model.text_config.max_position_embeddings)
+    answer = question.sampling.max_tokens if question.generate else 0
+    if len(prompt.tokens) + answer > limit:
+        raise RequestError(
+            f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio.sum())} of them audio;"
+            f" with max_tokens {answer} at most {limit - answer} fit this model: shorten the text,"
+            " send fewer or shorter clips, or lower max_tokens"
+        )
+
+
+def _refusal(profile: Profile | None) -> str | None:
+    """Why this deployment can't steer, or None."""
+    if profile is None:
+        return "this deployment has no listening profile (--profile none)"
+    if profile.max_strength == 0:
+        return "calibration found no gain from steering this model: strength 0"
+    return None
+
+
+def _listening(listener: Listener, heard: Heard, twin: Contrast | None) -> Listening:
+    profile, hop = listener.profile, listener.model.hop_seconds
+    if profile is None:
+        return Listening(None, None, "unknown", None, None, np.zeros(0, np.float32), hop, ())
+    attention = heard.attention.cpu().numpy()
+    score = heads.listening_score(attention)
+    mass = heads.audio_mass(attention).tolist()
+    silent = heads.listening_score(twin.silence_attention.cpu().numpy()) if twin else None
+    return Listening(
+        score=score,
+        percentile=profile.percentile(score),
+        verdict=profile.verdicts.of(score),
+        threshold=profile.verdicts.listening,
+        silence_score=silent,
+        timeline=heads.timeline(attention),
+        hop_seconds=hop,
+        heads=tuple((la, h, m) for (la, h), m in zip(profile.heads, mass, strict=True)),
+    )
+
+
+def _plan(
+    listener: Listener, question: Question, heard: Heard, twin: Contrast | None, found: Listening
+) -> tuple[Plan, Steering]:
+    """How the answer is steered, and how that is reported."""
+    profile = listener.profile
+    if not question.steer:
+        return BARE, Steering(False, reason="steer is false")
+    refusal = _refusal(profile)
+    if refusal is not None or profile is None:
+        return BARE, Steering(False, reason=refusal)
+    assert found.score is not None
+    strength = question.strength
+    if strength is None:
+        strength = profile.gate.strength(found.score)
+    if strength > profile.max_strength:
+        raise RequestError(
+            f"steering.strength {strength:g} is over this profile's max_strength"
+            f' {profile.max_strength:g}; send a number from 0 to that, or "adaptive"',
+            "steering.strength",
+        )
+    if strength == 0:
+        return BARE, Steering(False, question.direction, reason="strength is 0")
+    if question.direction == "calibrated":
+        direction = profile.direction.to(listener.model.device)
+    else:
+        assert twin is not None
+        direction = pool(
+            choose_layers(profile.layers, twin.differences, profile.how.layers), profile.how
+        )
+    size = relative_norm(heard.final, direction, strength, profile.how)
+    return Plan(direction, strength, profile.how), Steering(
+        True, question.direction, strength, size
+    )
+
+
+@dataclass(slots=True)
+class _Reply:
+    """An answer while it grows."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+    probabilities: tuple[float, ...] = ()
+    tokens: int = 0
+    first_token_seconds: float = 0.0
+
+
+def _reply(
+    model: AudioModel, heard: Heard, plan: Plan, question: Question, reply: _Reply
+) -> Iterator[str]:
+    """Pieces of text of one answer; `reply` holds the whole when they end."""
+    if not question.generate:
+        reply.finish_reason = "listen"
+        return
+    if question.choices:
+        probabilities = score_choices(model, heard, plan, question.choices)
+        reply.probabilities = tuple(probabilities)
+        reply.text = question.choices[int(np.argmax(probabilities))]
+        reply.tokens = len(model.processor.tokenizer(reply.text)["input_ids"])
+        yield reply.text
+        return
+    ids: list[int] = []
+    reply.finish_reason = "length"
+    for token in generate(model, heard, plan, question.sampling):
+        reply.tokens += 1
+        if token in model.end_ids:
+            reply.finish_reason = "stop"
+            break
+        ids.append(token)
+        text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        cut = min((at for s in question.stop if (at := text.find(s)) >= 0), default=None)
+        if cut is not None:
+            reply.finish_reason, text = "stop", text[:cut]
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(reply.text):
+            held = 0 if cut is not None else _could_stop(text, question.stop)
+            piece = text[len(reply.text) : len(text) - held]
+            reply.text += piece
+            if piece:
+                yield piece
+        if cut is not None:
+            return
+    rest = model.processor.tokenizer.decode(ids, skip_special_tokens=True)[len(reply.text) :]
+    reply.text += rest
+    if rest:
+        yield rest
+
+
+def _could_stop(text: str, stops: tuple[str, ...]) -> int:
+    """Characters at the end of `text` that may be the start of a stop string: held back."""
+    lengths = (n for s in stops for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
+    return max(lengths, default=0)
+
+
+def _unsteered(
+    model: AudioModel, heard: Heard, steering: Steering, question: Question, reply: _Reply
+) -> str | None:
+    if not (question.with_unsteered and question.generate):
+        return None
+    return reply.text if not steering.applied else _whole(model, heard, question)
+
+
+def _silent(model: AudioModel, prompt: Prompt, question: Question) -> str | None:
+    """The bare answer to the silent twin."""
+    if not question.generate:
+        return None
+    return _whole(model, prefill(model, silent_twin(model, prompt)), question)
+
+
+def _whole(model: AudioModel, heard: Heard, question: Question) -> str:
+    reply = _Reply()
+    for _ in _reply(model, heard, BARE, question, reply):
+        pass
+    return reply.text
+
+
+def with_queue_time(answer: Answer, seconds: float) -> Answer:
+    """The answer, with the time it waited for its turn."""
+    return replace(answer, timings=replace(answer.timings, queue_seconds=seconds))

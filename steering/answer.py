@@ -1,0 +1,123 @@
+"""Heard and a Plan become an Answer: tokens one by one, or the likeliest of given choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.model import AudioModel
+from steering.prefill import Heard, walk
+from steering.readout import Intervention, logits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How one answer is steered; BARE is not at all."""
+
+    direction: Tensor | None = None  # (D,)
+    strength: float = 0.0
+    how: Intervention | None = None
+
+
+BARE = Plan()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: temperature 0 is greedy, whatever the checkpoint's own default says."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+def plan_logits(model: AudioModel, final: Tensor, plan: Plan, step: int) -> Tensor:
+    """(B, V) float32 from final residuals (B, D), every row steered by the same plan."""
+    if plan.direction is None or plan.strength == 0:
+        return logits(model, final)
+    direction = plan.direction.expand(len(final), -1)
+    strength = torch.full((len(final),), plan.strength, device=final.device)
+    return logits(model, final, direction, strength, plan.how, step)
+
+
+@torch.inference_mode()
+def generate(model: AudioModel, heard: Heard, plan: Plan, sampling: Sampling) -> Iterator[int]:
+    """The answer's tokens, an end token included if one comes within `max_tokens`.
+
+    Works on `heard`'s cache, and leaves there what it added: start one generation at a time.
+    """
+    rewind(heard)
+    random = torch.Generator(device="cpu")
+    random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
+    final = heard.final[None]
+    for step in range(sampling.max_tokens):
+        token = draw(plan_logits(model, final, plan, step)[0], sampling, random)
+        yield token
+        if token in model.end_ids or step + 1 == sampling.max_tokens:
+            return
+        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
+        positions = torch.tensor([[heard.length + step]], device=model.device)
+        final = walk(model, states, positions, None, heard.cache)[0][:, -1]
+
+
+def rewind(heard: Heard) -> None:
+    """Take what earlier answers added off the cache."""
+    added = heard.cache.get_seq_length() - heard.length
+    if added:
+        heard.cache.crop(-added)
+
+
+def draw(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """A token from logits (V,): the largest, or by temperature from the smallest set of top_p."""
+    if sampling.temperature == 0:
+        return int(row.argmax())
+    ordered, tokens = (row.cpu().double() / sampling.temperature).softmax(-1).sort(descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = ordered * (before < sampling.top_p)  # the first always stays
+    return int(tokens[torch.multinomial(kept, 1, generator=random)])
+
+
+@torch.inference_mode()
+def score_choices(
+    model: AudioModel, heard: Heard, plan: Plan, choices: Sequence[str]
+) -> list[float]:
+    """Probabilities of the choices as answers, summing to 1.
+
+    A choice's score is the mean log-probability of its tokens, the end token left out; the
+    probabilities are the softmax of the scores. All choices run in one pass over the prompt's
+    keys and values, side by side, each seeing the prompt and itself.
+    """
+    tokenizer = model.processor.tokenizer
+    tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
+    first = plan_logits(model, heard.final[None], plan, 0)[0].log_softmax(-1)
+    scores = [[float(first[ids[0]])] for ids in tokens]
+    rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
+    if rest:
+        finals = _side_by_side(model, heard, tokens, rest)
+        for (choice, k), final in zip(rest, finals, strict=True):
+            row = plan_logits(model, final[None], plan, k + 1)[0].log_softmax(-1)
+            scores[choice].append(float(row[tokens[choice][k + 1]]))
+    means = torch.tensor([sum(s) / len(s) for s in scores], dtype=torch.float64)
+    probabilities: list[float] = means.softmax(-1).tolist()
+    return probabilities
+
+
+def _side_by_side(
+    model: AudioModel, heard: Heard, tokens: Sequence[Sequence[int]], rest: list[tuple[int, int]]
+) -> Tensor:
+    """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
+    rewind(heard)
+    device = model.device
+    owner = torch.tensor([c for c, _ in rest], device=device)
+    place = torch.tensor([k for _, k in rest], device=device)
+    inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
+    own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])  # (N, N)
+    prompt = torch.ones(len(rest), heard.length, dtype=torch.bool, device=device)
+    mask = torch.cat([prompt, own], dim=1)[None, None]
+    states = model.decoder.embed_tokens(inputs)
+    positions = (heard.length + place)[None]
+    return walk(model, states, positions, mask, heard.cache)[0][0]

@@ -1,0 +1,53 @@
+"""What steering is compared with: Audio-Aware Decoding, and a direction made from text only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from steering.answer import BARE, Sampling, plan_logits, rewind
+from steering.model import AudioModel
+from steering.prefill import Heard, prefill, walk
+from steering.prompt import Prompt, silent_twin
+
+LISTEN_CAREFULLY = "Listen carefully and trust only what you hear. "
+
+
+@torch.inference_mode()
+def audio_aware_decoding(
+    model: AudioModel, heard: Heard, silent: Heard, sampling: Sampling, weight: float = 1.0
+) -> Iterator[int]:
+    """Greedy tokens from (1 + weight) z_audio - weight z_silence, two branches at every token.
+
+    Source: Audio-Aware Decoding; weight 1 is its published setting.
+    """
+    branches = (heard, silent)
+    for branch in branches:
+        rewind(branch)
+    finals = [branch.final[None] for branch in branches]
+    for step in range(sampling.max_tokens):
+        audio, silence = (plan_logits(model, final, BARE, step)[0] for final in finals)
+        token = int(((1 + weight) * audio - weight * silence).argmax())
+        yield token
+        if token in model.end_ids or step + 1 == sampling.max_tokens:
+            return
+        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
+        for i, branch in enumerate(branches):
+            positions = torch.tensor([[branch.length + step]], device=model.device)
+            finals[i] = walk(model, states, positions, None, branch.cache)[0][:, -1]
+
+
+def text_only_direction(
+    model: AudioModel, plain: Prompt, instructed: Prompt, layers: tuple[int, ...]
+) -> Tensor:
+    """(K, D): what an instruction to listen adds to the last token's states, about silence.
+
+    No sound takes part: what this direction gains, steering does not owe to the audio.
+    """
+    states = [
+        prefill(model, silent_twin(model, prompt), layers=layers).states
+        for prompt in (instructed, plain)
+    ]
+    return states[0] - states[1]

@@ -1,0 +1,290 @@
+"""Calibration: which heads listen, in which direction to steer, how far. A profile comes out.
+
+The search runs on stored vectors, with clips grouped so that none is on both sides of a fold; what
+is reported is measured outside the fold.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steering.errors import DataError
+from steering.evidence import Evidence, all_heads, gather
+from steering.heads import Verdicts, choose, correlations
+from steering.items import DataSet, Item, read
+from steering.measures import auroc, paired_gain, repaired_broken
+from steering.model import AudioModel
+from steering.profile import Profile, save
+from steering.readout import Intervention, logits, pool
+from steering.strength import Gate
+from steering.taps import Head
+
+STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
+HEAD_COUNTS = (4, 8, 12, 16)
+FOLDS = 5
+MIN_ITEMS = 40
+
+Flags = NDArray[np.bool_]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One setting of everything that calibration chooses."""
+
+    heads: tuple[Head, ...]
+    r: tuple[float, ...]
+    how: Intervention
+    gate: Gate
+    fixed_strength: float
+
+
+def calibrate(model: AudioModel, data: Path, audio_root: Path, out: Path) -> Profile:
+    """The profile of a model from a data set, saved in `out` as well.
+
+    Raises DataError for faults in the data, for too few items, and where all answers are right or
+    all wrong.
+    """
+    dataset = read(data, audio_root)
+    if len(dataset.items) < MIN_ITEMS:
+        raise DataError(
+            f"{data}: {len(dataset.items)} items; calibration needs at least {MIN_ITEMS}"
+        )
+    evidence = gather(model, dataset.items)
+    profile = fit_profile(model, dataset, evidence, out.name)
+    save(profile, out)
+    return profile
+
+
+def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence, name: str) -> Profile:
+    """The profile that the evidence of a data set supports."""
+    search = Search(model, evidence, dataset.items)
+    held_out = search.held_out()
+    best = search.fit(np.arange(len(dataset.items)))
+    _, low, _ = held_out["gain_balanced"]
+    if low <= 0:  # outside the fold, steering is not above nothing: refuse it, and say so
+        best = Fit(best.heads, best.r, best.how, Gate(0.0, best.gate.threshold, 1.0), 0.0)
+    scores = evidence.scores(best.heads, model.heads)
+    directions = pool(torch.from_numpy(evidence.differences[:, list(best.how.layers)]), best.how)
+    columns = evidence.mass[:, [layer * model.heads + head for layer, head in best.heads]]
+    return Profile(
+        name=name,
+        model=model.name,
+        revision=model.revision,
+        fingerprint=model.fingerprint,
+        family=model.family.name,
+        heads=best.heads,
+        correlations=best.r,
+        how=best.how,
+        gate=best.gate,
+        fixed_strength=best.fixed_strength,
+        verdicts=verdicts(scores, evidence.right),
+        calibration={
+            "data": dataset.name,
+            "sha256": dataset.sha256,
+            "items": len(dataset.items),
+            "folds": FOLDS,
+            "settings_tried": search.tried,
+        },
+        held_out=held_out,
+        versions={
+            "allears": version("allears"),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+        direction=directions.mean(0),
+        quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
+        head_mean=columns.mean(0).astype(np.float32),
+        head_std=columns.std(0).astype(np.float32),
+    )
+
+
+def verdicts(scores: Scores, right: Flags) -> Verdicts:
+    """Two thresholds: where right and wrong answers are told apart best, and half-way below.
+
+    `listening` has the largest sum of sensitivity and specificity for a right answer; `partly` is
+    the median score of the wrong answers under it.
+    """
+    candidates = np.quantile(scores, np.linspace(0.02, 0.98, 97))
+    balance = [(scores[right] >= c).mean() + (scores[~right] < c).mean() for c in candidates]
+    listening = float(candidates[int(np.argmax(balance))])
+    below = scores[~right & (scores < listening)]
+    return Verdicts(float(np.median(below)) if len(below) else listening, listening)
+
+
+class Search:
+    """All settings tried on stored evidence; fits on some rows, judges on others."""
+
+    def __init__(self, model: AudioModel, evidence: Evidence, items: Sequence[Item]) -> None:
+        self.model = model
+        self.evidence = evidence
+        self.items = items
+        self.strata = [item.stratum for item in items]
+        self.clips = np.array([str(item.audio) for item in items])
+        self.tried = 0
+        self._right: dict[Intervention, Flags] = {}
+
+    def interventions(self) -> Iterator[Intervention]:
+        """Layer sets x scale x place x pooling."""
+        layers = self.model.layers
+        sets = {(layers - 1,), tuple(range(layers // 2, layers)), tuple(range(layers))}
+        places: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
+        scales: tuple[Literal["norm", "raw"], ...] = ("norm", "raw")
+        for chosen, scale, place in product(sorted(sets), scales, places):
+            yield Intervention(layers=chosen, scale=scale, place=place)
+
+    def right_at(self, how: Intervention) -> Flags:
+        """(S, I): whether the first answer token is right at each strength, full vocabulary."""
+        if how not in self._right:
+            evidence, model = self.evidence, self.model
+            final = torch.from_numpy(evidence.final).to(model.device, model.dtype)
+            kept = torch.from_numpy(evidence.differences[:, list(how.layers)])
+            direction = pool(kept, how).to(model.device)
+            rows = []
+            with torch.inference_mode():
+                for strength in STRENGTHS:
+                    each = torch.full((len(final),), float(strength), device=model.device)
+                    tokens = logits(model, final, direction, each, how).argmax(-1).cpu().numpy()
+                    rows.append(tokens == evidence.first_token)
+            self._right[how] = np.stack(rows)
+        return self._right[how]
+
+    def fit(self, rows: NDArray[np.int64]) -> Fit:
+        """The best setting on some items."""
+        heads, r = self.specialists(rows)
+        how, fixed = self.best_fixed(rows)
+        scores = self.evidence.scores(heads, self.model.heads)[rows]
+        gate = self.best_gate(self.right_at(how)[:, rows], scores)
+        return Fit(heads, r, how, gate, fixed)
+
+    def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
+        """Heads by correlation within strata; as many as separate right from wrong best there."""
+        evidence = self.evidence.of(rows)
+        strata = [self.strata[i] for i in rows]
+        r = correlations(evidence.mass, evidence.right, strata)
+        names = all_heads(self.model)
+        sets = [choose(r, count) for count in HEAD_COUNTS if count <= len(names)]
+        self.tried += len(sets)
+        quality = [
+            within(evidence.mass[:, chosen].mean(1), evidence.right, strata) for chosen in sets
+        ]
+        best = sets[int(np.argmax(quality))]
+        return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
+
+    def best_fixed(self, rows: NDArray[np.int64]) -> tuple[Intervention, float]:
+        """The intervention and constant strength that answer most items right."""
+        found: list[tuple[float, float, Intervention]] = []
+        for how in self.interventions():
+            share = smooth(self.right_at(how)[:, rows].mean(axis=1))
+            self.tried += len(share)
+            at = int(np.argmax(share))
+            found.append((float(share[at]), -float(STRENGTHS[at]), how))
+        _, least, how = max(found, key=lambda f: f[:2])
+        return how, -least
+
+    def best_gate(self, right: Flags, scores: Scores) -> Gate:
+        """The gate that answers most items right; of equals, the one that steers least."""
+        best, chosen = (-1.0, 0.0), Gate(0.0, 0.5, 1.0)
+        spread = float(scores.std()) or 1.0
+        thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
+        for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 1.0)):
+            gate = Gate(float(top), float(threshold), width * spread)
+            strengths = strengths_of(gate, scores)
+            share = float(right[nearest(strengths), np.arange(len(scores))].mean())
+            self.tried += 1
+            if (share, -float(strengths.mean())) > best:
+                best, chosen = (share, -float(strengths.mean())), gate
+        return chosen
+
+    def held_out(self) -> dict[str, Any]:
+        """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
+        count = len(self.items)
+        fold = folds(self.clips)
+        adaptive, fixed = np.zeros(count, bool), np.zeros(count, bool)
+        scores, silent = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        for k in range(FOLDS):
+            inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            best = self.fit(inside)
+            right = self.right_at(best.how)[:, outside]
+            scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
+            silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
+            at = nearest(strengths_of(best.gate, scores[outside]))
+            adaptive[outside] = right[at, np.arange(len(outside))]
+            at = nearest(np.full(len(outside), best.fixed_strength))
+            fixed[outside] = right[at, np.arange(len(outside))]
+        bare = self.right_at(next(self.interventions()))[0]
+        return self._figures(bare, fixed, adaptive, scores, silent)
+
+    def _figures(
+        self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
+    ) -> dict[str, Any]:
+        wordings = np.array([item.wording for item in self.items])
+        shares = {
+            name: {
+                "all": _percent(right.mean()),
+                **{w: _percent(right[wordings == w].mean()) for w in sorted(set(wordings)) if w},
+            }
+            for name, right in (("bare", bare), ("fixed", fixed), ("adaptive", adaptive))
+        }
+        pairs = np.concatenate([scores, silent])
+        return {
+            "accuracy_percent": shares,
+            "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
+            "gain_over_fixed": [round(100 * x, 2) for x in paired_gain(adaptive, fixed)],
+            "repaired_broken": list(repaired_broken(adaptive, bare)),
+            "auroc_right_wrong": round(auroc(scores, self.evidence.right), 4),
+            "auroc_right_wrong_within_wording": round(
+                within(scores, self.evidence.right, self.strata), 4
+            ),
+            "auroc_clip_silence": round(auroc(pairs, np.arange(len(pairs)) < len(scores)), 4),
+        }
+
+
+def within(scores: Scores, right: Flags, strata: Sequence[str]) -> float:
+    """AUROC right against wrong inside each stratum, averaged by the stratum's pairs of the two."""
+    labels = np.array(strata)
+    total, pairs = 0.0, 0
+    for label in np.unique(labels):
+        rows = labels == label
+        weight = int(right[rows].sum()) * int((~right[rows]).sum())
+        if weight:
+            total += weight * auroc(scores[rows], right[rows])
+            pairs += weight
+    return total / pairs if pairs else float("nan")
+
+
+def strengths_of(gate: Gate, scores: Scores) -> NDArray[np.float64]:
+    """(I,) the gate's strength for each score."""
+    return np.array([gate.strength(float(score)) for score in scores])
+
+
+def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(I,) index in STRENGTHS of the tried strength nearest to each."""
+    return np.asarray(np.abs(STRENGTHS[None] - strengths[:, None]).argmin(axis=1))
+
+
+def smooth(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each share and its neighbours, so that a lucky strength is not taken for the best."""
+    padded = np.pad(shares, 1, mode="edge")
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+
+
+def folds(clips: NDArray[np.str_]) -> NDArray[np.int64]:
+    """(I,) fold of each item; items of one clip share theirs."""
+    names, which = np.unique(clips, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(names))[which] % FOLDS
+
+
+def _percent(share: float) -> float:
+    return round(100 * float(share), 2)

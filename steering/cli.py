@@ -1,0 +1,125 @@
+"""The commands that need a model but no server: demo-data, calibrate, evaluate."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from steering import profile as profiles
+from steering.calibrate import calibrate as run_calibration
+from steering.demo.data import write_items
+from steering.errors import ProfileError
+from steering.evaluate import evaluate as run_evaluation
+from steering.evaluate import table
+from steering.model import DEMO, load
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
+Data = Annotated[Path, typer.Option(help="Items in MMAU's JSON schema.", dir_okay=False)]
+AudioRoot = Annotated[
+    Path | None, typer.Option(help="What audio_id is relative to; default: the data's folder.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+
+
+class Split(StrEnum):
+    """Parts of the embedded model's world; `test` has voices that no training clip has."""
+
+    train = "train"
+    calibration = "calibration"
+    test = "test"
+
+
+def demo_data(
+    split: Annotated[Split, typer.Option(help="Whose voices and randomness.")],
+    items: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many.")],
+    seed: Annotated[int, typer.Option(min=0, help="Any number; the same gives the same items.")],
+    out: Annotated[Path, typer.Option(help="Folder for items.json and the WAV files.")],
+    unseen_wordings: Annotated[
+        bool, typer.Option("--unseen-wordings", help="Cues in words the model was not trained on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make fresh items of the embedded model's world, in MMAU's schema.
+
+    Example: allears demo-data --split test --items 200 --seed 7 --out build/items
+    """
+    path = write_items(
+        out, split=split.value, count=items, seed=seed, unseen_wordings=unseen_wordings
+    )
+    Console().print_json(data={"items": items, "path": str(path)}) if as_json else print(
+        f"{items} items in {path}"
+    )
+
+
+def calibrate(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
+    model: Model = DEMO,
+    audio_root: AudioRoot = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find a model's audio-specialist heads and how to steer it; write its listening profile.
+
+    Example: allears calibrate --model demo --data build/items/items.json --out build/profile
+    """
+    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    found = run_calibration(loaded, data, audio_root or data.parent, out)
+    if as_json:
+        Console().print_json((out / "profile.json").read_text())
+        return
+    for title, rows in (("held out", found.held_out), ("calibration", found.calibration)):
+        Console().print(_pairs(title, rows))
+    if found.max_strength == 0:
+        print("Steering gains nothing outside the fold: strength 0, answers stay bare.")
+    print(f"profile written to {out}")
+
+
+def evaluate(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for predictions and results.json.")],
+    model: Model = DEMO,
+    profile: Annotated[str | None, typer.Option(help="Folder or hub id of a profile.")] = None,
+    audio_root: AudioRoot = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Answer every item bare, steered and by every control; write predictions and figures.
+
+    Example: allears evaluate --data build/items/items.json --out build/evaluation
+    """
+    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    found = profiles.find(profile, loaded)
+    if found is None:
+        raise ProfileError("evaluation needs a profile; `none` is for serving only")
+    results = run_evaluation(loaded, found, data, audio_root or data.parent, out, seed)
+    if as_json:
+        Console().print_json(data=results)
+        return
+    header, *rows = table(results)
+    grid = Table(*header, title=f"{results['data']['items']} items, % right")
+    for row in rows:
+        grid.add_row(*row)
+    Console().print(grid)
+    Console().print(_pairs("listening score", results["listening"]))
+    print(f"written to {out}")
+
+
+def _pairs(title: str, values: Any) -> Table:
+    grid = Table("figure", "value", title=title)
+    for key, value in values.items():
+        grid.add_row(key, value if isinstance(value, str) else json.dumps(value))
+    return grid

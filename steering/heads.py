@@ -1,0 +1,81 @@
+"""Audio-specialist heads: which heads show whether the model listens, and the score they give.
+
+Source: arXiv 2603.06854. The choice is a Pearson correlation between a head's audio attention and
+whether the answer was right. Plain, it also finds heads that read how forceful the *words* are; the
+correlation within each wording does not, and is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.errors import DataError
+
+VERDICTS = ("not_listening", "partly_listening", "listening")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """Two scores: below `partly` the model does not listen, from `listening` on it does."""
+
+    partly: float
+    listening: float
+
+    def of(self, score: float) -> str:
+        """One of VERDICTS."""
+        return VERDICTS[int(score >= self.partly) + int(score >= self.listening)]
+
+
+def audio_mass(attention: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) in [0, 1]: the attention of each head on all audio tokens; from (N, F)."""
+    return np.asarray(attention.sum(axis=-1), dtype=np.float32)
+
+
+def listening_score(attention: NDArray[np.float32]) -> float:
+    """Mean audio mass over the specialist heads, in [0, 1]; from (N, F)."""
+    return float(audio_mass(attention).mean())
+
+
+def timeline(attention: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(F,): mean attention of the specialist heads on each audio token; sums to the score."""
+    return np.asarray(attention.mean(axis=0), dtype=np.float32)
+
+
+def correlations(
+    mass: NDArray[np.float32], right: NDArray[np.bool_], strata: Sequence[str] | None = None
+) -> NDArray[np.float64]:
+    """(N,) Pearson r over items between mass (I, N) and right (I,); 0 for a head without variance.
+
+    With `strata` (a label for each item) the means of each stratum are taken out first, so only
+    differences between items of one stratum count. Raises DataError where nothing can be
+    correlated: fewer than 3 items, or all items of every stratum right or all wrong.
+    """
+    if len(right) < 3:
+        raise DataError(f"{len(right)} items are too few to correlate heads; at least 3 are needed")
+    x, y = mass.astype(np.float64), right.astype(np.float64)
+    labels = np.array(strata if strata is not None else [""] * len(y))
+    x, y = x.copy(), y.copy()
+    for label in np.unique(labels):
+        rows = labels == label
+        x[rows] -= x[rows].mean(axis=0)
+        y[rows] -= y[rows].mean()
+    if not y.any():
+        raise DataError(
+            f"every item is {'right' if right.all() else 'wrong' if not right.any() else 'alike'}"
+            f" within its stratum ({len(right)} items): no head can be told from another. Use"
+            " harder or easier items, or more of them"
+        )
+    norms = np.sqrt((x**2).sum(axis=0))
+    live = norms > 1e-9 * np.sqrt(len(y))
+    r = np.zeros(x.shape[1])
+    r[live] = (x[:, live] * y[:, None]).sum(axis=0) / (norms[live] * np.sqrt((y**2).sum()))
+    return r
+
+
+def choose(r: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of the `count` highest correlations, highest first."""
+    return np.argsort(-r, kind="stable")[:count]

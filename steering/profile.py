@@ -1,0 +1,208 @@
+"""The listening profile: what calibration found out about one model, as a folder.
+
+`profile.json` is for people and programs, `profile.safetensors` holds the tensors. A profile
+belongs to one checkpoint and is refused for another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steering.errors import ProfileError
+from steering.heads import Verdicts
+from steering.model import DEMO, AudioModel
+from steering.readout import Intervention
+from steering.strength import Gate
+from steering.taps import Head
+
+SCHEMA_VERSION = 1
+DEMO_PROFILE = Path(__file__).parent / "demo" / "profile"
+_JSON, _TENSORS = "profile.json", "profile.safetensors"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """Everything that serving needs to know besides the checkpoint."""
+
+    name: str
+    model: str  # the checkpoint's name when it was calibrated
+    revision: str | None
+    fingerprint: str
+    family: str
+    heads: tuple[Head, ...]  # the audio specialists, best first
+    correlations: tuple[float, ...]  # r of each
+    how: Intervention
+    gate: Gate
+    fixed_strength: float  # the best constant strength; 0 where steering does not help
+    verdicts: Verdicts
+    calibration: Mapping[str, Any]  # data hash, items, settings searched
+    held_out: Mapping[str, Any]  # figures outside the fold, with intervals
+    versions: Mapping[str, str]
+    direction: Tensor  # (D,) float32, mean of d(x) over the calibration set
+    quantiles: NDArray[np.float32]  # (101,) listening scores of the calibration set, 0 % to 100 %
+    head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
+    head_std: NDArray[np.float32]  # (N,)
+
+    @property
+    def max_strength(self) -> float:
+        """The largest strength that a request may ask for."""
+        return max(self.gate.max_strength, self.fixed_strength)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose differences make the direction."""
+        return self.how.layers
+
+    def percentile(self, score: float) -> float:
+        """Share of the calibration set with a lower score, in [0, 1]."""
+        return float(np.interp(score, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))
+
+
+def save(profile: Profile, folder: Path) -> None:
+    """Write a profile folder, whole or not at all: a crash leaves the old one or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (partial / _JSON).write_text(json.dumps(_record(profile), indent=2) + "\n")
+        save_file(_tensors(profile), partial / _TENSORS)
+        partial.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "profile")
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path) -> Profile:
+    """The profile in a folder; ProfileError if it is missing, damaged or of another schema."""
+    try:
+        record = json.loads((folder / _JSON).read_text())
+        tensors = load_file(folder / _TENSORS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ProfileError(
+            f"no usable profile in {folder}: {error}. Make one with `allears calibrate`"
+        ) from error
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise ProfileError(
+            f"{folder}: profile schema {record.get('schema_version')!r}, this version of allears"
+            f" reads {SCHEMA_VERSION}: calibrate again"
+        )
+    try:
+        return _profile(record, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProfileError(f"{folder}: damaged profile ({error!r}): calibrate again") from error
+
+
+def find(wanted: str | None, model: AudioModel) -> Profile | None:
+    """The profile to serve a model with: None for `none`, else one that fits, else ProfileError.
+
+    `wanted` is a folder, a hub id, `none`, or None for the one shipped with the model.
+    """
+    if wanted == "none":
+        return None
+    if wanted is None:
+        if model.name != DEMO:
+            raise ProfileError(
+                f"no profile is shipped for {model.name}: make one with `allears calibrate --model"
+                f" {model.name} --data … --out PROFILE` and serve with --profile PROFILE, or serve"
+                " without listening scores with --profile none"
+            )
+        folder = DEMO_PROFILE
+    elif Path(wanted).is_dir() or wanted.count("/") != 1:
+        folder = Path(wanted)
+    else:
+        folder = Path(snapshot_download(wanted, allow_patterns=[_JSON, _TENSORS]))
+    profile = load(folder)
+    check_fits(profile, model)
+    return profile
+
+
+def check_fits(profile: Profile, model: AudioModel) -> None:
+    """Nothing, if the profile was made for this checkpoint; else ProfileError with both prints."""
+    if profile.fingerprint != model.fingerprint:
+        raise ProfileError(
+            f"profile {profile.name!r} was made for {profile.model} with fingerprint"
+            f" {profile.fingerprint}; {model.name} has {model.fingerprint}. Calibrate this model"
+        )
+
+
+def push(profile_folder: Path, repository: str, *, private: bool = True) -> str:
+    """Address of the profile after it was uploaded to a model hub as `repository`."""
+    load(profile_folder)
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    return str(api.upload_folder(folder_path=profile_folder, repo_id=repository))
+
+
+def _record(profile: Profile) -> dict[str, Any]:
+    pairs = zip(profile.heads, profile.correlations, strict=True)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": profile.name,
+        "model": profile.model,
+        "revision": profile.revision,
+        "fingerprint": profile.fingerprint,
+        "family": profile.family,
+        "heads": [{"layer": lay, "head": head, "r": round(r, 4)} for (lay, head), r in pairs],
+        "layers": list(profile.layers),
+        "intervention": profile.how.record(),
+        "gate": asdict(profile.gate),
+        "fixed_strength": profile.fixed_strength,
+        "max_strength": profile.max_strength,
+        "verdicts": asdict(profile.verdicts),
+        "calibration": dict(profile.calibration),
+        "held_out": dict(profile.held_out),
+        "versions": dict(profile.versions),
+    }
+
+
+def _tensors(profile: Profile) -> dict[str, Tensor]:
+    return {
+        "direction": profile.direction.float().cpu().contiguous(),
+        "quantiles": torch.from_numpy(profile.quantiles),
+        "head_mean": torch.from_numpy(profile.head_mean),
+        "head_std": torch.from_numpy(profile.head_std),
+    }
+
+
+def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profile:
+    how = dict(record["intervention"])
+    return Profile(
+        name=record["name"],
+        model=record["model"],
+        revision=record["revision"],
+        fingerprint=record["fingerprint"],
+        family=record["family"],
+        heads=tuple((int(h["layer"]), int(h["head"])) for h in record["heads"]),
+        correlations=tuple(float(h["r"]) for h in record["heads"]),
+        how=Intervention(**{**how, "layers": tuple(how["layers"])}),
+        gate=Gate(**record["gate"]),
+        fixed_strength=float(record["fixed_strength"]),
+        verdicts=Verdicts(**record["verdicts"]),
+        calibration=record["calibration"],
+        held_out=record["held_out"],
+        versions=record["versions"],
+        direction=tensors["direction"],
+        quantiles=tensors["quantiles"].numpy(),
+        head_mean=tensors["head_mean"].numpy(),
+        head_std=tensors["head_std"].numpy(),
+    )

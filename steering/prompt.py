@@ -1,0 +1,126 @@
+"""Messages and clips become a Prompt: the checkpoint's own template, tokens and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering.clip import Clip
+from steering.errors import RequestError
+from steering.model import AudioModel
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation: text and clips in the order they were given."""
+
+    role: str  # system, user, assistant
+    parts: tuple[str | Clip, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What the model is given; tensors on the CPU."""
+
+    tokens: Tensor  # (T,) int64, one audio token for each that the encoder will make
+    mels: Tensor  # (C, M, N) float32 log-mel features of the clips, padded to the model's window
+    frames: Tensor  # (C,) int64, mel frames before the padding
+    clips: tuple[Clip, ...]
+    heard_seconds: tuple[float, ...]  # of each clip, at most the model's window
+    audio: Tensor  # (T,) bool, true at audio tokens
+
+    @property
+    def audio_end(self) -> int:
+        """Position after the last audio token: what follows is text only."""
+        return int(self.audio.nonzero()[-1]) + 1
+
+
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """The question followed by its lettered options, one a line."""
+    lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
+    return "\n".join([question, *lines])
+
+
+def ask(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
+    """The prompt of one question about some clips."""
+    return build(model, [Message("user", (*clips, text))])
+
+
+def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
+    """The prompt of a conversation, in the words of the checkpoint's own chat template.
+
+    Raises RequestError if there is no clip, or the text holds one of the model's audio tokens.
+    """
+    processor = model.processor
+    clips = tuple(part for m in messages for part in m.parts if isinstance(part, Clip))
+    if not clips:
+        raise RequestError("the conversation has no audio; send at least one clip", "audio")
+    chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
+    _refuse_special(model, messages)
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
+    inputs = processor(
+        text=text, audio=heard, sampling_rate=model.rate_hz, return_tensors="pt", padding=True
+    )
+    tokens = inputs["input_ids"][0]
+    return Prompt(
+        tokens=tokens,
+        mels=inputs["input_features"],
+        frames=inputs["feature_attention_mask"].sum(-1),
+        clips=clips,
+        heard_seconds=tuple(len(samples) / model.rate_hz for samples in heard),
+        audio=tokens == model.family.audio_token_id(model.network.config),
+    )
+
+
+def silent_mels(model: AudioModel, prompt: Prompt) -> Tensor:
+    """(C, M, N) float32: features of digital silence as long as each clip."""
+    zeros: list[NDArray[np.float32]] = [
+        np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in prompt.heard_seconds
+    ]
+    features = model.processor.feature_extractor(
+        zeros, sampling_rate=model.rate_hz, padding="max_length", return_tensors="pt"
+    )
+    silence: Tensor = features["input_features"]
+    return silence
+
+
+def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
+    """The same prompt about digital silence: same tokens, same positions, other features."""
+    clips = tuple(clip.silent() for clip in prompt.clips)
+    return replace(prompt, mels=silent_mels(model, prompt), clips=clips)
+
+
+def embed(model: AudioModel, prompt: Prompt) -> Tensor:
+    """(1, T, D) in the model's dtype: token embeddings, with what the encoder heard put in."""
+    tokens = prompt.tokens.to(model.device)
+    states: Tensor = model.decoder.embed_tokens(tokens)[None]
+    mels = prompt.mels.to(model.device, model.dtype)
+    heard = torch.cat(model.family.hear(model.network, mels, prompt.frames))  # (F, D)
+    states[:, prompt.audio.to(model.device)] = heard.to(states.dtype)
+    return states
+
+
+def _part(part: str | Clip) -> dict[str, str]:
+    return (
+        {"type": "audio", "audio": ""} if isinstance(part, Clip) else {"type": "text", "text": part}
+    )
+
+
+def _refuse_special(model: AudioModel, messages: Sequence[Message]) -> None:
+    """A user's text that spells a control token would be read as one: refuse it."""
+    controls = [t for t in model.processor.tokenizer.all_special_tokens if "|" in t]
+    for message in messages:
+        for part in message.parts:
+            found = [t for t in controls if isinstance(part, str) and t in part]
+            if found:
+                raise RequestError(
+                    f"the text holds {found[0]!r}, a control token of this model; write it"
+                    " differently",
+                    "question",
+                )

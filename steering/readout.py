@@ -1,0 +1,87 @@
+"""The steered readout: h + strength * d, where the final representation becomes logits.
+
+Only the readout is touched, so keys and values stay the bare model's, every row of a batch may
+have its own direction and strength, and strength 0 is exactly the bare model.
+Source: arXiv 2603.06854, intervention; scaling to the norm of h and the choices are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from steering.model import AudioModel
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """How a direction is made and added; chosen by calibration, recorded in the profile."""
+
+    layers: tuple[int, ...]  # whose differences make the direction
+    pool: Literal["mean", "sum"] = "mean"
+    scale: Literal["raw", "norm"] = "norm"  # norm: the direction gets the norm of h
+    place: Literal["before_norm", "after_norm"] = "before_norm"
+    tokens: Literal["first", "every"] = "every"
+    keep_norm: bool = False  # give the result the norm that h had
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in a profile."""
+        return asdict(self)
+
+
+def pool(differences: Tensor, how: Intervention) -> Tensor:
+    """Direction d (..., D): differences (..., K, D) of the intervention's layers."""
+    return differences.mean(-2) if how.pool == "mean" else differences.sum(-2)
+
+
+def steer(
+    final: Tensor, direction: Tensor, strength: Tensor, how: Intervention, step: int = 0
+) -> Tensor:
+    """Final states h + strength * d, row by row: (B, D) from (B, D), (B, D) and (B,).
+
+    `step` counts answer tokens from 0. `final` is h as the intervention's place has it: before or
+    after the final norm. A row of strength 0 comes back bit for bit.
+    """
+    if how.tokens == "first" and step > 0:
+        return final
+    length = final.float().norm(dim=-1, keepdim=True)
+    added = direction.float()
+    if how.scale == "norm":
+        added = added * (length / added.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    steered = final.float() + strength.float()[:, None] * added
+    if how.keep_norm:
+        steered = steered * (length / steered.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    return torch.where(strength[:, None] == 0, final, steered.to(final.dtype))
+
+
+def relative_norm(final: Tensor, direction: Tensor, strength: float, how: Intervention) -> float:
+    """Length of what is added over the length of h (D,), before the norm."""
+    if how.scale == "norm":
+        return strength
+    return strength * float(direction.float().norm() / final.float().norm().clamp_min(1e-12))
+
+
+def logits(
+    model: AudioModel,
+    final: Tensor,
+    direction: Tensor | None = None,
+    strength: Tensor | None = None,
+    how: Intervention | None = None,
+    step: int = 0,
+) -> Tensor:
+    """(B, V) float32 from final residuals (B, D); bare without a direction."""
+    norm, readout = model.decoder.norm, model.family.readout(model.network)
+    if direction is None or strength is None or how is None:
+        return readout(norm(final)).float()  # type: ignore[no-any-return]
+    if how.place == "before_norm":
+        return readout(norm(steer(final, direction, strength, how, step))).float()  # type: ignore[no-any-return]
+    return readout(steer(norm(final), direction, strength, how, step)).float()  # type: ignore[no-any-return]
+
+
+def choose_layers(layers: Sequence[int], states: Tensor, wanted: Sequence[int]) -> Tensor:
+    """(..., K', D): of `states` (..., K, D) kept for `layers`, those of `wanted`."""
+    return states[..., [list(layers).index(layer) for layer in wanted], :]
