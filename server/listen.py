@@ -1,7 +1,8 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
 `listen` is a generator: it yields Heeded once it knows how far the model listened, then pieces of
-the answer's text as they come and, last, the Answer with all of it. Streaming, plain requests and benchmarks all run it. It knows no HTTP.
+the answer's text as they come and, last, the Answer with all of it. Streaming, plain requests and
+benchmarks all run it. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from steering import heads

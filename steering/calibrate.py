@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,9 @@ from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 HEAD_COUNTS = (4, 8, 12, 16)
+MIN_AUDIBILITY = 0.85  # of a specialist: AUROC of its mass on a clip against its silence
 FOLDS = 5
+BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 MIN_ITEMS = 40
 
 Flags = NDArray[np.bool_]
@@ -97,17 +100,21 @@ def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence, name: s
             "settings_tried": search.tried,
         },
         held_out=held_out,
-        versions={
-            "allears": version("allears"),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
+        versions=versions(),
         direction=directions.mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
         head_mean=columns.mean(0).astype(np.float32),
         head_std=columns.std(0).astype(np.float32),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
+    found = {"allears": "0", "python": platform.python_version()}
+    for package in ("allears", "torch", "transformers", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def verdicts(scores: Scores, right: Flags) -> Verdicts:
@@ -169,42 +176,54 @@ class Search:
         return Fit(heads, r, how, gate, fixed)
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
-        """Heads by correlation within strata; as many as separate right from wrong best there."""
-        evidence = self.evidence.of(rows)
-        strata = [self.strata[i] for i in rows]
-        r = correlations(evidence.mass, evidence.right, strata)
+        """The heads that show best whether the sound decided, and the correlation of each.
+
+        Candidates tell a clip from its silence on their own. Of those the highest correlations
+        with a right answer count, within strata and, where the data names wordings, on items whose
+        text and sound disagree: only there does the answer show which of the two was followed. As
+        many are taken as separate right from wrong and clip from silence best.
+        """
         names = all_heads(self.model)
-        sets = [choose(r, count) for count in HEAD_COUNTS if count <= len(names)]
+        audible = _audibility(self.evidence.of(rows))
+        floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(HEAD_COUNTS[0], len(audible))]))
+        telling = np.array([self.items[i].wording in ("", "conflict") for i in rows])
+        rows = rows[telling] if telling.any() else rows
+        evidence, strata = self.evidence.of(rows), [self.strata[i] for i in rows]
+        r = correlations(evidence.mass, evidence.right, strata)
+        ranked = choose(np.where(audible >= floor, r, -2.0), int((audible >= floor).sum()))
+        sets = [ranked[:count] for count in HEAD_COUNTS if count <= len(ranked)]
         self.tried += len(sets)
-        quality = [
-            within(evidence.mass[:, chosen].mean(1), evidence.right, strata) for chosen in sets
-        ]
+        quality = []
+        for chosen in sets:
+            score, silent = (m[:, chosen].mean(1) for m in (evidence.mass, evidence.silent_mass))
+            quality.append(within(score, evidence.right, strata) + against(score, silent))
         best = sets[int(np.argmax(quality))]
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
     def best_fixed(self, rows: NDArray[np.int64]) -> tuple[Intervention, float]:
-        """The intervention and constant strength that answer most items right."""
+        """The intervention and constant strength that are worth most."""
         found: list[tuple[float, float, Intervention]] = []
         for how in self.interventions():
-            share = smooth(self.right_at(how)[:, rows].mean(axis=1))
-            self.tried += len(share)
-            at = int(np.argmax(share))
-            found.append((float(share[at]), -float(STRENGTHS[at]), how))
+            right = self.right_at(how)[:, rows]
+            worth = smooth(np.array([worth_of(flags, right[0]) for flags in right]))
+            self.tried += len(worth)
+            at = int(np.argmax(worth))
+            found.append((float(worth[at]), -float(STRENGTHS[at]), how))
         _, least, how = max(found, key=lambda f: f[:2])
         return how, -least
 
     def best_gate(self, right: Flags, scores: Scores) -> Gate:
-        """The gate that answers most items right; of equals, the one that steers least."""
+        """The gate that is worth most; of equals, the one that steers least."""
         best, chosen = (-1.0, 0.0), Gate(0.0, 0.5, 1.0)
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 1.0)):
             gate = Gate(float(top), float(threshold), width * spread)
             strengths = strengths_of(gate, scores)
-            share = float(right[nearest(strengths), np.arange(len(scores))].mean())
+            worth = worth_of(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
-            if (share, -float(strengths.mean())) > best:
-                best, chosen = (share, -float(strengths.mean())), gate
+            if (worth, -float(strengths.mean())) > best:
+                best, chosen = (worth, -float(strengths.mean())), gate
         return chosen
 
     def held_out(self) -> dict[str, Any]:
@@ -237,7 +256,6 @@ class Search:
             }
             for name, right in (("bare", bare), ("fixed", fixed), ("adaptive", adaptive))
         }
-        pairs = np.concatenate([scores, silent])
         return {
             "accuracy_percent": shares,
             "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
@@ -247,8 +265,19 @@ class Search:
             "auroc_right_wrong_within_wording": round(
                 within(scores, self.evidence.right, self.strata), 4
             ),
-            "auroc_clip_silence": round(auroc(pairs, np.arange(len(pairs)) < len(scores)), 4),
+            "auroc_clip_silence": round(against(scores, silent), 4),
         }
+
+
+def against(scores: Scores, silent: Scores) -> float:
+    """AUROC of scores of clips against those of their silent twins."""
+    return auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores))
+
+
+def _audibility(evidence: Evidence) -> NDArray[np.float64]:
+    """(L * H,) AUROC clip against silence of each head alone."""
+    pairs = zip(evidence.mass.T, evidence.silent_mass.T, strict=True)
+    return np.array([against(heard, silent) for heard, silent in pairs])
 
 
 def within(scores: Scores, right: Flags, strata: Sequence[str]) -> float:
@@ -262,6 +291,11 @@ def within(scores: Scores, right: Flags, strata: Sequence[str]) -> float:
             total += weight * auroc(scores[rows], right[rows])
             pairs += weight
     return total / pairs if pairs else float("nan")
+
+
+def worth_of(right: Flags, bare: Flags) -> float:
+    """Share right, less the share that was right bare and is not any more, weighted."""
+    return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
 
 
 def strengths_of(gate: Gate, scores: Scores) -> NDArray[np.float64]:

@@ -211,3 +211,8 @@ def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
         frames.mean(axis=1, out=mono[heard : heard + len(frames)])
         heard += len(frames)
     return mono[:heard]
+
+
+def libsndfile_version() -> str:
+    """The version of the library that decodes."""
+    return str(soundfile.__libsndfile_version__)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan
 from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
-from steering.calibrate import strengths_of
+from steering.calibrate import strengths_of, versions
 from steering.evidence import (
     ANSWER,
     Evidence,
@@ -80,8 +78,7 @@ def evaluate(
         "profile": profile.name,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "items": len(dataset.items)},
         "seed": seed,
-        "versions": {p: version(p) for p in ("allears", "torch", "transformers", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "arms": figures(dataset, outputs),
         "listening": listening_figures(model, profile, dataset, evidence, seed),
     }

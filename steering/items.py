@@ -54,7 +54,7 @@ def read(path: Path, audio_root: Path) -> DataSet:
     try:
         raw = path.read_bytes()
         records = json.loads(raw)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(records, list) or not records:
         raise DataError(f"{path} holds no items: a non-empty JSON list of MMAU items is expected")

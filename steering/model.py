@@ -13,6 +13,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
 from steering.errors import ModelError
@@ -23,7 +24,7 @@ DEMO = "demo"
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-_SAMPLE_BYTES = 65_536
+_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +117,7 @@ def load(
             folder, dtype=kind, attn_implementation="sdpa", use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
     network = network.eval().requires_grad_(False).to(place)
     family.decoder(network).config._attn_implementation = ATTENTION
@@ -128,7 +129,7 @@ def load(
 def fingerprint(folder: Path) -> str:
     """What tells one checkpoint from another, in 32 hex digits, without reading all its weights.
 
-    sha256 over the config and, for each weight file, its header and samples of its data.
+    sha256 over the config and, for each weight file, its header and a sample of every tensor.
     """
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
@@ -141,13 +142,16 @@ def fingerprint(folder: Path) -> str:
 
 
 def _samples(file: Path) -> Iterator[bytes]:
-    size = file.stat().st_size
+    """The header of a safetensors file, then bytes from the middle of each tensor."""
     with file.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(8), "little")
-        yield stream.read(min(header_bytes, size))
-        for eighth in range(8):
-            stream.seek(8 + header_bytes + (size - 8 - header_bytes) * eighth // 8)
-            yield stream.read(_SAMPLE_BYTES)
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+        yield header
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                first, end = tensor["data_offsets"]
+                middle = (first + end) // 2
+                stream.seek(8 + len(header) + middle)
+                yield stream.read(min(_SAMPLE_BYTES, end - middle))
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -163,10 +167,15 @@ def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model {name!r} (revision {revision or 'newest'}) can't be downloaded:"
-            f" {str(error).splitlines()[0]}. Check the id and the network, log in if it is gated,"
+            f" {first_line(error)}. Check the id and the network, log in if it is gated,"
             " or give the path of a local folder"
         ) from error
     return folder, folder.name
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library says, or the error's name where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _device(wanted: str) -> torch.device:
@@ -177,7 +186,7 @@ def _device(wanted: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device {wanted!r} can't be used ({str(error).splitlines()[0]}); allowed: auto, cpu,"
+            f"device {wanted!r} can't be used ({first_line(error)}); allowed: auto, cpu,"
             " cuda, cuda:N"
         ) from error
     return device

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from steering.errors import ProfileError
 from steering.heads import Verdicts
-from steering.model import DEMO, AudioModel
+from steering.model import DEMO, AudioModel, first_line
 from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import Head
@@ -97,14 +98,15 @@ def load(folder: Path) -> Profile:
     try:
         record = json.loads((folder / _JSON).read_text())
         tensors = load_file(folder / _TENSORS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ProfileError(
             f"no usable profile in {folder}: {error}. Make one with `allears calibrate`"
         ) from error
-    if record.get("schema_version") != SCHEMA_VERSION:
+    schema = record.get("schema_version") if isinstance(record, dict) else None
+    if schema != SCHEMA_VERSION:
         raise ProfileError(
-            f"{folder}: profile schema {record.get('schema_version')!r}, this version of allears"
-            f" reads {SCHEMA_VERSION}: calibrate again"
+            f"{folder}: profile schema {schema!r}, this version of allears reads {SCHEMA_VERSION}:"
+            " calibrate again"
         )
     try:
         return _profile(record, tensors)
@@ -130,10 +132,20 @@ def find(wanted: str | None, model: AudioModel) -> Profile | None:
     elif Path(wanted).is_dir() or wanted.count("/") != 1:
         folder = Path(wanted)
     else:
-        folder = Path(snapshot_download(wanted, allow_patterns=[_JSON, _TENSORS]))
+        folder = _download(wanted)
     profile = load(folder)
     check_fits(profile, model)
     return profile
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[_JSON, _TENSORS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ProfileError(
+            f"profile {hub_id!r} is not a folder here and can't be downloaded:"
+            f" {first_line(error)}. Check the id and the network, or give a folder"
+        ) from error
 
 
 def check_fits(profile: Profile, model: AudioModel) -> None:
@@ -186,6 +198,11 @@ def _tensors(profile: Profile) -> dict[str, Tensor]:
 
 def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profile:
     how = dict(record["intervention"])
+    heads, width = (len(record["heads"]),), (tensors["direction"].numel(),)
+    shapes = {"direction": width, "quantiles": (101,), "head_mean": heads, "head_std": heads}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {shape}")
     return Profile(
         name=record["name"],
         model=record["model"],

@@ -114,7 +114,8 @@ def _part(part: str | Clip) -> dict[str, str]:
 
 def _refuse_special(model: AudioModel, messages: Sequence[Message]) -> None:
     """A user's text that spells a control token would be read as one: refuse it."""
-    controls = [t for t in model.processor.tokenizer.all_special_tokens if "|" in t]
+    added = model.processor.tokenizer.added_tokens_decoder.values()
+    controls = [token.content for token in added if token.special]
     for message in messages:
         for part in message.parts:
             found = [t for t in controls if isinstance(part, str) and t in part]

@@ -1,9 +1,29 @@
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Generator
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
+import soundfile
+import torch
+
+from steering import model, profile
+from steering.heads import Verdicts
+from steering.model import AudioModel
+from steering.profile import Profile
+from steering.readout import Intervention
+from steering.strength import Gate
+
+ROOT = Path(__file__).parents[1]
 
 # ---- skips: where everything a test may use is installed, a skip hides a failure
 
@@ -30,3 +50,137 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+# ---- a tiny model of random weights, its profile, and clips to send
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the developer's own shell play no part in a test."""
+    for name in [name for name in os.environ if name.upper().startswith("ALLEARS_")]:
+        if name != "ALLEARS_REQUIRE_SYSTEM":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint like the embedded model's, untrained."""
+    from steering.demo import checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    processor = checkpoint.build_processor()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = checkpoint.build_model(processor.tokenizer)
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(checkpoint_folder: Path) -> AudioModel:
+    return model.load(str(checkpoint_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_profile(tiny_model: AudioModel) -> Profile:
+    """A profile that fits the tiny model; it steers fully below a score of about 0.3."""
+    return Profile(
+        name="tiny-profile",
+        model=tiny_model.name,
+        revision=None,
+        fingerprint=tiny_model.fingerprint,
+        family=tiny_model.family.name,
+        heads=((3, 0), (5, 4), (6, 7)),
+        correlations=(0.5, 0.4, 0.3),
+        how=Intervention(layers=(7,)),
+        gate=Gate(1.0, 0.3, 0.1),
+        fixed_strength=0.5,
+        verdicts=Verdicts(partly=0.2, listening=0.6),
+        calibration={"items": 2},
+        held_out={},
+        versions={},
+        direction=torch.randn(tiny_model.width, generator=torch.Generator().manual_seed(1)),
+        quantiles=np.linspace(0, 1, 101, dtype=np.float32),
+        head_mean=np.full(3, 0.4, np.float32),
+        head_std=np.full(3, 0.1, np.float32),
+    )
+
+
+@pytest.fixture(scope="session")
+def profile_folder(tiny_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profile") / "tiny-profile"
+    profile.save(tiny_profile, folder)
+    return folder
+
+
+def record(
+    seconds: float = 1.0,
+    *,
+    rate_hz: int = 16_000,
+    channels: int = 1,
+    container: str = "WAV",
+    amplitude: float = 0.2,
+) -> bytes:
+    """A file of noise; the same arguments make the same bytes."""
+    noise = np.random.default_rng(0).standard_normal((round(seconds * rate_hz), channels))
+    file = io.BytesIO()
+    soundfile.write(file, (amplitude * noise).clip(-1, 1), rate_hz, format=container)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_sound() -> Callable[..., bytes]:
+    """The function that makes audio files."""
+    return record
+
+
+@pytest.fixture(scope="session")
+def sound() -> bytes:
+    """A WAV file: one second of noise."""
+    return record()
+
+
+@pytest.fixture(scope="session")
+def running_url(
+    checkpoint_folder: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[str, None, None]:
+    """The URL of a real `allears serve` of the tiny model."""
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with serving(checkpoint_folder, profile_folder, log) as (_, url):
+        yield url
+
+
+@contextmanager
+def serving(
+    checkpoint: Path, folder: Path, log: Path, *options: str
+) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
+    """A ready server in a process of its own, and its URL."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--model"]
+    command += [str(checkpoint), "--profile", str(folder), *options]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, env=clean, stderr=stderr)
+    try:
+        yield process, _ready_url(process, log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def serve_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], str]]]:
+    """The context manager that runs a server."""
+    return serving
+
+
+def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"http://\S+:\d+", log.read_text())
+        with suppress(httpx.TransportError):
+            if found and httpx.get(f"{found[0]}/readyz").status_code == 200:
+                return found[0]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())

@@ -193,7 +193,8 @@ def record(
     mixed = clean + background * np.sqrt(power / floor) * 10 ** (-snr_db / 20)
     level_dbfs = LOUD_DBFS - QUIET_RANGE_DB * (1.0 - trust)
     gain = 10 ** (level_dbfs / 20) / float(np.max(np.abs(mixed)))
-    return (mixed * gain).astype(np.float32)
+    recorded: NDArray[np.float32] = (mixed * gain).astype(np.float32)
+    return recorded
 
 
 def describe(facts: Facts) -> str:

@@ -1,0 +1,113 @@
+"""The app: routes, the exception table and the middleware around one deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from server import errors, middleware
+from server.deployment import Deployment
+from server.listen import Listener
+from server.routes import router
+from server.schemas import AudioChatRequest, ListeningRequest
+from server.settings import Settings
+
+_DESCRIPTION = (
+    "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
+    " did not."
+)
+_OPEN = {"/livez", "/readyz"}
+
+
+def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
+    """The app of one deployment; it loads what the settings name unless a listener is given.
+
+    It answers at once; until the model has answered a question all but the probes, /metrics and
+    /docs is 503.
+    """
+    deployment = Deployment(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(deployment.load(listener))
+        yield
+        await deployment.drained(settings.drain_seconds)
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await deployment.close()
+
+    app = FastAPI(
+        title="allears",
+        summary="Audio-language models that say how much they listened",
+        description=_DESCRIPTION,
+        version=own_version(),
+        lifespan=lifespan,
+        redoc_url=None,
+        exception_handlers=errors.HANDLERS,
+    )
+    app.state.deployment = deployment
+    app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    _surround(app, deployment)
+    return app
+
+
+def own_version() -> str:
+    """The installed version; 0 in a checkout that is not installed."""
+    try:
+        return version("allears")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _surround(app: FastAPI, deployment: Deployment) -> None:
+    """Put the middleware around the app, the innermost first."""
+    settings = deployment.settings
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
+    app.add_middleware(middleware.keyed, keys=keys)
+    app.add_middleware(middleware.raced)
+    app.add_middleware(middleware.observed, deployment=deployment)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies that the routes read themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+        )
+        parts = document.setdefault("components", {})
+        parts.setdefault("schemas", {}).update(_bodies())
+        bearer = {"type": "http", "scheme": "bearer"}
+        parts["securitySchemes"] = {"key": bearer}
+        for path, methods in document["paths"].items():
+            for operation in methods.values() if path not in _OPEN else ():
+                operation["security"] = [{"key": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _bodies() -> dict[str, Any]:
+    """Schemas of the two bodies, as JSON and as forms, and of what they hold."""
+    kinds = (ListeningRequest, AudioChatRequest)
+    _, found = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = found["$defs"]
+    for kind in kinds:
+        form = dict(schemas[kind.__name__])
+        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+        form["properties"] = {**form["properties"], "audio": files}
+        schemas[f"{kind.__name__}Form"] = form
+    return schemas

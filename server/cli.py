@@ -1,0 +1,382 @@
+"""The command line: `allears serve`, `demo`, `ask`, `listen`, `profile`, `doctor`.
+
+Exit codes: 0 fine, 1 failed, 2 used wrongly. What a user can act on is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clients import cli as client_commands
+from clients.client import AllEars, AllEarsClientError, Answer
+from server.settings import Settings, SettingsError, option, read_settings, variable
+from steering.errors import AllEarsError
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+DEMO_CLIPS = Path(__file__).parents[1] / "steering" / "demo" / "clips"
+SERVE = ["-m", "server.cli", "serve"]  # what `demo` has Python run
+_START_SECONDS = 120.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+app = typer.Typer(
+    name="allears",
+    help="Serve audio-language models that say how much they listened.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+profile_app = typer.Typer(help="Look at listening profiles.", no_args_is_help=True)
+app.add_typer(profile_app, name="profile")
+
+
+def one_line_errors(command: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The command, with errors that a user can act on as a line on stderr and exit code 1 or 2."""
+
+    @functools.wraps(command)
+    def careful(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except SettingsError as error:
+            typer.echo(f"allears: {error}", err=True)
+            raise typer.Exit(2) from None
+        except (AllEarsError, AllEarsClientError) as error:
+            typer.echo(f"allears: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    return careful
+
+
+def with_settings(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of these fields of Settings and, as `settings`, their values."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+
+        @functools.wraps(command)
+        def read(**given: Any) -> None:
+            options = {field: given.pop(field) for field in fields}
+            command(settings=read_settings(os.environ, options), **given)
+
+        parameters = [one for one in own if one.name != "settings"]
+        parameters += [_parameter(field) for field in fields]
+        read.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        read.__annotations__ = {one.name: one.annotation for one in parameters}
+        return read
+
+    return decorate
+
+
+def _parameter(field: str) -> inspect.Parameter:
+    """The option of one field of Settings. Its value is checked where all settings are."""
+    info = Settings.model_fields[field]
+    default = "" if info.default in (None, ()) else f" [default: {info.default}]"
+    text = f"{info.description}.{default} [env: {variable(field)}]"
+    annotation = Annotated[
+        str | None, typer.Option(option(field), help=escape(text), show_default=False)
+    ]
+    return inspect.Parameter(
+        field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+# ---- serve
+
+
+@app.command()
+@one_line_errors
+@with_settings(*Settings.model_fields)
+def serve(settings: Settings) -> None:
+    """Serve a model until SIGTERM or Ctrl-C.
+
+    Example: allears serve --model demo --port 8000
+    """
+    _set_up_logs()
+    with _listening_socket(settings.host, settings.port) as listening:
+        host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        typer.echo(f"allears: loading {settings.model}; {url}", err=True)
+        typer.echo(f"  docs {url}/docs   metrics {url}/metrics   ready {url}/readyz", err=True)
+        if settings.host not in _LOOPBACK and not settings.api_keys:
+            typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
+        asyncio.run(_serve(settings, listening))
+
+
+@contextmanager
+def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket bound before the model loads, so that a port in use is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on {host}:{port} ({error.strerror or error}); choose another with"
+            " --host and --port"
+        ) from None
+    with listening:
+        yield listening
+
+
+async def _serve(settings: Settings, listening: socket.socket) -> None:
+    """Returns after a signal and the drain; exits with 1 if loading failed, which is in the log.
+
+    The first signal stops admitting, lets running requests end, and then stops the server; the
+    second stops it at once.
+    """
+    from server.app import create_app  # torch is slow to import, and --help needs none
+
+    served = create_app(settings)
+    deployment = served.state.deployment
+    config = uvicorn.Config(
+        served,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server, loop = uvicorn.Server(config), asyncio.get_running_loop()
+    drains: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        await deployment.drained(settings.drain_seconds)
+        server.should_exit = True
+
+    def on_signal(sig: int, frame: FrameType | None) -> None:
+        if drains or deployment.failed.is_set():
+            server.should_exit = server.force_exit = True
+        loop.call_soon_threadsafe(lambda: drains.append(loop.create_task(drain())))
+
+    server.handle_exit = on_signal  # type: ignore[method-assign]  # uvicorn's own never drains
+    serving = loop.create_task(server.serve(sockets=[listening]))
+    failed = loop.create_task(deployment.failed.wait())
+    await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
+    failed.cancel()
+    server.should_exit = True
+    await serving
+    if deployment.failure is not None:
+        raise typer.Exit(1)
+
+
+def _set_up_logs() -> None:
+    """Log lines on stderr; those of requests are JSON and carry their own time."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("allears").setLevel(logging.INFO)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    requests = logging.getLogger("allears.requests")
+    requests.handlers, requests.propagate = [lines], False
+
+
+# ---- demo
+
+
+@app.command()
+@one_line_errors
+def demo(
+    clips: Annotated[
+        Path, typer.Option(help="Folder with a clips.json and its audio files.")
+    ] = DEMO_CLIPS,
+) -> None:
+    """Ask the embedded model about bundled clips, bare and steered, over HTTP.
+
+    Example: allears demo
+    """
+    items = _read_clips(clips)
+    with _server_process() as url, AllEars(url) as ears:
+        table = Table(title=f"allears demo, {url}/v1/audio-chat")
+        for column in ("clip", "question", "truth", "bare", "steered", "listening", "strength"):
+            table.add_column(column)
+        for item in items:
+            table.add_row(*(escape(cell) for cell in _demo_row(ears, clips, item)))
+        Console().print(table)
+
+
+def _read_clips(folder: Path) -> list[dict[str, Any]]:
+    """The items of a folder's clips.json: file, question, choices, answer, note."""
+    try:
+        items = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AllEarsError(f"{folder}: no usable clips.json ({error})") from None
+    found: list[dict[str, Any]] = items if isinstance(items, list) else [items]
+    return found
+
+
+def _demo_row(ears: AllEars, folder: Path, item: Mapping[str, Any]) -> list[str]:
+    """One clip, asked twice."""
+    sound, question, choices = folder / item["file"], item["question"], item.get("choices")
+    bare = ears.ask(sound, question, choices=choices)
+    steered = ears.ask(sound, question, choices=choices, steer=True)
+    note = f" ({item['note']})" if item.get("note") else ""
+    return [
+        f"{item['file']}{note}",
+        question,
+        item["answer"],
+        _shown(bare),
+        _shown(steered),
+        client_commands.describe(steered.listening),
+        f"{steered.steering.strength:.2f}",
+    ]
+
+
+def _shown(answer: Answer) -> str:
+    share = answer.probabilities.get(answer.text)
+    return answer.text if share is None else f"{answer.text} ({share:.0%})"
+
+
+@contextmanager
+def _server_process() -> Iterator[str]:
+    """The URL of a server of the embedded model, which runs as long as the context."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("ALLEARS_")}
+    command = [sys.executable, *SERVE, "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=clean, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_ready(url, process, log)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _end(process)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    with Console(stderr=True).status("starting a server"), AllEars(url) as ears:
+        while time.monotonic() < deadline and process.poll() is None:
+            if ears.ready():
+                return
+            time.sleep(0.1)
+    log.seek(0)
+    text = log.read()[-8000:].decode(errors="replace")
+    raise AllEarsError(f"the server did not come up; its log:\n{text}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# ---- questions to a server that runs
+
+app.command("ask")(client_commands.ask)
+app.command("listen")(client_commands.listen)
+
+
+# ---- calibration and evaluation: `app.command("demo-data")(...)` and the like go here
+
+
+# ---- profile and doctor
+
+
+@profile_app.command("show")
+@one_line_errors
+def profile_show(
+    folder: Annotated[Path, typer.Argument(help="Folder of a listening profile.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
+) -> None:
+    """Show what a listening profile holds.
+
+    Example: allears profile show ./profile
+    """
+    from steering import profile  # torch is slow to import, and --help needs none
+
+    found = profile.load(folder)
+    if as_json:
+        typer.echo((folder / "profile.json").read_text(encoding="utf-8"))
+        return
+    table = Table(show_header=False, title=found.name)
+    heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
+    rows = {
+        "model": f"{found.model} ({found.family}), revision {found.revision or 'none'}",
+        "fingerprint": found.fingerprint,
+        "heads (layer.head)": heads,
+        "layers": ", ".join(map(str, found.layers)),
+        "gate": f"{asdict(found.gate)}",
+        "fixed strength": f"{found.fixed_strength:g}",
+        "max strength": f"{found.max_strength:g}",
+        "verdicts": f"{asdict(found.verdicts)}",
+        "calibration": json.dumps(dict(found.calibration)),
+        "held out": json.dumps(dict(found.held_out)),
+        "versions": json.dumps(dict(found.versions)),
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    Console().print(table)
+
+
+@profile_app.command("verify")
+@one_line_errors
+@with_settings("model", "revision")
+def profile_verify(
+    settings: Settings,
+    folder: Annotated[Path, typer.Argument(help="Folder of a listening profile.")],
+) -> None:
+    """Check that a listening profile is whole and fits a model.
+
+    Example: allears profile verify ./profile --model demo
+    """
+    from steering import model, profile  # torch is slow to import, and --help needs none
+
+    found = profile.load(folder)
+    profile.check_fits(found, model.load(settings.model, revision=settings.revision))
+    typer.echo(f"{folder}: profile {found.name!r} fits {settings.model}")
+
+
+@app.command()
+@one_line_errors
+@with_settings("model", "revision", "profile", "device", "dtype")
+def doctor(
+    settings: Settings,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check what is installed, that the model loads, and that its profile fits.
+
+    Example: allears doctor
+    """
+    from server.doctor import examine  # torch is slow to import, and --help needs none
+
+    checks = list(examine(settings))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        table = Table("check", "", "found")
+        for check in checks:
+            table.add_row(check.name, "ok" if check.ok else "FAILED", escape(check.found))
+        Console().print(table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,199 @@
+"""One deployment's life: loading, ready, draining; and what its requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from server import metrics as counters
+from server.engine import Busy, Engine, QueueFull
+from server.listen import Answer, Listener, Question
+from server.listening_log import ListeningLog, RecentRecords, Record
+from server.metrics import Metrics, make_metrics
+from server.settings import Settings
+from steering import model, profile
+from steering.answer import Sampling
+from steering.clip import Clip
+from steering.decode import AudioLimits
+from steering.errors import AllEarsError
+from steering.prompt import Message
+from steering.silence import SilentPrefixes
+
+log = logging.getLogger("allears")
+
+
+class Loading(Busy):
+    """The model is not loaded yet."""
+
+
+class Draining(Busy):
+    """The server finishes what it has begun and takes nothing new."""
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """What requests share. Only the event loop's thread touches it."""
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=make_metrics)
+    records: ListeningLog = field(default_factory=RecentRecords)
+    state: Literal["loading", "ready", "draining"] = "loading"
+    engine: Engine | None = None
+    loaded_at: int = 0  # seconds since 1970
+    in_flight: int = 0  # HTTP requests, those to probes left out
+    failure: Exception | None = None  # why loading failed
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def limits(self) -> AudioLimits:
+        """How much audio one clip may hold here."""
+        return AudioLimits(
+            max_bytes=self.settings.max_audio_bytes, max_seconds=self.settings.max_audio_seconds
+        )
+
+    def ready(self) -> Engine:
+        """The engine; raises Loading or Draining, which say when to come back."""
+        if self.state == "draining":
+            raise Draining("the server is shutting down; ask another one, or later", 5)
+        if self.failure is not None:
+            raise Loading("the model could not be loaded; the server's log says why", 60)
+        if self.engine is None or self.state == "loading":
+            raise Loading("the model is still loading; GET /readyz says when it is done", 2)
+        return self.engine
+
+    def admit(self) -> Engine:
+        """The engine, if another question may come in; raises QueueFull before any is read."""
+        engine = self.ready()
+        if engine.waiting >= engine.queue_limit_requests:
+            raise QueueFull(f"{engine.waiting} requests wait already, as many as may wait here")
+        return engine
+
+    def note(self, question: Question, answer: Answer, created: int) -> None:
+        """Record and count an answered question."""
+        record = _record(question, answer, created)
+        self.records.add(record)
+        counters.count(self.metrics, answer, record)
+
+    async def load(self, listener: Listener | None) -> None:
+        """Ready when this returns, unless it failed, which `failure` and `failed` then say."""
+        try:
+            self.engine = await self._engine(listener)
+        except Exception as error:
+            bug = None if isinstance(error, AllEarsError) else error
+            log.error("loading failed: %s", error, exc_info=bug)
+            self.failure = error
+            self.failed.set()
+            return
+        self.loaded_at = int(time.time())
+        counters.watch(self.metrics, self.engine, _model_info(self.engine.listener))
+        if self.state == "loading":
+            self.state = "ready"
+            log.info("ready: %s", model_name(self.engine.listener))
+
+    async def _engine(self, listener: Listener | None) -> Engine:
+        """An engine that has answered a question."""
+        settings = self.settings
+        if listener is None:
+            listener = await asyncio.to_thread(load_listener, settings)
+        engine = Engine(
+            listener,
+            queue_limit_requests=settings.queue_limit_requests,
+            queue_timeout_seconds=settings.queue_timeout_seconds,
+        )
+        await engine.answer(_first_question(listener))
+        return engine
+
+    async def drained(self, seconds: float) -> bool:
+        """Whether all requests ended within `seconds`; from now on no question is admitted."""
+        self.state = "draining"
+        deadline = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return self.in_flight == 0
+
+    async def close(self) -> None:
+        """Let the torch thread end."""
+        self.state = "draining"
+        if self.engine is not None:
+            await asyncio.to_thread(self.engine.close)
+
+
+def load_listener(settings: Settings) -> Listener:
+    """Model and profile that the settings name. Raises ModelError or ProfileError."""
+    loaded = model.load(
+        settings.model,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+    )
+    found = profile.find(settings.profile, loaded)
+    return Listener(loaded, found, SilentPrefixes(settings.silence_cache_bytes))
+
+
+def model_name(listener: Listener) -> str:
+    """What users see of the model's name: of a folder only the last part."""
+    return public_name(listener.model.name)
+
+
+def public_name(name: str) -> str:
+    """`demo` and hub ids as they are, the last part of a path."""
+    return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
+
+
+def describe_profile(listener: Listener) -> dict[str, Any] | None:
+    """Name, model, heads and layers of the profile; None if there is none."""
+    found = listener.profile
+    if found is None:
+        return None
+    pairs = zip(found.heads, found.correlations, strict=True)
+    return {
+        "name": found.name,
+        "model": public_name(found.model),
+        "heads": [{"layer": layer, "head": head, "r": r} for (layer, head), r in pairs],
+        "layers": list(found.layers),
+        "max_strength": found.max_strength,
+    }
+
+
+def _model_info(listener: Listener) -> dict[str, str]:
+    loaded, found = listener.model, listener.profile
+    return {
+        "model": model_name(listener),
+        "revision": loaded.revision or "",
+        "fingerprint": loaded.fingerprint,
+        "profile": found.name if found else "none",
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+    }
+
+
+def _first_question(listener: Listener) -> Question:
+    """A second of quiet noise and a question about it: the model must answer it to be ready."""
+    rate_hz = listener.model.rate_hz
+    noise = np.random.default_rng(0).standard_normal(rate_hz).astype(np.float32) * 0.01
+    clip = Clip(noise, rate_hz, 1.0, rate_hz, 1)
+    message = Message("user", (clip, "What do you hear?"))
+    return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
+
+
+def _record(question: Question, answer: Answer, created: int) -> Record:
+    listening, steering = answer.listening, answer.steering
+    return Record(
+        id=answer.id,
+        created=created,
+        generated=question.generate,
+        score=listening.score,
+        percentile=listening.percentile,
+        verdict=listening.verdict,
+        silence_score=listening.silence_score,
+        steered=steering.applied,
+        direction=steering.direction if steering.applied else None,
+        strength=steering.strength,
+        audio_seconds=sum(answer.prompt.heard_seconds),
+    )

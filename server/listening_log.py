@@ -1,0 +1,104 @@
+"""What this deployment heard lately: a record of each answer, and their summary. No user text."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+WINDOW = 1000
+
+
+class UnknownRecord(Exception):
+    """The log holds no record of that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request that was answered, or only listened to."""
+
+    id: str
+    created: int  # seconds since 1970
+    generated: bool  # False: only listened to
+    score: float | None
+    percentile: float | None
+    verdict: str
+    silence_score: float | None
+    steered: bool
+    direction: str | None
+    strength: float
+    audio_seconds: float
+
+
+class ListeningLog(Protocol):
+    """Where records go; `recent` gives them oldest first."""
+
+    def add(self, record: Record) -> None: ...
+
+    def find(self, request_id: str) -> Record: ...
+
+    def recent(self) -> Sequence[Record]: ...
+
+
+class RecentRecords:
+    """The last records, in memory: gone when the process ends."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._records: deque[Record] = deque(maxlen=window)
+
+    def add(self, record: Record) -> None:
+        """Keep a record; the oldest goes when the window is full."""
+        self._records.append(record)
+
+    def find(self, request_id: str) -> Record:
+        """The newest record of that id; UnknownRecord if there is none."""
+        for record in reversed(self._records):
+            if record.id == request_id:
+                return record
+        raise UnknownRecord(
+            f"no request {request_id[:64]!r} among the last {len(self._records)} (at most"
+            f" {self._records.maxlen} are kept); take `id` from an answer of this deployment"
+        )
+
+    def recent(self) -> Sequence[Record]:
+        """The kept records, oldest first."""
+        return list(self._records)
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """Count, mean, percentiles and fractions of some records; null where nothing can be said."""
+    scores = [r.score for r in records if r.score is not None]
+    p10, p50, p90 = np.percentile(scores, [10, 50, 90]).tolist() if scores else [None] * 3
+    answered = [r for r in records if r.generated]
+    steered = [r for r in answered if r.steered]
+    deaf = [r for r in records if r.verdict == "not_listening"]
+    return {
+        "window": WINDOW,
+        "count": len(records),
+        "mean": _mean(scores),
+        "p10": p10,
+        "p50": p50,
+        "p90": p90,
+        "not_listening_fraction": len(deaf) / len(scores) if scores else None,
+        "steered_fraction": len(steered) / len(answered) if answered else None,
+        "mean_strength": _mean([r.strength for r in steered]),
+        "last": last(records[-1]) if records else None,
+    }
+
+
+def last(record: Record) -> dict[str, Any]:
+    """The newest record, as the summary shows it."""
+    return {
+        "id": record.id,
+        "score": record.score,
+        "verdict": record.verdict,
+        "strength": record.strength,
+        "created": record.created,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,117 @@
+"""What Prometheus reads: counters and histograms of one app, in a set of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from server.engine import Engine
+from server.listen import Answer
+from server.listening_log import Record
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
+_STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metrics:
+    """One app's metrics. Labels are bounded: templates of routes, codes, never what users send."""
+
+    collected: CollectorRegistry
+    requests: Counter
+    request_seconds: Histogram
+    first_token_seconds: Histogram
+    tokens: Counter
+    audio_seconds: Counter
+    listening_score: Histogram
+    steering_strength: Histogram
+    steered: Counter
+    not_listening: Counter
+    silence_cache: Counter
+    errors: Counter
+
+
+def make_metrics() -> Metrics:
+    """Fresh metrics, all zero."""
+    own = CollectorRegistry()
+    return Metrics(
+        collected=own,
+        requests=Counter(
+            "allears_requests", "Requests by route and status", ["route", "status"], registry=own
+        ),
+        request_seconds=Histogram(
+            "allears_request_seconds",
+            "From a request's first byte to its answer's last",
+            ["route"],
+            registry=own,
+            buckets=_SECONDS,
+        ),
+        first_token_seconds=Histogram(
+            "allears_time_to_first_token_seconds",
+            "From the queue to the first piece of an answer",
+            registry=own,
+            buckets=_SECONDS,
+        ),
+        tokens=Counter(
+            "allears_tokens",
+            "Tokens: prompt, audio (part of prompt), completion",
+            ["kind"],
+            registry=own,
+        ),
+        audio_seconds=Counter("allears_audio_seconds", "Audio heard", registry=own),
+        listening_score=Histogram(
+            "allears_listening_score", "Listening scores", registry=own, buckets=_SCORES
+        ),
+        steering_strength=Histogram(
+            "allears_steering_strength", "Strength of answers", registry=own, buckets=_STRENGTHS
+        ),
+        steered=Counter("allears_steered", "Steered answers", ["direction"], registry=own),
+        not_listening=Counter(
+            "allears_not_listening", "Requests whose verdict was not_listening", registry=own
+        ),
+        silence_cache=Counter(
+            "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
+        ),
+        errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+    )
+
+
+def watch(metrics: Metrics, engine: Engine, model_info: dict[str, str]) -> None:
+    """Add the gauges that look at an engine whenever they are read, and what it serves."""
+    own = metrics.collected
+    queue = Gauge("allears_queue_depth", "Requests that wait for their turn", registry=own)
+    queue.set_function(lambda: engine.waiting)
+    rows = Gauge("allears_batch_rows", "Requests the model works on", registry=own)
+    rows.set_function(lambda: engine.running)
+    held = Gauge("allears_silence_cache_bytes", "Bytes of kept silent prefixes", registry=own)
+    held.set_function(lambda: engine.listener.prefixes.held_bytes)
+    info = Gauge("allears_model_info", "What is served; always 1", list(model_info), registry=own)
+    info.labels(**model_info).set(1)
+
+
+def count(metrics: Metrics, answer: Answer, record: Record) -> None:
+    """Count one answered question."""
+    prompt, timings = answer.prompt, answer.timings
+    metrics.tokens.labels("prompt").inc(len(prompt.tokens))
+    metrics.tokens.labels("audio").inc(int(prompt.audio.sum()))
+    metrics.tokens.labels("completion").inc(answer.completion_tokens)
+    metrics.audio_seconds.inc(record.audio_seconds)
+    if record.score is not None:
+        metrics.listening_score.observe(record.score)
+    if record.verdict == "not_listening":
+        metrics.not_listening.inc()
+    if timings.silence_cache is not None:
+        metrics.silence_cache.labels(timings.silence_cache).inc()
+    if not record.generated:
+        return
+    metrics.first_token_seconds.observe(timings.queue_seconds + timings.first_token_seconds)
+    metrics.steering_strength.observe(record.strength)
+    if record.steered:
+        metrics.steered.labels(record.direction).inc()
+
+
+def page(metrics: Metrics) -> bytes:
+    """All of them in Prometheus' text format."""
+    return generate_latest(metrics.collected)

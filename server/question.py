@@ -1,0 +1,166 @@
+"""A request's body becomes a Question: audio decoded, clips put where the model hears them.
+
+Runs in a worker thread: base64 and decoding take their time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from server.listen import Question
+from server.schemas import (
+    MAX_TEXT_CHARACTERS,
+    AudioChatRequest,
+    AudioFile,
+    ChatMessage,
+    InputAudioPart,
+    ListeningRequest,
+    SteeringWish,
+)
+from steering.answer import Sampling
+from steering.clip import Clip
+from steering.decode import AudioLimits, decode
+from steering.errors import AudioError, RequestError
+from steering.prompt import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What this deployment hears: the model's rate, and limits on what is sent."""
+
+    rate_hz: int
+    limits: AudioLimits
+    max_clips: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Submitted:
+    """A request's body: the checked fields, and the files of a form."""
+
+    wish: ListeningRequest | AudioChatRequest
+    files: tuple[bytes, ...] = ()
+
+
+def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
+    """The question of a body. Raises RequestError for fields that clash, AudioError for audio."""
+    wish = submitted.wish
+    if (wish.question is None) == (wish.messages is None):
+        count = "neither" if wish.question is None else "both"
+        raise RequestError(
+            f"{count} of question and messages was sent; send one of them",
+            "question" if wish.question is None else "messages",
+        )
+    clips = _clips(submitted, hearing)
+    if wish.messages is None:
+        messages: tuple[Message, ...] = (Message("user", (*clips, str(wish.question))),)
+    else:
+        messages = _conversation(wish.messages, clips, hearing)
+    question = Question(
+        id=id,
+        messages=messages,
+        choices=tuple(choice.strip() for choice in wish.choices or ()),
+        with_silence="silence" in wish.include,
+        generate=False,
+    )
+    return _with_answer(question, wish) if isinstance(wish, AudioChatRequest) else question
+
+
+def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
+    """The question, with how it is to be answered."""
+    steering = wish.steering or SteeringWish(strength="adaptive")
+    return Question(
+        id=question.id,
+        messages=question.messages,
+        choices=question.choices,
+        steer=wish.steer,
+        direction=steering.direction,
+        strength=None if steering.strength == "adaptive" else float(steering.strength),
+        sampling=Sampling(wish.max_tokens, wish.temperature, wish.top_p, wish.seed),
+        stop=tuple(wish.stop),
+        with_unsteered="unsteered" in wish.include,
+        with_silence=question.with_silence,
+    )
+
+
+def _clips(submitted: Submitted, hearing: Hearing) -> tuple[Clip, ...]:
+    """The clips of `audio`; they go before the question."""
+    audio, carried = submitted.wish.audio, _carried(submitted.wish.messages or ())
+    sent: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
+    here = len(sent) + len(submitted.files)
+    if here and carried:
+        raise RequestError(
+            f"{here} clips came as audio and {carried} inside messages; send them in one place",
+            "audio",
+        )
+    if here + carried == 0:
+        raise RequestError("there is no audio; send at least one clip as audio", "audio")
+    if here + carried > hearing.max_clips:
+        raise RequestError(
+            f"{here + carried} clips were sent; at most {hearing.max_clips} are allowed here",
+            "audio" if here else "messages",
+        )
+    named = [(f"audio.{i}", data) for i, data in enumerate(submitted.files)]
+    named += [(f"audio.{i}", _bytes(f"audio.{i}", file)) for i, file in enumerate(sent)]
+    return tuple(_clip(name, data, hearing) for name, data in named)
+
+
+def _conversation(
+    messages: Sequence[ChatMessage], clips: tuple[Clip, ...], hearing: Hearing
+) -> tuple[Message, ...]:
+    """The messages, with `clips` before the first text of the last one."""
+    if messages[-1].role != "user":
+        raise RequestError(
+            f"the last message is of role {messages[-1].role!r}; it must be the user's",
+            f"messages.{len(messages) - 1}.role",
+        )
+    *before, last = [
+        Message(message.role, tuple(_parts(i, message, hearing)))
+        for i, message in enumerate(messages)
+    ]
+    size = sum(len(part) for m in (*before, last) for part in m.parts if isinstance(part, str))
+    if size > MAX_TEXT_CHARACTERS:
+        raise RequestError(
+            f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
+            "messages",
+        )
+    return (*before, Message(last.role, (*clips, *last.parts)))
+
+
+def _parts(index: int, message: ChatMessage, hearing: Hearing) -> Iterator[str | Clip]:
+    if isinstance(message.content, str):
+        yield message.content
+        return
+    for k, part in enumerate(message.content):
+        name = f"messages.{index}.content.{k}"
+        if not isinstance(part, InputAudioPart):
+            yield part.text
+        elif message.role != "user":
+            raise RequestError(f"audio stands in a message of role {message.role!r}", name)
+        else:
+            yield _clip(name, _bytes(name, part.input_audio), hearing)
+
+
+def _carried(messages: Sequence[ChatMessage]) -> int:
+    """How many clips stand inside messages."""
+    parts = [m.content for m in messages if not isinstance(m.content, str)]
+    return sum(isinstance(part, InputAudioPart) for content in parts for part in content)
+
+
+def _bytes(name: str, file: AudioFile) -> bytes:
+    try:
+        return base64.b64decode("".join(file.data.split()), validate=True)
+    except (binascii.Error, ValueError):
+        hint = ": it is a data: URI; send what follows its comma" * file.data.startswith("data:")
+        raise AudioError(
+            f"{name}: {len(file.data):,} characters are not base64{hint or '; encode the file'}"
+        ) from None
+
+
+def _clip(name: str, data: bytes, hearing: Hearing) -> Clip:
+    try:
+        return decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
+    except AudioError as error:
+        raise type(error)(f"{name}: {error}") from None

@@ -1,0 +1,188 @@
+"""Settings of a deployment: environment variables `ALLEARS_*` or options of `allears serve`.
+
+Read once at start and passed on as an argument. A wrong value, or a variable that nobody reads,
+stops the start.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from steering.errors import AllEarsError
+
+PREFIX = "ALLEARS_"
+# Of the same family, but read by others: the client's commands and the test suite.
+_FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
+
+
+class SettingsError(AllEarsError):
+    """Settings are wrong; one line for each."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; the description of a field says what is allowed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    model: str = Field(
+        default="demo",
+        min_length=1,
+        description="`demo`, a model hub id `org/name`, or the folder of a checkpoint",
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="branch, tag or commit of a model from the hub"
+    )
+    profile: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or hub id of a listening profile, or `none`; unset: the one shipped"
+        " with the model",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="`auto`, `cpu`, `cuda` or `cuda:N`; auto is CUDA where there is one",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="`auto`, `float32`, `bfloat16` or `float16`; auto is float32 on a CPU,"
+        " bfloat16 else",
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="TCP port from 0 to 65535; 0 takes a free one"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="comma separated keys, printable ASCII without spaces; unset: open to"
+        " everyone who reaches the port",
+    )
+    queue_limit_requests: int = Field(
+        default=64,
+        ge=1,
+        le=100_000,
+        description="requests that may wait, from 1; the next gets 429",
+    )
+    queue_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds a request may wait, over 0; then it gets 503",
+    )
+    max_audio_bytes: int = Field(
+        default=25_000_000,
+        ge=1_000,
+        le=2_000_000_000,
+        description="bytes of one audio file, from 1000; a whole request may hold 4/3 of it and"
+        " 1 MB",
+    )
+    max_audio_seconds: float = Field(
+        default=30.0,
+        ge=0.1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds of one clip, from 0.1; what is over the model's window is not heard",
+    )
+    max_audio_clips: int = Field(
+        default=8, ge=1, le=64, description="clips of one request, from 1 to 64"
+    )
+    silence_cache_bytes: int = Field(
+        default=1_000_000_000,
+        ge=0,
+        description="bytes for keys and values of silent audio, from 0 (none are kept)",
+    )
+    drain_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds that running requests get to finish after SIGTERM, from 0",
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        keys = [key.strip() for key in value.split(",") if key.strip()]
+        if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+            raise ValueError("a key holds a space or a character that is not printable ASCII")
+        return keys
+
+    @field_validator("profile")
+    @classmethod
+    def _no_auto_yet(cls, value: str | None) -> str | None:
+        if value == "auto":
+            raise ValueError(
+                "`auto` is not there yet: make a profile with `allears calibrate` and name its"
+                " folder"
+            )
+        return value
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of a request's body: one file of the largest size in base64, and the rest."""
+        return self.max_audio_bytes * 4 // 3 + 1_000_000
+
+
+def read_settings(environ: Mapping[str, str], options: Mapping[str, object]) -> Settings:
+    """The settings: options that are not None, then the environment, then the defaults.
+
+    `environ` is only searched for variables that nobody reads: the values come from the process's
+    own environment. Raises SettingsError with a line for each wrong value or unknown variable.
+    """
+    lines = _unknown(environ)
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines += [_line(details) for details in error.errors()]
+    if lines:
+        raise SettingsError("\n".join(lines))
+    if environ.get("ALLEARS_API_KEY") and not settings.api_keys:
+        raise SettingsError(
+            "ALLEARS_API_KEY is set, which is the key of a client, but ALLEARS_API_KEYS is not:"
+            " the server would be open. Set ALLEARS_API_KEYS, or unset ALLEARS_API_KEY"
+        )
+    return settings
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of Settings."""
+    return PREFIX + field.upper()
+
+
+def option(field: str) -> str:
+    """The option of `allears serve` for a field of Settings."""
+    return "--" + field.replace("_", "-")
+
+
+def _unknown(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable of our prefix that is no setting."""
+    known = [variable(field) for field in Settings.model_fields]
+    lines = []
+    for name in sorted(environ):
+        if not name.upper().startswith(PREFIX) or name.upper() in {*known, *_FOREIGN}:
+            continue
+        closest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+        lines.append(f"{name} is not a setting; the closest is {closest[0]}. Correct or unset it")
+    return lines
+
+
+def _line(details: Any) -> str:
+    """Name, value and what is allowed, of one of pydantic's errors."""
+    field = str(details["loc"][0])
+    if field not in Settings.model_fields:
+        return f"{variable(field)} is not a setting"
+    value = "(hidden)" if field == "api_keys" else repr(details["input"])
+    allowed = Settings.model_fields[field].description
+    reason = str(details["msg"]).removeprefix("Value error, ")
+    return f"{variable(field)} ({option(field)}) is {value}: {reason}. Allowed: {allowed}"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server import engine
+from server.app import create_app
+from server.deployment import Deployment
+from server.listen import Answer, Heeded, Listener, Question, listen
+from server.settings import Settings
+from steering.model import AudioModel
+from steering.profile import Profile
+from steering.silence import SilentPrefixes
+
+
+class Server:
+    """An app in an event loop of its own; requests go through ASGI, from any thread."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self.deployment: Deployment = app.state.deployment
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        transport = httpx.ASGITransport(app)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20)
+
+    def begin(self, method: str, path: str, **content: Any) -> Future[httpx.Response]:
+        """A request that runs by itself."""
+        return self.run(self._http.request(method, path, **content))
+
+    def run(self, work: Any) -> Future[Any]:
+        """A coroutine in the app's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def get(self, path: str, **content: Any) -> httpx.Response:
+        return self.begin("GET", path, **content).result(20)
+
+    def post(self, path: str, **content: Any) -> httpx.Response:
+        return self.begin("POST", path, **content).result(20)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.post("/v1/audio-chat", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric now; 0 for one that was never touched."""
+        collected = self.deployment.metrics.collected
+        return collected.get_sample_value(name, labels) or 0.0
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.005)
+
+    @contextmanager
+    def started(self, *, ready: bool = True) -> Iterator[Server]:
+        self._thread.start()
+        life = self.app.router.lifespan_context(self.app)
+        self.run(life.__aenter__()).result(20)
+        try:
+            if ready:
+                self.wait_until(lambda: self.deployment.state == "ready")
+            yield self
+        finally:
+            self.run(life.__aexit__(None, None, None)).result(20)
+            self.run(self._http.aclose()).result(20)
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
+
+
+@pytest.fixture(scope="session")
+def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
+    return Listener(tiny_model, tiny_profile, SilentPrefixes(10**8))
+
+
+@pytest.fixture(scope="session")
+def server(listener: Listener) -> Generator[Server, None, None]:
+    """A server that all tests share which leave it as it was."""
+    with Server(create_app(Settings(), listener)).started() as started:
+        yield started
+
+
+@pytest.fixture
+def start(listener: Listener) -> Callable[..., Any]:
+    """Starts a server of one's own, with settings as arguments."""
+
+    def own(*, heard_by: Listener | None = None, ready: bool = True, **settings: Any) -> Any:
+        app = create_app(Settings(**settings), heard_by or listener)
+        return Server(app).started(ready=ready)
+
+    return own
+
+
+@pytest.fixture(scope="session")
+def audio(sound: bytes) -> dict[str, str]:
+    """One second of noise, as a request carries it."""
+    return {"data": base64.b64encode(sound).decode(), "format": "wav"}
+
+
+class Gate:
+    """Holds every question of an engine before its first piece of text, until opened."""
+
+    def __init__(self) -> None:
+        self.held = 0  # questions that reached the gate
+        self.pieces = 0  # pieces of text that were made
+        self._open = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self._open.clear()
+        self.held = self.pieces = 0
+
+    def listen(self, listener: Listener, question: Question) -> Iterator[Heeded | str | Answer]:
+        for event in listen(listener, question):
+            if isinstance(event, Heeded):
+                self.held += 1
+                yield event
+                assert self._open.wait(10), "nobody opened the gate"
+            else:
+                self.pieces += isinstance(event, str)
+                yield event
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Generator[Gate, None, None]:
+    """A gate before the engines of all servers; started servers are past it."""
+    held = Gate()
+    held.open()  # for the first question of a server that starts
+    monkeypatch.setattr(engine, "listen", held.listen)
+    yield held
+    held.open()

@@ -1,0 +1,165 @@
+"""The command line, in this process and as a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from server import cli
+from server.settings import Settings, option
+
+runner = CliRunner()
+
+
+def run(*words: str) -> Any:
+    """The result of a command; an exception that is not an exit fails the test."""
+    return runner.invoke(cli.app, words, catch_exceptions=False, env={"COLUMNS": "200"})
+
+
+COMMANDS = ["serve", "demo", "ask", "listen", "doctor", "profile show", "profile verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Example: allears {command}", result.output)
+
+
+def test_serve_has_an_option_for_every_setting() -> None:
+    text = run("serve", "--help").output
+    options = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
+    assert options == {option(field) for field in Settings.model_fields}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["serve", "--port", "x"], ["serve", "--nonsense"], ["nonsense"], ["ask"]],
+    ids=" ".join,
+)
+def test_wrong_use_exits_with_2(words: list[str]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr
+
+
+def test_a_port_in_use_is_said_before_the_model_loads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run("serve", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
+
+
+def test_a_model_that_is_not_there_is_one_line_and_1(caplog: pytest.LogCaptureFixture) -> None:
+    result = run("serve", "--port", "0", "--model", "./nowhere")
+    assert result.exit_code == 1
+    assert "loading failed: model './nowhere'" in caplog.text
+    assert "Traceback" not in caplog.text + result.stderr
+
+
+def test_sigterm_lets_a_request_end(
+    serve_process: Callable[..., Any],
+    checkpoint_folder: Path,
+    profile_folder: Path,
+    tmp_path: Path,
+    sound: bytes,
+) -> None:
+    log = tmp_path / "log"
+    with serve_process(checkpoint_folder, profile_folder, log) as (process, url):
+        files = [("audio", ("x.wav", sound))]
+        fields = {"question": "What is this?", "max_tokens": "300", "stream": "true"}
+        with (
+            httpx.stream("POST", f"{url}/v1/audio-chat", files=files, data=fields) as stream,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            lines = stream.iter_lines()
+            assert "delta" in next(lines)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            refused = pool.submit(httpx.get, f"{url}/readyz").result(10)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(20) == 0
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert '"route": "/v1/audio-chat"' in text
+
+
+def test_demo_prints_a_table(
+    running_url: str, sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def running() -> Iterator[str]:
+        yield running_url
+
+    monkeypatch.setattr(cli, "_server_process", running)
+    item = {"file": "a.wav", "question": "What is this?", "choices": ["x", "y"], "answer": "x"}
+    (tmp_path / "a.wav").write_bytes(sound)
+    (tmp_path / "clips.json").write_text(json.dumps([item, {**item, "note": "a note"}]))
+    result = run("demo", "--clips", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stdout.count("What is this?") == 2
+    assert "listening" in result.stdout
+
+
+def test_demo_without_clips_is_one_line_and_1(tmp_path: Path) -> None:
+    result = run("demo", "--clips", str(tmp_path))
+    assert result.exit_code == 1
+    assert "clips.json" in result.stderr
+
+
+def test_demo_shows_the_log_of_a_server_that_did_not_come_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clips.json").write_text("[]")
+    monkeypatch.setattr(cli, "SERVE", ["-c", "import sys; sys.exit('it broke')"])
+    result = run("demo", "--clips", str(tmp_path))
+    assert result.exit_code == 1
+    assert "it broke" in result.stderr
+
+
+# ---- profile and doctor
+
+
+def test_profile_show_and_verify(profile_folder: Path, checkpoint_folder: Path) -> None:
+    shown = run("profile", "show", str(profile_folder))
+    assert "tiny-profile" in shown.stdout
+    record = json.loads(run("profile", "show", "--json", str(profile_folder)).stdout)
+    assert record["name"] == "tiny-profile"
+    fits = run("profile", "verify", str(profile_folder), "--model", str(checkpoint_folder))
+    assert fits.exit_code == 0
+
+
+def test_profile_verify_refuses_a_damaged_one(tmp_path: Path) -> None:
+    result = run("profile", "verify", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("allears: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_doctor_finds_what_is_there(checkpoint_folder: Path, profile_folder: Path) -> None:
+    words = ["doctor", "--model", str(checkpoint_folder), "--profile", str(profile_folder)]
+    assert run(*words).exit_code == 0
+    checks = json.loads(run(*words, "--json").stdout)
+    assert all(check["ok"] for check in checks)
+    assert {"python", "torch", "libsndfile", "model", "profile"} <= {c["name"] for c in checks}
+
+
+def test_doctor_fails_where_a_check_does(checkpoint_folder: Path, tmp_path: Path) -> None:
+    words = ["doctor", "--model", str(checkpoint_folder), "--profile", str(tmp_path)]
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steering.errors import ModelError
+from steering.family import FAMILIES, QWEN2_AUDIO, family_of
+from steering.model import AudioModel
+
+
+def test_a_family_is_found_by_its_model_type() -> None:
+    assert family_of("qwen2_audio") is QWEN2_AUDIO
+
+
+@pytest.mark.parametrize("model_type", ["llama", "Qwen2_Audio", ""])
+def test_an_unknown_family_is_refused_with_the_known_ones(model_type: str) -> None:
+    with pytest.raises(ModelError, match="qwen2_audio") as caught:
+        family_of(model_type)
+    assert repr(model_type) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_knows_the_parts_of_its_network(name: str, untrained: AudioModel) -> None:
+    assert FAMILIES[name].name == name
+    if name != untrained.family.name:
+        pytest.fail(f"no example of {name} in conftest")
+    decoder = FAMILIES[name].decoder(untrained.network)
+    for part in ("embed_tokens", "layers", "rotary_emb", "norm"):
+        assert hasattr(decoder, part)
+    assert FAMILIES[name].readout(untrained.network).out_features >= len(
+        untrained.processor.tokenizer
+    )
+    token = FAMILIES[name].audio_token_id(untrained.network.config)
+    assert untrained.processor.tokenizer.convert_ids_to_tokens(token) == "<|AUDIO|>"
+
+
+@torch.inference_mode()
+def test_the_encoder_makes_as_many_tokens_as_it_is_said_to(untrained: AudioModel) -> None:
+    counted = untrained.network.model.audio_tower._get_feat_extract_output_lengths
+    mels = torch.randn(4, 64, 300, generator=torch.Generator().manual_seed(0))
+    for first in range(5, 300, 37):
+        frames = torch.tensor([first, first + 1, first + 2, 300])
+        made = QWEN2_AUDIO.hear(untrained.network, mels, frames)
+        assert [len(one) for one in made] == [QWEN2_AUDIO.audio_tokens(int(n)) for n in frames]
+        assert [len(one) for one in made] == counted(frames)[1].tolist()
+    assert QWEN2_AUDIO.audio_tokens(3000) == 750
+
+
+@torch.inference_mode()
+def test_what_pads_a_clip_is_not_heard(untrained: AudioModel) -> None:
+    mels = torch.randn(1, 64, 300, generator=torch.Generator().manual_seed(0))
+    frames = torch.tensor([120])
+    other = mels.clone()
+    other[:, :, 122:] = 9.0  # the encoder's first convolution sees one frame beyond
+    one, two = (QWEN2_AUDIO.hear(untrained.network, m, frames)[0] for m in (mels, other))
+    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from math import comb, sqrt
+
+import numpy as np
+import pytest
+
+from steering.measures import auroc, mcnemar, paired_gain, repaired_broken, wilson
+
+
+def flags(*values: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    return np.array(values, bool)
+
+
+# ---- AUROC
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    scores = np.array([0.1, 0.4, 0.35, 0.8, 0.4, 0.2])
+    positive = flags(0, 1, 0, 1, 0, 1)
+    pairs = [
+        1.0 if up > down else 0.5 if up == down else 0.0
+        for up in scores[positive]
+        for down in scores[~positive]
+    ]
+    assert auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_of_perfect_reversed_and_equal_scores() -> None:
+    positive = flags(0, 0, 1, 1)
+    assert auroc(np.array([1.0, 2.0, 3.0, 4.0]), positive) == 1.0
+    assert auroc(np.array([4.0, 3.0, 2.0, 1.0]), positive) == 0.0
+    assert auroc(np.zeros(4), positive) == 0.5
+
+
+@pytest.mark.parametrize("positive", [flags(1, 1), flags(0, 0)])
+def test_auroc_needs_both_kinds(positive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> None:
+    assert np.isnan(auroc(np.array([0.1, 0.2]), positive))
+
+
+# ---- intervals
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (3, 10), (10, 10), (499, 1000)])
+def test_wilson_by_its_formula(right: int, count: int) -> None:
+    z, p = 1.959963984540054, right / count
+    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    assert wilson(right, count) == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_the_paired_gain_and_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(400) < 0.5
+    after = np.where(rng.random(400) < 0.2, True, before)
+    gain, low, high = paired_gain(after, before)
+    difference = after.astype(float) - before
+    assert gain == pytest.approx(difference.mean())
+    error = 1.96 * difference.std() / sqrt(400)  # the normal approximation
+    assert (low, high) == pytest.approx((gain - error, gain + error), abs=0.01)
+    assert paired_gain(after, before) == (gain, low, high), "the same seed, the same interval"
+
+
+def test_the_interval_is_that_of_drawing_items_again() -> None:
+    after, before = flags(1, 1, 1, 0, 0, 1, 0, 1), flags(0, 1, 0, 0, 1, 0, 0, 1)
+    difference = after.astype(float) - before
+    drawn = np.random.default_rng(5).choice(difference, (20_000, 8)).mean(1)
+    _, low, high = paired_gain(after, before, draws=20_000)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)
+
+
+def test_no_change_is_no_gain() -> None:
+    same = flags(1, 0, 1)
+    assert paired_gain(same, same) == (0.0, 0.0, 0.0)
+
+
+# ---- McNemar
+
+
+def test_repaired_and_broken_are_counted() -> None:
+    assert repaired_broken(flags(1, 1, 0, 0, 1), flags(0, 1, 1, 0, 0)) == (2, 1)
+
+
+@pytest.mark.parametrize(("repaired", "broken"), [(1, 0), (7, 2), (2, 7), (5, 5), (12, 1)])
+def test_mcnemar_is_the_exact_binomial(repaired: int, broken: int) -> None:
+    changed = repaired + broken
+    after = np.array([True] * repaired + [False] * broken + [True] * 9)
+    before = np.array([False] * repaired + [True] * broken + [True] * 9)
+    tail = sum(comb(changed, k) for k in range(max(repaired, broken), changed + 1)) / 2**changed
+    assert mcnemar(after, before) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_mcnemar_of_no_change_is_one() -> None:
+    assert mcnemar(flags(1, 0), flags(1, 0)) == 1.0

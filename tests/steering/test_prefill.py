@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from steering.model import AudioModel
+from steering.prefill import prefill, walk
+from steering.prompt import embed
+from steering.taps import Taps
+from tests.steering.examples import every_head, full_pass, prompt
+
+SECONDS = [(1.0,), (0.4, 2.1), (3.0,)]
+
+
+@pytest.mark.parametrize("seconds", SECONDS, ids=str)
+def test_a_prefill_is_one_pass_of_transformers(
+    model: AudioModel, oracle: Any, seconds: tuple[float, ...]
+) -> None:
+    asked = prompt(model, *seconds)
+    heads, layers = every_head(model), range(model.layers)
+    heard = prefill(model, asked, heads=heads, layers=layers)
+    full = full_pass(oracle, asked)
+
+    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio]  # (L * H, F)
+    torch.testing.assert_close(heard.attention, eager, atol=2e-6, rtol=0)
+    assert heard.attention.max() > 3 * heard.attention.median(), "the oracle has a shape to match"
+    torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(heard.final, full.residuals[-1, -1], atol=1e-4, rtol=1e-4)
+    assert heard.length == len(asked.tokens) == heard.cache.get_seq_length()
+
+
+def test_states_come_in_the_order_asked_for(untrained: AudioModel) -> None:
+    asked = prompt(untrained)
+    every = prefill(untrained, asked, layers=range(untrained.layers)).states
+    assert torch.equal(prefill(untrained, asked, layers=(6, 1, 4)).states, every[[6, 1, 4]])
+
+
+def test_attention_comes_in_the_order_asked_for(untrained: AudioModel) -> None:
+    asked, heads = prompt(untrained), every_head(untrained)
+    every = prefill(untrained, asked, heads=heads).attention
+    some = [(5, 2), (0, 7), (5, 1)]
+    found = prefill(untrained, asked, heads=some).attention
+    torch.testing.assert_close(found, every[[heads.index(head) for head in some]])
+
+
+def test_nothing_asked_for_is_nothing_kept(untrained: AudioModel) -> None:
+    asked = prompt(untrained)
+    heard = prefill(untrained, asked)
+    assert heard.attention.shape == (0, int(asked.audio.sum()))
+    assert heard.states.shape == (0, untrained.width)
+
+
+def test_taps_and_kept_states_leave_the_pass_bit_identical(model: AudioModel) -> None:
+    asked = prompt(model)
+    plain = prefill(model, asked)
+    tapped = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
+    assert torch.equal(plain.final, tapped.final)
+    for before, after in zip(plain.cache.layers, tapped.cache.layers, strict=True):
+        assert torch.equal(before.keys, after.keys)
+        assert torch.equal(before.values, after.values)
+
+
+# ---- the walk
+
+
+@torch.inference_mode()
+def test_the_walk_is_the_decoder_of_transformers(model: AudioModel) -> None:
+    states = embed(model, prompt(model, 0.7))
+    positions = torch.arange(states.shape[1])[None]
+    walked, kept = walk(model, states, positions, None, None, layers=(0, 2))
+    out = model.decoder(inputs_embeds=states, use_cache=False, output_hidden_states=True)
+    assert torch.equal(model.decoder.norm(walked), out.last_hidden_state)
+    assert torch.equal(kept[:, 0], out.hidden_states[1][:, -1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_truncated_walk_is_the_first_layers_of_the_whole(model: AudioModel, depth: int) -> None:
+    states = embed(model, prompt(model, 0.7))
+    positions = torch.arange(states.shape[1])[None]
+    cache = DynamicCache(config=model.text_config)
+    walked, _ = walk(model, states, positions, None, cache, depth=depth)
+    out = model.decoder(inputs_embeds=states, use_cache=False, output_hidden_states=True)
+    assert torch.equal(walked, out.hidden_states[depth])
+    run = [layer.get_seq_length() for layer in cache.layers]
+    assert run == [states.shape[1]] * depth + [0] * (len(run) - depth), "deeper layers did not run"
+
+
+@torch.inference_mode()
+def test_cached_decode_is_the_full_pass_with_taps_and_states(
+    model: AudioModel, oracle: Any
+) -> None:
+    asked, heads = prompt(model), every_head(model)
+    heard = prefill(model, asked)
+    answer = [7, 301, 12, 99]
+    for step, token in enumerate(answer):
+        states = model.decoder.embed_tokens(torch.tensor([[token]]))
+        audio = torch.zeros(1, heard.length + step + 1, dtype=torch.bool)
+        audio[:, : heard.length] = asked.audio
+        taps = Taps.on(heads, audio)
+        positions = torch.tensor([[heard.length + step]])
+        final, kept = walk(
+            model,
+            states,
+            positions,
+            None,
+            heard.cache,
+            layers=range(model.layers),
+            taps=taps,
+        )
+        full = full_pass(oracle, asked, answer[: step + 1])
+        eager = full.attention[:, :, -1].flatten(0, 1) * audio
+        torch.testing.assert_close(taps.rows(heads)[0], eager, atol=2e-6, rtol=0)
+        torch.testing.assert_close(kept[0], full.residuals[:, -1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(final[0, -1], full.residuals[-1, -1], atol=1e-4, rtol=1e-4)
