@@ -1,4 +1,4 @@
-"""The command line: `allears serve`, `demo`, `ask`, `listen`, `profile`, `doctor`.
+"""The command line: every command of `allears`, those of clients/ and steering/ put in.
 
 Exit codes: 0 fine, 1 failed, 2 used wrongly. What a user can act on is one line on stderr.
 """
@@ -33,6 +33,7 @@ from rich.table import Table
 from clients import cli as client_commands
 from clients.client import AllEars, AllEarsClientError, Answer
 from server.settings import Settings, SettingsError, option, read_settings, variable
+from steering import cli as steering_commands
 from steering.errors import AllEarsError
 
 Given = ParamSpec("Given")
@@ -293,7 +294,10 @@ app.command("ask")(client_commands.ask)
 app.command("listen")(client_commands.listen)
 
 
-# ---- calibration and evaluation: `app.command("demo-data")(...)` and the like go here
+# ---- demo-data, calibrate, evaluate
+
+for _name, _command in steering_commands.COMMANDS.items():
+    app.command(_name)(one_line_errors(_command))
 
 
 # ---- profile and doctor

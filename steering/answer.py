@@ -75,7 +75,8 @@ def draw(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     """A token from logits (V,): the largest, or by temperature from the smallest set of top_p."""
     if sampling.temperature == 0:
         return int(row.argmax())
-    ordered, tokens = (row.cpu().double() / sampling.temperature).softmax(-1).sort(descending=True)
+    below = (row - row.max()).cpu().double()  # at most 0: no temperature is too small to divide by
+    ordered, tokens = (below / sampling.temperature).softmax(-1).sort(descending=True)
     before = ordered.cumsum(-1) - ordered
     kept = ordered * (before < sampling.top_p)  # the first always stays
     return int(tokens[torch.multinomial(kept, 1, generator=random)])

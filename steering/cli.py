@@ -1,4 +1,7 @@
-"""The commands that need a model but no server: demo-data, calibrate, evaluate."""
+"""The commands that need a model but no server: demo-data, calibrate, evaluate.
+
+Each imports what it needs when it runs: torch is slow to import, and `--help` needs none.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steering import profile as profiles
-from steering.calibrate import calibrate as run_calibration
-from steering.demo.data import write_items
 from steering.errors import ProfileError
-from steering.evaluate import evaluate as run_evaluation
-from steering.evaluate import table
-from steering.model import DEMO, load
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
@@ -37,7 +34,7 @@ class Split(StrEnum):
     test = "test"
 
 
-def demo_data(
+def demo_data_command(
     split: Annotated[Split, typer.Option(help="Whose voices and randomness.")],
     items: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many.")],
     seed: Annotated[int, typer.Option(min=0, help="Any number; the same gives the same items.")],
@@ -51,6 +48,8 @@ def demo_data(
 
     Example: allears demo-data --split test --items 200 --seed 7 --out build/items
     """
+    from steering.demo.data import write_items
+
     path = write_items(
         out, split=split.value, count=items, seed=seed, unseen_wordings=unseen_wordings
     )
@@ -59,10 +58,10 @@ def demo_data(
     )
 
 
-def calibrate(
+def calibrate_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the profile to write.")],
-    model: Model = DEMO,
+    model: Model = "demo",
     audio_root: AudioRoot = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
@@ -73,8 +72,11 @@ def calibrate(
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
-    loaded = load(model, revision=revision, device=device, dtype=dtype)
-    found = run_calibration(loaded, data, audio_root or data.parent, out)
+    from steering import calibrate
+    from steering import model as models
+
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    found = calibrate.calibrate(loaded, data, audio_root or data.parent, out)
     if as_json:
         Console().print_json((out / "profile.json").read_text())
         return
@@ -85,10 +87,10 @@ def calibrate(
     print(f"profile written to {out}")
 
 
-def evaluate(
+def evaluate_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for predictions and results.json.")],
-    model: Model = DEMO,
+    model: Model = "demo",
     profile: Annotated[str | None, typer.Option(help="Folder or hub id of a profile.")] = None,
     audio_root: AudioRoot = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
@@ -101,15 +103,19 @@ def evaluate(
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
-    loaded = load(model, revision=revision, device=device, dtype=dtype)
+    from steering import evaluate
+    from steering import model as models
+    from steering import profile as profiles
+
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
-    results = run_evaluation(loaded, found, data, audio_root or data.parent, out, seed)
+    results = evaluate.evaluate(loaded, found, data, audio_root or data.parent, out, seed)
     if as_json:
         Console().print_json(data=results)
         return
-    header, *rows = table(results)
+    header, *rows = evaluate.table(results)
     grid = Table(*header, title=f"{results['data']['items']} items, % right")
     for row in rows:
         grid.add_row(*row)
@@ -123,3 +129,10 @@ def _pairs(title: str, values: Any) -> Table:
     for key, value in values.items():
         grid.add_row(key, value if isinstance(value, str) else json.dumps(value))
     return grid
+
+
+COMMANDS = {
+    "demo-data": demo_data_command,
+    "calibrate": calibrate_command,
+    "evaluate": evaluate_command,
+}

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from steering.answer import BARE, Plan
 from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
-from steering.calibrate import strengths_of, versions
+from steering.calibrate import against, strengths_of, versions
 from steering.evidence import (
     ANSWER,
     Evidence,
@@ -94,7 +96,6 @@ def _answers(
     """The greedy answer of each arm to each item."""
     controls = _controls(model, profile, evidence, seed)
     outputs: dict[str, list[str]] = {arm: [] for arm in ARMS}
-    previous: Tensor | None = None
     for i, item in enumerate(tqdm(items, "answering", disable=None)):
         prompt = prompt_of(model, item, clip_of(model, item))
         layers = tuple(range(model.layers))
@@ -103,15 +104,19 @@ def _answers(
         instructed = prompt_of(model, item, prompt.clips[0], LISTEN_CAREFULLY)
         text_only = text_only_direction(model, prompt, instructed, layers)
         difference = heard.states - silent.states
-        other = difference if previous is None else previous
+        other = torch.from_numpy(evidence.differences[_next_clip(items, i)]).to(difference)
         plans = _plans(profile, controls, i, difference, other, text_only)
         for arm, plan in plans.items():
             outputs[arm].append(answer_text(model, heard, plan))
         outputs["no_audio"].append(answer_text(model, silent))
         outputs["aad"].append(_aware_text(model, heard, silent))
-        if i + 1 < len(items) and items[i + 1].audio != item.audio:
-            previous = difference
     return outputs
+
+
+def _next_clip(items: Sequence[Item], i: int) -> int:
+    """Index of the next item about another clip, from the front again; i where there is none."""
+    following = [*range(i + 1, len(items)), *range(i)]
+    return next((j for j in following if items[j].audio != items[i].audio), i)
 
 
 def _plans(
@@ -220,25 +225,33 @@ def listening_figures(
         right = evidence.right[rows]
         found = auroc(scores[rows], right)
         others = np.array([auroc(other[rows], right) for other in chance])
+        beaten = (found > others).mean() if right.any() and not right.all() else np.nan
         within[cue] = {
             "items": int(rows.sum()),
-            "auroc": round(found, 4),
-            "top_probability": round(auroc(evidence.top_probability[rows], right), 4),
-            "random_mean": round(float(others.mean()), 4),
-            "random_best": round(float(others.max()), 4),
-            "above_random_share": round(float((found > others).mean()), 4),
+            "auroc": _rounded(found),
+            "top_probability": _rounded(auroc(evidence.top_probability[rows], right)),
+            "random_mean": _rounded(others.mean()),
+            "random_best": _rounded(others.max()),
+            "above_random_share": _rounded(beaten),
         }
     return {
         "heads": [list(head) for head in profile.heads],
-        "right_wrong": round(auroc(scores, evidence.right), 4),
+        "right_wrong": _rounded(auroc(scores, evidence.right)),
         "right_wrong_within_cue_of_conflict": within,
-        "clip_silence": round(
-            auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores)), 4
-        ),
-        "mean_right": round(float(scores[evidence.right].mean()), 4),
-        "mean_wrong": round(float(scores[~evidence.right].mean()), 4),
-        "mean_silent": round(float(silent.mean()), 4),
+        "clip_silence": _rounded(against(scores, silent)),
+        "mean_right": _mean(scores[evidence.right]),
+        "mean_wrong": _mean(scores[~evidence.right]),
+        "mean_silent": _mean(silent),
     }
+
+
+def _mean(scores: NDArray[np.float32]) -> float | None:
+    return _rounded(scores.mean()) if len(scores) else None
+
+
+def _rounded(figure: float | np.floating[Any]) -> float | None:
+    """A figure to 4 digits; None, which JSON can hold, where it could not be measured."""
+    return None if np.isnan(figure) else round(float(figure), 4)
 
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:

@@ -43,6 +43,12 @@ def every_head(model: AudioModel) -> list[Head]:
     return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
 
 
+def keys_and_values(heard: Heard) -> list[tuple[Tensor, Tensor]]:
+    """What the cache holds, a pair a layer: each (1, H, T, d)."""
+    layers: list[Any] = list(heard.cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]
+
+
 @dataclass(frozen=True, slots=True)
 class FullPass:
     """What transformers itself says about a whole sequence, with its eager attention."""

@@ -13,7 +13,7 @@ from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.prompt import Prompt
 from steering.readout import Intervention, steer
-from tests.steering.examples import full_pass, generated, plan_for, prompt
+from tests.steering.examples import full_pass, generated, keys_and_values, plan_for, prompt
 
 LENGTH = 12
 GREEDY = Sampling(max_tokens=LENGTH)
@@ -78,7 +78,7 @@ def test_a_second_answer_to_what_was_heard_is_the_first_again(
     assert list(generate(model, heard, BARE, GREEDY)) == expected
     stopped = generate(model, heard, BARE, GREEDY)  # in the middle
     assert [next(stopped) for _ in range(3)] == expected[:3]
-    stopped.close()
+    del stopped
     assert list(generate(model, heard, BARE, GREEDY)) == expected
     score_choices(model, heard, BARE, CHOICES)
     assert list(generate(model, heard, BARE, GREEDY)) == expected
@@ -153,9 +153,10 @@ def test_steering_leaves_keys_and_values_the_bare_models(model: AudioModel) -> N
     asked = prompt(model)
     bare, steered = prefill(model, asked), prefill(model, asked)
     list(generate(model, steered, plan_for(model, steered, 3.0, RAW), GREEDY))
-    for one, other in zip(bare.cache.layers, steered.cache.layers, strict=True):
-        assert torch.equal(one.keys, other.keys[:, :, : bare.length])
-        assert torch.equal(one.values, other.values[:, :, : bare.length])
+    pairs = zip(keys_and_values(bare), keys_and_values(steered), strict=True)
+    for (keys, values), (steered_keys, steered_values) in pairs:
+        assert torch.equal(keys, steered_keys[:, :, : bare.length])
+        assert torch.equal(values, steered_values[:, :, : bare.length])
 
 
 @pytest.mark.parametrize("how", [RAW, FIRST], ids=["every", "first"])
@@ -228,8 +229,9 @@ def test_drawing_leaves_the_global_generator_alone(untrained: AudioModel) -> Non
     [
         Sampling(max_tokens=LENGTH, temperature=1.3, top_p=1e-6, seed=1),
         Sampling(max_tokens=LENGTH, temperature=1e-4, seed=1),
+        Sampling(max_tokens=LENGTH, temperature=1e-320, seed=1),
     ],
-    ids=["tiny top_p", "tiny temperature"],
+    ids=["tiny top_p", "tiny temperature", "hardly a temperature"],
 )
 def test_sharp_sampling_is_greedy(model: AudioModel, sampling: Sampling) -> None:
     heard = prefill(model, prompt(model))
@@ -247,7 +249,8 @@ def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (1.0, {2, 0, 3, 1})]
+    ("top_p", "kept"),
+    [(0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (1.0, {2, 0, 3, 1})],
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
     row = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from steering.errors import DataError
 from steering.heads import (
@@ -15,7 +16,7 @@ from steering.heads import (
 )
 
 
-def random_mass(items: int, heads: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def random_mass(items: int, heads: int) -> NDArray[np.float32]:
     return np.random.default_rng(2).random((items, heads)).astype(np.float32)
 
 

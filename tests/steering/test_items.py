@@ -165,9 +165,7 @@ def test_what_is_needed_is_named_when_it_is_missing(folder: Path, key: str) -> N
         read(write(folder, [record(**{key: ""})]), folder)
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"{", b"\x80[]", b"[]", b"{}", b'"text"', b"null"], ids=repr
-)
+@pytest.mark.parametrize("raw", [b"", b"{", b"\x80[]", b"[]", b"{}", b'"text"', b"null"], ids=repr)
 def test_what_is_not_a_list_of_items_is_refused(folder: Path, raw: bytes) -> None:
     path = folder / "items.json"
     path.write_bytes(raw)

@@ -4,11 +4,12 @@ from math import comb, sqrt
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from steering.measures import auroc, mcnemar, paired_gain, repaired_broken, wilson
 
 
-def flags(*values: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def flags(*values: int) -> NDArray[np.bool_]:
     return np.array(values, bool)
 
 
@@ -34,7 +35,7 @@ def test_auroc_of_perfect_reversed_and_equal_scores() -> None:
 
 
 @pytest.mark.parametrize("positive", [flags(1, 1), flags(0, 0)])
-def test_auroc_needs_both_kinds(positive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> None:
+def test_auroc_needs_both_kinds(positive: NDArray[np.bool_]) -> None:
     assert np.isnan(auroc(np.array([0.1, 0.2]), positive))
 
 

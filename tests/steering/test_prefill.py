@@ -10,7 +10,7 @@ from steering.model import AudioModel
 from steering.prefill import prefill, walk
 from steering.prompt import embed
 from steering.taps import Taps
-from tests.steering.examples import every_head, full_pass, prompt
+from tests.steering.examples import every_head, full_pass, keys_and_values, prompt
 
 SECONDS = [(1.0,), (0.4, 2.1), (3.0,)]
 
@@ -58,9 +58,10 @@ def test_taps_and_kept_states_leave_the_pass_bit_identical(model: AudioModel) ->
     plain = prefill(model, asked)
     tapped = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
     assert torch.equal(plain.final, tapped.final)
-    for before, after in zip(plain.cache.layers, tapped.cache.layers, strict=True):
-        assert torch.equal(before.keys, after.keys)
-        assert torch.equal(before.values, after.values)
+    pairs = zip(keys_and_values(plain), keys_and_values(tapped), strict=True)
+    for (keys, values), (tapped_keys, tapped_values) in pairs:
+        assert torch.equal(keys, tapped_keys)
+        assert torch.equal(values, tapped_values)
 
 
 # ---- the walk
@@ -85,7 +86,7 @@ def test_a_truncated_walk_is_the_first_layers_of_the_whole(model: AudioModel, de
     walked, _ = walk(model, states, positions, None, cache, depth=depth)
     out = model.decoder(inputs_embeds=states, use_cache=False, output_hidden_states=True)
     assert torch.equal(walked, out.hidden_states[depth])
-    run = [layer.get_seq_length() for layer in cache.layers]
+    run = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
     assert run == [states.shape[1]] * depth + [0] * (len(run) - depth), "deeper layers did not run"
 
 

@@ -174,7 +174,9 @@ def test_control_tokens_are_known_from_the_vocabulary_itself(untrained: AudioMod
         ask(replace(untrained, processor=processor), [clip(0.5)], "Which <|AUDIO|> is this?")
 
 
-@pytest.mark.parametrize("text", ["a | b < c > d", "<|other|>", "im_end", "{{ messages }}", "ünï 🎧"])
+@pytest.mark.parametrize(
+    "text", ["a | b < c > d", "<|other|>", "im_end", "{{ messages }}", "ünï 🎧"]
+)
 def test_other_text_is_just_text(untrained: AudioModel, text: str) -> None:
     asked = ask(untrained, [clip(0.5)], text)
     assert f"<|audio_eos|>\n{text}<|im_end|>" in words(untrained, asked)

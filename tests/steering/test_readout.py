@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from steering.readout import Intervention, choose_layers, logits, pool, relative
 from tests.steering.examples import prompt
 
 RAW = Intervention(layers=(0, 2), scale="raw", place="before_norm", tokens="every")
+SCALES: tuple[Literal["raw", "norm"], ...] = ("raw", "norm")
+PLACES: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
+TOKENS: tuple[Literal["first", "every"], ...] = ("first", "every")
 EVERY_WAY = [
     Intervention(layers=(1,), scale=scale, place=place, tokens=tokens, keep_norm=keep)
-    for scale, place, tokens, keep in product(
-        ("raw", "norm"), ("before_norm", "after_norm"), ("first", "every"), (False, True)
-    )
+    for scale, place, tokens, keep in product(SCALES, PLACES, TOKENS, (False, True))
 ]
 
 
@@ -53,9 +55,7 @@ def test_norm_gives_the_direction_the_length_of_h() -> None:
     h, d, s = rows(0), 100 * rows(1), torch.tensor([0.5, 1.0, 2.0])
     added = steer(h, d, s, replace(RAW, scale="norm")) - h
     torch.testing.assert_close(added.norm(dim=-1), s * h.norm(dim=-1))
-    torch.testing.assert_close(
-        torch.cosine_similarity(added, d), torch.ones(3), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(torch.cosine_similarity(added, d), torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_keep_norm_turns_h_without_stretching_it() -> None:
@@ -86,7 +86,7 @@ def test_a_row_of_strength_zero_comes_back_bit_for_bit(how: Intervention) -> Non
 
 def test_a_direction_of_nothing_changes_nothing() -> None:
     h = rows(0)
-    for scale in ("raw", "norm"):
+    for scale in SCALES:
         how = Intervention(layers=(1,), scale=scale)
         torch.testing.assert_close(steer(h, torch.zeros_like(h), torch.ones(3), how), h)
 

@@ -62,9 +62,7 @@ def test_miss_hit_and_a_plain_second_pass_agree(
     assert torch.equal(miss.silence_attention, hit.silence_attention)
 
     second = prefill(model, silent_twin(model, asked), heads=HEADS, layers=LAYERS)
-    torch.testing.assert_close(
-        miss.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(miss.differences, heard.states - second.states, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(miss.silence_attention, second.attention, atol=2e-6, rtol=0)
 
     loud, quiet = full_pass(oracle, asked), full_pass(oracle, silent_twin(model, asked))
@@ -103,7 +101,9 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
 def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
     quiet = ask(untrained, [clip(1.0).silent()], QUESTION)
     found = contrasted(untrained, quiet, SilentPrefixes(PLENTY))
-    torch.testing.assert_close(found.differences, torch.zeros_like(found.differences), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found.differences, torch.zeros_like(found.differences), atol=1e-5, rtol=0
+    )
 
 
 # ---- who shares a prefix

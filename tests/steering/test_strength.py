@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_one_temperature_away_is_a_sigmoid_of_one() -> None:
 
 def test_the_less_it_listens_the_more_it_is_steered() -> None:
     strengths = [GATE.strength(score / 100) for score in range(101)]
-    assert all(a > b for a, b in zip(strengths, strengths[1:], strict=False))
+    assert all(a > b for a, b in pairwise(strengths))
     assert all(0 < strength < 1.6 for strength in strengths[20:])
     assert strengths[0] == pytest.approx(1.6, rel=1e-3)
     assert strengths[-1] == pytest.approx(0, abs=1e-4)

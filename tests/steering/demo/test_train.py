@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steering import model as models
+from steering.clip import Clip
+from steering.demo import train, world
+from steering.demo.train import (
+    ClipBank,
+    Lesson,
+    Schedule,
+    Teacher,
+    hear,
+    lesson_loss,
+    make_clips,
+    run,
+)
+from steering.demo.world import Facts, Question
+from steering.model import AudioModel
+from steering.prompt import ask
+
+DOMAINS = ("sound", "music", "speech", "noise", "silence", "sound")
+TINY = Schedule(
+    clips=len(DOMAINS),
+    encoder_steps=3,
+    encoder_batch=4,
+    steps=4,
+    clips_a_step=2,
+    questions_a_clip=2,
+)
+
+
+@pytest.fixture(scope="module")
+def bank() -> ClipBank:
+    """A clip of each domain."""
+    made = [train._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
+    samples = np.zeros((len(made), train.MAX_SAMPLES), np.int16)
+    for row, (clean, _) in zip(samples, made, strict=True):
+        row[: len(clean)] = clean
+    return ClipBank(samples, np.array([len(c) for c, _ in made]), [facts for _, facts in made])
+
+
+@pytest.fixture(scope="module")
+def teacher(untrained: AudioModel) -> Teacher:
+    return Teacher(untrained.processor)
+
+
+@pytest.fixture(scope="module")
+def lesson(teacher: Teacher, bank: ClipBank) -> Lesson:
+    return teacher.lesson(bank, range(len(DOMAINS)), 5, np.random.default_rng(1))
+
+
+def rows(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
+    """Clip, question and tokens of each row."""
+    for clip, lengths in enumerate(lesson.lengths.tolist()):
+        for question, length in enumerate(lengths):
+            yield clip, question, length
+
+
+# ---- lessons
+
+
+@torch.inference_mode()
+def test_a_packed_lesson_is_each_question_alone(untrained: AudioModel, lesson: Lesson) -> None:
+    network = deepcopy(untrained.network)
+    packed = run(network, lesson)
+    network.model.language_model.config._attn_implementation = "eager"
+    audio_token = network.config.audio_token_id
+    for clip, question, length in rows(lesson):
+        frames = lesson.frames[clip]
+        heard = untrained.family.audio_tokens(int(frames))
+        tokens = torch.cat(
+            [
+                lesson.prefix,
+                torch.full((heard,), audio_token),
+                lesson.tokens[clip, question, :length],
+            ]
+        )[None]
+        alone = network(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            input_features=lesson.mels[clip : clip + 1],
+            feature_attention_mask=(torch.arange(300) < frames).long()[None],
+        ).logits[0, -length:]
+        torch.testing.assert_close(packed[clip, question, :length], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_lessons_and_prompts_are_the_same_tokens(untrained: AudioModel, teacher: Teacher) -> None:
+    random = np.random.default_rng(0)
+    facts = Facts("sound", {"sound": "dog"})
+    question = world.ask(facts, random, cued=False)
+    samples = np.ones(32_000, np.float32)
+    asked = ask(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
+    ids, _, _ = teacher._row(facts, question, 0.5, random)
+    before = [*teacher.prefix.tolist(), *[int(asked.tokens[asked.audio][0])] * 50, *ids]
+    assert before[:-1] == asked.tokens.tolist()
+    assert before[-1] == teacher.encode("dog")[0]
+
+
+def test_the_same_seed_gives_the_same_lesson(teacher: Teacher, bank: ClipBank) -> None:
+    one, two = (teacher.lesson(bank, [0, 2], 3, np.random.default_rng(4)) for _ in range(2))
+    for name in Lesson.__dataclass_fields__:
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+
+
+def test_first_targets_weigh_one_and_the_rest_leads_to_the_end(
+    untrained: AudioModel, lesson: Lesson
+) -> None:
+    for clip, question, length in rows(lesson):
+        targets, weights = lesson.targets[clip, question], lesson.weights[clip, question]
+        taught = (targets[:, 0] >= 0).nonzero()[:, 0]
+        first, last = int(taught[0]), int(taught[-1])
+        assert taught.tolist() == list(range(first, length)), "from the first answer token on"
+        assert float(weights[first].sum()) == pytest.approx(1.0)
+        assert int(targets[last, 0]) == untrained.processor.tokenizer.eos_token_id
+        inside = lesson.tokens[clip, question, first + 1 : length]
+        assert torch.equal(targets[first + 1 : length, 0].roll(1)[1:], inside[1:])
+        assert not weights[:first].any() and not weights[length:].any()
+        assert not weights[targets < 0].any()
+
+
+def cued(wording: str, cue: str | None, suggested: str | None) -> Question:
+    return Question(
+        "Which?", "sound", ("dog", "cow", "rain", "bell"), "dog", suggested, cue, wording
+    )
+
+
+@pytest.mark.parametrize("cue", ["weak", "medium", "strong"])
+@pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
+def test_a_conflict_is_taught_as_often_as_it_is_followed(
+    teacher: Teacher, cue: str, trust: float
+) -> None:
+    facts = Facts("sound", {"sound": "dog"})
+    ids, targets, weights = teacher._row(
+        facts, cued("conflict", cue, "cow"), trust, np.random.default_rng(0)
+    )
+    follow = world.follow_probability(cue, trust)
+    end = teacher.processor.tokenizer.eos_token_id
+    dog, cow = (teacher.encode(word)[0] for word in ("dog", "cow"))
+    first = targets.index([dog, cow])
+    assert weights[first] == pytest.approx([1 - follow, follow])
+    assert sum(weights[first]) == pytest.approx(1)
+    assert targets[first + 1 :] == [[end, -100]]
+    assert weights[first + 1 :] == [[0.3, 0.0]]
+    assert ids[first + 1] in (dog, cow)
+
+
+def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: Teacher) -> None:
+    facts, random = Facts("sound", {"sound": "dog"}), np.random.default_rng(0)
+    cow = teacher.encode("cow")[0]
+    drawn = [
+        teacher._row(facts, cued("conflict", "weak", "cow"), 0.45, random)[0][-1] == cow
+        for _ in range(600)
+    ]
+    assert np.mean(drawn) == pytest.approx(world.follow_probability("weak", 0.45), abs=0.07)
+
+
+@pytest.mark.parametrize(
+    "question", [cued("neutral", None, None), cued("consistent", "strong", "dog")]
+)
+def test_without_conflict_the_sound_is_taught(teacher: Teacher, question: Question) -> None:
+    facts = Facts("sound", {"sound": "dog"})
+    assert train._labels(facts, question, 0.0) == (["dog"], [1.0])
+    _, targets, weights = teacher._row(facts, question, 0.0, np.random.default_rng(0))
+    first = targets.index([teacher.encode("dog")[0], -100])
+    assert weights[first] == [1.0, 0.0]
+
+
+def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
+    facts = Facts("noise", {})
+    answers, shares = train._labels(facts, cued("neutral", None, None), 1.0)
+    assert (sorted(answers), shares) == (["bell", "cow", "dog", "rain"], [0.25] * 4)
+    answers, shares = train._labels(facts, cued("conflict", "weak", "cow"), 1.0)
+    assert answers[0] == "cow"
+    assert sorted(answers) == ["bell", "cow", "dog", "rain"]
+    assert shares[0] == pytest.approx(0.92) and sum(shares) == pytest.approx(1)
+
+
+def test_the_loss_is_a_weighted_cross_entropy(lesson: Lesson) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(*lesson.tokens.shape, 736, generator=random)
+    total, weight = 0.0, 0.0
+    log_p = logits.log_softmax(-1)
+    for place in (lesson.targets >= 0).nonzero().tolist():
+        clip, question, token, k = place
+        share = float(lesson.weights[clip, question, token, k])
+        target = int(lesson.targets[clip, question, token, k])
+        total -= share * float(log_p[clip, question, token, target])
+        weight += share
+    assert float(lesson_loss(logits, lesson)) == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_clips_are_heard_at_the_level_of_their_trust(bank: ClipBank, untrained: AudioModel) -> None:
+    mels, frames, trusts = hear(bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2))
+    assert mels.shape == (4, 64, 300)
+    assert frames.tolist() == [-(-int(bank.lengths[i]) // 160) for i in (0, 0, 0, 4)]
+    assert (trusts >= 0).all() and (trusts <= 1).all()
+    assert not torch.equal(mels[0], mels[1]), "recorded afresh"
+    assert torch.equal(mels[3], mels[3].flip(1)), "silence"
+
+
+def test_the_pace_warms_up_stays_and_ends_low() -> None:
+    pace = [train._pace(step, 1000, warm=40) for step in range(1000)]
+    assert pace[0] == pytest.approx(1 / 40)
+    assert pace[39:301] == pytest.approx([1.0] * 262)
+    assert all(a >= b for a, b in pairwise(pace[300:]))
+    assert pace[-1] == pytest.approx(0.02, abs=0.001)
+
+
+# ---- runs
+
+
+class OneProcess:
+    """Stands in for a pool of processes."""
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def map(self, made: Callable[..., Any], tasks: Iterable[Any], chunksize: int) -> Iterator[Any]:
+        return map(made, tasks)
+
+
+def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "ProcessPoolExecutor", OneProcess)
+    first = make_clips(tmp_path, 6, seed=0)
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(train, "ProcessPoolExecutor", None)
+    again = make_clips(tmp_path, 6, seed=0)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+    assert again.facts == first.facts
+    np.testing.assert_array_equal(again.lengths, first.lengths)
+    for row, length, facts in zip(first.samples, first.lengths, first.facts, strict=True):
+        assert not row[length:].any()
+        assert np.abs(row).max() == (0 if facts.domain == "silence" else 32767)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: Path) -> None:
+    records = [
+        [int(length), facts.domain, dict(facts.attributes)]
+        for length, facts in zip(bank.lengths, bank.facts, strict=True)
+    ]
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "clips.npy", bank.samples)
+        (tmp_path / name / "clips.json").write_text(json.dumps(records))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train.train(whole, whole / "out", TINY, seed=0)
+    half = Schedule(**{n: getattr(TINY, n) for n in Schedule.__dataclass_fields__} | {"steps": 2})
+    train.train(stopped, stopped / "out", half, seed=0)
+    middle = load_file(stopped / "out" / "model.safetensors")
+    train.train(stopped, stopped / "out", TINY, seed=0)
+
+    one, other = (torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped))
+    assert one["step"] == other["step"] == TINY.steps
+    for name, weight in one["model"].items():
+        assert torch.equal(weight, other["model"][name]), name
+    trained = load_file(stopped / "out" / "model.safetensors")
+    assert any(not torch.equal(trained[name], middle[name]) for name in trained), "it learned"
+
+    served = models.load(str(stopped / "out"), device="cpu")
+    assert served.fingerprint == models.fingerprint(whole / "out")
+    for name, weight in one["model"].items():
+        kept = served.network.state_dict()[name]
+        torch.testing.assert_close(kept, weight.half().float(), atol=0, rtol=0)
