@@ -64,12 +64,12 @@ def calibrate(model: AudioModel, data: Path, audio_root: Path, out: Path) -> Pro
             f"{data}: {len(dataset.items)} items; calibration needs at least {MIN_ITEMS}"
         )
     evidence = gather(model, dataset.items)
-    profile = fit_profile(model, dataset, evidence, out.name)
+    profile = fit_profile(model, dataset, evidence)
     save(profile, out)
     return profile
 
 
-def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence, name: str) -> Profile:
+def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence) -> Profile:
     """The profile that the evidence of a data set supports."""
     search = Search(model, evidence, dataset.items)
     held_out = search.held_out()
@@ -81,7 +81,7 @@ def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence, name: s
     directions = pool(torch.from_numpy(evidence.differences[:, list(best.how.layers)]), best.how)
     columns = evidence.mass[:, [layer * model.heads + head for layer, head in best.heads]]
     return Profile(
-        name=name,
+        name=f"{model.name}-{dataset.sha256[:8]}",
         model=model.name,
         revision=model.revision,
         fingerprint=model.fingerprint,

@@ -110,7 +110,7 @@ def evidence(model: AudioModel, *, helps: bool) -> Evidence:
 
 def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) -> None:
     shown = evidence(untrained, helps=True)
-    profile = fit_profile(untrained, dataset(), shown, "mine")
+    profile = fit_profile(untrained, dataset(), shown)
 
     assert set(profile.heads) == set(PLANTED), "and not the head that is deaf"
     assert profile.heads[0] == PLANTED[0], "the clearest first"
@@ -139,9 +139,10 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     shown = evidence(untrained, helps=True)
-    profile = fit_profile(untrained, dataset(), shown, "mine")
+    profile = fit_profile(untrained, dataset(), shown)
     scores = shown.scores(profile.heads, untrained.heads)
-    assert (profile.name, profile.fingerprint) == ("mine", untrained.fingerprint)
+    assert profile.fingerprint == untrained.fingerprint
+    assert profile.name.endswith("00ff"), "named for its data"
     assert profile.calibration["items"] == ITEMS
     assert profile.calibration["sha256"] == "00ff"
     assert profile.calibration["settings_tried"] > 1000
@@ -153,13 +154,13 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     np.testing.assert_allclose(profile.head_mean, own.mean(0), rtol=1e-5)
     np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
     json.dumps(dict(profile.held_out), allow_nan=False)
-    again = fit_profile(untrained, dataset(), shown, "mine")
+    again = fit_profile(untrained, dataset(), shown)
     assert (again.heads, again.how, again.gate) == (profile.heads, profile.how, profile.gate)
     assert again.held_out == profile.held_out
 
 
 def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
-    profile = fit_profile(untrained, dataset(), evidence(untrained, helps=False), "mine")
+    profile = fit_profile(untrained, dataset(), evidence(untrained, helps=False))
     assert profile.held_out["gain_balanced"][1] <= 0
     assert (profile.fixed_strength, profile.gate.max_strength) == (0.0, 0.0)
     assert profile.max_strength == 0.0
@@ -171,7 +172,7 @@ def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
 def test_all_right_or_all_wrong_is_refused(untrained: AudioModel, right: bool) -> None:
     alike = replace(evidence(untrained, helps=False), right=np.full(ITEMS, right))
     with pytest.raises(DataError, match="right" if right else "wrong"):
-        fit_profile(untrained, dataset(), alike, "mine")
+        fit_profile(untrained, dataset(), alike)
 
 
 def test_a_profile_is_saved_whole(
@@ -182,7 +183,7 @@ def test_a_profile_is_saved_whole(
     monkeypatch.setattr(calibrations, "gather", lambda model, items: shown)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
-    assert (found.name, found.heads, found.how) == ("mine", profile.heads, profile.how)
+    assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(

@@ -19,7 +19,7 @@ from steering.heads import audio_mass, listening_score
 from steering.items import Item, is_right, read
 from steering.model import DEMO_WEIGHTS, AudioModel, load
 from steering.prefill import prefill
-from steering.profile import DEMO_PROFILE, Profile, find
+from steering.profile import Profile, find
 from steering.prompt import silent_mels
 from steering.readout import pool
 from steering.silence import SilentPrefixes, contrast
@@ -31,15 +31,11 @@ SEED = 20_261
 
 @pytest.fixture(scope="module")
 def demo() -> AudioModel:
-    if not any(DEMO_WEIGHTS.glob("*.safetensors")):
-        pytest.skip("the embedded model is not trained yet")
     return load("demo", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def profile(demo: AudioModel) -> Profile:
-    if not DEMO_PROFILE.is_dir():
-        pytest.skip("the embedded model is not calibrated yet")
     found = find(None, demo)
     assert found is not None
     return found
@@ -113,10 +109,11 @@ def test_adaptive_steering_brings_the_sound_back(served: Served) -> None:
 
 
 def test_a_dropped_audio_scores_at_the_floor(served: Served, profile: Profile) -> None:
-    below = np.array([profile.percentile(score) < 0.10 for score in served.dropped])
-    assert below.mean() > 0.95
+    percentiles = np.array([profile.percentile(score) for score in served.dropped])
+    assert (percentiles < 0.10).mean() > 0.85
+    assert percentiles.max() < 0.25
     verdicts = [profile.verdicts.of(score) for score in served.dropped]
-    assert np.mean([verdict == "not_listening" for verdict in verdicts]) > 0.8
+    assert np.mean([verdict == "not_listening" for verdict in verdicts]) > 0.9
     assert "listening" not in verdicts
 
 
