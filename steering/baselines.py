@@ -40,14 +40,11 @@ def audio_aware_decoding(
 
 
 def text_only_direction(
-    model: AudioModel, plain: Prompt, instructed: Prompt, layers: tuple[int, ...]
+    model: AudioModel, silent: Heard, instructed: Prompt, layers: tuple[int, ...]
 ) -> Tensor:
     """(K, D): what an instruction to listen adds to the last token's states, about silence.
 
-    No sound takes part: what this direction gains, steering does not owe to the audio.
+    `silent` heard the plain prompt's silent twin and kept the same layers. No sound takes part:
+    what this direction gains, steering does not owe to the audio.
     """
-    states = [
-        prefill(model, silent_twin(model, prompt), layers=layers).states
-        for prompt in (instructed, plain)
-    ]
-    return states[0] - states[1]
+    return prefill(model, silent_twin(model, instructed), layers=layers).states - silent.states

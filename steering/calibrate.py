@@ -170,10 +170,15 @@ class Search:
     def fit(self, rows: NDArray[np.int64]) -> Fit:
         """The best setting on some items."""
         heads, r = self.specialists(rows)
-        how, fixed = self.best_fixed(rows)
         scores = self.evidence.scores(heads, self.model.heads)[rows]
-        gate = self.best_gate(self.right_at(how)[:, rows], scores)
-        return Fit(heads, r, how, gate, fixed)
+        best, chosen = (-np.inf, 0.0), None
+        for how in self.interventions():
+            right = self.right_at(how)[:, rows]
+            gate, worth = self.best_gate(right, scores)
+            if chosen is None or worth > best:
+                best, chosen = worth, Fit(heads, r, how, gate, self.best_fixed(right))
+        assert chosen is not None
+        return chosen
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
         """The heads that show best whether the sound decided, and the correlation of each.
@@ -200,31 +205,25 @@ class Search:
         best = sets[int(np.argmax(quality))]
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
-    def best_fixed(self, rows: NDArray[np.int64]) -> tuple[Intervention, float]:
-        """The intervention and constant strength that are worth most."""
-        found: list[tuple[float, float, Intervention]] = []
-        for how in self.interventions():
-            right = self.right_at(how)[:, rows]
-            worth = smooth(np.array([worth_of(flags, right[0]) for flags in right]))
-            self.tried += len(worth)
-            at = int(np.argmax(worth))
-            found.append((float(worth[at]), -float(STRENGTHS[at]), how))
-        _, least, how = max(found, key=lambda f: f[:2])
-        return how, -least
+    def best_fixed(self, right: Flags) -> float:
+        """The constant strength that is worth most, judged with its neighbours."""
+        worth = smooth(np.array([worth_of(flags, right[0]) for flags in right]))
+        self.tried += len(worth)
+        return float(STRENGTHS[int(np.argmax(worth))])
 
-    def best_gate(self, right: Flags, scores: Scores) -> Gate:
-        """The gate that is worth most; of equals, the one that steers least."""
-        best, chosen = (-1.0, 0.0), Gate(0.0, 0.5, 1.0)
+    def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
+        """The gate that is worth most, of equals the one that steers least; and how good it is."""
+        best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 1.0)):
             gate = Gate(float(top), float(threshold), width * spread)
-            strengths = strengths_of(gate, scores)
+            strengths = gate.strengths(scores)
             worth = worth_of(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
             if (worth, -float(strengths.mean())) > best:
                 best, chosen = (worth, -float(strengths.mean())), gate
-        return chosen
+        return chosen, best
 
     def held_out(self) -> dict[str, Any]:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
@@ -238,7 +237,7 @@ class Search:
             right = self.right_at(best.how)[:, outside]
             scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
             silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
-            at = nearest(strengths_of(best.gate, scores[outside]))
+            at = nearest(best.gate.strengths(scores[outside]))
             adaptive[outside] = right[at, np.arange(len(outside))]
             at = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[at, np.arange(len(outside))]
@@ -298,14 +297,9 @@ def worth_of(right: Flags, bare: Flags) -> float:
     return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
 
 
-def strengths_of(gate: Gate, scores: Scores) -> NDArray[np.float64]:
-    """(I,) the gate's strength for each score."""
-    return np.array([gate.strength(float(score)) for score in scores])
-
-
 def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
     """(I,) index in STRENGTHS of the tried strength nearest to each."""
-    return np.asarray(np.abs(STRENGTHS[None] - strengths[:, None]).argmin(axis=1))
+    return np.asarray(np.rint(strengths / STRENGTHS[1]).clip(0, len(STRENGTHS) - 1), np.int64)
 
 
 def smooth(shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ Each imports what it needs when it runs: torch is slow to import, and `--help` n
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,7 +132,7 @@ def _pairs(title: str, values: Any) -> Table:
     return grid
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data_command,
     "calibrate": calibrate_command,
     "evaluate": evaluate_command,

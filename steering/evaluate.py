@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan
 from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
-from steering.calibrate import against, strengths_of, versions
+from steering.calibrate import against, versions
 from steering.evidence import (
     ANSWER,
     Evidence,
@@ -25,6 +25,7 @@ from steering.evidence import (
     clip_of,
     gather,
     prompt_of,
+    text_of,
 )
 from steering.items import DataSet, Item, is_right, read, write_predictions
 from steering.measures import auroc, mcnemar, paired_gain, repaired_broken, wilson
@@ -33,6 +34,7 @@ from steering.prefill import Heard, prefill
 from steering.profile import Profile
 from steering.prompt import silent_twin
 from steering.readout import Intervention, pool
+from steering.slots import Slots, write_together
 from steering.taps import Head
 
 ARMS = (
@@ -50,6 +52,7 @@ ARMS = (
     "inverted",
 )
 RANDOM_SETS = 60
+_SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,18 +99,23 @@ def _answers(
     """The greedy answer of each arm to each item."""
     controls = _controls(model, profile, evidence, seed)
     outputs: dict[str, list[str]] = {arm: [] for arm in ARMS}
+    slots: Slots | None = None
     for i, item in enumerate(tqdm(items, "answering", disable=None)):
         prompt = prompt_of(model, item, clip_of(model, item))
         layers = tuple(range(model.layers))
         heard = prefill(model, prompt, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), layers=layers)
         instructed = prompt_of(model, item, prompt.clips[0], LISTEN_CAREFULLY)
-        text_only = text_only_direction(model, prompt, instructed, layers)
+        text_only = text_only_direction(model, silent, instructed, layers)
         difference = heard.states - silent.states
         other = torch.from_numpy(evidence.differences[_next_clip(items, i)]).to(difference)
         plans = _plans(profile, controls, i, difference, other, text_only)
-        for arm, plan in plans.items():
-            outputs[arm].append(answer_text(model, heard, plan))
+        needed = heard.length + ANSWER.max_tokens
+        if slots is None or slots.tokens < needed:
+            slots = Slots(model, len(plans), needed + _SPARE_TOKENS, profile.how)
+        written = write_together(slots, heard, list(plans.values()), ANSWER)
+        for arm, ids in zip(plans, written, strict=True):
+            outputs[arm].append(text_of(model, ids))
         outputs["no_audio"].append(answer_text(model, silent))
         outputs["aad"].append(_aware_text(model, heard, silent))
     return outputs
@@ -159,9 +167,9 @@ def _controls(model: AudioModel, profile: Profile, evidence: Evidence, seed: int
     layers = rng.choice(model.layers, size=len(profile.how.layers), replace=False)
     return Controls(
         tuple(sorted(int(layer) for layer in layers)),
-        strengths_of(gate, scores),
-        strengths_of(gate, np.sort(scores)[ranks]),
-        strengths_of(gate, mirrored.astype(np.float32)),
+        gate.strengths(scores),
+        gate.strengths(np.sort(scores)[ranks]),
+        gate.strengths(mirrored),
     )
 
 
@@ -171,8 +179,7 @@ def _random_heads(model: AudioModel, count: int, rng: np.random.Generator) -> li
 
 
 def _aware_text(model: AudioModel, heard: Heard, silent: Heard) -> str:
-    ids = list(audio_aware_decoding(model, heard, silent, ANSWER))
-    return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    return text_of(model, list(audio_aware_decoding(model, heard, silent, ANSWER)))
 
 
 def figures(dataset: DataSet, outputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -76,7 +76,11 @@ def prompt_of(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> P
 
 def answer_text(model: AudioModel, heard: Heard, plan: Plan = BARE) -> str:
     """The whole greedy answer, over the full vocabulary."""
-    ids = list(generate(model, heard, plan, ANSWER))
+    return text_of(model, list(generate(model, heard, plan, ANSWER)))
+
+
+def text_of(model: AudioModel, ids: Sequence[int]) -> str:
+    """The words of an answer's tokens."""
     return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

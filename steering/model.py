@@ -62,6 +62,17 @@ class AudioModel:
         return int(self.text_config.num_attention_heads)
 
     @property
+    def kv_heads(self) -> int:
+        """Heads that keys and values have: fewer than H in grouped-query models."""
+        return int(self.text_config.num_key_value_heads)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head's keys."""
+        own = getattr(self.text_config, "head_dim", None)
+        return int(own or self.width // self.heads)
+
+    @property
     def width(self) -> int:
         """D, the width of the residual stream."""
         return int(self.text_config.hidden_size)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,5 +22,9 @@ class Gate:
 
     def strength(self, score: float) -> float:
         """Strength in [0, max_strength] for a listening score."""
-        logit = (self.threshold - score) / self.temperature
-        return self.max_strength / (1.0 + math.exp(-max(-60.0, min(60.0, logit))))
+        return float(self.strengths(np.asarray(score)))
+
+    def strengths(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The same for an array of scores."""
+        logits = (self.threshold - scores.astype(np.float64)) / self.temperature
+        return np.asarray(self.max_strength * expit(logits))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from steering.strength import Gate
@@ -35,3 +36,9 @@ def test_scores_far_off_do_not_overflow(score: float) -> None:
 
 def test_a_refused_gate_never_steers() -> None:
     assert {Gate(0.0, 0.4, 1.0).strength(score / 10) for score in range(11)} == {0.0}
+
+
+def test_an_array_of_scores_gives_the_strength_of_each() -> None:
+    scores = np.array([0.1, 0.4, 0.9], np.float32)
+    each = [GATE.strength(float(score)) for score in scores]
+    assert GATE.strengths(scores).tolist() == pytest.approx(each)
