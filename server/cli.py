@@ -210,12 +210,15 @@ def demo(
     """
     items = _read_clips(clips)
     with _server_process() as url, AllEars(url) as ears:
-        table = Table(title=f"allears demo, {url}/v1/audio-chat")
-        for column in ("clip", "question", "truth", "bare", "steered", "listening", "strength"):
-            table.add_column(column)
+        console = Console()
+        table = Table(title=f"POST {url}/v1/audio-chat", show_lines=True)
+        for column in ("question", "it is", "bare", "steered", "listening", "strength"):
+            table.add_column(column, no_wrap=column in ("it is", "bare", "steered"))
         for item in items:
-            table.add_row(*(escape(cell) for cell in _demo_row(ears, clips, item)))
-        Console().print(table)
+            table.add_row(*_demo_row(ears, clips, item))
+        console.print(table)
+        for note in dict.fromkeys(item["note"] for item in items if item.get("note")):
+            console.print(note, markup=False, highlight=False)
 
 
 def _read_clips(folder: Path) -> list[dict[str, Any]]:
@@ -233,21 +236,26 @@ def _demo_row(ears: AllEars, folder: Path, item: Mapping[str, Any]) -> list[str]
     sound, question, choices = folder / item["file"], item["question"], item.get("choices")
     bare = ears.ask(sound, question, choices=choices)
     steered = ears.ask(sound, question, choices=choices, steer=True)
-    note = f" ({item['note']})" if item.get("note") else ""
     return [
-        f"{item['file']}{note}",
-        question,
-        item["answer"],
-        _shown(bare),
-        _shown(steered),
-        client_commands.describe(steered.listening),
+        escape(question),
+        escape(item["answer"]),
+        _shown(bare, item["answer"]),
+        _shown(steered, item["answer"]),
+        f"{_score(steered)}\n{steered.listening.verdict.replace('_', ' ')}",
         f"{steered.steering.strength:.2f}",
     ]
 
 
-def _shown(answer: Answer) -> str:
+def _shown(answer: Answer, truth: str) -> str:
+    """The answer with its probability, green and ticked where it is the truth."""
     share = answer.probabilities.get(answer.text)
-    return answer.text if share is None else f"{answer.text} ({share:.0%})"
+    text = escape(answer.text if share is None else f"{answer.text} {share:.0%}")
+    return f"[green]{text} ✓[/green]" if answer.text == truth else f"[red]{text} ✗[/red]"
+
+
+def _score(answer: Answer) -> str:
+    score = answer.listening.score
+    return "unknown" if score is None else f"{score:.2f}"
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""What the README and the docs say is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from server.cli import app
+from server.settings import Settings, variable
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_readme_lists_every_setting_with_what_is_allowed(name: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{variable(name)}` |"))
+    _, default, allowed = row.strip("| ").split(" | ") if row.count(" | ") == 2 else (0, "", row)
+    field = Settings.model_fields[name]
+    assert str(field.description) in allowed
+    assert not isinstance(field.default, int | float) or f"`{field.default}`" in default
+
+
+def test_the_readme_lists_no_setting_that_is_not_there() -> None:
+    named = set(re.findall(r"ALLEARS_[A-Z_]+", README))
+    assert named <= {variable(name) for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_files_and_links_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`((?:server|steering|clients|docs|tests)/[\w/.-]+)`", text)
+    linked = re.findall(r"\]\((?!http)([^)#]+)", text)
+    missing = [p for p in named if not (ROOT / p).exists()]
+    missing += [p for p in linked if not (page.parent / p).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_commands_of_a_page_exist(page: Path) -> None:
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    known |= {str(group.name) for group in app.registered_groups}
+    named = set(
+        re.findall(r"(?:^|[`/ ])allears ([a-z][a-z-]+) (?:--|[A-Z./])", page.read_text(), re.M)
+    )
+    assert named <= known
