@@ -14,7 +14,7 @@ TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip install --disable-pip-version-check
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.allears-ready
 
 .DEFAULT_GOAL := help
@@ -51,7 +51,7 @@ $(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "$(PYTHON) can't make environments: its venv module is missing." >&2; \
 	  echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Making the environment in $(VENV), once. torch is a large download."
+	@echo "Making the environment in $(VENV), once; torch is a large download, this takes minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PIP) -e '.[dev]'

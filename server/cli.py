@@ -212,8 +212,8 @@ def demo(
     with _server_process() as url, AllEars(url) as ears:
         console = Console()
         table = Table(title=f"POST {url}/v1/audio-chat", show_lines=True)
-        for column in ("question", "it is", "bare", "steered", "listening", "strength"):
-            table.add_column(column, no_wrap=column in ("it is", "bare", "steered"))
+        for column in ("question", "bare", "steered", "listening", "strength"):
+            table.add_column(column, no_wrap=column in ("bare", "steered"))
         for item in items:
             table.add_row(*_demo_row(ears, clips, item))
         console.print(table)
@@ -238,7 +238,6 @@ def _demo_row(ears: AllEars, folder: Path, item: Mapping[str, Any]) -> list[str]
     steered = ears.ask(sound, question, choices=choices, steer=True)
     return [
         escape(question),
-        escape(item["answer"]),
         _shown(bare, item["answer"]),
         _shown(steered, item["answer"]),
         f"{_score(steered)}\n{steered.listening.verdict.replace('_', ' ')}",
