@@ -81,7 +81,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
-    return Listener(tiny_model, tiny_profile, SilentPrefixes(10**8))
+    return Listener.of(tiny_model, tiny_profile)
 
 
 @pytest.fixture(scope="session")
