@@ -68,7 +68,6 @@ class Engine:
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
-        self.running = 0
         self._queue: deque[Seat] = deque()
         self._seats: list[Seat] = []
         self._news = threading.Condition()
@@ -90,10 +89,11 @@ class Engine:
             )
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
-        seat = Seat(
-            listen(self.listener, question),
-            lambda event: loop.call_soon_threadsafe(inbox.put_nowait, event) and None,
-        )
+
+        def post(event: Event | Begun | BaseException | None) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        seat = Seat(listen(self.listener, question), post)
         asked = time.perf_counter()
         self.waiting += 1
         try:
@@ -105,7 +105,6 @@ class Engine:
         finally:
             self.waiting -= 1
         waited = time.perf_counter() - asked
-        self.running += 1
         try:
             while (event := await inbox.get()) is not None:
                 if isinstance(event, BaseException):
@@ -114,7 +113,6 @@ class Engine:
                 yield with_queue_time(event, waited) if isinstance(event, Answer) else event
         finally:
             seat.gone = True
-            self.running -= 1
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
@@ -130,6 +128,11 @@ class Engine:
             self._closing = True
             self._news.notify()
         self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """Questions that are being answered."""
+        return len(self._seats)
 
     @property
     def alive(self) -> bool:
@@ -177,7 +180,7 @@ class Engine:
                 self._end(seat, Stopped("the engine has stopped", 5))
 
     def _next(self) -> Seat | None:
-        """The next question, if there is a row for it; waits for one while there is nothing to do."""
+        """The next question, if there is a row for it; waits while there is nothing to do."""
         with self._news:
             while True:
                 while self._queue and self._queue[0].gone:

@@ -65,10 +65,10 @@ class Settings(BaseSettings):
         " everyone who reaches the port",
     )
     max_batch_rows: int = Field(
-        16, ge=1, le=1024, description="answers written at once, from 1 to 1024"
+        default=16, ge=1, le=1024, description="answers written at once, from 1 to 1024"
     )
     max_context_tokens: int = Field(
-        2048,
+        default=2048,
         ge=64,
         le=1_000_000,
         description="tokens of a prompt and its answer, from 64; rows x tokens are kept in memory",

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from server.listen import Listener
-from steering.silence import SilentPrefixes
 
 QUESTION = "What animal is this?"
 CHOICES = ["dog", "cat", "cow", "bird"]
