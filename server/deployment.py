@@ -23,7 +23,6 @@ from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError
 from steering.prompt import Message
-from steering.silence import SilentPrefixes
 
 log = logging.getLogger("allears")
 
@@ -133,7 +132,13 @@ def load_listener(settings: Settings) -> Listener:
         dtype=settings.dtype,
     )
     found = profile.find(settings.profile, loaded)
-    return Listener(loaded, found, SilentPrefixes(settings.silence_cache_bytes))
+    return Listener.of(
+        loaded,
+        found,
+        silence_cache_bytes=settings.silence_cache_bytes,
+        rows=settings.max_batch_rows,
+        tokens=settings.max_context_tokens,
+    )
 
 
 def model_name(listener: Listener) -> str:

@@ -1,7 +1,9 @@
-"""The engine: one torch thread, a bounded queue before it, asyncio on the other side.
+"""The engine: one torch thread that writes many answers at once, asyncio on the other side.
 
-What it does not know: HTTP, JSON, audio files. Questions go in one at a time; their pieces of
-text and their Answer come out as an async iterator, which may be closed at any time.
+What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
+until it needs a next token; then it yields its Row and waits, while the thread makes one decode
+step for all rows that wait. So questions join and leave between any two steps, and what belongs to
+one question lives in its own generator and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from server.listen import Answer, Heeded, Listener, Question, listen, with_queue_time
+from steering.slots import Row
+
+Event = Heeded | str | Answer
 
 
 class Busy(Exception):
@@ -32,8 +38,28 @@ class QueueTimeout(Busy):
     """The question waited longer than allowed."""
 
 
+class Stopped(Busy):
+    """The torch thread has ended; this server answers nothing any more."""
+
+
+class Begun:
+    """Posted when a question leaves the queue."""
+
+
+BEGUN = Begun()
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A question in the engine; its fields are the torch thread's, but for `gone`."""
+
+    steps: Generator[Event | Row, None, None]
+    post: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
+    gone: bool = False  # set by the event loop: nobody waits for the answer any more
+
+
 class Engine:
-    """Answers questions one after another in its own thread."""
+    """Answers questions, up to `rows` at a time, in one thread."""
 
     def __init__(
         self, listener: Listener, *, queue_limit_requests: int, queue_timeout_seconds: float
@@ -42,40 +68,51 @@ class Engine:
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
-        self.running = 0
-        self._turn = asyncio.Lock()  # asyncio wakes those who wait in the order they came
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+        self._queue: deque[Seat] = deque()
+        self._seats: list[Seat] = []
+        self._news = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
+        self._thread.start()
 
-    async def run(self, question: Question) -> AsyncGenerator[Heeded | str | Answer, None]:
+    # ---- the event loop's side ----------------------------------------------------------------
+
+    async def run(self, question: Question) -> AsyncGenerator[Event, None]:
         """Heeded, pieces of the answer's text, then the Answer.
 
         Raises QueueFull at once, QueueTimeout after the longest wait, and what `listen` raises.
-        Closing the iterator stops the work before its next token.
+        Closing the iterator frees the row before its next token.
         """
         if self.waiting >= self.queue_limit_requests:
             raise QueueFull(
                 f"{self.waiting} requests wait already, as many as this server lets wait"
             )
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
+
+        def post(event: Event | Begun | BaseException | None) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        seat = Seat(listen(self.listener, question), post)
         asked = time.perf_counter()
         self.waiting += 1
         try:
-            async with asyncio.timeout(self.queue_timeout_seconds):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise QueueTimeout(
-                f"the request waited {self.queue_timeout_seconds:g} s for its turn"
-            ) from None
+            self._enter(seat)
+            await self._begun(inbox)
+        except BaseException:
+            seat.gone = True
+            raise
         finally:
             self.waiting -= 1
-        self.running += 1
+        waited = time.perf_counter() - asked
         try:
-            waited = time.perf_counter() - asked
-            async with aclosing(self._events(question)) as events:
-                async for event in events:
-                    yield with_queue_time(event, waited) if isinstance(event, Answer) else event
+            while (event := await inbox.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                assert not isinstance(event, Begun)
+                yield with_queue_time(event, waited) if isinstance(event, Answer) else event
         finally:
-            self.running -= 1
-            self._turn.release()
+            seat.gone = True
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
@@ -85,29 +122,103 @@ class Engine:
                     return event
         raise AssertionError("a question ended without its Answer")
 
-    async def _events(self, question: Question) -> AsyncGenerator[Heeded | str | Answer, None]:
-        """What `listen` yields in the torch thread, handed over to the event loop."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Heeded | str | Answer | None] = asyncio.Queue()
-        stop = threading.Event()
-
-        def work() -> None:
-            try:
-                for event in listen(self.listener, question):
-                    loop.call_soon_threadsafe(events.put_nowait, event)
-                    if stop.is_set():
-                        return
-            finally:
-                loop.call_soon_threadsafe(events.put_nowait, None)
-
-        done = loop.run_in_executor(self._thread, work)
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-        finally:
-            stop.set()
-            await asyncio.shield(done)  # raises what `listen` raised
-
     def close(self) -> None:
-        """Wait for the torch thread to end."""
-        self._thread.shutdown(wait=True)
+        """Wait for the torch thread to end; what waits or runs ends with Stopped."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """Questions that are being answered."""
+        return len(self._seats)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the torch thread runs."""
+        return self._thread.is_alive()
+
+    async def _begun(self, inbox: asyncio.Queue[Event | Begun | BaseException | None]) -> None:
+        try:
+            async with asyncio.timeout(self.queue_timeout_seconds):
+                event = await inbox.get()
+        except TimeoutError:
+            raise QueueTimeout(
+                f"the request waited {self.queue_timeout_seconds:g} s for its turn"
+            ) from None
+        if isinstance(event, BaseException):
+            raise event
+
+    def _enter(self, seat: Seat) -> None:
+        with self._news:
+            if self._closing or not self.alive:
+                raise Stopped("the server is shutting down", 5)
+            self._queue.append(seat)
+            self._news.notify()
+
+    # ---- the torch thread's side ----------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Until closed: let one question in, drop those that nobody waits for, one decode step."""
+        try:
+            while True:
+                entering = self._next()
+                if entering is None and not self._seats:
+                    return
+                if entering is not None:
+                    self._seats.append(entering)
+                    entering.post(BEGUN)
+                    self._advance(entering)
+                for seat in [seat for seat in self._seats if seat.gone]:
+                    self._end(seat, None)
+                if self._seats:
+                    self._step()
+        finally:
+            self._closing = True
+            for seat in [*self._seats, *self._queue]:
+                self._end(seat, Stopped("the engine has stopped", 5))
+
+    def _next(self) -> Seat | None:
+        """The next question, if there is a row for it; waits while there is nothing to do."""
+        with self._news:
+            while True:
+                while self._queue and self._queue[0].gone:
+                    self._queue.popleft()
+                if self._closing:
+                    return None
+                if self._queue and len(self._seats) < self.listener.slots.rows:
+                    return self._queue.popleft()
+                if self._seats:
+                    return None
+                self._news.wait()
+
+    def _step(self) -> None:
+        """One token more for every row; then each question goes on to where it needs another."""
+        try:
+            self.listener.slots.step()
+        except Exception as error:
+            for seat in list(self._seats):
+                self._end(seat, error)
+            return
+        for seat in list(self._seats):
+            self._advance(seat)
+
+    def _advance(self, seat: Seat) -> None:
+        """Run a question until it waits for its row's next token, or ends."""
+        try:
+            for event in seat.steps:
+                if isinstance(event, Row):
+                    return
+                seat.post(event)
+        except Exception as error:
+            self._end(seat, error)
+        else:
+            self._end(seat, None)
+
+    def _end(self, seat: Seat, error: BaseException | None) -> None:
+        """Close a question, which frees its row, and say so to the one who asked."""
+        seat.steps.close()
+        if seat in self._seats:
+            self._seats.remove(seat)
+        seat.post(error)

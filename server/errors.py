@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from server.deployment import Draining, Loading
-from server.engine import Busy, QueueFull, QueueTimeout
+from server.engine import Busy, QueueFull, QueueTimeout, Stopped
 from server.listening_log import UnknownRecord
 from server.schemas import wrong_field
 from steering.errors import AudioError, AudioTooLarge, RequestError
@@ -60,6 +60,7 @@ TABLE: Mapping[type[Exception], Row] = {
     QueueTimeout: Row(503, "queue_timeout", "server_error"),
     Loading: Row(503, "loading", "server_error"),
     Draining: Row(503, "draining", "server_error"),
+    Stopped: Row(503, "stopped", "server_error"),
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: Row(499, "client_gone"),

@@ -1,29 +1,33 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
 `listen` is a generator: it yields Heeded once it knows how far the model listened, then pieces of
-the answer's text as they come and, last, the Answer with all of it. Streaming, plain requests and
-benchmarks all run it. It knows no HTTP.
+the answer's text as they come and, last, the Answer with all of it. Where it needs a next token it
+yields its Row and expects it drawn when it goes on: whoever runs it makes one decode step for many
+questions. Streaming, plain requests and benchmarks all run it. It knows no HTTP.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers.decoders import DecodeStream
 
 from steering import heads
-from steering.answer import BARE, Plan, Sampling, generate, score_choices
+from steering.answer import BARE, Plan, Sampling, plan_logits, score_choices
 from steering.errors import RequestError
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.profile import Profile
 from steering.prompt import Message, Prompt, build, silent_twin, with_choices
-from steering.readout import choose_layers, pool, relative_norm
+from steering.readout import pool, relative_norm
 from steering.silence import Contrast, SilentPrefixes, contrast
+from steering.slots import Row, Slots, draw_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +111,42 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listener:
-    """A model, its profile, and the silent prefixes that its questions share."""
+    """A model, its profile, and what its questions share: silent prefixes, and rows to write in."""
 
     model: AudioModel
     profile: Profile | None
     prefixes: SilentPrefixes
+    slots: Slots
+
+    @classmethod
+    def of(
+        cls,
+        model: AudioModel,
+        profile: Profile | None,
+        *,
+        silence_cache_bytes: int = 1_000_000_000,
+        rows: int = 16,
+        tokens: int = 2048,
+    ) -> Listener:
+        """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
+        tokens = min(tokens, int(model.text_config.max_position_embeddings))
+        slots = Slots(model, rows, tokens, profile.how if profile else None)
+        return cls(model, profile, SilentPrefixes(silence_cache_bytes), slots)
 
 
-def listen(listener: Listener, question: Question) -> Iterator[Heeded | str | Answer]:
+Writing = Generator[str | Row, None, None]
+
+
+def listen(
+    listener: Listener, question: Question
+) -> Generator[Heeded | str | Answer | Row, None, None]:
     """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
     model, profile = listener.model, listener.profile
     started = time.perf_counter()
 
     # 1. Prompt, and one pass over it with taps on the specialist heads.
     prompt = build(model, _with_choices(question))
-    _check_length(model, prompt, question)
+    _check_length(listener, prompt, question)
     tapped = profile.heads if profile else ()
     layers = profile.layers if profile else ()
     heard = prefill(model, prompt, heads=tapped, layers=layers)
@@ -143,10 +168,15 @@ def listen(listener: Listener, question: Question) -> Iterator[Heeded | str | An
 
     # 4. The answer, and for comparison the bare and the silent one.
     reply = _Reply()
-    for piece in _reply(model, heard, plan, question, reply):
-        reply.first_token_seconds = reply.first_token_seconds or time.perf_counter() - started
-        yield piece
+    yield from _reply(listener, heard, plan, question, reply)
     after_decode = time.perf_counter()
+    unsteered = _Reply() if question.with_unsteered and steering.applied else reply
+    if unsteered is not reply:
+        yield from _rows(_reply(listener, heard, BARE, question, unsteered))
+    silent = _Reply()
+    if question.with_silence:
+        twin_heard = prefill(model, silent_twin(model, prompt))
+        yield from _rows(_reply(listener, twin_heard, BARE, question, silent))
     yield Answer(
         id=question.id,
         text=reply.text,
@@ -154,15 +184,15 @@ def listen(listener: Listener, question: Question) -> Iterator[Heeded | str | An
         probabilities=reply.probabilities,
         listening=listening,
         steering=steering,
-        unsteered=_unsteered(model, heard, steering, question, reply),
-        silent=_silent(model, prompt, question) if question.with_silence else None,
+        unsteered=unsteered.text if question.with_unsteered and question.generate else None,
+        silent=silent.text if question.with_silence and question.generate else None,
         prompt=prompt,
         completion_tokens=reply.tokens,
         timings=Timings(
             prefill_seconds=after_prefill - started,
             silence_seconds=after_silence - after_prefill if twin else 0.0,
             decode_seconds=after_decode - after_silence,
-            first_token_seconds=reply.first_token_seconds,
+            first_token_seconds=reply.first_token_at - started if reply.tokens else 0.0,
             silence_cache=("hit" if twin.from_cache else "miss") if twin else None,
         ),
     )
@@ -183,14 +213,14 @@ def _with_choices(question: Question) -> tuple[Message, ...]:
     return (*before, Message(last.role, tuple(parts)))
 
 
-def _check_length(model: AudioModel, prompt: Prompt, question: Question) -> None:
-    """Nothing, if the prompt and the longest answer fit the model's positions."""
-    limit = int(model.text_config.max_position_embeddings)
+def _check_length(listener: Listener, prompt: Prompt, question: Question) -> None:
+    """Nothing, if the prompt and the longest answer fit a row."""
+    limit = listener.slots.tokens
     answer = question.sampling.max_tokens if question.generate else 0
     if len(prompt.tokens) + answer > limit:
         raise RequestError(
             f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio.sum())} of them audio;"
-            f" with max_tokens {answer} at most {limit - answer} fit this model: shorten the text,"
+            f" with max_tokens {answer} at most {limit - answer} fit here: shorten the text,"
             " send fewer or shorter clips, or lower max_tokens"
         )
 
@@ -250,9 +280,7 @@ def _plan(
         direction = profile.direction.to(listener.model.device)
     else:
         assert twin is not None
-        direction = pool(
-            choose_layers(profile.layers, twin.differences, profile.how.layers), profile.how
-        )
+        direction = pool(twin.differences, profile.how)
     size = relative_norm(heard.final, direction, strength, profile.how)
     return Plan(direction, strength, profile.how), Steering(
         True, question.direction, strength, size
@@ -267,13 +295,14 @@ class _Reply:
     finish_reason: str = "stop"
     probabilities: tuple[float, ...] = ()
     tokens: int = 0
-    first_token_seconds: float = 0.0
+    first_token_at: float = 0.0  # by the performance counter
 
 
 def _reply(
-    model: AudioModel, heard: Heard, plan: Plan, question: Question, reply: _Reply
-) -> Iterator[str]:
+    listener: Listener, heard: Heard, plan: Plan, question: Question, reply: _Reply
+) -> Writing:
     """Pieces of text of one answer; `reply` holds the whole when they end."""
+    model = listener.model
     if not question.generate:
         reply.finish_reason = "listen"
         return
@@ -282,60 +311,91 @@ def _reply(
         reply.probabilities = tuple(probabilities)
         reply.text = question.choices[int(np.argmax(probabilities))]
         reply.tokens = len(model.processor.tokenizer(reply.text)["input_ids"])
+        reply.first_token_at = time.perf_counter()
         yield reply.text
         return
-    ids: list[int] = []
-    reply.finish_reason = "length"
-    for token in generate(model, heard, plan, question.sampling):
-        reply.tokens += 1
-        if token in model.end_ids:
-            reply.finish_reason = "stop"
-            break
-        ids.append(token)
-        text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        cut = min((at for s in question.stop if (at := text.find(s)) >= 0), default=None)
-        if cut is not None:
-            reply.finish_reason, text = "stop", text[:cut]
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(reply.text):
-            held = 0 if cut is not None else _could_stop(text, question.stop)
-            piece = text[len(reply.text) : len(text) - held]
+    text = _Text(model, question)
+    with closing(_tokens(listener, heard, plan, question.sampling)) as tokens:
+        for event in tokens:
+            if isinstance(event, Row):
+                yield event
+                continue
+            reply.tokens += 1
+            reply.first_token_at = reply.first_token_at or time.perf_counter()
+            piece = text.add(event)
             reply.text += piece
             if piece:
                 yield piece
-        if cut is not None:
-            return
-    rest = model.processor.tokenizer.decode(ids, skip_special_tokens=True)[len(reply.text) :]
+            if text.ended:
+                return
+    reply.finish_reason = "length"
+    rest = text.rest()
     reply.text += rest
     if rest:
         yield rest
+
+
+def _tokens(
+    listener: Listener, heard: Heard, plan: Plan, sampling: Sampling
+) -> Generator[int | Row, None, None]:
+    """Tokens of one answer, at most max_tokens; a Row where it waits for the next decode step."""
+    row = Row(plan, sampling)
+    row.token = draw_rows(plan_logits(listener.model, heard.final[None], plan, 0), [row])[0]
+    try:
+        for step in range(sampling.max_tokens):
+            yield row.token
+            if step + 1 == sampling.max_tokens:
+                return
+            if row.place < 0:
+                listener.slots.seat(row, heard)
+            yield row
+    finally:
+        if row.place >= 0:
+            listener.slots.leave(row)
+
+
+def _rows(writing: Writing) -> Generator[Row, None, None]:
+    """What a writing waits for, without its text."""
+    for event in writing:
+        if isinstance(event, Row):
+            yield event
+
+
+class _Text:
+    """Tokens become text: whole characters only, nothing of a stop string."""
+
+    def __init__(self, model: AudioModel, question: Question) -> None:
+        self._tokenizer = model.processor.tokenizer.backend_tokenizer
+        self._ends = frozenset() if question.sampling.ignore_end else model.end_ids
+        self._stops = question.stop
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held = ""  # not handed out yet: it may be the start of a stop string
+        self.ended = False
+
+    def add(self, token: int) -> str:
+        """The text that a token completes, which may be none."""
+        if token in self._ends:
+            self.ended = True
+            return self.rest()
+        text = self._held + (self._stream.step(self._tokenizer, token) or "")
+        cut = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self.ended, self._held = True, ""
+            return text[:cut]
+        keep = len(text) - _could_stop(text, self._stops)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def rest(self) -> str:
+        """What was held back."""
+        held, self._held = self._held, ""
+        return held
 
 
 def _could_stop(text: str, stops: tuple[str, ...]) -> int:
     """Characters at the end of `text` that may be the start of a stop string: held back."""
     lengths = (n for s in stops for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
     return max(lengths, default=0)
-
-
-def _unsteered(
-    model: AudioModel, heard: Heard, steering: Steering, question: Question, reply: _Reply
-) -> str | None:
-    if not (question.with_unsteered and question.generate):
-        return None
-    return reply.text if not steering.applied else _whole(model, heard, question)
-
-
-def _silent(model: AudioModel, prompt: Prompt, question: Question) -> str | None:
-    """The bare answer to the silent twin."""
-    if not question.generate:
-        return None
-    return _whole(model, prefill(model, silent_twin(model, prompt)), question)
-
-
-def _whole(model: AudioModel, heard: Heard, question: Question) -> str:
-    reply = _Reply()
-    for _ in _reply(model, heard, BARE, question, reply):
-        pass
-    return reply.text
 
 
 def with_queue_time(answer: Answer, seconds: float) -> Answer:

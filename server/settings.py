@@ -64,6 +64,15 @@ class Settings(BaseSettings):
         description="comma separated keys, printable ASCII without spaces; unset: open to"
         " everyone who reaches the port",
     )
+    max_batch_rows: int = Field(
+        default=16, ge=1, le=1024, description="answers written at once, from 1 to 1024"
+    )
+    max_context_tokens: int = Field(
+        default=2048,
+        ge=64,
+        le=1_000_000,
+        description="tokens of a prompt and its answer, from 64; rows x tokens are kept in memory",
+    )
     queue_limit_requests: int = Field(
         default=64,
         ge=1,

@@ -33,6 +33,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
 
 
 def plan_logits(model: AudioModel, final: Tensor, plan: Plan, step: int) -> Tensor:

@@ -7,7 +7,6 @@ Source: arXiv 2603.06854, intervention; scaling to the norm of h and the choices
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -80,8 +79,3 @@ def logits(
     if how.place == "before_norm":
         return readout(norm(steer(final, direction, strength, how, step))).float()  # type: ignore[no-any-return]
     return readout(steer(norm(final), direction, strength, how, step)).float()  # type: ignore[no-any-return]
-
-
-def choose_layers(layers: Sequence[int], states: Tensor, wanted: Sequence[int]) -> Tensor:
-    """(..., K', D): of `states` (..., K, D) kept for `layers`, those of `wanted`."""
-    return states[..., [list(layers).index(layer) for layer in wanted], :]

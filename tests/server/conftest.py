@@ -20,7 +20,7 @@ from server.listen import Answer, Heeded, Listener, Question, listen
 from server.settings import Settings
 from steering.model import AudioModel
 from steering.profile import Profile
-from steering.silence import SilentPrefixes
+from steering.slots import Row
 
 
 class Server:
@@ -81,7 +81,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
-    return Listener(tiny_model, tiny_profile, SilentPrefixes(10**8))
+    return Listener.of(tiny_model, tiny_profile)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +123,9 @@ class Gate:
         self._open.clear()
         self.held = self.pieces = 0
 
-    def listen(self, listener: Listener, question: Question) -> Iterator[Heeded | str | Answer]:
+    def listen(
+        self, listener: Listener, question: Question
+    ) -> Iterator[Heeded | str | Answer | Row]:
         for event in listen(listener, question):
             if isinstance(event, Heeded):
                 self.held += 1

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from server.listen import Listener
-from steering.silence import SilentPrefixes
 
 QUESTION = "What animal is this?"
 CHOICES = ["dog", "cat", "cow", "bird"]
@@ -242,7 +241,7 @@ def test_what_the_model_can_not_hear_is_said(server: Any, make_sound: Any) -> No
 def test_without_a_profile_nothing_is_known_and_nothing_steered(
     start: Any, listener: Listener, audio: dict[str, str]
 ) -> None:
-    with start(heard_by=Listener(listener.model, None, SilentPrefixes(0))) as server:
+    with start(heard_by=Listener.of(listener.model, None)) as server:
         response = server.chat(audio=audio, question=QUESTION, steer=True, max_tokens=1)
         summary = server.get("/listening-score").json()
     body = response.json()

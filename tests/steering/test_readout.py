@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steering.model import AudioModel
 from steering.prefill import prefill, walk
-from steering.readout import Intervention, choose_layers, logits, pool, relative_norm, steer
+from steering.readout import Intervention, logits, pool, relative_norm, steer
 from tests.steering.examples import prompt
 
 RAW = Intervention(layers=(0, 2), scale="raw", place="before_norm", tokens="every")
@@ -113,11 +113,6 @@ def test_pooling_is_a_mean_or_a_sum_over_layers() -> None:
     assert pool(differences, replace(RAW, pool="sum")).tolist() == [4.0, 8.0]
     many = torch.stack([differences, 2 * differences])  # (I, K, D)
     assert pool(many, RAW).tolist() == [[2.0, 4.0], [4.0, 8.0]]
-
-
-def test_layers_are_found_by_their_number() -> None:
-    states = torch.tensor([[3.0], [5.0], [7.0]])
-    assert choose_layers((3, 5, 7), states, (7, 3)).tolist() == [[7.0], [3.0]]
 
 
 def test_a_record_makes_the_same_intervention_again() -> None:
