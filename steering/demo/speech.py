@@ -85,6 +85,7 @@ def _espeak() -> Iterator[tuple[ctypes.CDLL, int]]:
         rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DO_NOT_EXIT)
         if rate_hz <= 0:
             raise RuntimeError(f"espeak-ng did not start with its data at {data}; {remedy}")
+        _check(library.espeak_ng_SetRandSeed(ctypes.c_long(0)), "set its seed")  # else the clock's
         yield library, rate_hz
         _check(library.espeak_Terminate(), "stop")
     finally:
