@@ -14,17 +14,10 @@ from safetensors.torch import load_file
 
 from steering import model as models
 from steering.clip import Clip
-from steering.demo import train, world
-from steering.demo.train import (
-    ClipBank,
-    Lesson,
-    Schedule,
-    Teacher,
-    hear,
-    lesson_loss,
-    make_clips,
-    run,
-)
+from steering.demo import lessons, recordings, train, world
+from steering.demo.lessons import Lesson, Teacher, lesson_loss, run
+from steering.demo.recordings import ClipBank, hear, make_clips
+from steering.demo.train import Schedule
 from steering.demo.world import Facts, Question
 from steering.model import AudioModel
 from steering.prompt import ask
@@ -43,8 +36,8 @@ TINY = Schedule(
 @pytest.fixture(scope="module")
 def bank() -> ClipBank:
     """A clip of each domain."""
-    made = [train._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
-    samples = np.zeros((len(made), train.MAX_SAMPLES), np.int16)
+    made = [recordings._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
+    samples = np.zeros((len(made), recordings.MAX_SAMPLES), np.int16)
     for row, (clean, _) in zip(samples, made, strict=True):
         row[: len(clean)] = clean
     return ClipBank(samples, np.array([len(c) for c, _ in made]), [facts for _, facts in made])
@@ -170,7 +163,7 @@ def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: Teacher) 
 )
 def test_without_conflict_the_sound_is_taught(teacher: Teacher, question: Question) -> None:
     facts = Facts("sound", {"sound": "dog"})
-    assert train._labels(facts, question, 0.0) == (["dog"], [1.0])
+    assert lessons._labels(facts, question, 0.0) == (["dog"], [1.0])
     _, targets, weights = teacher._row(facts, question, 0.0, np.random.default_rng(0))
     first = targets.index([teacher.encode("dog")[0], -100])
     assert weights[first] == [1.0, 0.0]
@@ -178,9 +171,9 @@ def test_without_conflict_the_sound_is_taught(teacher: Teacher, question: Questi
 
 def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
     facts = Facts("noise", {})
-    answers, shares = train._labels(facts, cued("neutral", None, None), 1.0)
+    answers, shares = lessons._labels(facts, cued("neutral", None, None), 1.0)
     assert (sorted(answers), shares) == (["bell", "cow", "dog", "rain"], [0.25] * 4)
-    answers, shares = train._labels(facts, cued("conflict", "weak", "cow"), 1.0)
+    answers, shares = lessons._labels(facts, cued("conflict", "weak", "cow"), 1.0)
     assert answers[0] == "cow"
     assert sorted(answers) == ["bell", "cow", "dog", "rain"]
     assert shares[0] == pytest.approx(0.92) and sum(shares) == pytest.approx(1)
@@ -234,10 +227,10 @@ class OneProcess:
 
 
 def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(recordings, "ProcessPoolExecutor", OneProcess)
     first = make_clips(tmp_path, 6, seed=0)
     kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    monkeypatch.setattr(train, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(recordings, "ProcessPoolExecutor", None)
     again = make_clips(tmp_path, 6, seed=0)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
     assert again.facts == first.facts
