@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from server.listen import Answer, Heeded, Listener, Question, listen, with_queue_time
@@ -91,7 +91,8 @@ class Engine:
         inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
 
         def post(event: Event | Begun | BaseException | None) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         seat = Seat(listen(self.listener, question), post)
         asked = time.perf_counter()

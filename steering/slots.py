@@ -152,7 +152,7 @@ def write_together(
             if row.place < 0:
                 continue
             ids.append(row.token)
-            if row.token in slots.model.end_ids or len(ids) == sampling.max_tokens:
+            if sampling.ends(row.token, slots.model) or len(ids) == sampling.max_tokens:
                 slots.leave(row)
         if slots.seated:
             slots.step()
