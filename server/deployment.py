@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from server import metrics as counters
-from server.engine import Busy, Engine, QueueFull
+from server.engine import Busy, Engine, QueueFull, Stopped
 from server.listen import Answer, Listener, Question
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
@@ -57,13 +57,15 @@ class Deployment:
         )
 
     def ready(self) -> Engine:
-        """The engine; raises Loading or Draining, which say when to come back."""
+        """The engine; raises Loading, Draining or Stopped, which say when to come back."""
         if self.state == "draining":
             raise Draining("the server is shutting down; ask another one, or later", 5)
         if self.failure is not None:
             raise Loading("the model could not be loaded; the server's log says why", 60)
         if self.engine is None or self.state == "loading":
             raise Loading("the model is still loading; GET /readyz says when it is done", 2)
+        if not self.engine.alive:
+            raise Stopped("the thread that runs the model has ended; restart this server", 60)
         return self.engine
 
     def admit(self) -> Engine:
