@@ -23,6 +23,7 @@ from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError
 from steering.prompt import Message
+from steering.slots import Slots
 
 log = logging.getLogger("allears")
 
@@ -95,7 +96,7 @@ class Deployment:
         counters.watch(self.metrics, self.engine, _model_info(self.engine.listener))
         if self.state == "loading":
             self.state = "ready"
-            log.info("ready: %s", model_name(self.engine.listener))
+            log.info("ready: %s; %s", model_name(self.engine.listener), _memory(self.engine))
 
     async def _engine(self, listener: Listener | None) -> Engine:
         """An engine that has answered a question."""
@@ -140,6 +141,16 @@ def load_listener(settings: Settings) -> Listener:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
+    )
+
+
+def _memory(engine: Engine) -> str:
+    """What the rows of answers take, which is all there at start."""
+    slots = engine.listener.slots
+    each = Slots.bytes_of(engine.listener.model, 1, 1)
+    total = slots.store.nbytes / 1e6
+    return (
+        f"keys and values: {slots.rows} rows x {slots.tokens} tokens x {each} bytes, {total:.0f} MB"
     )
 
 

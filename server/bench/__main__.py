@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def _rounds(bench: Bench, rounds: int) -> dict[str, list[dict[str, float]]]:
         ARMS[name][1](bench, 0)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for i in range(rounds):
+        print(f"round {i + 1} of {rounds}", file=sys.stderr, flush=True)
         turn = 3 * i % len(names)
         for name in names[turn:] + names[:turn]:
             clear_peak_memory(bench.subject.model.device)
