@@ -18,10 +18,10 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.allears-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test check clean
+.PHONY: help demo serve train test check bench bench-gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) ## ask the embedded model about one clip, bare and steered, and stop
 	$(BIN)/allears demo
@@ -39,6 +39,14 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(READY) ## measure steering and batching beside transformers, on this machine's CPU
+	$(BIN)/python -m server.bench --model demo --device cpu --out build/bench-demo.json
+	$(BIN)/python -m server.bench --model mid --device cpu --out build/bench-mid.json
+
+bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 weights, on a GPU
+	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32 \
+	  --out build/bench-real.json
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -307,6 +307,23 @@ for _name, _command in steering_commands.COMMANDS.items():
     app.command(_name)(one_line_errors(_command))
 
 
+# ---- bench
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure what steering and batching cost, beside transformers.
+
+    Example: allears bench --model demo --out build/bench-demo.json
+    """
+    from server.bench.__main__ import main  # torch is slow to import, and --help needs none
+
+    main(context.args)
+
+
 # ---- profile and doctor
 
 

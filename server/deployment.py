@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from server import metrics as counters
-from server.engine import Busy, Engine, QueueFull
+from server.engine import Busy, Engine, QueueFull, Stopped
 from server.listen import Answer, Listener, Question
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
@@ -23,6 +23,7 @@ from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError
 from steering.prompt import Message
+from steering.slots import Slots
 
 log = logging.getLogger("allears")
 
@@ -57,13 +58,15 @@ class Deployment:
         )
 
     def ready(self) -> Engine:
-        """The engine; raises Loading or Draining, which say when to come back."""
+        """The engine; raises Loading, Draining or Stopped, which say when to come back."""
         if self.state == "draining":
             raise Draining("the server is shutting down; ask another one, or later", 5)
         if self.failure is not None:
             raise Loading("the model could not be loaded; the server's log says why", 60)
         if self.engine is None or self.state == "loading":
             raise Loading("the model is still loading; GET /readyz says when it is done", 2)
+        if not self.engine.alive:
+            raise Stopped("the thread that runs the model has ended; restart this server", 60)
         return self.engine
 
     def admit(self) -> Engine:
@@ -93,7 +96,7 @@ class Deployment:
         counters.watch(self.metrics, self.engine, _model_info(self.engine.listener))
         if self.state == "loading":
             self.state = "ready"
-            log.info("ready: %s", model_name(self.engine.listener))
+            log.info("ready: %s; %s", model_name(self.engine.listener), _memory(self.engine))
 
     async def _engine(self, listener: Listener | None) -> Engine:
         """An engine that has answered a question."""
@@ -138,6 +141,16 @@ def load_listener(settings: Settings) -> Listener:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
+    )
+
+
+def _memory(engine: Engine) -> str:
+    """What the rows of answers take, which is all there at start."""
+    slots = engine.listener.slots
+    each = Slots.bytes_of(engine.listener.model, 1, 1)
+    total = slots.store.nbytes / 1e6
+    return (
+        f"keys and values: {slots.rows} rows x {slots.tokens} tokens x {each} bytes, {total:.0f} MB"
     )
 
 

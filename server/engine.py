@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from server.listen import Answer, Heeded, Listener, Question, listen, with_queue_time
@@ -91,7 +91,8 @@ class Engine:
         inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
 
         def post(event: Event | Begun | BaseException | None) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         seat = Seat(listen(self.listener, question), post)
         asked = time.perf_counter()
@@ -160,24 +161,29 @@ class Engine:
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """Until closed: let one question in, drop those that nobody waits for, one decode step."""
+        """Until closed: drop those that nobody waits for, let one question in, one decode step."""
         try:
-            while True:
+            while not self._closing:
+                self._drop_gone()
                 entering = self._next()
-                if entering is None and not self._seats:
-                    return
                 if entering is not None:
                     self._seats.append(entering)
                     entering.post(BEGUN)
                     self._advance(entering)
-                for seat in [seat for seat in self._seats if seat.gone]:
-                    self._end(seat, None)
+                    self._drop_gone()
                 if self._seats:
                     self._step()
         finally:
-            self._closing = True
-            for seat in [*self._seats, *self._queue]:
+            with self._news:  # nobody enters any more, so nobody is left waiting for ever
+                self._closing = True
+                left = [*self._seats, *self._queue]
+                self._queue.clear()
+            for seat in left:
                 self._end(seat, Stopped("the engine has stopped", 5))
+
+    def _drop_gone(self) -> None:
+        for seat in [seat for seat in self._seats if seat.gone]:
+            self._end(seat, None)
 
     def _next(self) -> Seat | None:
         """The next question, if there is a row for it; waits while there is nothing to do."""
@@ -202,7 +208,7 @@ class Engine:
                 self._end(seat, error)
             return
         for seat in list(self._seats):
-            self._advance(seat)
+            self._end(seat, None) if seat.gone else self._advance(seat)
 
     def _advance(self, seat: Seat) -> None:
         """Run a question until it waits for its row's next token, or ends."""
@@ -218,7 +224,10 @@ class Engine:
 
     def _end(self, seat: Seat, error: BaseException | None) -> None:
         """Close a question, which frees its row, and say so to the one who asked."""
-        seat.steps.close()
         if seat in self._seats:
             self._seats.remove(seat)
+        try:
+            seat.steps.close()
+        except Exception as fault:  # ours; the others go on
+            error = error or fault
         seat.post(error)

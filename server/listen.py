@@ -366,7 +366,7 @@ class _Text:
 
     def __init__(self, model: AudioModel, question: Question) -> None:
         self._tokenizer = model.processor.tokenizer.backend_tokenizer
-        self._ends = frozenset() if question.sampling.ignore_end else model.end_ids
+        self._model, self._sampling = model, question.sampling
         self._stops = question.stop
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held = ""  # not handed out yet: it may be the start of a stop string
@@ -374,7 +374,7 @@ class _Text:
 
     def add(self, token: int) -> str:
         """The text that a token completes, which may be none."""
-        if token in self._ends:
+        if self._sampling.ends(token, self._model):
             self.ended = True
             return self.rest()
         text = self._held + (self._stream.step(self._tokenizer, token) or "")

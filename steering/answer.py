@@ -35,6 +35,10 @@ class Sampling:
     seed: int | None = None
     ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
 
+    def ends(self, token: int, model: AudioModel) -> bool:
+        """Whether a token is the end of the answer."""
+        return not self.ignore_end and token in model.end_ids
+
 
 def plan_logits(model: AudioModel, final: Tensor, plan: Plan, step: int) -> Tensor:
     """(B, V) float32 from final residuals (B, D), every row steered by the same plan."""
@@ -58,7 +62,7 @@ def generate(model: AudioModel, heard: Heard, plan: Plan, sampling: Sampling) ->
     for step in range(sampling.max_tokens):
         token = draw(plan_logits(model, final, plan, step)[0], sampling, random)
         yield token
-        if token in model.end_ids or step + 1 == sampling.max_tokens:
+        if sampling.ends(token, model) or step + 1 == sampling.max_tokens:
             return
         states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
         positions = torch.tensor([[heard.length + step]], device=model.device)

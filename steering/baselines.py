@@ -31,7 +31,7 @@ def audio_aware_decoding(
         audio, silence = (plan_logits(model, final, BARE, step)[0] for final in finals)
         token = int(((1 + weight) * audio - weight * silence).argmax())
         yield token
-        if token in model.end_ids or step + 1 == sampling.max_tokens:
+        if sampling.ends(token, model) or step + 1 == sampling.max_tokens:
             return
         states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
         for i, branch in enumerate(branches):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,31 +39,49 @@ def walk(
     *,
     layers: Sequence[int] = (),
     depth: int | None = None,
+    wanted: Literal["states", "last", "keys"] = "states",
     taps: Taps | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Residuals after a pass: all tokens' after the last layer run, and the last token's.
 
     states (B, T, D), positions (B, T), mask (B, 1, T, S) bool, or None for causal self-attention
-    (and for one new token that sees the whole cache). Runs `depth` layers, all if None.
-    Returns (B, T, D) before the final norm, and (B, K, D) after each of `layers`.
+    (and for one new token that sees the whole cache). Runs `depth` layers, all if None; of the
+    last one only what is `wanted`: all states, the last token's, or keys and values in the cache.
+    Returns (B, T, D) before the final norm (B, 1, D if less is wanted), and (B, K, D) after each
+    of `layers`.
     """
     decoder = model.decoder
     rotary = decoder.rotary_emb(states, positions)
     kept: dict[int, Tensor] = {}
-    for layer in range(model.layers if depth is None else depth):
-        states = decoder.layers[layer](
-            states,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            position_embeddings=rotary,
-            taps=taps,
-        )
+    depth = model.layers if depth is None else depth
+    context = {
+        "attention_mask": mask,
+        "position_ids": positions,
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+        "position_embeddings": rotary,
+        "taps": taps,
+    }
+    for layer in range(depth):
+        if layer == depth - 1 and wanted != "states":
+            states = _partly(decoder.layers[layer], states, context, keys_only=wanted == "keys")
+        else:
+            states = decoder.layers[layer](states, **context)
         if layer in layers:
             kept[layer] = states[:, -1]
     none = states.new_empty(len(states), 0, states.shape[-1])
     return states, torch.stack([kept[layer] for layer in layers], dim=1) if kept else none
+
+
+def _partly(layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool) -> Tensor:
+    """(B, 1, D) states of the last token after a layer, most of which is not run: no other token
+    goes through its feed-forward part, and none does where only keys and values are wanted.
+    """
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(states), **context)
+    states = states[:, -1:] + attended[:, -1:]
+    if keys_only:
+        return states
+    return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()

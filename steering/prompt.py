@@ -78,10 +78,10 @@ def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     )
 
 
-def silent_mels(model: AudioModel, prompt: Prompt) -> Tensor:
-    """(C, M, N) float32: features of digital silence as long as each clip."""
+def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
+    """(C, M, N) float32: features of digital silence, a clip for each length."""
     zeros: list[NDArray[np.float32]] = [
-        np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in prompt.heard_seconds
+        np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in lengths_seconds
     ]
     features = model.processor.feature_extractor(
         zeros, sampling_rate=model.rate_hz, padding="max_length", return_tensors="pt"
@@ -93,7 +93,7 @@ def silent_mels(model: AudioModel, prompt: Prompt) -> Tensor:
 def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
     """The same prompt about digital silence: same tokens, same positions, other features."""
     clips = tuple(clip.silent() for clip in prompt.clips)
-    return replace(prompt, mels=silent_mels(model, prompt), clips=clips)
+    return replace(prompt, mels=silent_mels(model, prompt.heard_seconds), clips=clips)
 
 
 def embed(model: AudioModel, prompt: Prompt) -> Tensor:

@@ -47,12 +47,12 @@ def steer(
     """
     if how.tokens == "first" and step > 0:
         return final
-    length = final.float().norm(dim=-1, keepdim=True)
-    added = direction.float()
-    if how.scale == "norm":
-        added = added * (length / added.norm(dim=-1, keepdim=True).clamp_min(1e-12))
-    steered = final.float() + strength.float()[:, None] * added
-    if how.keep_norm:
+    h, d, factor = final.float(), direction.float(), strength.float()[:, None]
+    length = h.norm(dim=-1, keepdim=True) if how.scale == "norm" or how.keep_norm else None
+    if length is not None and how.scale == "norm":
+        factor = factor * length / d.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    steered = torch.addcmul(h, d, factor)
+    if length is not None and how.keep_norm:
         steered = steered * (length / steered.norm(dim=-1, keepdim=True).clamp_min(1e-12))
     return torch.where(strength[:, None] == 0, final, steered.to(final.dtype))
 

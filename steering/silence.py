@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from steering.model import AudioModel
 from steering.prefill import Heard, walk
-from steering.prompt import Prompt, embed, silent_twin
+from steering.prompt import Prompt, silent_mels
 from steering.taps import Head, Taps
 
 PrefixKey = tuple[bytes, tuple[int, ...], int]  # prefix tokens, mel frames of each clip, depth
@@ -36,8 +37,10 @@ class Contrast:
 
 
 class SilentPrefixes:
-    """Keys and values of silent prefixes, least recently used out first, bounded in bytes.
+    """Keys and values of silent prefixes, and what the encoder makes of silence, in bounded bytes.
 
+    Least recently used out first. An encoder's features serve every prompt of their duration, so
+    they stay when the prefixes they were made for go; they take an eighth of the limit at most.
     Used by one thread. An entry larger than the limit is not kept.
     """
 
@@ -45,6 +48,7 @@ class SilentPrefixes:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
         self._kept: OrderedDict[PrefixKey, KeysAndValues] = OrderedDict()
+        self._features: OrderedDict[int, Tensor] = OrderedDict()  # mel frames -> (F, D)
 
     def get(self, key: PrefixKey) -> KeysAndValues | None:
         """The pairs of a prefix, or None; found ones become the most recently used."""
@@ -53,16 +57,57 @@ class SilentPrefixes:
             self._kept.move_to_end(key)
         return found
 
+    def begun(self, key: PrefixKey) -> KeysAndValues | None:
+        """The pairs of the longest prefix that `key` continues, or None."""
+        tokens, frames, depth = key
+        starts = [
+            kept
+            for kept in self._kept
+            if kept[2] == depth
+            and tokens.startswith(kept[0])
+            and frames[: len(kept[1])] == kept[1]
+            and len(kept[0]) < len(tokens)
+        ]
+        return self.get(max(starts, key=lambda kept: len(kept[0]))) if starts else None
+
     def put(self, key: PrefixKey, pairs: KeysAndValues) -> None:
         """Keep the pairs of a prefix and let the oldest go until all fit."""
         size = _bytes(pairs)
         if size > self.limit_bytes or key in self._kept:
             return
-        while self.held_bytes + size > self.limit_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self.held_bytes -= _bytes(oldest)
+        self._make_room(size)
         self._kept[key] = pairs
         self.held_bytes += size
+
+    def features(self, frames: int) -> Tensor | None:
+        """(F, D) that the encoder makes of so many mel frames of silence, or None."""
+        found = self._features.get(frames)
+        if found is not None:
+            self._features.move_to_end(frames)
+        return found
+
+    def put_features(self, frames: int, features: Tensor) -> None:
+        """Keep what the encoder makes of so many mel frames of silence."""
+        size, limit = features.nbytes, self.limit_bytes // 8
+        if size > limit or frames in self._features:
+            return
+        while size + sum(kept.nbytes for kept in self._features.values()) > limit:
+            self._forget_features()
+        self._make_room(size)
+        self._features[frames] = features
+        self.held_bytes += size
+
+    def _make_room(self, size: int) -> None:
+        while self.held_bytes + size > self.limit_bytes:
+            if self._kept:
+                _, oldest = self._kept.popitem(last=False)
+                self.held_bytes -= _bytes(oldest)
+            else:
+                self._forget_features()
+
+    def _forget_features(self) -> None:
+        _, oldest = self._features.popitem(last=False)
+        self.held_bytes -= oldest.nbytes
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -70,6 +115,27 @@ class SilentPrefixes:
 
 def _bytes(pairs: KeysAndValues) -> int:
     return sum(t.numel() * t.element_size() for pair in pairs for t in pair)
+
+
+class _After(Cache):
+    """What a pass sees behind kept keys and values, which are read and never written to."""
+
+    def __init__(self, pairs: KeysAndValues | None, *, keep: bool) -> None:
+        super().__init__(layers=[])
+        self.pairs, self.keep = pairs, keep
+        self.joined: KeysAndValues = []  # of each layer that was run, if they are to be kept
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(1, H, P + T, d) keys and values of a layer: the kept ones, then the new."""
+        new = (key_states, value_states)
+        if self.pairs is not None:
+            kept = self.pairs[layer_idx]
+            new = (torch.cat([kept[0], new[0]], dim=2), torch.cat([kept[1], new[1]], dim=2))
+        if self.keep:
+            self.joined.append(new)
+        return new
 
 
 @torch.inference_mode()
@@ -91,20 +157,63 @@ def contrast(
     pairs = prefixes.get(key)
     from_cache = pairs is not None
     if pairs is None:
-        pairs = _run_prefix(model, prompt, end, depth)
+        pairs = _run_prefix(model, prompt, key, prefixes)
         prefixes.put(key, pairs)
     states, attention = _run_question(model, prompt, end, depth, pairs, heads, layers)
     return Contrast(heard.states - states, attention, from_cache)
 
 
-def _run_prefix(model: AudioModel, prompt: Prompt, end: int, depth: int) -> KeysAndValues:
-    """Keys and values of everything up to the end of the silent audio."""
-    states = embed(model, silent_twin(model, prompt))[:, :end]
-    positions = torch.arange(end, device=model.device)[None]
-    cache = DynamicCache(config=model.text_config)
-    walk(model, states, positions, None, cache, depth=depth)
-    layers: list[Any] = cache.layers[:depth]
-    return [(layer.keys, layer.values) for layer in layers]
+def _run_prefix(
+    model: AudioModel, prompt: Prompt, key: PrefixKey, prefixes: SilentPrefixes
+) -> KeysAndValues:
+    """Keys and values of everything up to the end of the silent audio.
+
+    What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
+    """
+    _, frames, depth = key
+    begun = prefixes.begun(key)
+    start = 0 if begun is None else begun[0][0].shape[2]
+    end = prompt.audio_end
+    tokens, audio = prompt.tokens[start:end], prompt.audio[start:end]
+    clips = len(frames) - _clips_before(model, frames, int(prompt.audio[:start].sum()))
+    states = model.decoder.embed_tokens(tokens.to(model.device))[None]
+    heard = [
+        _silent_features(model, prompt, clip, prefixes)
+        for clip in range(len(frames) - clips, len(frames))
+    ]
+    states[:, audio.to(model.device)] = torch.cat(heard).to(states.dtype)
+    positions = torch.arange(start, end, device=model.device)[None]
+    cache = _After(begun, keep=True)
+    mask = None if begun is None else _causal(start, end, model.device)
+    walk(model, states, positions, mask, cache, depth=depth, wanted="keys")
+    return cache.joined
+
+
+def _clips_before(model: AudioModel, frames: Sequence[int], audio_tokens: int) -> int:
+    """How many clips stand in the first so many audio tokens."""
+    ends = accumulate(model.family.audio_tokens(count) for count in frames)
+    return sum(end <= audio_tokens for end in ends)
+
+
+def _silent_features(
+    model: AudioModel, prompt: Prompt, clip: int, prefixes: SilentPrefixes
+) -> Tensor:
+    """(F, D) that the encoder makes of silence as long as one of the clips."""
+    frames = int(prompt.frames[clip])
+    found = prefixes.features(frames)
+    if found is None:
+        mels = silent_mels(model, prompt.heard_seconds[clip : clip + 1])
+        mels = mels.to(model.device, model.dtype)
+        (found,) = model.family.hear(model.network, mels, prompt.frames[clip : clip + 1])
+        found = found.clone()  # its own memory: the encoder's output is longer
+        prefixes.put_features(frames, found)
+    return found
+
+
+def _causal(start: int, end: int, device: torch.device) -> Tensor:
+    """(1, 1, end - start, end) bool: what each of the tokens from `start` sees."""
+    shape = (end - start, end)
+    return torch.ones(shape, dtype=torch.bool, device=device).tril(start)[None, None]
 
 
 def _run_question(
@@ -118,16 +227,20 @@ def _run_question(
 ) -> tuple[Tensor, Tensor]:
     """(K, D) last-token states and (N, F) attention of the text after the audio."""
     length = len(prompt.tokens)
-    cache = DynamicCache(config=model.text_config)
-    for layer, (keys, values) in enumerate(pairs):
-        cache.update(keys, values, layer)  # concatenation: the kept pair itself is not written to
-    text = prompt.tokens[end:].to(model.device)
-    states = model.decoder.embed_tokens(text)[None]
+    states = model.decoder.embed_tokens(prompt.tokens[end:].to(model.device))[None]
     positions = torch.arange(end, length, device=model.device)[None]
-    shape = (length - end, length)
-    mask = torch.ones(shape, dtype=torch.bool, device=model.device).tril(end)[None, None]
     audio = prompt.audio.to(model.device)
     taps = Taps.on(heads, audio[None]) if heads else None
-    _, kept = walk(model, states, positions, mask, cache, layers=layers, depth=depth, taps=taps)
+    _, kept = walk(
+        model,
+        states,
+        positions,
+        _causal(end, length, model.device),
+        _After(pairs, keep=False),
+        layers=layers,
+        depth=depth,
+        wanted="last",
+        taps=taps,
+    )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
     return kept[0], attention

@@ -52,7 +52,7 @@ class Slots(Cache):
         self.strengths = torch.zeros(rows, device=model.device)
         self.seated: list[Row] = []
         self._reach = 0  # tokens that the running step reads
-        self._longest = 0
+        self._at = (self.lengths[:0], self.lengths[:0])  # rows and positions that it writes
 
     @staticmethod
     def bytes_of(model: AudioModel, rows: int, tokens: int) -> int:
@@ -97,7 +97,8 @@ class Slots(Cache):
     def step(self) -> None:
         """Draw the next token of every seated row, all in one pass."""
         model, rows = self.model, len(self.seated)
-        at = self.lengths[:rows]
+        at = self.lengths[:rows].clone()
+        self._at = (torch.arange(rows, device=at.device), at)
         self._reach = min(-(-(int(at.max()) + 1) // _GRAIN) * _GRAIN, self.tokens)
         mask = (torch.arange(self._reach, device=at.device) <= at[:, None])[:, None, None]
         tokens = torch.tensor([[row.token] for row in self.seated], device=at.device)
@@ -120,11 +121,10 @@ class Slots(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """What a layer reads in the running step: (B, H, reach, d) keys and values, new ones in."""
-        rows = len(self.seated)
-        keys, values = self.store[layer_idx, 0, :rows], self.store[layer_idx, 1, :rows]
-        place = torch.arange(rows, device=keys.device)
-        keys[place, :, self.lengths[:rows]] = key_states[:, :, 0]
-        values[place, :, self.lengths[:rows]] = value_states[:, :, 0]
+        place, at = self._at
+        keys, values = self.store[layer_idx, :, : len(place)]
+        keys[place, :, at] = key_states[:, :, 0]
+        values[place, :, at] = value_states[:, :, 0]
         return keys[:, :, : self._reach], values[:, :, : self._reach]
 
 
@@ -152,7 +152,7 @@ def write_together(
             if row.place < 0:
                 continue
             ids.append(row.token)
-            if row.token in slots.model.end_ids or len(ids) == sampling.max_tokens:
+            if sampling.ends(row.token, slots.model) or len(ids) == sampling.max_tokens:
                 slots.leave(row)
         if slots.seated:
             slots.step()

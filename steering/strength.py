@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +26,5 @@ class Gate:
     def strengths(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """The same for an array of scores."""
         logits = (self.threshold - scores.astype(np.float64)) / self.temperature
-        return np.asarray(self.max_strength * expit(logits))
+        sigmoid = 0.5 * (1 + np.tanh(logits / 2))  # in this form nothing overflows
+        return np.asarray(self.max_strength * sigmoid)

@@ -28,7 +28,7 @@ def run(*words: str) -> Any:
     return runner.invoke(cli.app, words, catch_exceptions=False, env={"COLUMNS": "200"})
 
 
-COMMANDS = ["serve", "demo", "ask", "listen", "doctor", "profile show", "profile verify"]
+COMMANDS = ["serve", "demo", "ask", "listen", "doctor", "bench", "profile show", "profile verify"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

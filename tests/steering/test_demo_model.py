@@ -81,7 +81,7 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
         for strength in (0.0, profile.gate.strength(at)):
             plan = Plan(direction, strength, profile.how) if strength else BARE
             right.append(is_right(answer_text(demo, heard, plan), item.answer, item.choices))
-        lost = replace(asked, mels=silent_mels(demo, asked))
+        lost = replace(asked, mels=silent_mels(demo, asked.heard_seconds))
         floor = listening_score(prefill(demo, lost, heads=profile.heads).attention.numpy())
         twin = listening_score(found.silence_attention.numpy())
         rows.append((*right, at, floor, twin))

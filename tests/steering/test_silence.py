@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steering import silence
 from steering.answer import BARE, Sampling, generate
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
@@ -186,7 +189,20 @@ def test_real_prefixes_of_random_lengths_stay_under_the_limit(grouped: AudioMode
         seconds = float(rng.uniform(0.1, 3.0))
         contrasted(grouped, prompt(grouped, seconds), prefixes)
         assert 0 < prefixes.held_bytes <= prefixes.limit_bytes
-        assert prefixes.held_bytes == sum(size(p) for p in prefixes._kept.values())
+        assert prefixes.held_bytes == held(prefixes)
+
+
+def test_a_thousand_random_durations_stay_under_the_limit(grouped: AudioModel) -> None:
+    rng = np.random.default_rng(2)
+    prefixes = SilentPrefixes(limit_bytes=400_000)
+    hits, heard = 0, prefill(grouped, prompt(grouped, 0.1), layers=(0,))
+    for step in range(1000):
+        asked = prompt(grouped, float(rng.uniform(0.1, 3.0)))
+        found = contrasted(grouped, asked, prefixes, heard, layers=(0,), heads=())
+        hits += found.from_cache
+        assert 0 < prefixes.held_bytes <= prefixes.limit_bytes, step
+        assert prefixes.held_bytes == held(prefixes)
+    assert hits and len(prefixes) > 3
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -235,5 +251,74 @@ def test_only_what_is_needed_is_kept(untrained: AudioModel) -> None:
     shapes: list[tuple[int, ...]] = [tuple(t.shape) for pair in pairs for t in pair]
     head_width = untrained.width // untrained.heads
     assert shapes == [(1, untrained.heads, asked.audio_end, head_width)] * 2 * 3
-    held: list[Tensor] = [t for pair in pairs for t in pair]
-    assert prefixes.held_bytes == sum(t.untyped_storage().nbytes() for t in held)
+    everything: list[Tensor] = [t for pair in pairs for t in pair]
+    everything += prefixes._features.values()
+    assert prefixes.held_bytes == sum(t.untyped_storage().nbytes() for t in everything)
+
+
+# ---- what a miss does not run again
+
+
+def test_a_miss_runs_no_encoder_for_a_length_it_knows(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixes = SilentPrefixes(PLENTY)
+    contrasted(untrained, prompt(untrained, 1.0), prefixes)
+    other = build(untrained, [Message("user", ("Hear this. ", clip(1.0), QUESTION))])
+    heard = prefill(untrained, other, layers=LAYERS)
+    expected = contrasted(untrained, other, SilentPrefixes(PLENTY), heard)
+    with monkeypatch.context() as patched:
+        patched.setattr(silence, "silent_mels", None)
+        found = contrasted(untrained, other, prefixes, heard)
+    assert not found.from_cache
+    assert torch.equal(found.differences, expected.differences)
+
+
+def test_a_longer_conversation_continues_the_prefix_of_its_beginning(model: AudioModel) -> None:
+    first = [Message("user", (clip(1.0), QUESTION))]
+    turn = [Message("assistant", ("A dog.",)), Message("user", (clip(0.5), clip(0.7), "And now?"))]
+    prefixes = SilentPrefixes(PLENTY)
+    contrasted(model, build(model, first), prefixes)
+    asked = build(model, first + turn)
+    with watched_tokens(model) as passes:
+        heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
+        found = contrasted(model, asked, prefixes, heard)
+    known = build(model, first).audio_end
+    assert passes == [heard.length, asked.audio_end - known, heard.length - asked.audio_end]
+    second = prefill(model, silent_twin(model, asked), heads=HEADS, layers=LAYERS)
+    torch.testing.assert_close(
+        found.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(found.silence_attention, second.attention, atol=2e-6, rtol=0)
+    assert contrasted(model, asked, prefixes, heard).from_cache
+
+
+def test_another_length_of_the_first_clip_is_no_beginning(untrained: AudioModel) -> None:
+    prefixes = SilentPrefixes(PLENTY)
+    contrasted(untrained, prompt(untrained, 1.01), prefixes)  # as many audio tokens as 1.0 s
+    asked = prompt(untrained, 1.0, 0.5)
+    heard = prefill(untrained, asked, layers=LAYERS)
+    second = prefill(untrained, silent_twin(untrained, asked), layers=LAYERS)
+    found = contrasted(untrained, asked, prefixes, heard)
+    torch.testing.assert_close(
+        found.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
+    )
+
+
+@contextmanager
+def watched_tokens(model: AudioModel) -> Iterator[list[int]]:
+    """Tokens of each pass through the first layer."""
+    passes: list[int] = []
+    hook = model.decoder.layers[0].register_forward_hook(
+        lambda module, inputs, output: passes.append(output.shape[1])
+    )
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def held(prefixes: SilentPrefixes) -> int:
+    """Bytes of everything that is kept."""
+    features = sum(kept.nbytes for kept in prefixes._features.values())
+    return features + sum(size(pairs) for pairs in prefixes._kept.values())

@@ -1,0 +1,1 @@
+"""The benchmark: what steering and batching cost beside transformers, and needing no more."""

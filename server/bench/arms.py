@@ -1,0 +1,256 @@
+"""The ways of answering that are compared, each for one question from start to last token.
+
+Every arm starts from the same messages, makes its own prompt from them, and runs as long as asked,
+past end tokens. Those named hf, naive, two_passes and aad are what others do; the rest is allears.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.bench.models import Subject
+from server.listen import Answer, Listener, Question, listen
+from steering.answer import Sampling
+from steering.baselines import audio_aware_decoding
+from steering.prefill import prefill
+from steering.prompt import Prompt, build, silent_twin
+from steering.silence import SilentPrefixes
+from steering.slots import Row
+from steering.taps import ATTENTION
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one answer took; seconds."""
+
+    prefill_seconds: float  # from the prompt to the first token, the silent twin's part included
+    first_token_seconds: float  # from the messages to the first token
+    seconds_a_token: float  # of the tokens after the first; 0 where there are none
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """A subject, and the listeners that share its model: with a profile and without."""
+
+    subject: Subject
+    listener: Listener
+    without_profile: Listener
+    tokens: int
+
+    @classmethod
+    def of(cls, subject: Subject, tokens: int, rows: int) -> Bench:
+        """A bench for answers of so many tokens, up to `rows` at once."""
+        length = len(build(subject.model, subject.messages(0)).tokens) + tokens
+        listener = Listener.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
+        return cls(subject, listener, replace(listener, profile=None), tokens)
+
+    def question(self, seed: int, **wish: Any) -> Question:
+        """The question of a seed, which is answered with exactly `tokens` tokens."""
+        sampling = Sampling(self.tokens, ignore_end=True)
+        return Question("bench", self.subject.messages(seed), sampling=sampling, **wish)
+
+
+Arm = Callable[[Bench, int], Run]  # of the question of a seed
+
+
+# ---- allears
+
+
+def _bare_without_profile(bench: Bench, seed: int) -> Run:
+    return _listened(bench.without_profile, bench.question(seed))
+
+
+def _bare(bench: Bench, seed: int) -> Run:
+    return _listened(bench.listener, bench.question(seed))
+
+
+def _cold(bench: Bench, seed: int) -> Run:
+    empty = SilentPrefixes(bench.listener.prefixes.limit_bytes)
+    return _listened(replace(bench.listener, prefixes=empty), bench.question(seed, steer=True))
+
+
+def _new_words(bench: Bench, seed: int) -> Run:
+    """A known length of audio after words that nobody said before: a miss that encodes nothing."""
+    question = bench.question(seed, steer=True)
+    (message,) = question.messages
+    message = replace(message, parts=(f"Number {seed}. ", *message.parts))
+    return _listened(bench.listener, replace(question, messages=(message,)))
+
+
+def _warm(bench: Bench, seed: int) -> Run:
+    return _listened(bench.listener, bench.question(seed, steer=True))
+
+
+def _calibrated(bench: Bench, seed: int) -> Run:
+    return _listened(bench.listener, bench.question(seed, steer=True, direction="calibrated"))
+
+
+def _listened(listener: Listener, question: Question) -> Run:
+    """One question by itself, with a decode step wherever it waits for one."""
+    before = _now(listener.model.device)
+    build(listener.model, question.messages)  # `listen` does it again: this is to time it
+    start = _now(listener.model.device)
+    answer: Answer | None = None
+    for event in listen(listener, question):
+        if isinstance(event, Row):
+            listener.slots.step()
+        elif isinstance(event, Answer):
+            answer = event
+    total = _now(listener.model.device) - start
+    assert answer is not None and answer.steering.applied == question.steer, answer
+    assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
+    first = answer.timings.first_token_seconds
+    return _run(first - (start - before), first, total, answer.completion_tokens)
+
+
+# ---- others
+
+
+def _hf(bench: Bench, seed: int) -> Run:
+    """The generate of transformers, with its SDPA attention."""
+    device = bench.subject.model.device
+    start = _now(device)
+    inputs = _inputs(bench, build(bench.subject.model, bench.subject.messages(seed)))
+    prepared = _now(device)
+    clock = _Clock(device)
+    with _attention(bench, "sdpa"):
+        out = bench.subject.model.network.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=bench.tokens,
+            min_new_tokens=bench.tokens,
+            streamer=clock,
+        )
+    total = _now(device) - start
+    assert out.shape[1] == inputs["input_ids"].shape[1] + bench.tokens
+    return _run(clock.first - prepared, clock.first - start, total, bench.tokens)
+
+
+def _naive(bench: Bench, seed: int) -> Run:
+    """The paper as its formulas stand: all attentions and states of two passes, to a token."""
+    return _two_forwards(bench, seed, "eager", output_attentions=True)
+
+
+def _two_passes(bench: Bench, seed: int) -> Run:
+    """The same direction from two passes with SDPA, no attention read."""
+    return _two_forwards(bench, seed, "sdpa", output_attentions=False)
+
+
+@torch.inference_mode()
+def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions: bool) -> Run:
+    """To the first token only: decoding is not what these are about."""
+    model, device = bench.subject.model, bench.subject.model.device
+    start = _now(device)
+    prompt = build(model, bench.subject.messages(seed))
+    twin = silent_twin(model, prompt)
+    prepared = _now(device)
+    layers = [layer + 1 for layer in bench.subject.profile.layers]
+    finals: list[Tensor] = []
+    with _attention(bench, attention):
+        for each in (prompt, twin):
+            out = model.network(
+                **_inputs(bench, each),
+                output_hidden_states=True,
+                output_attentions=output_attentions,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            finals.append(torch.stack([out.hidden_states[layer][0, -1] for layer in layers]))
+            if output_attentions:
+                heads = bench.subject.profile.heads
+                mass = [out.attentions[la][0, h, -1, prompt.audio].sum() for la, h in heads]
+                float(torch.stack(mass).mean())
+    direction = (finals[0] - finals[1]).mean(0)
+    final = model.network.lm_head(out.hidden_states[-1][:, -1] + 0.5 * direction)
+    int(final.argmax())
+    first = _now(device)
+    return Run(first - prepared, first - start, 0.0, first - start)
+
+
+def _aad(bench: Bench, seed: int) -> Run:
+    """Audio-Aware Decoding: a branch that heard the clip and one that heard silence."""
+    model, device = bench.subject.model, bench.subject.model.device
+    start = _now(device)
+    prompt = build(model, bench.subject.messages(seed))
+    twin = silent_twin(model, prompt)
+    prepared = _now(device)
+    heard, silent = prefill(model, prompt), prefill(model, twin)
+    first = 0.0
+    sampling = Sampling(bench.tokens, ignore_end=True)
+    for _ in audio_aware_decoding(model, heard, silent, sampling):
+        first = first or _now(device)
+    return _run(first - prepared, first - start, _now(device) - start, bench.tokens)
+
+
+class _Clock:
+    """A streamer of transformers that notes when the first token came."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._puts = device, 0
+        self.first = 0.0
+
+    def put(self, tokens: Tensor) -> None:
+        """Called with the prompt, then with every token."""
+        self._puts += 1
+        if self._puts == 2:
+            self.first = _now(self._device)
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
+    """A prompt as transformers takes it."""
+    tokens = prompt.tokens[None]
+    frames = torch.arange(prompt.mels.shape[-1])[None] < prompt.frames[:, None]
+    model = bench.subject.model
+    return {
+        "input_ids": tokens.to(model.device),
+        "attention_mask": torch.ones_like(tokens).to(model.device),
+        "input_features": prompt.mels.to(model.device, model.dtype),
+        "feature_attention_mask": frames.long().to(model.device),
+    }
+
+
+@contextmanager
+def _attention(bench: Bench, name: str) -> Iterator[None]:
+    """The decoder with an attention of transformers' own."""
+    config = bench.subject.model.decoder.config
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = ATTENTION
+
+
+def _run(passes: float, first: float, total: float, tokens: int) -> Run:
+    return Run(passes, first, (total - first) / (tokens - 1) if tokens > 1 else 0.0, total)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+ARMS: Mapping[str, tuple[str, Arm]] = {
+    "hf": ("transformers generate, bare", _hf),
+    "naive": ("two passes, eager attention outputs", _naive),
+    "two_passes": ("two SDPA passes", _two_passes),
+    "aad": ("Audio-Aware Decoding", _aad),
+    "bare_without_profile": ("allears bare, no profile, no taps", _bare_without_profile),
+    "bare": ("allears bare, taps on", _bare),
+    "cold": ("allears steered, nothing kept", _cold),
+    "new_words": ("allears steered, silence of that length known", _new_words),
+    "warm": ("allears steered, warm", _warm),
+    "calibrated": ("allears steered, calibrated direction", _calibrated),
+}

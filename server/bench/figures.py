@@ -1,0 +1,154 @@
+"""Runs become figures: medians with their spread, ratios beside their bounds, a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+Runs = Mapping[str, Sequence[Mapping[str, float]]]  # arm -> one row of measures a round
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A ratio of two arms that the project promises, at most or at least."""
+
+    says: str
+    above: str
+    below: str
+    measure: str
+    sense: Literal["<=", ">="]
+    limit: float
+    models: tuple[str, ...]
+
+
+FIRST = "first_token_seconds"
+BOUNDS = (
+    Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.06, ("mid",)),
+    Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.05, ("real",)),
+    Bound(
+        "taps / no taps, first token", "bare", "bare_without_profile", FIRST, "<=", 1.01, ("mid",)
+    ),
+    Bound("cold steered / bare, first token", "cold", "bare", FIRST, "<=", 1.5, ("mid",)),
+    Bound("new words steered / bare, first token", "new_words", "bare", FIRST, "<=", 1.5, ("mid",)),
+    Bound("naive / warm steered, first token", "naive", "warm", FIRST, ">=", 2.3, ("mid",)),
+    Bound("two SDPA passes / warm steered", "two_passes", "warm", FIRST, ">=", 1.5, ()),
+    Bound("calibrated / bare, first token", "calibrated", "bare", FIRST, "<=", 1.01, ()),
+    Bound("bare / transformers, first token", "bare", "hf", FIRST, "<=", 1.0, ()),
+    Bound(
+        "warm steered / bare, whole answer",
+        "warm",
+        "bare",
+        "total_seconds",
+        "<=",
+        1.03,
+        ("demo", "mid", "real"),
+    ),
+    Bound(
+        "Audio-Aware Decoding / warm steered, whole answer",
+        "aad",
+        "warm",
+        "total_seconds",
+        ">=",
+        1.7,
+        ("demo", "mid", "real"),
+    ),
+    Bound("steered / bare, a token", "warm", "bare", "seconds_a_token", "<=", 1.02, ()),
+)
+
+
+def summary(runs: Runs) -> dict[str, dict[str, Any]]:
+    """Of each arm and measure: median, smallest and largest."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm, rows in runs.items():
+        found[arm] = {name: spread([row[name] for row in rows]) for name in rows[0]}
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def ratios(runs: Runs, model: str | None) -> list[dict[str, Any]]:
+    """Every ratio within its rounds, so that what slows a round down slows both; never an error."""
+    found = []
+    for bound in BOUNDS:
+        promised = model in bound.models
+        if bound.models and not promised:
+            continue
+        pairs = zip(runs[bound.above], runs[bound.below], strict=True)
+        each = [a[bound.measure] / b[bound.measure] for a, b in pairs if b[bound.measure]]
+        if each:
+            found.append(ratio(bound.says, each, bound.sense, bound.limit if promised else None))
+    return found
+
+
+def ratio(
+    says: str, each: Sequence[float], sense: Literal["<=", ">="], limit: float | None
+) -> dict[str, Any]:
+    """A ratio beside its bound, if it has one."""
+    middle = median(each)
+    holds = None if limit is None else (middle <= limit if sense == "<=" else middle >= limit)
+    return {"ratio": says, **spread(each), "sense": sense, "bound": limit, "holds": holds}
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under each other; the first is the header, the first column is left-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([row[0].ljust(len(first)), *rest]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def arms_table(results: Mapping[str, Any]) -> str:
+    """A line an arm: what it took, medians, and how far the first token's time spread."""
+    rows = [["arm", "prefill s", "first token s", "low", "high", "ms a token", "total s", "MiB"]]
+    for arm, found in results["arms"].items():
+        first, memory = found[FIRST], found.get("peak_memory_bytes")
+        rows.append(
+            [
+                f"{arm}: {results['legend'][arm]}",
+                _number(found["prefill_seconds"]["median"]),
+                _number(first["median"]),
+                _number(first["low"]),
+                _number(first["high"]),
+                _number(1000 * found["seconds_a_token"]["median"]),
+                _number(found["total_seconds"]["median"]),
+                "-" if memory is None else f"{memory['median'] / 2**20:.0f}",
+            ]
+        )
+    return table(rows)
+
+
+def load_table(results: Mapping[str, Any]) -> str:
+    """A line a way of serving: requests and tokens a second."""
+    rows = [["load", "requests a second", "low", "high", "tokens a second"]]
+    for name, found in results["load"].items():
+        figures = [
+            found["median"],
+            found["low"],
+            found["high"],
+            found["median"] * results["tokens"],
+        ]
+        rows.append([name, *map(_number, figures)])
+    return table(rows)
+
+
+def ratios_table(results: Mapping[str, Any]) -> str:
+    """A line a ratio, with its bound and whether it holds."""
+    rows = [["ratio", "median", "low", "high", "bound", "holds"]]
+    for found in results["ratios"]:
+        bound = "-" if found["bound"] is None else f"{found['sense']} {found['bound']:g}"
+        holds = {None: "-", True: "yes", False: "NO"}[found["holds"]]
+        figures = [f"{found[name]:.3f}" for name in ("median", "low", "high")]
+        rows.append([found["ratio"], *figures, bound, holds])
+    return table(rows)
+
+
+def _number(value: float) -> str:
+    return "-" if not value else f"{value:.4g}"

@@ -1,0 +1,49 @@
+"""Many questions at once, through the engine; beside it transformers, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import count
+
+from server.bench.arms import ARMS, Bench
+from server.engine import Engine
+
+_PATIENCE_SECONDS = 3600.0
+
+
+def one_at_a_time(bench: Bench, requests: int, seed: int) -> float:
+    """Requests a second of transformers' generate."""
+    _, generate = ARMS["hf"]
+    return requests / sum(generate(bench, seed + i).total_seconds for i in range(requests))
+
+
+def through_engine(
+    bench: Bench, concurrency: int, requests: int, seed: int, *, steer: bool
+) -> float:
+    """Requests a second of so many clients, each of which asks again as soon as it is answered."""
+    engine = Engine(
+        bench.listener,
+        queue_limit_requests=requests,
+        queue_timeout_seconds=_PATIENCE_SECONDS,
+    )
+    try:
+        return requests / asyncio.run(_load(engine, bench, concurrency, requests, seed, steer))
+    finally:
+        engine.close()
+
+
+async def _load(
+    engine: Engine, bench: Bench, concurrency: int, requests: int, seed: int, steer: bool
+) -> float:
+    """Seconds until all are answered."""
+    seeds = count(seed)
+    questions = [bench.question(next(seeds), steer=steer) for _ in range(requests)]
+
+    async def client() -> None:
+        while questions:
+            await engine.answer(questions.pop())
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return time.perf_counter() - start

@@ -1,0 +1,209 @@
+"""What is measured: the embedded model, and models of random weights of a given size.
+
+Speed does not depend on what the weights are, so nothing is downloaded and nothing is written. The
+listening profiles of the random models are made by hand: as many heads, as deep, as a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+
+from steering import model as models
+from steering import profile as profiles
+from steering.clip import Clip
+from steering.family import QWEN2_AUDIO
+from steering.heads import Verdicts
+from steering.model import DEMO, DEMO_WEIGHTS, AudioModel
+from steering.profile import Profile
+from steering.prompt import Message, ask
+from steering.readout import Intervention
+from steering.strength import Gate
+from steering.taps import ATTENTION
+
+_SENTENCE = "Which sound is this?\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Sizes of a Qwen2-Audio, and how much of it a listening profile taps."""
+
+    encoder: Mapping[str, int]
+    decoder: Mapping[str, int]
+    tapped_heads: int
+    deepest_layer: int  # of tapped heads and silence directions, from 0
+    clip_seconds: float = 30.0
+    question_tokens: int = 60
+
+
+MID = Size(
+    encoder={
+        "d_model": 384,
+        "encoder_layers": 4,
+        "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 1536,
+        "num_mel_bins": 80,
+    },
+    decoder={
+        "hidden_size": 768,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "max_position_embeddings": 4096,
+    },
+    tapped_heads=8,
+    deepest_layer=10,
+)
+REAL = Size(  # Qwen2-Audio-7B-Instruct
+    encoder={
+        "d_model": 1280,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+    },
+    decoder={
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 8192,
+        "vocab_size": 156032,
+    },
+    tapped_heads=24,
+    deepest_layer=20,
+)
+SCALED_DOWN = Size(  # the script of REAL, at a size that a CPU runs in seconds
+    encoder={
+        "d_model": 128,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 256,
+        "num_mel_bins": 128,
+    },
+    decoder={
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "vocab_size": 4096,
+    },
+    tapped_heads=4,
+    deepest_layer=2,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model that is measured, its profile, and how long its prompts are."""
+
+    model: AudioModel
+    profile: Profile
+    clip_seconds: float
+    question: str
+
+    def messages(self, seed: int, seconds: float | None = None) -> tuple[Message, ...]:
+        """A question about noise; every seed is another clip of the same length."""
+        rate_hz = self.model.rate_hz
+        length = round((seconds or self.clip_seconds) * rate_hz)
+        noise = np.random.default_rng(seed).standard_normal(length).astype(np.float32) * 0.1
+        clip = Clip(noise, rate_hz, length / rate_hz, rate_hz, 1)
+        return (Message("user", (clip, self.question)),)
+
+
+def subject(name: str, device: torch.device, *, scale_down: bool = False) -> Subject:
+    """The subject called demo, mid or real, on a device."""
+    if name == DEMO:
+        model = models.load(DEMO, device=str(device), dtype="float32")
+        found = profiles.find(None, model)
+        assert found is not None
+        return Subject(model, found, model.max_clip_seconds, _question(model, 60))
+    size = MID if name == "mid" else SCALED_DOWN if scale_down else REAL
+    on_gpu = device.type == "cuda"
+    model = random_model(name, size, device, torch.bfloat16 if on_gpu else torch.float32)
+    question = _question(model, size.question_tokens)
+    return Subject(model, random_profile(model, size), size.clip_seconds, question)
+
+
+def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> AudioModel:
+    """A Qwen2-Audio of random weights, made on the device; words and template of the embedded."""
+    embedded: Any = Qwen2AudioProcessor.from_pretrained(DEMO_WEIGHTS)
+    extractor = WhisperFeatureExtractor(
+        feature_size=size.encoder["num_mel_bins"],
+        chunk_length=int(size.clip_seconds),
+        return_attention_mask=True,
+    )
+    processor: Any = Qwen2AudioProcessor(extractor, embedded.tokenizer, embedded.chat_template)
+    config: Any = AutoConfig.from_pretrained(DEMO_WEIGHTS)
+    given = config.to_dict()
+    given["audio_config"] |= {**size.encoder, "max_source_positions": extractor.nb_max_frames // 2}
+    given["text_config"] |= {**size.decoder, "layer_types": None, "max_window_layers": 0}
+    given["text_config"].pop("head_dim", None)
+    config = type(config).from_dict(given)
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        network: Any = Qwen2AudioForConditionalGeneration._from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    network.generation_config.eos_token_id = embedded.tokenizer.eos_token_id
+    network.generation_config.pad_token_id = embedded.tokenizer.pad_token_id
+    network = network.eval().requires_grad_(False).to(device)
+    QWEN2_AUDIO.decoder(network).config._attn_implementation = ATTENTION
+    return AudioModel(
+        name, Path(), None, f"random-{name}", QWEN2_AUDIO, network, processor, device, dtype
+    )
+
+
+def random_profile(model: AudioModel, size: Size) -> Profile:
+    """A profile made by hand: heads spread over the layers up to the deepest, those layers."""
+    last, count = size.deepest_layer, size.tapped_heads
+    first = max(last // 3, 1)
+    heads = tuple(
+        (last - i * (last - first + 1) // count, (i * 5 + 1) % model.heads) for i in range(count)
+    )
+    return Profile(
+        name="by-hand",
+        model=model.name,
+        revision=None,
+        fingerprint=model.fingerprint,
+        family=model.family.name,
+        heads=heads,
+        correlations=tuple(0.5 for _ in heads),
+        how=Intervention(layers=tuple(sorted({layer for layer, _ in heads}))),
+        gate=Gate(1.0, 0.5, 0.1),
+        fixed_strength=0.5,
+        verdicts=Verdicts(0.2, 0.6),
+        calibration={},
+        held_out={},
+        versions={},
+        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(1)),
+        quantiles=np.linspace(0, 1, 101, dtype=np.float32),
+        head_mean=np.full(count, 0.5, np.float32),
+        head_std=np.full(count, 0.1, np.float32),
+    )
+
+
+def _question(model: AudioModel, tokens: int) -> str:
+    """A text after which as many tokens follow the audio, the template's own among them."""
+    second = Clip(np.zeros(model.rate_hz, np.float32), model.rate_hz, 1.0, model.rate_hz, 1)
+    text = ""
+    while True:
+        prompt = ask(model, [second], text + _SENTENCE)
+        if len(prompt.tokens) - prompt.audio_end > tokens:
+            return text or _SENTENCE
+        text += _SENTENCE
