@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from server.bench.models import subject
 from steering.prompt import build
 
 _ROUNDS = {"demo": 9, "mid": 5, "real": 5}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -37,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
         tokens=wish.tokens,
         concurrency=wish.concurrency,
         scale_down=wish.scale_down,
+        clock=wish.clock,
     )
     print(report(results))
     wish.out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +55,11 @@ def measure(
     tokens: int,
     concurrency: Sequence[int],
     scale_down: bool = False,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """Everything that was measured of a model, as it goes to the JSON file."""
     measured = subject(model, device, scale_down=scale_down)
-    bench = Bench.of(measured, tokens, max([1, *concurrency]))
+    bench = Bench.of(measured, tokens, max([1, *concurrency]), CLOCKS[clock])
     prompt = build(measured.model, measured.messages(0))
     promises = None if scale_down else model  # whose bounds are looked at
     runs = _rounds(bench, rounds)
@@ -66,6 +70,7 @@ def measure(
         "parameters": sum(p.numel() for p in measured.model.network.parameters()),
         "dtype": str(measured.model.dtype).removeprefix("torch."),
         "machine": _machine(device),
+        "clock": clock,
         "rounds": rounds,
         "tokens": tokens,
         "prompt_tokens": len(prompt.tokens),
@@ -96,8 +101,10 @@ def report(results: dict[str, Any]) -> str:
         f" {results['question_tokens']} after it; answers of {results['tokens']}"
     )
     machine = ", ".join(f"{value}" for value in results["machine"].values())
-    head = f"{results['model']}: {size}\n{prompt}\n{machine}; {results['rounds']} rounds"
-    tables = (figures.arms_table, figures.load_table, figures.ratios_table)
+    run = f"{results['rounds']} rounds, {results['clock']} clock"
+    head = f"{results['model']}: {size}\n{prompt}\n{machine}; {run}"
+    load = [figures.load_table] if results["load"] else []
+    tables = (figures.arms_table, *load, figures.ratios_table)
     return "\n\n".join([head, *(make(results) for make in tables)])
 
 
@@ -122,7 +129,7 @@ def _rounds(bench: Bench, rounds: int) -> dict[str, list[dict[str, float]]]:
 def _load(bench: Bench, rounds: int, concurrency: Sequence[int]) -> dict[str, list[float]]:
     """Requests a second of each way of serving, a figure a round."""
     found: dict[str, list[float]] = {}
-    for i in range(rounds):
+    for i in range(rounds if concurrency else 0):
         seed = 10_000 * (i + 1)
         one = one_at_a_time(bench, 4, seed)
         found.setdefault("transformers, one at a time", []).append(one)
@@ -136,7 +143,7 @@ def _load(bench: Bench, rounds: int, concurrency: Sequence[int]) -> dict[str, li
 
 def _load_ratios(load: dict[str, list[float]], model: str | None) -> list[dict[str, Any]]:
     """Each load over transformers one at a time."""
-    ones = load["transformers, one at a time"]
+    ones = load.get("transformers, one at a time", [])
     promised: dict[tuple[str | None, int], float] = {("demo", 16): 3.0, ("real", 32): 8.0}
     found = []
     for name, rates in load.items():
@@ -201,7 +208,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--rounds", type=int, help="default: 9 for demo, 5 for others")
     parser.add_argument("--tokens", type=int, default=64, help="of every answer")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument(
+        "--concurrency", type=int, nargs="*", default=[1, 4, 16], help="none: no load"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu: time of this process only, for a machine that others use, with --threads 1;"
+        " the load is by the wall always",
+    )
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     parser.add_argument(
         "--scale-down", action="store_true", help="the script of `real` at a small size, for a CPU"

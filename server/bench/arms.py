@@ -44,13 +44,27 @@ class Bench:
     listener: Listener
     without_profile: Listener
     tokens: int
+    clock: Callable[[], float]  # seconds: of the wall, or of this process on the CPU
 
     @classmethod
-    def of(cls, subject: Subject, tokens: int, rows: int) -> Bench:
+    def of(
+        cls,
+        subject: Subject,
+        tokens: int,
+        rows: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Bench:
         """A bench for answers of so many tokens, up to `rows` at once."""
         length = len(build(subject.model, subject.messages(0)).tokens) + tokens
         listener = Listener.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
-        return cls(subject, listener, replace(listener, profile=None), tokens)
+        return cls(subject, listener, replace(listener, profile=None), tokens, clock)
+
+    def now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        device = self.subject.model.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return self.clock()
 
     def question(self, seed: int, **wish: Any) -> Question:
         """The question of a seed, which is answered with exactly `tokens` tokens."""
@@ -65,16 +79,18 @@ Arm = Callable[[Bench, int], Run]  # of the question of a seed
 
 
 def _bare_without_profile(bench: Bench, seed: int) -> Run:
-    return _listened(bench.without_profile, bench.question(seed))
+    return _listened(bench, bench.without_profile, bench.question(seed))
 
 
 def _bare(bench: Bench, seed: int) -> Run:
-    return _listened(bench.listener, bench.question(seed))
+    return _listened(bench, bench.listener, bench.question(seed))
 
 
 def _cold(bench: Bench, seed: int) -> Run:
     empty = SilentPrefixes(bench.listener.prefixes.limit_bytes)
-    return _listened(replace(bench.listener, prefixes=empty), bench.question(seed, steer=True))
+    return _listened(
+        bench, replace(bench.listener, prefixes=empty), bench.question(seed, steer=True)
+    )
 
 
 def _new_words(bench: Bench, seed: int) -> Run:
@@ -82,32 +98,35 @@ def _new_words(bench: Bench, seed: int) -> Run:
     question = bench.question(seed, steer=True)
     (message,) = question.messages
     message = replace(message, parts=(f"Number {seed}. ", *message.parts))
-    return _listened(bench.listener, replace(question, messages=(message,)))
+    return _listened(bench, bench.listener, replace(question, messages=(message,)))
 
 
 def _warm(bench: Bench, seed: int) -> Run:
-    return _listened(bench.listener, bench.question(seed, steer=True))
+    return _listened(bench, bench.listener, bench.question(seed, steer=True))
 
 
 def _calibrated(bench: Bench, seed: int) -> Run:
-    return _listened(bench.listener, bench.question(seed, steer=True, direction="calibrated"))
+    return _listened(
+        bench, bench.listener, bench.question(seed, steer=True, direction="calibrated")
+    )
 
 
-def _listened(listener: Listener, question: Question) -> Run:
+def _listened(bench: Bench, listener: Listener, question: Question) -> Run:
     """One question by itself, with a decode step wherever it waits for one."""
-    before = _now(listener.model.device)
+    before = bench.now()
     build(listener.model, question.messages)  # `listen` does it again: this is to time it
-    start = _now(listener.model.device)
-    answer: Answer | None = None
+    start = bench.now()
+    first, answer = 0.0, None
     for event in listen(listener, question):
+        if not first and isinstance(event, str | Row):  # the first token is there
+            first = bench.now() - start
         if isinstance(event, Row):
             listener.slots.step()
         elif isinstance(event, Answer):
             answer = event
-    total = _now(listener.model.device) - start
+    total = bench.now() - start
     assert answer is not None and answer.steering.applied == question.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
-    first = answer.timings.first_token_seconds
     return _run(first - (start - before), first, total, answer.completion_tokens)
 
 
@@ -116,11 +135,10 @@ def _listened(listener: Listener, question: Question) -> Run:
 
 def _hf(bench: Bench, seed: int) -> Run:
     """The generate of transformers, with its SDPA attention."""
-    device = bench.subject.model.device
-    start = _now(device)
+    start = bench.now()
     inputs = _inputs(bench, build(bench.subject.model, bench.subject.messages(seed)))
-    prepared = _now(device)
-    clock = _Clock(device)
+    prepared = bench.now()
+    clock = _Clock(bench)
     with _attention(bench, "sdpa"):
         out = bench.subject.model.network.generate(
             **inputs,
@@ -129,7 +147,7 @@ def _hf(bench: Bench, seed: int) -> Run:
             min_new_tokens=bench.tokens,
             streamer=clock,
         )
-    total = _now(device) - start
+    total = bench.now() - start
     assert out.shape[1] == inputs["input_ids"].shape[1] + bench.tokens
     return _run(clock.first - prepared, clock.first - start, total, bench.tokens)
 
@@ -147,11 +165,11 @@ def _two_passes(bench: Bench, seed: int) -> Run:
 @torch.inference_mode()
 def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions: bool) -> Run:
     """To the first token only: decoding is not what these are about."""
-    model, device = bench.subject.model, bench.subject.model.device
-    start = _now(device)
+    model = bench.subject.model
+    start = bench.now()
     prompt = build(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
-    prepared = _now(device)
+    prepared = bench.now()
     layers = [layer + 1 for layer in bench.subject.profile.layers]
     finals: list[Tensor] = []
     with _attention(bench, attention):
@@ -171,37 +189,37 @@ def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions:
     direction = (finals[0] - finals[1]).mean(0)
     final = model.network.lm_head(out.hidden_states[-1][:, -1] + 0.5 * direction)
     int(final.argmax())
-    first = _now(device)
+    first = bench.now()
     return Run(first - prepared, first - start, 0.0, first - start)
 
 
 def _aad(bench: Bench, seed: int) -> Run:
     """Audio-Aware Decoding: a branch that heard the clip and one that heard silence."""
-    model, device = bench.subject.model, bench.subject.model.device
-    start = _now(device)
+    model = bench.subject.model
+    start = bench.now()
     prompt = build(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
-    prepared = _now(device)
+    prepared = bench.now()
     heard, silent = prefill(model, prompt), prefill(model, twin)
     first = 0.0
     sampling = Sampling(bench.tokens, ignore_end=True)
     for _ in audio_aware_decoding(model, heard, silent, sampling):
-        first = first or _now(device)
-    return _run(first - prepared, first - start, _now(device) - start, bench.tokens)
+        first = first or bench.now()
+    return _run(first - prepared, first - start, bench.now() - start, bench.tokens)
 
 
 class _Clock:
     """A streamer of transformers that notes when the first token came."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._puts = device, 0
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._puts = bench, 0
         self.first = 0.0
 
     def put(self, tokens: Tensor) -> None:
         """Called with the prompt, then with every token."""
         self._puts += 1
         if self._puts == 2:
-            self.first = _now(self._device)
+            self.first = self._bench.now()
 
     def end(self) -> None:
         """Nothing to do."""
@@ -233,13 +251,6 @@ def _attention(bench: Bench, name: str) -> Iterator[None]:
 
 def _run(passes: float, first: float, total: float, tokens: int) -> Run:
     return Run(passes, first, (total - first) / (tokens - 1) if tokens > 1 else 0.0, total)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 ARMS: Mapping[str, tuple[str, Arm]] = {
