@@ -23,7 +23,6 @@ from steering.prefill import prefill
 from steering.prompt import Prompt, build, silent_twin
 from steering.silence import SilentPrefixes
 from steering.slots import Row
-from steering.taps import ATTENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +239,15 @@ def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
 
 @contextmanager
 def _attention(bench: Bench, name: str) -> Iterator[None]:
-    """The decoder with an attention of transformers' own."""
-    config = bench.subject.model.decoder.config
-    config._attn_implementation = name
+    """The network as transformers loads it with this attention, encoder and decoder."""
+    model = bench.subject.model
+    tower = model.network.model.audio_tower.config
+    ours = (tower._attn_implementation, model.decoder.config._attn_implementation)
+    tower._attn_implementation = model.decoder.config._attn_implementation = name
     try:
         yield
     finally:
-        config._attn_implementation = ATTENTION
+        tower._attn_implementation, model.decoder.config._attn_implementation = ours
 
 
 def _run(passes: float, first: float, total: float, tokens: int) -> Run:
