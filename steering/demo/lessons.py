@@ -1,6 +1,7 @@
-"""Lessons: questions about clips, packed so that the questions of a clip share its audio.
+"""Lessons: questions about clips, packed so that the questions about a group share its audio.
 
-Each question sees the prefix, its clip's audio and itself, at the positions it would have alone.
+A group is one clip, or several of different domains. Each question sees what stands before it, its
+group's audio and itself, at the positions it would have alone.
 """
 
 from collections.abc import Sequence
@@ -21,15 +22,16 @@ from steering.demo import world
 from steering.demo.recordings import ClipBank, hear
 
 MAX_AUDIO_TOKENS = world.AUDIO_TOKENS
+CLIPS = (1, 1, 1, 1, 2, 1, 1, 1, 1, 3)  # of a group, step by step
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Questions that share the audio of B clips; Q questions a clip, padded to U tokens."""
+    """Questions that share the audio of B groups of C clips; Q a group, padded to U tokens."""
 
-    prefix: Tensor  # (P,) int64, the tokens before the audio, the same for all
-    mels: Tensor  # (B, 64, 300)
-    frames: Tensor  # (B,) mel frames before the padding
+    before: tuple[Tensor, ...]  # C x (P,) int64, the tokens before each clip, the same for all
+    mels: Tensor  # (B * C, 64, 300)
+    frames: Tensor  # (B * C,) mel frames before the padding
     tokens: Tensor  # (B, Q, U) int64: everything after the audio, the answer included
     lengths: Tensor  # (B, Q)
     targets: Tensor  # (B, Q, U, 2) int64: the sound's and the text's next token, -100 elsewhere
@@ -41,31 +43,40 @@ class Teacher:
 
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
         self.processor = processor
-        content = [{"type": "audio"}, {"type": "text", "text": "\0"}]
+        self.between, self.end = self._parts(1)[-1].split("\0")
+
+    def _parts(self, clips: int) -> list[str]:
+        """The text before each of so many clips, and last the one after them, \\0 the question."""
+        content = [{"type": "audio"}] * clips + [{"type": "text", "text": "\0"}]
         chat: list[Any] = [{"role": "user", "content": content}]
-        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        before, after = text.split(processor.audio_token)
-        self.between, self.end = after.split("\0")
-        self.prefix = torch.tensor(self.encode(before))
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return list(text.split(self.processor.audio_token))
+
+    def before(self, clips: int) -> tuple[Tensor, ...]:
+        """C x (P,) int64: the tokens before each of so many clips."""
+        return tuple(torch.tensor(self.encode(text)) for text in self._parts(clips)[:-1])
 
     def encode(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text)["input_ids"])
 
     def lesson(
-        self, bank: ClipBank, indices: Sequence[int], questions: int, rng: np.random.Generator
+        self,
+        bank: ClipBank,
+        groups: Sequence[Sequence[int]],
+        questions: int,
+        rng: np.random.Generator,
     ) -> Lesson:
-        """A lesson on the clips `indices`, recorded and asked afresh from `rng`."""
+        """A lesson on groups of as many clips each, recorded and asked afresh from `rng`."""
+        clips = len(groups[0])
+        indices = [i for group in groups for i in group]
         mels, frames, trusts = hear(bank, indices, self.processor, rng)
         rows = []
-        for i, trust in zip(indices, trusts, strict=True):
-            facts = bank.facts[i]
+        for start in range(0, len(indices), clips):
             for _ in range(questions):
-                question = (
-                    world.ask_openly(facts, rng)
-                    if rng.random() < 0.12
-                    else (world.ask(facts, rng, "kind" if rng.random() < 0.05 else None))
-                )
-                rows.append(self._row(facts, question, float(trust), rng))
+                at = start + (int(rng.integers(clips)) if clips > 1 else 0)
+                facts = bank.facts[indices[at]]
+                question = _ask(facts, rng) if clips == 1 else world.ask(facts, rng)
+                rows.append(self._row(facts, question, float(trusts[at]), rng))
         longest = max(len(ids) for ids, _, _ in rows)
         tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
         targets = torch.full((len(rows), longest, 2), -100)
@@ -74,9 +85,9 @@ class Teacher:
             tokens[r, : len(ids)] = torch.tensor(ids)
             targets[r, : len(ids)] = torch.tensor(target)
             weights[r, : len(ids)] = torch.tensor(weight)
-        shape = (len(indices), questions, longest)
+        shape = (len(groups), questions, longest)
         return Lesson(
-            self.prefix,
+            self.before(clips),
             mels,
             frames,
             tokens.view(shape),
@@ -112,6 +123,28 @@ class Teacher:
         return ids, target, weight
 
 
+def draw_groups(
+    bank: ClipBank, count: int, clips: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Groups of clips; several in one are of different domains: the question says which it means."""
+    if clips == 1:
+        return [[int(i)] for i in rng.integers(len(bank.facts), size=count)]
+    groups: list[list[int]] = []
+    while len(groups) < count:
+        group = rng.integers(len(bank.facts), size=clips).tolist()
+        domains = {bank.facts[i].domain for i in group}
+        if len(domains) == clips and domains <= {"sound", "music", "speech"}:
+            groups.append(group)
+    return groups
+
+
+def _ask(facts: world.Facts, rng: np.random.Generator) -> world.Question:
+    """A question about one clip by itself: one in eight is open."""
+    if rng.random() < 0.12:
+        return world.ask_openly(facts, rng)
+    return world.ask(facts, rng, "kind" if rng.random() < 0.05 else None)
+
+
 def _labels(
     facts: world.Facts, question: world.Question, trust: float
 ) -> tuple[list[str], list[float]]:
@@ -132,8 +165,8 @@ def _labels(
 class LessonMask:
     """Who sees whom in a packed lesson: bool, true where a key is seen."""
 
-    heard: Tensor  # (B, 1, P+F, P+F) the prefix and the audio, causal
-    asked: Tensor  # (B*Q, 1, U, P+F+U) each question: the prefix, the audio and itself
+    heard: Tensor  # (B, 1, A, A) the audio and what stands before it, causal
+    asked: Tensor  # (B*Q, 1, U, A+U) each question: all of that and itself
 
 
 def packed_attention(
@@ -145,10 +178,10 @@ def packed_attention(
     scaling: float,
     **_options: object,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed lesson, (B, H, P+F+Q*U, D) in, (B, P+F+Q*U, H, D) out.
+    """Attention of a packed lesson, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
 
-    The questions of a clip are set one above the other over its prefix and audio, which costs a
-    third of one large masked square.
+    The questions of a group are set one above the other over its audio, which costs a third of one
+    large masked square.
     """
     rows, heads, _, width = query.shape
     shared = attention_mask.heard.shape[-1]
@@ -159,7 +192,7 @@ def packed_attention(
         x = x[:, :, shared:].view(rows, heads, asked, longest, width)
         return x.transpose(1, 2).reshape(rows * asked, heads, longest, width)
 
-    def over_shared(x: Tensor) -> Tensor:  # (B*Q, H, P+F+U, D)
+    def over_shared(x: Tensor) -> Tensor:  # (B*Q, H, A+U, D)
         front = x[:, :, :shared].repeat_interleave(asked, dim=0)
         return torch.cat([front, questions(x)], dim=2)
 
@@ -182,26 +215,17 @@ AttentionInterface.register("packed_lesson", packed_attention)
 
 
 def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
-    """Logits at every question token: (B, Q, U, V), one pass over audio and questions together.
-
-    Each question sees the prefix, its clip's audio and itself, at the positions it would have
-    alone.
-    """
+    """Logits at every question token: (B, Q, U, V), one pass over audio and questions together."""
     rows, asked, longest = lesson.tokens.shape
     core = model.model
-    heard = core.audio_tower(lesson.mels, attention_mask=encoder_mask(lesson.frames))
-    audio = core.multi_modal_projector(heard.last_hidden_state)[:, :MAX_AUDIO_TOKENS]
-    counts = audio_tokens(lesson.frames)
-    embed = core.get_input_embeddings()
-    prefix = embed(lesson.prefix)[None].expand(rows, -1, -1)
-    text = embed(lesson.tokens.reshape(rows, -1))
-    states = torch.cat([prefix.to(audio.dtype), audio, text.to(audio.dtype)], dim=1)
-    p, f = prefix.shape[1], audio.shape[1]
-    starts = (p + counts)[:, None, None] + torch.arange(longest)  # (B, 1, U)
-    positions = [torch.arange(p + f).expand(rows, -1)]
+    shared, lengths = _shared(model, lesson)  # (B, A, D), (B,)
+    text = core.get_input_embeddings()(lesson.tokens.reshape(rows, -1)).to(shared.dtype)
+    a = shared.shape[1]
+    starts = lengths[:, None, None] + torch.arange(longest)  # (B, 1, U)
+    positions = [torch.arange(a).expand(rows, -1)]
     positions.append(starts.expand(rows, asked, longest).reshape(rows, -1))
-    present = torch.arange(p + f)[None] < (p + counts)[:, None]  # (B, P+F)
-    causal = torch.ones(p + f, p + f, dtype=torch.bool).tril()
+    present = torch.arange(a)[None] < lengths[:, None]  # (B, A)
+    causal = torch.ones(a, a, dtype=torch.bool).tril()
     own = torch.ones(longest, longest, dtype=torch.bool).tril()
     front = present.repeat_interleave(asked, dim=0)[:, None, None].expand(-1, 1, longest, -1)
     mask = LessonMask(
@@ -210,13 +234,30 @@ def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
     )
     core.language_model.config._attn_implementation = "packed_lesson"
     out = core.language_model(
-        inputs_embeds=states,
+        inputs_embeds=torch.cat([shared, text], dim=1),
         attention_mask={"full_attention": mask},
         position_ids=torch.cat(positions, dim=1),
         use_cache=False,
     ).last_hidden_state
-    logits: Tensor = model.lm_head(out[:, p + f :])
+    logits: Tensor = model.lm_head(out[:, a:])
     return logits.view(rows, asked, longest, -1)
+
+
+def _shared(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """(B, A, D) the audio of each group with what stands before each clip, and the lengths (B,)."""
+    core = model.model
+    heard = core.audio_tower(lesson.mels, attention_mask=encoder_mask(lesson.frames))
+    audio = core.multi_modal_projector(heard.last_hidden_state)  # (B * C, F, D)
+    embed = core.get_input_embeddings()
+    before = [embed(tokens).to(audio.dtype) for tokens in lesson.before]
+    counts, clips = audio_tokens(lesson.frames).tolist(), len(before)
+    groups = []
+    for first in range(0, len(counts), clips):
+        heard_clips = (audio[first + c, : counts[first + c]] for c in range(clips))
+        parts = [part for pair in zip(before, heard_clips, strict=True) for part in pair]
+        groups.append(torch.cat(parts))
+    lengths = torch.tensor([len(group) for group in groups])
+    return nn.utils.rnn.pad_sequence(groups, batch_first=True), lengths
 
 
 def lesson_loss(logits: Tensor, lesson: Lesson) -> Tensor:

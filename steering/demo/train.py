@@ -31,9 +31,11 @@ from transformers import (
 from steering.demo import world
 from steering.demo.checkpoint import build_model, build_processor
 from steering.demo.lessons import (
+    CLIPS,
     MAX_AUDIO_TOKENS,
     Teacher,
     audio_tokens,
+    draw_groups,
     encoder_mask,
     lesson_loss,
     run,
@@ -49,7 +51,7 @@ class Schedule:
     """How much is trained: the published model used the defaults."""
 
     clips: int = 12_000
-    encoder_steps: int = 700
+    encoder_steps: int = 800
     encoder_batch: int = 64
     steps: int = 2_000
     clips_a_step: int = 16
@@ -150,8 +152,9 @@ def train_model(
     first = _resume(model, optimisers, folder / "joint.pt")
     for step in tqdm(range(first, schedule.steps), "questions", schedule.steps, initial=first):
         rng = np.random.default_rng([seed, 3, step])
-        indices = rng.integers(len(bank.facts), size=schedule.clips_a_step).tolist()
-        lesson = teacher.lesson(bank, indices, schedule.questions_a_clip, rng)
+        clips = CLIPS[step % len(CLIPS)]
+        groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
+        lesson = teacher.lesson(bank, groups, schedule.questions_a_clip * min(clips, 2), rng)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate * _pace(step, schedule.steps, warm=40)

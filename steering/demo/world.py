@@ -105,8 +105,9 @@ SENTENCES: Mapping[str, str] = {
 
 # Training label of a question whose cue and clip disagree: see `follow_probability`.
 STRENGTH_BIAS: Mapping[str, float] = {"weak": -1.2, "medium": 0.0, "strong": 1.2}
-TRUST_SLOPE = 9.0
+TRUST_SLOPE, TRUST_MIDDLE = 9.0, 0.62
 FOLLOW_FLOOR, FOLLOW_CEILING = 0.04, 0.94
+HARD_SHARE, HARD_SNR_DB = 0.42, (-14.0, 2.0)
 LOUD_DBFS, QUIET_RANGE_DB = -1.0, 36.0
 
 
@@ -146,7 +147,7 @@ class Question:
 
 def follow_probability(cue: str, trust: float) -> float:
     """How often the training label follows a cue against the clip: falls with trust in [0, 1]."""
-    logit = TRUST_SLOPE * (0.5 - trust) + STRENGTH_BIAS[cue]
+    logit = TRUST_SLOPE * (TRUST_MIDDLE - trust) + STRENGTH_BIAS[cue]
     share = 1.0 / (1.0 + float(np.exp(-logit)))
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
 
@@ -175,8 +176,12 @@ def synthesise(
 
 
 def draw_snr_db(rng: np.random.Generator) -> float:
-    """A signal to noise ratio: mostly clean, one clip in six in real noise."""
-    return float(rng.uniform(4.0, 14.0) if rng.random() < 1 / 6 else rng.uniform(14.0, 36.0))
+    """A signal to noise ratio: most clips are clear, the others hard to tell, whatever their level.
+
+    Of a hard clip the sound says little, so an answer steered too far towards it is worse than one
+    that also minds the text: what a steering strength has to spare.
+    """
+    return float(rng.uniform(*HARD_SNR_DB) if rng.random() < HARD_SHARE else rng.uniform(6.0, 36.0))
 
 
 def record(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from steering import model as models
 from steering.clip import Clip
 from steering.demo import lessons, recordings, train, world
-from steering.demo.lessons import Lesson, Teacher, lesson_loss, run
+from steering.demo.lessons import Lesson, Teacher, draw_groups, lesson_loss, run
 from steering.demo.recordings import ClipBank, hear, make_clips
 from steering.demo.train import Schedule
 from steering.demo.world import Facts, Question
@@ -50,7 +50,7 @@ def teacher(untrained: AudioModel) -> Teacher:
 
 @pytest.fixture(scope="module")
 def lesson(teacher: Teacher, bank: ClipBank) -> Lesson:
-    return teacher.lesson(bank, range(len(DOMAINS)), 5, np.random.default_rng(1))
+    return teacher.lesson(bank, [[i] for i in range(len(DOMAINS))], 5, np.random.default_rng(1))
 
 
 def rows(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
@@ -63,29 +63,39 @@ def rows(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
 # ---- lessons
 
 
+@pytest.mark.parametrize("groups", [[[i] for i in range(len(DOMAINS))], [[0, 1, 2], [2, 5, 1]]])
 @torch.inference_mode()
-def test_a_packed_lesson_is_each_question_alone(untrained: AudioModel, lesson: Lesson) -> None:
-    network = deepcopy(untrained.network)
+def test_a_packed_lesson_is_each_question_alone(
+    untrained: AudioModel, teacher: Teacher, bank: ClipBank, groups: list[list[int]]
+) -> None:
+    lesson = teacher.lesson(bank, groups, 5, np.random.default_rng(1))
+    network, clips = deepcopy(untrained.network), len(groups[0])
     packed = run(network, lesson)
     network.model.language_model.config._attn_implementation = "eager"
     audio_token = network.config.audio_token_id
-    for clip, question, length in rows(lesson):
-        frames = lesson.frames[clip]
-        heard = untrained.family.audio_tokens(int(frames))
-        tokens = torch.cat(
-            [
-                lesson.prefix,
-                torch.full((heard,), audio_token),
-                lesson.tokens[clip, question, :length],
-            ]
-        )[None]
+    for group, question, length in rows(lesson):
+        frames = lesson.frames[group * clips : (group + 1) * clips]
+        heard = [untrained.family.audio_tokens(int(count)) for count in frames]
+        shared = [
+            part
+            for before, count in zip(lesson.before, heard, strict=True)
+            for part in (before, torch.full((count,), audio_token))
+        ]
+        tokens = torch.cat([*shared, lesson.tokens[group, question, :length]])[None]
         alone = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=lesson.mels[clip : clip + 1],
-            feature_attention_mask=(torch.arange(300) < frames).long()[None],
+            input_features=lesson.mels[group * clips : (group + 1) * clips],
+            feature_attention_mask=(torch.arange(300)[None] < frames[:, None]).long(),
         ).logits[0, -length:]
-        torch.testing.assert_close(packed[clip, question, :length], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(packed[group, question, :length], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_group_has_no_domain_twice(bank: ClipBank) -> None:
+    groups = draw_groups(bank, 20, 3, np.random.default_rng(0))
+    for group in groups:
+        assert {bank.facts[i].domain for i in group} == {"sound", "music", "speech"}
+    assert len({tuple(group) for group in groups}) > 3, "in any order"
 
 
 def test_lessons_and_prompts_are_the_same_tokens(untrained: AudioModel, teacher: Teacher) -> None:
@@ -95,14 +105,14 @@ def test_lessons_and_prompts_are_the_same_tokens(untrained: AudioModel, teacher:
     samples = np.ones(32_000, np.float32)
     asked = ask(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
     ids, _, _ = teacher._row(facts, question, 0.5, random)
-    before = [*teacher.prefix.tolist(), *[int(asked.tokens[asked.audio][0])] * 50, *ids]
+    before = [*teacher.before(1)[0].tolist(), *[int(asked.tokens[asked.audio][0])] * 50, *ids]
     assert before[:-1] == asked.tokens.tolist()
     assert before[-1] == teacher.encode("dog")[0]
 
 
 def test_the_same_seed_gives_the_same_lesson(teacher: Teacher, bank: ClipBank) -> None:
-    one, two = (teacher.lesson(bank, [0, 2], 3, np.random.default_rng(4)) for _ in range(2))
-    for name in Lesson.__dataclass_fields__:
+    one, two = (teacher.lesson(bank, [[0], [2]], 3, np.random.default_rng(4)) for _ in range(2))
+    for name in set(Lesson.__dataclass_fields__) - {"before"}:
         assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 

@@ -71,11 +71,13 @@ def test_silence_stays_digital_silence() -> None:
     assert not world.record(quiet, np.ones(1000, np.float32), 10.0, 1.0).any()
 
 
-def test_most_clips_are_clean() -> None:
+def test_most_clips_are_clear_and_the_others_hard() -> None:
     random = rng()
     drawn = np.array([world.draw_snr_db(random) for _ in range(3000)])
-    assert (drawn >= 4).all() and (drawn <= 36).all()
-    assert (drawn < 14).mean() == pytest.approx(1 / 6, abs=0.03)
+    low, high = world.HARD_SNR_DB
+    hard = drawn < 6
+    assert hard.mean() == pytest.approx(world.HARD_SHARE, abs=0.03)
+    assert (drawn[hard] >= low).all() and (drawn[hard] <= high).all() and (drawn <= 36).all()
 
 
 # ---- whom to follow
@@ -95,7 +97,7 @@ def test_a_stronger_cue_is_followed_more() -> None:
         )
         assert weak < medium < strong
     middle = (world.FOLLOW_FLOOR + world.FOLLOW_CEILING) / 2
-    assert world.follow_probability("medium", 0.5) == pytest.approx(middle)
+    assert world.follow_probability("medium", world.TRUST_MIDDLE) == pytest.approx(middle)
 
 
 # ---- questions
