@@ -6,6 +6,8 @@ layers it is asked for, stop at any depth, and keep nothing else.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,7 +59,7 @@ def walk(
     context = {
         "attention_mask": mask,
         "position_ids": positions,
-        "cache": cache,
+        cache_name(type(decoder.layers[0])): cache,
         "use_cache": cache is not None,
         "position_embeddings": rotary,
         "taps": taps,
@@ -71,6 +73,13 @@ def walk(
             kept[layer] = states[:, -1]
     none = states.new_empty(len(states), 0, states.shape[-1])
     return states, torch.stack([kept[layer] for layer in layers], dim=1) if kept else none
+
+
+@functools.cache
+def cache_name(layer: type[Any]) -> str:
+    """What a decoder layer calls its keys and values: `cache` since transformers 5.24."""
+    known = inspect.signature(layer.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _partly(layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool) -> Tensor:
@@ -94,7 +103,14 @@ def prefill(
     positions = torch.arange(len(audio), device=model.device)[None]
     cache = DynamicCache(config=model.text_config)
     states, kept = walk(
-        model, embed(model, prompt), positions, None, cache, layers=layers, taps=taps
+        model,
+        embed(model, prompt),
+        positions,
+        None,
+        cache,
+        layers=layers,
+        wanted="last",
+        taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
     return Heard(attention, kept[0], states[0, -1], cache, len(audio))

@@ -3,11 +3,16 @@
 Rows 0 to B - 1 are in use, without gaps, so a decode step reads a slice and copies nothing; a row
 that leaves is filled from the last one. Each row writes at its own length, so rows of any age and
 any prompt share a step.
+
+A step reads and writes preallocated memory only, and waits for the device once, for its tokens. On
+CUDA it is recorded as a graph, once for each size: rows and reach are rounded up to a few sizes,
+and what the rows that nobody has compute is thrown away. On a CPU the same code runs as it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +25,10 @@ from steering.model import AudioModel
 from steering.prefill import Heard, walk
 from steering.readout import Intervention, logits
 
+log = logging.getLogger("allears")
+
 _GRAIN = 64  # tokens: keys are read up to the longest row, rounded up to this
+_GRAPH_REACHES_PER_DOUBLING = 4  # of a graph: coarser, for every reach is recorded
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +41,7 @@ class Row:
     token: int = -1  # the last one drawn
     step: int = 0  # answer tokens drawn so far
     place: int = -1  # its row in the slots; -1 while it has none
+    length: int = 0  # tokens that have keys there
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed
@@ -40,19 +49,37 @@ class Row:
 
 
 class Slots(Cache):
-    """Keys and values of up to R rows of up to S tokens each."""
+    """Keys and values of up to R rows of up to S tokens each.
 
-    def __init__(self, model: AudioModel, rows: int, tokens: int, how: Intervention | None) -> None:
+    `rounded` steps are of a few sizes only, so that each can be recorded: on CUDA they are.
+    """
+
+    def __init__(
+        self,
+        model: AudioModel,
+        rows: int,
+        tokens: int,
+        how: Intervention | None,
+        *,
+        rounded: bool | None = None,
+    ) -> None:
         super().__init__(layers=[])
         self.model, self.rows, self.tokens, self.how = model, rows, tokens, how
+        device = model.device
+        on_cuda = device.type == "cuda"
+        self.rounded = on_cuda if rounded is None else rounded
         shape = (model.layers, 2, rows, model.kv_heads, tokens, model.head_width)
-        self.store = torch.zeros(shape, device=model.device, dtype=model.dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
-        self.directions = torch.zeros(rows, model.width, device=model.device)  # float32
-        self.strengths = torch.zeros(rows, device=model.device)
+        self.store = torch.zeros(shape, device=device, dtype=model.dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.directions = torch.zeros(rows, model.width, device=device)  # float32
+        self.strengths = torch.zeros(rows, device=device)
         self.seated: list[Row] = []
-        self._reach = 0  # tokens that the running step reads
-        self._at = (self.lengths[:0], self.lengths[:0])  # rows and positions that it writes
+        self._last = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # tokens drawn last
+        self._places = torch.arange(rows, device=device)
+        self._seen = torch.arange(tokens, device=device)
+        self._size = (0, 0)  # rows and tokens that the running step reads
+        self.recording = on_cuda  # as graphs
+        self._graphs = Graphs()
 
     @staticmethod
     def bytes_of(model: AudioModel, rows: int, tokens: int) -> int:
@@ -78,41 +105,69 @@ class Slots(Cache):
         self.strengths[place] = row.plan.strength if steered else 0.0
         if row.plan.direction is not None:
             self.directions[place] = row.plan.direction
-        row.place = place
+        row.place, row.length = place, length
         self.seated.append(row)
 
     def leave(self, row: Row) -> None:
         """Free a row's place; the last row moves into it."""
         last = self.seated.pop()
+        free = last.place
         if last is not row:
-            place, length = row.place, int(self.lengths[last.place])
-            self.store[:, :, place, :, :length] = self.store[:, :, last.place, :, :length]
+            place, length = row.place, last.length
+            self.store[:, :, place, :, :length] = self.store[:, :, free, :, :length]
             for each in (self.lengths, self.directions, self.strengths):
-                each[place] = each[last.place]
+                each[place] = each[free]
             self.seated[place] = last
             last.place = place
+        self.lengths[free] = 0  # in a rounded step it writes its first key, which nobody reads
+        self.strengths[free] = 0.0
         row.place = -1
 
-    @torch.inference_mode()
     def step(self) -> None:
         """Draw the next token of every seated row, all in one pass."""
-        model, rows = self.model, len(self.seated)
-        at = self.lengths[:rows].clone()
-        self._at = (torch.arange(rows, device=at.device), at)
-        self._reach = min(-(-(int(at.max()) + 1) // _GRAIN) * _GRAIN, self.tokens)
-        mask = (torch.arange(self._reach, device=at.device) <= at[:, None])[:, None, None]
-        tokens = torch.tensor([[row.token] for row in self.seated], device=at.device)
-        states = model.decoder.embed_tokens(tokens)
-        final = walk(model, states, at[:, None], mask, self)[0][:, -1]  # (B, D)
-        self.lengths[:rows] += 1
-        drawn = draw_rows(self._logits(final), self.seated)
+        rows = len(self.seated)
+        size = self._rounded_up(rows, 1 + max(row.length for row in self.seated))
+        self._last[:rows] = torch.tensor([[row.token] for row in self.seated])
+        drawn = draw_rows(self._logits(size)[:rows], self.seated)
         for row, token in zip(self.seated, drawn, strict=True):
-            row.token, row.step = token, row.step + 1
+            row.token, row.step, row.length = token, row.step + 1, row.length + 1
+        self.lengths[:rows] += 1
 
-    def _logits(self, final: Tensor) -> Tensor:
-        """(B, V): bare where no row is steered, else one (B, D) add."""
-        rows = len(final)
-        if self.how is None or not any(row.plan.strength for row in self.seated):
+    def warm_up(self, tokens: int) -> None:
+        """Record the steps of answers to prompts of so many tokens, for any number of rows."""
+        assert not self.seated, self.seated
+        if self.recording:
+            for rows in {self._rounded_up(rows, tokens)[0] for rows in range(1, self.rows + 1)}:
+                self._logits(self._rounded_up(rows, tokens))
+
+    def _rounded_up(self, rows: int, reach: int) -> tuple[int, int]:
+        """The size of a step that has room for so many rows, and reads so many tokens of each."""
+        grain = _GRAIN
+        if self.rounded:
+            rows = min(1 << (rows - 1).bit_length(), self.rows)
+            grain = max(grain, (1 << reach.bit_length()) // (2 * _GRAPH_REACHES_PER_DOUBLING))
+        return rows, min(-(-reach // grain) * grain, self.tokens)
+
+    @torch.inference_mode()
+    def _logits(self, size: tuple[int, int]) -> Tensor:
+        """(B, V) after the last tokens; from a graph where there is one."""
+        if self.recording:
+            try:
+                return self._graphs.run(size, lambda: self._decode(size))
+            except NotRecorded as error:
+                log.warning("decoding goes on without CUDA graphs, slower: %s", error)
+                self.recording = False
+        return self._decode(size)
+
+    def _decode(self, size: tuple[int, int]) -> Tensor:
+        """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""
+        self._size = (rows, reach) = size
+        at = self.lengths[:rows]
+        mask = (self._seen[:reach] <= at[:, None])[:, None, None]
+        states = self.model.decoder.embed_tokens(self._last[:rows])
+        final = walk(self.model, states, at[:, None], mask, self)[0][:, -1]  # (B, D)
+        steered = self.recording or any(row.plan.strength for row in self.seated)
+        if self.how is None or not steered:
             return logits(self.model, final)
         direction, strength = self.directions[:rows], self.strengths[:rows]
         return logits(self.model, final, direction, strength, self.how)
@@ -121,11 +176,51 @@ class Slots(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """What a layer reads in the running step: (B, H, reach, d) keys and values, new ones in."""
-        place, at = self._at
-        keys, values = self.store[layer_idx, :, : len(place)]
+        rows, reach = self._size
+        place, at = self._places[:rows], self.lengths[:rows]
+        keys, values = self.store[layer_idx, :, :rows]
         keys[place, :, at] = key_states[:, :, 0]
         values[place, :, at] = value_states[:, :, 0]
-        return keys[:, :, : self._reach], values[:, :, : self._reach]
+        return keys[:, :, :reach], values[:, :, :reach]
+
+
+class NotRecorded(Exception):
+    """A step could not be recorded as a graph; the reason is the message."""
+
+
+class Graphs:
+    """CUDA graphs of decode steps, one for each size, in one pool of memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[Any, Tensor]] = {}  # size -> graph, its (B, V)
+        self._pool: Any = None
+
+    def run(self, size: tuple[int, int], step: Callable[[], Tensor]) -> Tensor:
+        """What `step` computes, (B, V), until the next run of that size; recorded at the first."""
+        if size not in self._kept:
+            self._kept[size] = self._record(step)
+        graph, out = self._kept[size]
+        graph.replay()
+        return out
+
+    def _record(self, step: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """A graph of `step` and where its result stands; raises NotRecorded."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # kernels choose their way before they are recorded
+            step()
+            step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                out = step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotRecorded(str(error).partition("\n")[0]) from error
+        self._pool = graph.pool()
+        return graph, out
 
 
 def draw_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:

@@ -126,7 +126,7 @@ class Teacher:
 def draw_groups(
     bank: ClipBank, count: int, clips: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """Groups of clips; several in one are of different domains: the question says which it means."""
+    """Groups of clips; several in one are of different domains, so a question says which."""
     if clips == 1:
         return [[int(i)] for i in rng.integers(len(bank.facts), size=count)]
     groups: list[list[int]] = []

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steering import model as model_module
 from steering.answer import BARE, Plan, Sampling, generate, plan_logits
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
@@ -92,13 +93,14 @@ def write(slots: Slots, jobs: Sequence[Job], seed: int) -> int:
     return most
 
 
+@pytest.mark.parametrize("rounded", [False, True], ids=["exact", "rounded"])
 @pytest.mark.parametrize("how", HOWS, ids=["norm", "raw", "first", "keep_norm"])
 def test_rows_that_come_and_go_write_what_they_write_alone(
-    model: AudioModel, how: Intervention
+    model: AudioModel, how: Intervention, rounded: bool
 ) -> None:
     jobs = jobs_of(model, how)
     expected = [job.alone(model) for job in jobs]
-    slots = Slots(model, 5, 200, how)
+    slots = Slots(model, 5, 200, how, rounded=rounded)
     for seed in range(2):
         for job in jobs:
             job.written.clear()
@@ -137,6 +139,38 @@ def test_an_answer_ends_at_its_end_token_unless_that_is_ignored(untrained: Audio
             assert write_together(slots, heard, [BARE, BARE], sampling) == [expected] * 2
     finally:
         config.eos_token_id = before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_recorded_steps_write_what_plain_ones_write() -> None:
+    found = model_module.load("demo", device="cuda", dtype="float32")
+    written = []
+    for recorded in (False, True):
+        jobs = jobs_of(found, NORM)
+        slots = Slots(found, 5, 200, NORM)
+        assert slots.recording
+        slots.recording = recorded
+        slots.warm_up(100)
+        write(slots, jobs, seed=1)
+        written.append([job.written for job in jobs])
+    assert written[0] == written[1]
+
+
+# ---- sizes
+
+
+def test_rounded_steps_have_room_and_come_in_few_sizes(untrained: AudioModel) -> None:
+    slots = Slots(untrained, 12, 1900, NORM, rounded=True)
+    sizes = set()
+    for rows in range(1, 13):
+        for reach in range(1, 1901):
+            bucket, tokens = slots._rounded_up(rows, reach)
+            assert rows <= bucket <= min(2 * rows - 1, 12)
+            assert reach <= tokens <= min(reach + max(63, reach / 3), 1900)
+            sizes.add((bucket, tokens))
+    assert len({rows for rows, _ in sizes}) == 5
+    assert len({tokens for _, tokens in sizes}) <= 16
 
 
 # ---- places

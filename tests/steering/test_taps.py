@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
+from steering.prefill import cache_name
 from steering.taps import ATTENTION, Taps, last_row
 
 LAYERS, HEADS, WIDTH = 3, 8, 64
@@ -64,18 +65,18 @@ def call(
             use_cache=False,
             **more,
         )
-    cache = DynamicCache(config=decoder.config)
+    kept: Any = {cache_name(type(decoder)): DynamicCache(config=decoder.config)}
     decoder(
         inputs_embeds=inputs[:, :-1],
         attention_mask=padding[:, :-1],
         position_ids=positions[:, :-1],
-        cache=cache,
+        **kept,
     )
     return decoder(
         inputs_embeds=inputs[:, -1:],
         attention_mask=padding,
         position_ids=positions[:, -1:],
-        cache=cache,
+        **kept,
         **more,
     )
 
