@@ -41,12 +41,10 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/mypy
 
 bench: $(READY) ## measure steering and batching beside transformers, on this machine's CPU
-	$(BIN)/python -m server.bench --model demo --device cpu --out build/bench-demo.json
-	$(BIN)/python -m server.bench --model mid --device cpu --out build/bench-mid.json
+	$(BIN)/python -m server.bench --model demo mid --device cpu
 
 bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 weights, on a GPU
-	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32 \
-	  --out build/bench-real.json
+	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

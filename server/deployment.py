@@ -13,7 +13,7 @@ import numpy as np
 
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
-from server.listen import Answer, Listener, Question
+from server.listen import Answer, Listener, Question, prepare
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.settings import Settings
@@ -103,12 +103,15 @@ class Deployment:
         settings = self.settings
         if listener is None:
             listener = await asyncio.to_thread(load_listener, settings)
+        first = _first_question(listener)
+        length = len(prepare(listener, first).tokens)
+        await asyncio.to_thread(listener.slots.warm_up, length)
         engine = Engine(
             listener,
             queue_limit_requests=settings.queue_limit_requests,
             queue_timeout_seconds=settings.queue_timeout_seconds,
         )
-        await engine.answer(_first_question(listener))
+        await engine.answer(first)
         return engine
 
     async def drained(self, seconds: float) -> bool:
@@ -192,10 +195,16 @@ def _model_info(listener: Listener) -> dict[str, str]:
 
 
 def _first_question(listener: Listener) -> Question:
-    """A second of quiet noise and a question about it: the model must answer it to be ready."""
+    """A question about quiet noise, which the model must answer for the server to be ready.
+
+    The clip fills the model's window: so the silence of the longest clips is at hand from the
+    start, and memory that is too small for one shows before anybody waits.
+    """
     rate_hz = listener.model.rate_hz
-    noise = np.random.default_rng(0).standard_normal(rate_hz).astype(np.float32) * 0.01
-    clip = Clip(noise, rate_hz, 1.0, rate_hz, 1)
+    room_seconds = listener.slots.tokens // 3 * listener.model.hop_seconds
+    seconds = min(listener.model.max_clip_seconds, room_seconds)
+    noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
+    clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))
     return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
 

@@ -1,5 +1,7 @@
 """The engine: one torch thread that writes many answers at once, asyncio on the other side.
 
+Prompts are made beside it, in asyncio's worker threads: they need no network.
+
 What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
 until it needs a next token; then it yields its Row and waits, while the thread makes one decode
 step for all rows that wait. So questions join and leave between any two steps, and what belongs to
@@ -16,7 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from server.listen import Answer, Heeded, Listener, Question, listen, with_queue_time
+from server.listen import Answer, Heeded, Listener, Question, listen, prepare, with_queue_time
 from steering.slots import Row
 
 Event = Heeded | str | Answer
@@ -80,8 +82,9 @@ class Engine:
     async def run(self, question: Question) -> AsyncGenerator[Event, None]:
         """Heeded, pieces of the answer's text, then the Answer.
 
-        Raises QueueFull at once, QueueTimeout after the longest wait, and what `listen` raises.
-        Closing the iterator frees the row before its next token.
+        Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
+        longest wait, and what `listen` raises. Closing the iterator frees the row before its next
+        token.
         """
         if self.waiting >= self.queue_limit_requests:
             raise QueueFull(
@@ -94,14 +97,17 @@ class Engine:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
-        seat = Seat(listen(self.listener, question), post)
         asked = time.perf_counter()
         self.waiting += 1
+        seat: Seat | None = None
         try:
+            prompt = await asyncio.to_thread(prepare, self.listener, question)
+            seat = Seat(listen(self.listener, question, prompt), post)
             self._enter(seat)
             await self._begun(inbox)
         except BaseException:
-            seat.gone = True
+            if seat is not None:
+                seat.gone = True
             raise
         finally:
             self.waiting -= 1

@@ -1,9 +1,10 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
-`listen` is a generator: it yields Heeded once it knows how far the model listened, then pieces of
-the answer's text as they come and, last, the Answer with all of it. Where it needs a next token it
-yields its Row and expects it drawn when it goes on: whoever runs it makes one decode step for many
-questions. Streaming, plain requests and benchmarks all run it. It knows no HTTP.
+`prepare` makes the prompt, which needs no network. `listen` is a generator: it yields Heeded once
+it knows how far the model listened, then pieces of the answer's text as they come and, last, the
+Answer with all of it. Where it needs a next token it yields its Row and expects it drawn when it
+goes on: whoever runs it makes one decode step for many questions. Streaming, plain requests and
+benchmarks all run it. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -137,16 +138,24 @@ class Listener:
 Writing = Generator[str | Row, None, None]
 
 
+def prepare(listener: Listener, question: Question) -> Prompt:
+    """The question's prompt: tokens and features, made without the network, in any thread.
+
+    Raises RequestError for what can't be asked, and for what can never fit.
+    """
+    prompt = build(listener.model, _with_choices(question))
+    _check_length(listener, prompt, question)
+    return prompt
+
+
 def listen(
-    listener: Listener, question: Question
+    listener: Listener, question: Question, prompt: Prompt
 ) -> Generator[Heeded | str | Answer | Row, None, None]:
     """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
     model, profile = listener.model, listener.profile
     started = time.perf_counter()
 
-    # 1. Prompt, and one pass over it with taps on the specialist heads.
-    prompt = build(model, _with_choices(question))
-    _check_length(listener, prompt, question)
+    # 1. One pass over the prompt, with taps on the specialist heads.
     tapped = profile.heads if profile else ()
     layers = profile.layers if profile else ()
     heard = prefill(model, prompt, heads=tapped, layers=layers)

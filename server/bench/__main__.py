@@ -32,19 +32,22 @@ def main(words: Sequence[str] | None = None) -> None:
     wish = _parser().parse_args(words)
     if wish.threads:
         torch.set_num_threads(wish.threads)
-    results = measure(
-        wish.model,
-        torch.device(wish.device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        rounds=wish.rounds or _ROUNDS[wish.model],
-        tokens=wish.tokens,
-        concurrency=wish.concurrency,
-        scale_down=wish.scale_down,
-        clock=wish.clock,
-    )
-    print(report(results))
+    device = torch.device(wish.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wish.out.parent.mkdir(parents=True, exist_ok=True)
-    wish.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nwritten to {wish.out}")
+    found: dict[str, Any] = {}  # a model each
+    for model in wish.model:
+        found[model] = measure(
+            model,
+            device,
+            rounds=wish.rounds or _ROUNDS[model],
+            tokens=wish.tokens,
+            concurrency=wish.concurrency,
+            scale_down=wish.scale_down,
+            clock=wish.clock,
+        )
+        print(report(found[model]), end="\n\n", flush=True)
+        wish.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"written to {wish.out}")
 
 
 def measure(
@@ -201,9 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="allears bench",
         description="Measure what steering and batching cost, beside transformers.",
-        epilog="Example: allears bench --model demo --out build/bench-demo.json",
+        epilog="Example: allears bench --model demo mid --device cpu",
     )
-    parser.add_argument("--model", choices=("demo", "mid", "real"), default="demo")
+    parser.add_argument("--model", nargs="+", choices=tuple(_ROUNDS), default=["demo"])
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--rounds", type=int, help="default: 9 for demo, 5 for others")

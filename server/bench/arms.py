@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from server.bench.models import Subject
-from server.listen import Answer, Listener, Question, listen
+from server.listen import Answer, Listener, Question, listen, prepare
 from steering.answer import Sampling
 from steering.baselines import audio_aware_decoding
 from steering.prefill import prefill
@@ -112,11 +112,11 @@ def _calibrated(bench: Bench, seed: int) -> Run:
 
 def _listened(bench: Bench, listener: Listener, question: Question) -> Run:
     """One question by itself, with a decode step wherever it waits for one."""
-    before = bench.now()
-    build(listener.model, question.messages)  # `listen` does it again: this is to time it
     start = bench.now()
+    prompt = prepare(listener, question)
+    prepared = bench.now()
     first, answer = 0.0, None
-    for event in listen(listener, question):
+    for event in listen(listener, question, prompt):
         if not first and isinstance(event, str | Row):  # the first token is there
             first = bench.now() - start
         if isinstance(event, Row):
@@ -126,7 +126,7 @@ def _listened(bench: Bench, listener: Listener, question: Question) -> Run:
     total = bench.now() - start
     assert answer is not None and answer.steering.applied == question.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
-    return _run(first - (start - before), first, total, answer.completion_tokens)
+    return _run(first - (prepared - start), first, total, answer.completion_tokens)
 
 
 # ---- others

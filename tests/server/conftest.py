@@ -20,6 +20,7 @@ from server.listen import Answer, Heeded, Listener, Question, listen
 from server.settings import Settings
 from steering.model import AudioModel
 from steering.profile import Profile
+from steering.prompt import Prompt
 from steering.slots import Row
 
 
@@ -124,9 +125,9 @@ class Gate:
         self.held = self.pieces = 0
 
     def listen(
-        self, listener: Listener, question: Question
+        self, listener: Listener, question: Question, prompt: Prompt
     ) -> Iterator[Heeded | str | Answer | Row]:
-        for event in listen(listener, question):
+        for event in listen(listener, question, prompt):
             if isinstance(event, Heeded):
                 self.held += 1
                 yield event

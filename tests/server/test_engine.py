@@ -121,15 +121,30 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_sixty_mixed_questions_at_once_are_answered_as_alone(listener: Listener) -> None:
-    questions = [random_question(seed) for seed in range(60)]
+def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(listener: Listener) -> None:
+    questions = [random_question(seed) for seed in range(200)]
 
     async def ask() -> None:
         alone = [await engine.answer(one) for one in questions]
         together = [answered(one) for one in await all_of(engine, questions)]
         assert_same(together, alone)
-        assert len({one.text for one in alone}) > 20, "they say different things"
-        assert sum(one.steering.applied for one in alone) > 15
+        assert len({one.text for one in alone}) > 60, "they say different things"
+        assert sum(one.steering.applied for one in alone) > 50
+
+    with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:
+    listener = Listener.of(tiny_model, None, rows=1, tokens=500)
+
+    async def ask() -> None:
+        async with aclosing(engine.run(replace(question(), sampling=LONG))) as events:
+            await anext(events)  # the only row is taken, and nobody reads on
+            too_long = replace(question(1), sampling=Sampling(max_tokens=499))
+            with pytest.raises(RequestError, match=r"at most \d+ fit"):
+                await engine.answer(too_long)
+            assert engine.running == 1 and engine.waiting == 0
 
     with running(listener) as engine:
         asyncio.run(ask())
@@ -320,9 +335,9 @@ def test_a_question_whose_end_fails_frees_its_row(
     from server import engine as module
     from server.listen import listen
 
-    def faulty(listener: Listener, asked: Question) -> Generator[Any, None, None]:
+    def faulty(listener: Listener, asked: Question, prompt: Any) -> Generator[Any, None, None]:
         try:
-            yield from listen(listener, asked)
+            yield from listen(listener, asked, prompt)
         finally:
             if asked.id == "question-1":
                 raise ValueError("on the way out")
