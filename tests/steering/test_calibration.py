@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering import calibrate as calibrations
-from steering.calibrate import (
+from steering import calibration as calibrations
+from steering.calibration import (
     FOLDS,
     MIN_ITEMS,
     STRENGTHS,
