@@ -12,7 +12,7 @@ stay the bare model's. Leaving the block, by an exception too, leaves the model 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,9 +298,10 @@ def _attach(ears: Ears, undo: ExitStack) -> None:
     def after_layer(layer: int) -> Any:
         return lambda module, args, states: ears.on_layer(layer, states)
 
-    implementation = decoder.config._attn_implementation
-    undo.callback(setattr, decoder.config, "_attn_implementation", implementation)
-    decoder.config._attn_implementation = ATTENTION
+    configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "config")}.values()
+    undo.callback(_set_attention, [(each, each._attn_implementation) for each in configs])
+    # the encoder on SDPA as well: the silent twin gives it a mask that eager attention can't read
+    _set_attention([(each, "sdpa") for each in configs] + [(decoder.config, ATTENTION)])
     asked = network.register_forward_pre_hook(_Asked(ears), with_kwargs=True)
     undo.callback(asked.remove)
     undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
@@ -310,6 +311,12 @@ def _attach(ears: Ears, undo: ExitStack) -> None:
         undo.callback(decoder.norm.register_forward_pre_hook(before_norm).remove)
     else:
         undo.callback(decoder.norm.register_forward_hook(after_norm).remove)
+
+
+def _set_attention(wanted: Sequence[tuple[Any, str | None]]) -> None:
+    """Give each config its attention, the whole model's before its parts': it is passed on."""
+    for config, name in wanted:
+        config._attn_implementation = name
 
 
 def _checked(wish: Wish, profile: Profile) -> Wish:

@@ -42,9 +42,15 @@ HOWS = {
 TOKENS = 8
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def plain(model: AudioModel, request: pytest.FixtureRequest) -> Any:
+@pytest.fixture
+def plain(model: AudioModel) -> Any:
     """The weights of each model as a researcher has them: transformers alone, nothing of ours."""
+    return plain_network(model)
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def any_plain(model: AudioModel, request: pytest.FixtureRequest) -> Any:
+    """The same, with either kind of attention."""
     return plain_network(model, request.param)
 
 
@@ -150,7 +156,7 @@ def same(found: list[int], expected: list[int]) -> bool:
     return found[: len(expected)] == expected
 
 
-@pytest.fixture(params=HOWS.values(), ids=HOWS)
+@pytest.fixture(params=HOWS.values(), ids=list(HOWS))
 def profile(model: AudioModel, request: pytest.FixtureRequest) -> Profile:
     return profile_for(model, request.param)
 
@@ -159,11 +165,11 @@ def profile(model: AudioModel, request: pytest.FixtureRequest) -> Profile:
 
 
 def test_one_prompt_is_heard_and_steered_as_on_our_own_path(
-    model: AudioModel, plain: Any, profile: Profile
+    model: AudioModel, any_plain: Any, profile: Profile
 ) -> None:
     expected = own(model, profile, 0)
-    with listening(plain, model.processor, profile, steer=True) as ears:
-        found = new_tokens(plain, inputs(model, 0))
+    with listening(any_plain, model.processor, profile, steer=True) as ears:
+        found = new_tokens(any_plain, inputs(model, 0))
     assert ears.score == pytest.approx(expected.score, abs=1e-6)
     assert ears.strength == pytest.approx(expected.plan.strength, abs=1e-5)
     np.testing.assert_allclose(ears.timeline, expected.timeline, atol=1e-6)
@@ -290,7 +296,8 @@ def test_the_logits_are_those_of_our_own_readout(
 # ---- other ways to generate
 
 
-def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel, profile: Profile) -> None:
+def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel) -> None:
+    profile = profile_for(model, HOWS["before_norm"])
     network, given = plain_network(model), inputs(model, 0)
     sampling = {"do_sample": True, "temperature": 0.9, "top_k": 0}
     with listening(network, model.processor, profile, steer=True):
@@ -311,9 +318,8 @@ def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel, profile: 
     assert same(found, drawn)
 
 
-def test_several_samples_of_a_prompt_share_its_strength(
-    model: AudioModel, profile: Profile
-) -> None:
+def test_several_samples_of_a_prompt_share_its_strength(model: AudioModel) -> None:
+    profile = profile_for(model, HOWS["before_norm"])
     network = plain_network(model)
     with listening(network, model.processor, profile, steer=True) as ears:
         new_tokens(network, inputs(model, 0), do_sample=True, num_return_sequences=3)
@@ -321,7 +327,8 @@ def test_several_samples_of_a_prompt_share_its_strength(
     assert ears.strength == pytest.approx(own(model, profile, 0).plan.strength, abs=1e-5)
 
 
-def test_beams_are_scored_by_steered_logits(model: AudioModel, profile: Profile) -> None:
+def test_beams_are_scored_by_steered_logits(model: AudioModel) -> None:
+    profile = profile_for(model, HOWS["first"])
     network, given = plain_network(model), inputs(model, 0, 1)
     with listening(network, model.processor, profile, steer=True) as ears:
         out = network.generate(
@@ -374,7 +381,9 @@ def condition(network: Any, given: dict[str, Tensor]) -> dict[str, Any]:
         logits = network(**given).logits
     return {
         "attention": network.model.language_model.config._attn_implementation,
-        "whole": network.config._attn_implementation,
+        "others": [
+            m.config._attn_implementation for m in network.modules() if hasattr(m, "config")
+        ],
         "config": network.config.to_dict(),
         "hooks": {
             name: (len(m._forward_hooks), len(m._forward_pre_hooks))
@@ -392,23 +401,22 @@ def condition(network: Any, given: dict[str, Tensor]) -> dict[str, Any]:
 
 def assert_unchanged(network: Any, given: dict[str, Tensor], before: dict[str, Any]) -> None:
     after = condition(network, given)
-    for name in ("weights",):
-        then, now = before.pop(name), after.pop(name)
-        assert then.keys() == now.keys()
-        assert all(torch.equal(then[key], now[key]) for key in then)
+    then, now = before.pop("weights"), after.pop("weights")
+    assert then.keys() == now.keys()
+    assert all(torch.equal(then[key], now[key]) for key in then)
     assert torch.equal(before.pop("logits"), after.pop("logits"))
     assert after == before
 
 
 def test_the_model_is_as_before_after_the_block(
-    model: AudioModel, plain: Any, profile: Profile
+    model: AudioModel, any_plain: Any, profile: Profile
 ) -> None:
     given = inputs(model, 0, 1)
-    before = condition(plain, given)
-    with listening(plain, model.processor, profile, steer=True):
-        new_tokens(plain, given)
-        assert plain.model.language_model.config._attn_implementation != before["attention"]
-    assert_unchanged(plain, given, before)
+    before = condition(any_plain, given)
+    with listening(any_plain, model.processor, profile, steer=True):
+        new_tokens(any_plain, given)
+        assert any_plain.model.language_model.config._attn_implementation != before["attention"]
+    assert_unchanged(any_plain, given, before)
 
 
 def test_the_model_is_as_before_after_an_exception(model: AudioModel, plain: Any) -> None:
