@@ -83,7 +83,7 @@ def listening(
     was loaded from. `trust_profile` says that it was, where that place can't tell.
     Raises ModelError, ProfileError, or RequestError for what can't be done.
     """
-    found = profile if isinstance(profile, Profile) else load_profile(Path(profile))
+    found = profile if isinstance(profile, Profile) else load_profile(profile)
     wish = _checked(Wish(steer, strength, direction), found)
     wrapped = as_audio_model(model, processor, found, trust_profile)
     if any(isinstance(hook, _Asked) for hook in model._forward_pre_hooks.values()):

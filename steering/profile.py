@@ -100,8 +100,9 @@ def save(profile: Profile, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path) -> Profile:
+def load(folder: Path | str) -> Profile:
     """The profile in a folder; ProfileError if it is missing, damaged or of another schema."""
+    folder = Path(folder)
     try:
         record = json.loads((folder / _JSON).read_text())
         tensors = load_file(folder / _TENSORS)
