@@ -54,7 +54,7 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
     assert steered.verdict == "not_listening"
     assert steered.strength > 0.1
     assert steered.timeline.sum() == pytest.approx(steered.score, abs=1e-5)
-    assert [row.verdict for row in batch.rows][0] == "not_listening"
+    assert batch.rows[0].verdict == "not_listening"
     assert batch.rows[1].score > batch.rows[0].score
     assert batch.rows[0].score == pytest.approx(steered.score, abs=1e-5)
     assert bare.score == pytest.approx(steered.score, abs=1e-6)

@@ -27,6 +27,7 @@ from tests.server.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 ITEMS = 60
+PATIENCE_SECONDS = 300.0  # this is work, and the machine may have other work
 QUESTION = "Which sound is this?"
 
 
@@ -46,7 +47,7 @@ def own(checkpoint: Path, cache: Path) -> Server:
 def reasons_until_ready(server: Server) -> list[str]:
     """What /readyz said, without repetition, until it was 200; the last is its reason."""
     said: list[str] = []
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         response = server.get("/readyz")
         body = response.json()
@@ -82,6 +83,9 @@ def test_random_weights_are_served_bare_with_the_reason_everywhere(
     assert [body["steering"]["applied"] for body in answers] == [False] * 3
     assert reason in caplog.text
     assert heard["steered_fraction"] == 0
+    with own(checkpoint_folder, tmp_path).started(ready=False) as server:
+        said = reasons_until_ready(server)
+    assert said[-1] == reason and not any("items" in text for text in said[:-1]), "it is kept"
 
 
 def test_an_uncalibrated_model_is_calibrated_once(
@@ -133,7 +137,7 @@ def process(
 
 
 def _url(started: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and started.poll() is None:
         if found := re.search(r"http://\S+:\d+", log.read_text()):
             return found[0]
@@ -143,7 +147,7 @@ def _url(started: subprocess.Popen[bytes], log: Path) -> str:
 
 def wait_for(client: httpx.Client, words: str) -> None:
     """Until /readyz holds some words."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
             if re.search(words, client.get("/readyz").text):
