@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -149,6 +150,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     second stops it at once.
     """
     from server.app import create_app  # torch is slow to import, and --help needs none
+    from server.deployment import LOADING
 
     served = create_app(settings)
     deployment = served.state.deployment
@@ -180,6 +182,11 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     await serving
     if deployment.failure is not None:
         raise typer.Exit(1)
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        # Stopped while loading, in a step that can't be broken off. Nothing it writes is half
+        # there, and Python can't end cleanly beside a thread that is in torch.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _set_up_logs() -> None:
@@ -353,6 +360,7 @@ def profile_show(
         "gate": f"{asdict(found.gate)}",
         "fixed strength": f"{found.fixed_strength:g}",
         "max strength": f"{found.max_strength:g}",
+        "calibrated on": found.calibrated_on,
         "verdicts": f"{asdict(found.verdicts)}",
         "calibration": json.dumps(dict(found.calibration)),
         "held out": json.dumps(dict(found.held_out)),

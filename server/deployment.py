@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
-from server.listen import Answer, Listener, Question, prepare
+from server.listen import NO_PROFILE, Answer, Listener, Question, prepare, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.settings import Settings
-from steering import model, profile
+from steering import auto, model, profile
 from steering.answer import Sampling
 from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError
+from steering.model import AudioModel
+from steering.profile import Profile
 from steering.prompt import Message
 from steering.slots import Slots
 
 log = logging.getLogger("allears")
+Result = TypeVar("Result")
+
+LOADING = "loading"  # the thread's name
+_LOG_SECONDS = 5.0
 
 
 class Loading(Busy):
@@ -34,6 +43,28 @@ class Loading(Busy):
 
 class Draining(Busy):
     """The server finishes what it has begun and takes nothing new."""
+
+
+class GivenUp(Exception):
+    """Ends loading in its thread, because the server stops."""
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far loading is. The loading thread writes it, the event loop reads it and may stop it."""
+
+    stage: str = "the model is still loading"
+    stopping: bool = False
+    _logged_at: float = field(default_factory=time.monotonic)
+
+    def say(self, stage: str) -> None:
+        """Note and, every few seconds, log what is being done; GivenUp if the server stops."""
+        self.stage = stage
+        if self.stopping:
+            raise GivenUp
+        if time.monotonic() - self._logged_at >= _LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            log.info("%s", stage)
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +78,7 @@ class Deployment:
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
     in_flight: int = 0  # HTTP requests, those to probes left out
+    progress: Progress = field(default_factory=Progress)
     failure: Exception | None = None  # why loading failed
     failed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -64,7 +96,8 @@ class Deployment:
         if self.failure is not None:
             raise Loading("the model could not be loaded; the server's log says why", 60)
         if self.engine is None or self.state == "loading":
-            raise Loading("the model is still loading; GET /readyz says when it is done", 2)
+            stage = self.progress.stage
+            raise Loading(f"{stage}; GET /readyz says when it is done", 2)
         if not self.engine.alive:
             raise Stopped("the thread that runs the model has ended; restart this server", 60)
         return self.engine
@@ -86,6 +119,8 @@ class Deployment:
         """Ready when this returns, unless it failed, which `failure` and `failed` then say."""
         try:
             self.engine = await self._engine(listener)
+        except GivenUp:
+            return
         except Exception as error:
             bug = None if isinstance(error, AllEarsError) else error
             log.error("loading failed: %s", error, exc_info=bug)
@@ -97,12 +132,15 @@ class Deployment:
         if self.state == "loading":
             self.state = "ready"
             log.info("ready: %s; %s", model_name(self.engine.listener), _memory(self.engine))
+            why = refusal(self.engine.listener)
+            if why is not None:
+                log.warning("answers stay bare: %s", why)
 
     async def _engine(self, listener: Listener | None) -> Engine:
         """An engine that has answered a question."""
         settings = self.settings
         if listener is None:
-            listener = await asyncio.to_thread(load_listener, settings)
+            listener = await in_own_thread(lambda: load_listener(settings, self.progress.say))
         first = _first_question(listener)
         length = len(prepare(listener, first).tokens)
         await asyncio.to_thread(listener.slots.warm_up, length)
@@ -117,6 +155,7 @@ class Deployment:
     async def drained(self, seconds: float) -> bool:
         """Whether all requests ended within `seconds`; from now on no question is admitted."""
         self.state = "draining"
+        self.progress.stopping = True
         deadline = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -125,26 +164,65 @@ class Deployment:
     async def close(self) -> None:
         """Let the torch thread end."""
         self.state = "draining"
+        self.progress.stopping = True
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
 
 
-def load_listener(settings: Settings) -> Listener:
-    """Model and profile that the settings name. Raises ModelError or ProfileError."""
+async def in_own_thread(work: Callable[[], Result]) -> Result:
+    """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        done.set_exception(error) if error else done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name=LOADING, daemon=True).start()
+    return await done
+
+
+def load_listener(settings: Settings, said: Callable[[str], None]) -> Listener:
+    """Model and profile that the settings name. Raises ModelError, ProfileError, or what `said`
+    raises, which hears how far it is.
+    """
     loaded = model.load(
         settings.model,
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
     )
-    found = profile.find(settings.profile, loaded)
+    found, unprofiled = find_profile(settings, loaded, said)
     return Listener.of(
         loaded,
         found,
+        unprofiled=unprofiled,
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
     )
+
+
+def find_profile(
+    settings: Settings, loaded: AudioModel, said: Callable[[str], None]
+) -> tuple[Profile | None, str]:
+    """The profile to serve with and, where there is none, why."""
+    if not auto.is_wanted(settings.profile, loaded):
+        return profile.find(settings.profile, loaded), NO_PROFILE
+    found = auto.find_or_make(
+        loaded, settings.cache_folder, items=settings.calibration_items, said=said
+    )
+    return (None, found.reason) if isinstance(found, auto.Unprofiled) else (found, NO_PROFILE)
 
 
 def _memory(engine: Engine) -> str:
@@ -174,11 +252,12 @@ def describe_profile(listener: Listener) -> dict[str, Any] | None:
         return None
     pairs = zip(found.heads, found.correlations, strict=True)
     return {
-        "name": found.name,
+        "name": public_name(found.name),
         "model": public_name(found.model),
         "heads": [{"layer": layer, "head": head, "r": r} for (layer, head), r in pairs],
         "layers": list(found.layers),
         "max_strength": found.max_strength,
+        "calibrated_on": found.calibrated_on,
     }
 
 
@@ -188,7 +267,7 @@ def _model_info(listener: Listener) -> dict[str, str]:
         "model": model_name(listener),
         "revision": loaded.revision or "",
         "fingerprint": loaded.fingerprint,
-        "profile": found.name if found else "none",
+        "profile": public_name(found.name) if found else "none",
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
     }

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 from server.settings import Settings
-from steering import decode, model, profile
+from steering import auto, decode, model, profile
 from steering.errors import AllEarsError
 from steering.model import AudioModel
 
@@ -49,14 +49,25 @@ def examine(settings: Settings) -> Iterator[Check]:
 
     yield _attempt("model", load)
     if loaded:
-        yield _attempt("profile", lambda: _fits(settings.profile, loaded[0]))
+        yield _attempt("profile", lambda: _fits(settings, loaded[0]))
 
 
-def _fits(wanted: str | None, loaded: AudioModel) -> str:
-    found = profile.find(wanted, loaded)
+def _fits(settings: Settings, loaded: AudioModel) -> str:
+    if auto.is_wanted(settings.profile, loaded):
+        folder = auto.entry(settings.cache_folder, loaded, settings.calibration_items)
+        found = auto.kept(folder, loaded)
+        if found is None:
+            return f"auto: not made yet, the first start makes it in {folder}"
+        if isinstance(found, auto.Unprofiled):
+            return f"auto: none, {found.reason}"
+    else:
+        found = profile.find(settings.profile, loaded)
     if found is None:
         return "none: listening scores are unknown and nothing is steered"
-    return f"{found.name}: {len(found.heads)} heads, max_strength {found.max_strength:g}"
+    return (
+        f"{found.name}: {len(found.heads)} heads, max_strength {found.max_strength:g}, calibrated"
+        f" on {found.calibrated_on}"
+    )
 
 
 def _attempt(name: str, act: Callable[[], str]) -> Check:

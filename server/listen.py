@@ -30,6 +30,8 @@ from steering.readout import pool, relative_norm
 from steering.silence import Contrast, SilentPrefixes, contrast
 from steering.slots import Row, Slots, draw_rows
 
+NO_PROFILE = "this deployment has no listening profile (--profile none)"
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -118,6 +120,7 @@ class Listener:
     profile: Profile | None
     prefixes: SilentPrefixes
     slots: Slots
+    unprofiled: str = NO_PROFILE  # why there is no profile, where there is none
 
     @classmethod
     def of(
@@ -128,11 +131,13 @@ class Listener:
         silence_cache_bytes: int = 1_000_000_000,
         rows: int = 16,
         tokens: int = 2048,
+        unprofiled: str = NO_PROFILE,
     ) -> Listener:
         """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = Slots(model, rows, tokens, profile.how if profile else None)
-        return cls(model, profile, SilentPrefixes(silence_cache_bytes), slots)
+        prefixes = SilentPrefixes(silence_cache_bytes)
+        return cls(model, profile, prefixes, slots, unprofiled)
 
 
 Writing = Generator[str | Row, None, None]
@@ -162,7 +167,7 @@ def listen(
     after_prefill = time.perf_counter()
 
     # 2. The silence twin, where a live direction or its score is wanted.
-    live = question.steer and question.direction == "request" and _refusal(profile) is None
+    live = question.steer and question.direction == "request" and refusal(listener) is None
     twin: Contrast | None = None
     if profile and (live or question.with_silence):
         twin = contrast(
@@ -234,12 +239,14 @@ def _check_length(listener: Listener, prompt: Prompt, question: Question) -> Non
         )
 
 
-def _refusal(profile: Profile | None) -> str | None:
-    """Why this deployment can't steer, or None."""
+def refusal(listener: Listener) -> str | None:
+    """Why this deployment steers no answer, in plain words; None where it may steer."""
+    profile = listener.profile
     if profile is None:
-        return "this deployment has no listening profile (--profile none)"
+        return listener.unprofiled
     if profile.max_strength == 0:
-        return "calibration found no gain from steering this model: strength 0"
+        why = profile.refusal or "calibration found no gain from steering this model"
+        return f"{why}: strength 0"
     return None
 
 
@@ -268,11 +275,11 @@ def _plan(
 ) -> tuple[Plan, Steering]:
     """How the answer is steered, and how that is reported."""
     profile = listener.profile
+    why = refusal(listener)
+    if why is not None or profile is None:
+        return BARE, Steering(False, reason=why)
     if not question.steer:
         return BARE, Steering(False, reason="steer is false")
-    refusal = _refusal(profile)
-    if refusal is not None or profile is None:
-        return BARE, Steering(False, reason=refusal)
     assert found.score is not None
     strength = question.strength
     if strength is None:

@@ -20,7 +20,7 @@ from server import listening_log, metrics, reports, stream
 from server.deployment import Deployment, describe_profile, model_name
 from server.engine import Engine
 from server.errors import UnknownMedia
-from server.listen import Answer, Heeded, Question
+from server.listen import Answer, Heeded, Question, refusal
 from server.question import Hearing, Submitted, make_question
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, parse_form, parse_json
@@ -132,9 +132,11 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"model": ErrorReport}})
 async def readyz(here: Here) -> dict[str, str]:
-    """The model has answered a question, and more may be asked."""
-    here.ready()
-    return {"status": "ready"}
+    """The model has answered a question, and more may be asked; `reason` says why answers stay bare
+    where they do.
+    """
+    why = refusal(here.ready().listener)
+    return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
 @router.get("/metrics", responses=_errors())

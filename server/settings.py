@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -42,8 +44,19 @@ class Settings(BaseSettings):
     profile: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or hub id of a listening profile, or `none`; unset: the one shipped"
-        " with the model",
+        description="folder or hub id of a listening profile, `auto` (made at first start from"
+        " synthetic items and kept), or `none`; unset: the one shipped for the model, else `auto`",
+    )
+    calibration_items: int = Field(
+        default=400,
+        ge=40,
+        le=100_000,
+        description="synthetic items that `auto` makes a profile from, from 40",
+    )
+    cache: Path | None = Field(
+        default=None,
+        description="folder for profiles made by `auto`; unset: `allears` in the user's cache"
+        " folder, which `XDG_CACHE_HOME` may name",
     )
     device: str = Field(
         default="auto",
@@ -126,15 +139,10 @@ class Settings(BaseSettings):
             raise ValueError("a key holds a space or a character that is not printable ASCII")
         return keys
 
-    @field_validator("profile")
-    @classmethod
-    def _no_auto_yet(cls, value: str | None) -> str | None:
-        if value == "auto":
-            raise ValueError(
-                "`auto` is not there yet: make a profile with `allears calibrate` and name its"
-                " folder"
-            )
-        return value
+    @property
+    def cache_folder(self) -> Path:
+        """Where profiles made by `auto` are kept."""
+        return self.cache or user_cache_path("allears")
 
     @property
     def max_body_bytes(self) -> int:

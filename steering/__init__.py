@@ -1,1 +1,42 @@
-"""Audio-language models that listen: measure the listening, steer the answer."""
+"""Audio-language models that listen: measure the listening, steer the answer.
+
+    from steering import load, calibrate, evaluate
+
+A name is imported when it is first asked for: importing the package is quick, torch is not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steering.calibration import calibrate
+    from steering.ears import listening
+    from steering.evaluation import evaluate
+    from steering.model import load
+    from steering.profile import Profile
+    from steering.profile import load as load_profile
+
+__all__ = ["Profile", "calibrate", "evaluate", "listening", "load", "load_profile"]
+
+_HOMES = {
+    "Profile": ("steering.profile", "Profile"),
+    "calibrate": ("steering.calibration", "calibrate"),
+    "evaluate": ("steering.evaluation", "evaluate"),
+    "listening": ("steering.ears", "listening"),
+    "load": ("steering.model", "load"),
+    "load_profile": ("steering.profile", "load"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """One of the names in __all__."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'steering' has no {name!r}; it offers {', '.join(__all__)}")
+    module, original = _HOMES[name]
+    return getattr(import_module(module), original)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

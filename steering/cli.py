@@ -73,11 +73,11 @@ def calibrate_command(
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
-    from steering import calibrate
+    from steering import calibration
     from steering import model as models
 
     loaded = models.load(model, revision=revision, device=device, dtype=dtype)
-    found = calibrate.calibrate(loaded, data, audio_root or data.parent, out)
+    found = calibration.calibrate(loaded, data, audio_root or data.parent, out)
     if as_json:
         Console().print_json((out / "profile.json").read_text())
         return
@@ -104,7 +104,7 @@ def evaluate_command(
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
-    from steering import evaluate
+    from steering import evaluation
     from steering import model as models
     from steering import profile as profiles
 
@@ -112,11 +112,11 @@ def evaluate_command(
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
-    results = evaluate.evaluate(loaded, found, data, audio_root or data.parent, out, seed)
+    results = evaluation.evaluate(loaded, found, data, audio_root or data.parent, out, seed)
     if as_json:
         Console().print_json(data=results)
         return
-    header, *rows = evaluate.table(results)
+    header, *rows = evaluation.table(results)
     grid = Table(*header, title=f"{results['data']['items']} items, % right")
     for row in rows:
         grid.add_row(*row)

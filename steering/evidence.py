@@ -6,7 +6,7 @@ readout, every setting of it can be tried on these vectors without another pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -84,9 +84,15 @@ def text_of(model: AudioModel, ids: Sequence[int]) -> str:
     return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def gather(model: AudioModel, items: Sequence[Item]) -> Evidence:
+def gather(
+    model: AudioModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
+) -> Evidence:
     """The evidence of some items; raises AudioError with the path of a clip that can't be used."""
-    rows = list(tqdm(_rows(model, items), "listening", len(items), disable=None))
+    rows = []
+    for row in tqdm(_rows(model, items), "listening", len(items), disable=None):
+        rows.append(row)
+        if progress:
+            progress(len(rows), len(items))
     return Evidence(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 

@@ -32,6 +32,7 @@ from steering.strength import Gate
 from steering.taps import Head
 
 SCHEMA_VERSION = 1
+AUTO = "auto"
 DEMO_PROFILE = Path(__file__).parent / "demo" / "profile"
 _JSON, _TENSORS = "profile.json", "profile.safetensors"
 
@@ -58,11 +59,17 @@ class Profile:
     quantiles: NDArray[np.float32]  # (101,) listening scores of the calibration set, 0 % to 100 %
     head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
     head_std: NDArray[np.float32]  # (N,)
+    refusal: str | None = None  # why this model is not steered, in plain words
 
     @property
     def max_strength(self) -> float:
         """The largest strength that a request may ask for."""
         return max(self.gate.max_strength, self.fixed_strength)
+
+    @property
+    def calibrated_on(self) -> str:
+        """`user data`, or `synthetic`: items made by allears itself."""
+        return str(self.calibration.get("calibrated_on", "user data"))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -93,8 +100,9 @@ def save(profile: Profile, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path) -> Profile:
+def load(folder: Path | str) -> Profile:
     """The profile in a folder; ProfileError if it is missing, damaged or of another schema."""
+    folder = Path(folder)
     try:
         record = json.loads((folder / _JSON).read_text())
         tensors = load_file(folder / _TENSORS)
@@ -117,10 +125,16 @@ def load(folder: Path) -> Profile:
 def find(wanted: str | None, model: AudioModel) -> Profile | None:
     """The profile to serve a model with: None for `none`, else one that fits, else ProfileError.
 
-    `wanted` is a folder, a hub id, `none`, or None for the one shipped with the model.
+    `wanted` is a folder, a hub id, `none`, or None for the one shipped with the model. `auto` is
+    made by `steering.auto`, which a server does at its first start.
     """
     if wanted == "none":
         return None
+    if wanted == AUTO:
+        raise ProfileError(
+            "a profile `auto` is made at the first start of `allears serve`; here, name the folder"
+            " of a profile"
+        )
     if wanted is None:
         if model.name != DEMO:
             raise ProfileError(
@@ -179,8 +193,10 @@ def _record(profile: Profile) -> dict[str, Any]:
         "intervention": profile.how.record(),
         "gate": asdict(profile.gate),
         "fixed_strength": profile.fixed_strength,
+        "refusal": profile.refusal,
         "max_strength": profile.max_strength,
         "verdicts": asdict(profile.verdicts),
+        "calibrated_on": profile.calibrated_on,
         "calibration": dict(profile.calibration),
         "held_out": dict(profile.held_out),
         "versions": dict(profile.versions),
@@ -222,4 +238,5 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         quantiles=tensors["quantiles"].numpy(),
         head_mean=tensors["head_mean"].numpy(),
         head_std=tensors["head_std"].numpy(),
+        refusal=record.get("refusal"),
     )

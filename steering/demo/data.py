@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ UNSEEN_VOICES = "test"  # the split whose voices no training clip has
 
 
 def write_items(
-    out: Path, *, split: str, count: int, seed: int, unseen_wordings: bool = False
+    out: Path,
+    *,
+    split: str,
+    count: int,
+    seed: int,
+    unseen_wordings: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Path of `out`/items.json, MMAU's schema, after `count` items and their WAV files were made.
 
     Half of the items are neutral, half carry a cue, uniform over the four options. Two items share
     a clip. The same split, seed and count give the same bytes; items.json comes last and whole.
+    `progress` is called with the clips made and all clips.
     """
     folder = out / "audio"
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +48,8 @@ def write_items(
             records.append(
                 _record(f"{split}-{seed}-{index:05d}-{k}", audio_id, facts, question, trust)
             )
+        if progress:
+            progress(index + 1, clips)
     path = out / "items.json"
     partial = out / ".items.json.partial"
     partial.write_text(json.dumps(records, indent=1) + "\n")

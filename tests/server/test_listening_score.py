@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from server.listening_log import RecentRecords, Record, UnknownRecord, summary
+from steering import listening
 
 QUESTION = "What is this?"
 
@@ -88,6 +93,36 @@ def test_the_summary_covers_all_kinds_of_requests(start: Any, audio: dict[str, s
     assert one["steered"] is True
     assert unknown.status_code == 404
     assert unknown.json()["error"]["param"] == "request_id"
+
+
+@pytest.mark.parametrize("steer", [True, False])
+def test_a_researchers_own_model_hears_and_says_the_same(
+    server: Any,
+    audio: dict[str, str],
+    sound: bytes,
+    checkpoint_folder: Path,
+    profile_folder: Path,
+    steer: bool,
+) -> None:
+    served = server.chat(
+        audio=audio, question=QUESTION, max_tokens=8, steer=steer, include=["timeline"]
+    ).json()
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint_folder)
+    processor = AutoProcessor.from_pretrained(checkpoint_folder)
+    parts = [{"type": "audio", "audio": ""}, {"type": "text", "text": QUESTION}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+    )
+    samples, rate_hz = soundfile.read(io.BytesIO(sound), dtype="float32")
+    inputs = processor(text=text, audio=samples, sampling_rate=rate_hz, return_tensors="pt")
+    with listening(model, processor, profile_folder, steer=steer) as ears:
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+    answer = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert ears.score == pytest.approx(served["listening"]["score"], abs=2e-6)
+    assert ears.timeline.tolist() == pytest.approx(served["listening"]["timeline"], abs=2e-6)
+    assert ears.strength == pytest.approx(served["steering"]["strength"], abs=1e-5)
+    assert (ears.strength > 0) == steer
+    assert answer.strip() == served["answer"].strip()
 
 
 def record(name: str, score: float | None = 0.5) -> Record:

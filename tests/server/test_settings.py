@@ -38,7 +38,7 @@ def test_keys_are_split_and_hidden() -> None:
         ("port", "http"),
         ("device", "tpu"),
         ("dtype", "int8"),
-        ("profile", "auto"),
+        ("calibration_items", "39"),
         ("queue_limit_requests", "0"),
         ("queue_timeout_seconds", "nan"),
         ("max_audio_bytes", "-1"),

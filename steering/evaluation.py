@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan
 from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
-from steering.calibrate import against, versions
+from steering.calibration import against, versions
 from steering.evidence import (
     ANSWER,
     Evidence,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering import calibrate as calibrations
-from steering.calibrate import (
+from steering import calibration as calibrations
+from steering.calibration import (
     FOLDS,
     MIN_ITEMS,
     STRENGTHS,
@@ -178,7 +178,7 @@ def test_a_profile_is_saved_whole(
 ) -> None:
     data = write_items(tmp_path, ITEMS)
     shown = evidence(untrained, helps=True)
-    monkeypatch.setattr(calibrations, "gather", lambda model, items: shown)
+    monkeypatch.setattr(calibrations, "gather", lambda model, items, progress: shown)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
     assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)

@@ -7,7 +7,7 @@ is reported is measured outside the fold.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +37,10 @@ FOLDS = 5
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 MIN_ITEMS = 40
 
+SYNTHETIC: Literal["synthetic"] = "synthetic"
+USER_DATA: Literal["user data"] = "user data"
+
+Progress = Callable[[int, int], None]
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float32]
 
@@ -52,9 +56,18 @@ class Fit:
     fixed_strength: float
 
 
-def calibrate(model: AudioModel, data: Path, audio_root: Path, out: Path) -> Profile:
+def calibrate(
+    model: AudioModel,
+    data: Path,
+    audio_root: Path,
+    out: Path,
+    *,
+    calibrated_on: Literal["user data", "synthetic"] = USER_DATA,
+    progress: Progress | None = None,
+) -> Profile:
     """The profile of a model from a data set, saved in `out` as well.
 
+    `progress` is called with the items done and all items; what it raises ends the calibration.
     Raises DataError for faults in the data, for too few items, and where all answers are right or
     all wrong.
     """
@@ -63,13 +76,19 @@ def calibrate(model: AudioModel, data: Path, audio_root: Path, out: Path) -> Pro
         raise DataError(
             f"{data}: {len(dataset.items)} items; calibration needs at least {MIN_ITEMS}"
         )
-    evidence = gather(model, dataset.items)
-    profile = fit_profile(model, dataset, evidence)
+    evidence = gather(model, dataset.items, progress)
+    profile = fit_profile(model, dataset, evidence, calibrated_on=calibrated_on)
     save(profile, out)
     return profile
 
 
-def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence) -> Profile:
+def fit_profile(
+    model: AudioModel,
+    dataset: DataSet,
+    evidence: Evidence,
+    *,
+    calibrated_on: Literal["user data", "synthetic"] = USER_DATA,
+) -> Profile:
     """The profile that the evidence of a data set supports."""
     search = Search(model, evidence, dataset.items)
     held_out = search.held_out()
@@ -96,6 +115,7 @@ def fit_profile(model: AudioModel, dataset: DataSet, evidence: Evidence) -> Prof
             "data": dataset.name,
             "sha256": dataset.sha256,
             "items": len(dataset.items),
+            "calibrated_on": calibrated_on,
             "folds": FOLDS,
             "settings_tried": search.tried,
         },
