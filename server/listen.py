@@ -230,7 +230,8 @@ def _refusal(profile: Profile | None) -> str | None:
     if profile is None:
         return "this deployment has no listening profile (--profile none)"
     if profile.max_strength == 0:
-        return "calibration found no gain from steering this model: strength 0"
+        why = profile.refusal or "calibration found no gain from steering this model"
+        return f"{why}: strength 0"
     return None
 
 

@@ -58,6 +58,7 @@ class Profile:
     quantiles: NDArray[np.float32]  # (101,) listening scores of the calibration set, 0 % to 100 %
     head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
     head_std: NDArray[np.float32]  # (N,)
+    refusal: str | None = None  # why this model is not steered, in plain words
 
     @property
     def max_strength(self) -> float:
@@ -179,6 +180,7 @@ def _record(profile: Profile) -> dict[str, Any]:
         "intervention": profile.how.record(),
         "gate": asdict(profile.gate),
         "fixed_strength": profile.fixed_strength,
+        "refusal": profile.refusal,
         "max_strength": profile.max_strength,
         "verdicts": asdict(profile.verdicts),
         "calibration": dict(profile.calibration),
@@ -222,4 +224,5 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         quantiles=tensors["quantiles"].numpy(),
         head_mean=tensors["head_mean"].numpy(),
         head_std=tensors["head_std"].numpy(),
+        refusal=record.get("refusal"),
     )

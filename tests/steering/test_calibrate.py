@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from steering import calibrate as calibrations
 from steering.calibrate import (
     FOLDS,
-    MIN_ITEMS,
     STRENGTHS,
     Fit,
     Search,
@@ -23,13 +23,14 @@ from steering.calibrate import (
     nearest,
     smooth,
     verdicts,
-    within,
 )
 from steering.errors import DataError
-from steering.evidence import Evidence, columns
+from steering.evidence import Evidence, Row, columns
+from steering.inspection import MIN_ITEMS
 from steering.items import DataSet, Item
 from steering.measures import auroc
 from steering.model import AudioModel
+from steering.nulls import within
 from steering.profile import load
 from steering.readout import Intervention, logits
 from steering.taps import Head
@@ -178,7 +179,12 @@ def test_a_profile_is_saved_whole(
 ) -> None:
     data = write_items(tmp_path, ITEMS)
     shown = evidence(untrained, helps=True)
-    monkeypatch.setattr(calibrations, "gather", lambda model, items: shown)
+
+    def planted(*_: object) -> Iterator[tuple[int, Row]]:
+        for i in range(ITEMS):
+            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Evidence))
+
+    monkeypatch.setattr(calibrations, "rows_here", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
     assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
@@ -187,10 +193,10 @@ def test_a_profile_is_saved_whole(
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> Evidence:
+    def never(*_: object) -> Iterator[tuple[int, Row]]:
         raise AssertionError("a pass was run")
 
-    monkeypatch.setattr(calibrations, "gather", never)
+    monkeypatch.setattr(calibrations, "rows_here", never)
     few = write_items(tmp_path, MIN_ITEMS - 1)
     with pytest.raises(DataError, match=f"{MIN_ITEMS - 1} items.*at least {MIN_ITEMS}"):
         calibrate(untrained, few, tmp_path, tmp_path / "out")

@@ -99,6 +99,8 @@ def test_some_items_and_the_scores_of_some_heads() -> None:
         some = whole.of(rows)
         for field in fields(Evidence):
             expected = getattr(whole, field.name)[rows]
+            if field.name == "differences":  # stay where they are, they are large
+                expected = expected[:0]
             np.testing.assert_array_equal(getattr(some, field.name), expected)
     heads = [(1, 0), (2, 1)]
     np.testing.assert_allclose(
