@@ -43,6 +43,7 @@ STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item;
 HEAD_COUNTS = (4, 8, 12, 16)
 MIN_AUDIBILITY = 0.85  # of a specialist: AUROC of its mass on a clip against its silence
 FOLDS = 5
+FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 _BLOCK_ITEMS = 256
 _NOT_SEARCHED = {
@@ -339,12 +340,17 @@ class Search:
         return Reach(*(x.double().cpu().numpy() for x in (least, largest, times)))
 
     def fit(self, rows: NDArray[np.int64]) -> Fit:
-        """The best setting on some items."""
+        """The best setting on some items.
+
+        Every intervention is tried at every constant strength; gates are tried for the FINALISTS
+        that are worth most at one.
+        """
         heads, r = self.specialists(rows)
         scores = self.evidence.scores(heads, self.model.heads)[rows]
+        tried = [(how, self.right_at(how)[:, rows]) for how in self.interventions(heads)]
+        tried.sort(key=lambda pair: -max(self.fixed_worth(pair[1])))  # stable: of equals the first
         best, chosen = (-np.inf, 0.0), None
-        for how in self.interventions(heads):
-            right = self.right_at(how)[:, rows]
+        for how, right in tried[:FINALISTS]:
             gate, worth = self.best_gate(right, scores)
             if chosen is None or worth > best:
                 best, chosen = worth, Fit(heads, r, how, gate, self.best_fixed(right))
@@ -387,9 +393,12 @@ class Search:
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
-        worth = smooth(np.array([worth_of(flags, right[0]) for flags in right]))
-        self.tried += len(worth)
-        return float(STRENGTHS[int(np.argmax(worth))])
+        return float(STRENGTHS[int(np.argmax(self.fixed_worth(right)))])
+
+    def fixed_worth(self, right: Flags) -> NDArray[np.float64]:
+        """(S,) what each constant strength is worth, with its neighbours."""
+        self.tried += len(right)
+        return smooth(np.array([worth_of(flags, right[0]) for flags in right]))
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
         """The gate that is worth most, of equals the one that steers least; and how good it is."""

@@ -51,11 +51,9 @@ def random_heads(
     items that did not choose them, as the random sets of as many heads are. By stratum and in all.
     """
     rng = np.random.default_rng(1)
+    orders = [rng.permutation(mass.shape[1]) for _ in range(RANDOM_SETS)]  # one for all folds
     sets: list[list[Any]] = [[list(own) for own in chosen]]
-    sets += [
-        [rng.choice(mass.shape[1], len(own), replace=False) for own in chosen]
-        for _ in range(RANDOM_SETS)
-    ]
+    sets += [[order[: len(own)] for own in chosen] for order in orders]
     scores = [_outside(mass, fold, one) for one in sets]
     found = {}
     for name in ["all", *(s for s in sorted(set(strata)) if s)]:
@@ -97,10 +95,8 @@ def random_layers(
     own = judged([tuple(some) for some in chosen])
     if all(len(some) == layers for some in chosen):
         return {"accuracy_percent": _percent(own), "note": "all layers were chosen: no null"}
-    shares = [
-        judged([tuple(sorted(rng.choice(layers, len(some), replace=False))) for some in chosen])
-        for _ in range(RANDOM_LAYERS)
-    ]
+    orders = [rng.permutation(layers) for _ in range(RANDOM_LAYERS)]  # one for all folds
+    shares = [judged([tuple(sorted(order[: len(some)])) for some in chosen]) for order in orders]
     return {
         "accuracy_percent": _percent(own),
         "random_mean_percent": _percent(float(np.mean(shares))),
