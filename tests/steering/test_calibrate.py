@@ -28,9 +28,7 @@ from steering.errors import DataError
 from steering.evidence import Evidence, Row, columns
 from steering.inspection import MIN_ITEMS
 from steering.items import DataSet, Item
-from steering.measures import auroc
 from steering.model import AudioModel
-from steering.nulls import within
 from steering.profile import load
 from steering.readout import Intervention, logits
 from steering.taps import Head
@@ -264,15 +262,6 @@ def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel
     gate, worth = search.best_gate(right, scores)
     assert gate.strengths(scores).min() >= STRENGTHS[1] / 2
     assert worth[0] == 1
-
-
-def test_within_averages_strata_by_their_pairs() -> None:
-    scores = np.array([1.0, 2.0, 3.0, 0.5, 0.1, 0.2, 9.0], np.float32)
-    right = np.array([False, True, True, True, False, True, True])
-    strata = ["a", "a", "a", "b", "b", "b", "c"]  # c holds no wrong answer
-    a, b = auroc(scores[:3], right[:3]), auroc(scores[3:6], right[3:6])
-    assert within(scores, right, strata) == pytest.approx((2 * a + 2 * b) / 4)
-    assert np.isnan(within(scores, np.ones(7, bool), strata))
 
 
 def test_against_compares_clips_with_their_silence() -> None:
