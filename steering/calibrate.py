@@ -47,7 +47,7 @@ FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 _BLOCK_ITEMS = 256
 _NOT_SEARCHED = {
-    "tokens": "every: one answer token is stored, which is the first either way",
+    "tokens": "every: one answer token is judged, the one that decides",
     "keep_norm": "false: it changes the likelihoods, and no greedy answer",
 }
 
@@ -311,7 +311,7 @@ class Search:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def right_at(self, how: Intervention) -> Flags:
-        """(S, I): whether the first answer token is right at each strength, full vocabulary."""
+        """(S, I): whether the token that decides is right at each strength, full vocabulary."""
         key = (how.layers, how.place)
         if key not in self._reach:  # along the raw mean; every other scale is a multiple of it
             self._reach[key] = self._reach_of(how, np.arange(len(self.items)))
@@ -327,7 +327,7 @@ class Search:
         model = self.model
         gain = gains(model)
         direction = pooled(self.evidence, Intervention(how.layers), rows).to(model.device)
-        final = torch.from_numpy(self.evidence.final[rows]).to(model.device)
+        final = torch.from_numpy(self.evidence.deciding[rows]).to(model.device)
         if how.place == "before_norm":  # the norm's common factor changes no order: it is left out
             state, way, length = final * gain, direction * gain, final.norm(dim=-1)
         else:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan, Sampling, generate
 from steering.clip import Clip
+from steering.deciding import deciding, state_at
 from steering.decode import read_clip
 from steering.inspection import FILE_LIMITS
 from steering.items import Item, is_right
@@ -42,9 +43,10 @@ class Evidence:
     silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin
     differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the silent twin
     final: NDArray[np.float32]  # (I, D) last residual at the first answer token
-    first_token: NDArray[np.int64]  # (I,) of the right answer
+    deciding: NDArray[np.float32]  # (I, D) at the token that decides, most often the same
+    first_token: NDArray[np.int64]  # (I,) of the right answer: the one that decides
     right: NDArray[np.bool_]  # (I,) the bare model's greedy answer, by MMAU's rule
-    top_probability: NDArray[np.float32]  # (I,) of the bare model's first token
+    top_probability: NDArray[np.float32]  # (I,) of the bare model's likeliest token there
 
     def of(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
         """The evidence of some items, all but the differences.
@@ -101,6 +103,7 @@ def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np
         "silent_mass": (heads, np.float32),
         "differences": ((model.layers, model.width), np.float32),
         "final": ((model.width,), np.float32),
+        "deciding": ((model.width,), np.float32),
         "first_token": ((), np.int64),
         "right": ((), np.bool_),
         "top_probability": ((), np.float32),
@@ -132,16 +135,19 @@ def row_of(model: AudioModel, item: Item) -> Row:
         prompt = prompt_of(model, item, clip_of(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        said = answer_text(model, heard)
+        decided = deciding(model, item, said)
+        state = state_at(model, heard, decided.before)
         with torch.inference_mode():
-            first = logits(model, heard.final[None])[0].softmax(-1)
-        token = model.processor.tokenizer(item.answer, add_special_tokens=False)["input_ids"][0]
+            first = logits(model, state[None])[0].softmax(-1)
         return (
             heard.attention.sum(-1).cpu().numpy(),
             silent.attention.sum(-1).cpu().numpy(),
             (heard.states - silent.states).float().cpu().numpy(),
             heard.final.float().cpu().numpy(),
-            np.int64(token),
-            np.bool_(is_right(answer_text(model, heard), item.answer, item.choices)),
+            state.float().cpu().numpy(),
+            np.int64(decided.token),
+            np.bool_(is_right(said, item.answer, item.choices)),
             np.float32(first.max().item()),
         )
 

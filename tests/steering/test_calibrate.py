@@ -96,6 +96,7 @@ def evidence(model: AudioModel, *, helps: bool) -> Evidence:
         silent_mass=silent.astype(np.float32),
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
+        deciding=final.astype(np.float32),
         first_token=answer,
         right=right,
         top_probability=np.ones(ITEMS, np.float32),

@@ -24,7 +24,7 @@ def columns(untrained: AudioModel) -> Columns:
 def row(columns: Columns, seed: int) -> Row:
     rng = np.random.default_rng(seed)
     return tuple(
-        (100 * rng.random(shape)).astype(kind) if shape else kind(seed + 1)  # type: ignore[call-arg]
+        (100 * rng.random(shape)).astype(kind) if shape else kind(seed + 1)
         for shape, kind in columns.values()
     )
 

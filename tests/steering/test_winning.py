@@ -42,6 +42,7 @@ def evidence(model: AudioModel) -> Evidence:
         silent_mass=flat,
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
+        deciding=final.astype(np.float32),
         first_token=np.zeros(ITEMS, np.int64),
         right=np.ones(ITEMS, bool),
         top_probability=np.ones(ITEMS, np.float32),
