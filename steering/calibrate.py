@@ -450,7 +450,8 @@ class Search:
             for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
                 rows = np.flatnonzero(fold == k)
                 how = replace(fit.how, layers=some)
-                right += int(self.right_with(how, strengths[rows], rows).sum())
+                if len(rows):  # fewer clips than folds leave some empty
+                    right += int(self.right_with(how, strengths[rows], rows).sum())
             return right / len(fold)
 
         def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:

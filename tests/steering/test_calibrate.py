@@ -144,6 +144,13 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     assert profile.calibration["items"] == ITEMS
     assert profile.calibration["sha256"] == "00ff"
     assert profile.calibration["settings_tried"] > 1000
+    assert profile.calibration["calibrated_on"] == "user data"
+    assert "within wording" in profile.calibration["heads_optimise"]
+    chance = profile.held_out["nulls"]
+    among = chance["random_heads"]["strata"]["all"]
+    assert among["auroc"] > 0.95 > 0.8 > among["random_mean"] and among["share_beaten"] >= 0.75
+    assert chance["random_layers"]["random_mean_percent"] < 90, "other layers lead astray"
+    assert chance["halves"]["shared"] >= 3
     assert {"python", "torch", "transformers", "allears"} <= profile.versions.keys()
     assert profile.quantiles[[0, 50, 100]] == pytest.approx(
         [scores.min(), np.median(scores), scores.max()]
@@ -162,8 +169,21 @@ def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
     assert profile.held_out["gain_balanced"][1] <= 0
     assert (profile.fixed_strength, profile.gate.max_strength) == (0.0, 0.0)
     assert profile.max_strength == 0.0
+    assert profile.refusal and "outside the fold" in profile.refusal
     assert profile.gate.strength(0.0) == 0.0
     assert profile.heads, "it can still be heard whether the model listens"
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_too_few_clips_to_hold_any_out(untrained: AudioModel, clips: int) -> None:
+    few = tuple(
+        replace(item, audio=Path(f"{i * clips // ITEMS}.wav")) for i, item in enumerate(items())
+    )
+    data = DataSet(few, "00ff", "items.json")
+    profile = fit_profile(untrained, data, evidence(untrained, helps=True))
+    assert (profile.refusal is None) == bool(profile.held_out)
+    assert profile.refusal is None or "outside the fold" in profile.refusal
+    assert (profile.max_strength > 0) == (clips > 1)
 
 
 @pytest.mark.parametrize("right", [True, False])
