@@ -142,7 +142,7 @@ class Deployment:
         if listener is None:
             listener = await in_own_thread(lambda: load_listener(settings, self.progress.say))
         first = _first_question(listener)
-        length = len(prepare(listener, first).tokens)
+        length = len((await asyncio.to_thread(prepare, listener, first)).tokens)
         await asyncio.to_thread(listener.slots.warm_up, length)
         engine = Engine(
             listener,

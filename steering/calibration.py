@@ -6,10 +6,11 @@ is reported is measured outside the fold.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -18,31 +19,45 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 
+from steering import nulls
 from steering.errors import DataError
-from steering.evidence import Evidence, all_heads, gather
+from steering.evidence import ANSWER, EVIDENCE_VERSION, Evidence, all_heads, columns_of, rows_here
+from steering.evidence_folder import EvidenceFolder, opened
 from steering.heads import Verdicts, choose, correlations
-from steering.items import DataSet, Item, read
+from steering.inspection import inspect
+from steering.items import DataSet, Item
 from steering.measures import auroc, paired_gain, repaired_broken
 from steering.model import AudioModel
+from steering.nulls import within
 from steering.profile import Profile, save
-from steering.readout import Intervention, logits, pool
+from steering.readout import Intervention, pool
 from steering.strength import Gate
 from steering.taps import Head
+from steering.winning import gains, winning_strengths
+from steering.workers import rows_by_workers
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 HEAD_COUNTS = (4, 8, 12, 16)
 MIN_AUDIBILITY = 0.85  # of a specialist: AUROC of its mass on a clip against its silence
 FOLDS = 5
+FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
-MIN_ITEMS = 40
+_BLOCK_ITEMS = 256
+_NOT_SEARCHED = {
+    "tokens": "every: one answer token is judged, the one that decides",
+    "keep_norm": "false: it changes the likelihoods, and no greedy answer",
+}
 
-SYNTHETIC: Literal["synthetic"] = "synthetic"
-USER_DATA: Literal["user data"] = "user data"
+Origin = Literal["user data", "synthetic"]  # of the items that a profile was made from
+USER_DATA: Origin = "user data"
+SYNTHETIC: Origin = "synthetic"
 
-Progress = Callable[[int, int], None]
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float32]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +71,104 @@ class Fit:
     fixed_strength: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reach:
+    """Where along its direction the answer of each item is right."""
+
+    least: NDArray[np.float64]  # (I,) between this
+    largest: NDArray[np.float64]  # (I,) and this many times the raw mean direction
+    times: NDArray[np.float64]  # (I,) that direction must be taken to be as long as h
+
+
+def _between(strengths: NDArray[np.float64], how: Intervention, reach: Reach) -> Flags:
+    """Whether strengths (..., I) are where the answer is right."""
+    if how.scale == "norm":
+        times = strengths * reach.times
+    else:
+        times = strengths * (len(how.layers) if how.pool == "sum" else 1)
+    return np.asarray((times >= reach.least) & (times <= reach.largest))
+
+
 def calibrate(
     model: AudioModel,
     data: Path,
     audio_root: Path,
     out: Path,
     *,
-    calibrated_on: Literal["user data", "synthetic"] = USER_DATA,
+    workers: int = 1,
+    calibrated_on: Origin = USER_DATA,
     progress: Progress | None = None,
+    skip_faulty: bool = False,
+    keep_evidence: bool = False,
 ) -> Profile:
     """The profile of a model from a data set, saved in `out` as well.
 
-    `progress` is called with the items done and all items; what it raises ends the calibration.
-    Raises DataError for faults in the data, for too few items, and where all answers are right or
-    all wrong.
+    What the model does on each item is kept in the folder `evidence_of(out)` while it is gathered:
+    a run that was stopped goes on from there, and the profile is the same to the last byte. The
+    folder is deleted once the profile is saved, unless `keep_evidence`. `progress` is called with
+    the items done and all items.
+
+    Raises DataError for faults in the data, before the first pass, and where all answers are right
+    or all wrong. Synthetic items are for models that nobody knows yet: there the profile is made
+    all the same, and refuses to steer.
     """
-    dataset = read(data, audio_root)
-    if len(dataset.items) < MIN_ITEMS:
-        raise DataError(
-            f"{data}: {len(dataset.items)} items; calibration needs at least {MIN_ITEMS}"
-        )
-    evidence = gather(model, dataset.items, progress)
-    profile = fit_profile(model, dataset, evidence, calibrated_on=calibrated_on)
-    save(profile, out)
+    dataset = inspect(data, audio_root, skip_faulty=skip_faulty)
+    folder = evidence_of(out)
+    key = _key(model, dataset)
+    with opened(folder, key, columns_of(model), len(dataset.items)) as store:
+        _fill(store, model, dataset.items, workers, progress)
+        profile = fit_profile(model, dataset, store.evidence(), calibrated_on=calibrated_on)
+        save(profile, out)
+        if not keep_evidence:
+            store.remove()
     return profile
+
+
+def evidence_of(out: Path) -> Path:
+    """The folder of the evidence for a profile in `out`, beside it."""
+    return out.with_name(f"{out.name}.evidence")
+
+
+def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
+    """What evidence depends on: with another value of any of these it is another's."""
+    ids = "\n".join(item.id for item in dataset.items)
+    return {
+        "evidence_version": EVIDENCE_VERSION,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "data_sha256": dataset.sha256,
+        "audio_sha256": dataset.audio_sha256,
+        "items": len(dataset.items),
+        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "max_answer_tokens": ANSWER.max_tokens,
+        **versions(),
+    }
+
+
+def _fill(
+    store: EvidenceFolder,
+    model: AudioModel,
+    items: Sequence[Item],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Gather what the store does not have yet."""
+    missing, count = store.missing(), len(items)
+    if workers > 1 and missing:
+        rows = rows_by_workers(model, items, missing, workers)
+    else:
+        rows = rows_here(model, items, missing)
+    done = count - len(missing)
+    with tqdm(total=count, initial=done, desc="listening", unit="item", disable=None) as bar:
+        if progress:
+            progress(done, count)
+        for index, row in rows:
+            store.put(index, row)
+            done += 1
+            bar.update()
+            if progress:
+                progress(done, count)
 
 
 def fit_profile(
@@ -87,17 +176,14 @@ def fit_profile(
     dataset: DataSet,
     evidence: Evidence,
     *,
-    calibrated_on: Literal["user data", "synthetic"] = USER_DATA,
+    calibrated_on: Origin = USER_DATA,
 ) -> Profile:
-    """The profile that the evidence of a data set supports."""
+    """The profile that the evidence of a data set supports; DataError as `calibrate`."""
     search = Search(model, evidence, dataset.items)
-    held_out = search.held_out()
-    best = search.fit(np.arange(len(dataset.items)))
-    _, low, _ = held_out["gain_balanced"]
-    if low <= 0:  # outside the fold, steering is not above nothing: refuse it, and say so
-        best = Fit(best.heads, best.r, best.how, Gate(0.0, best.gate.threshold, 1.0), 0.0)
+    best, held_out, refusal = _fitted(search, calibrated_on)
+    if refusal:
+        best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = evidence.scores(best.heads, model.heads)
-    directions = pool(torch.from_numpy(evidence.differences[:, list(best.how.layers)]), best.how)
     columns = evidence.mass[:, [layer * model.heads + head for layer, head in best.heads]]
     return Profile(
         name=f"{model.name}-{dataset.sha256[:8]}",
@@ -114,18 +200,58 @@ def fit_profile(
         calibration={
             "data": dataset.name,
             "sha256": dataset.sha256,
+            "audio_sha256": dataset.audio_sha256,
             "items": len(dataset.items),
+            "left_out": dataset.left_out,
             "calibrated_on": calibrated_on,
+            "heads_optimise": search.goal,
             "folds": FOLDS,
             "settings_tried": search.tried,
+            "not_searched": _NOT_SEARCHED,
         },
         held_out=held_out,
         versions=versions(),
-        direction=directions.mean(0),
+        direction=pooled(evidence, best.how).mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
         head_mean=columns.mean(0).astype(np.float32),
         head_std=columns.std(0).astype(np.float32),
+        refusal=refusal,
     )
+
+
+def _fitted(search: Search, calibrated_on: str) -> tuple[Fit, dict[str, Any], str | None]:
+    """The best setting, what it reached outside the fold, and why steering is refused, if it is."""
+    try:
+        best = search.fit(np.arange(len(search.items)))
+    except DataError as error:
+        if calibrated_on != SYNTHETIC:
+            raise
+        return search.audible(), {}, f"nothing shows whether steering helps this model: {error}"
+    try:
+        held_out = search.held_out()
+    except DataError as error:
+        return best, {}, f"what steering gains can't be judged outside the fold: {error}"
+    return best, held_out, _refusal(held_out)
+
+
+def _refusal(held_out: dict[str, Any]) -> str | None:
+    """Why steering is refused, in plain words; None where it gains outside the fold."""
+    gain, low, high = held_out["gain_balanced"]
+    if low > 0:
+        return None
+    return (
+        "calibration found no gain from steering this model: outside the fold it changed the share"
+        f" of right answers by {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    )
+
+
+def pooled(evidence: Evidence, how: Intervention, rows: NDArray[np.int64] | None = None) -> Tensor:
+    """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
+    rows = np.arange(len(evidence.final)) if rows is None else rows
+    layers = np.array(how.layers)
+    blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
+    found = [pool(torch.from_numpy(evidence.differences[block, layers]), how) for block in blocks]
+    return torch.cat(found)
 
 
 def versions() -> dict[str, str]:
@@ -141,8 +267,11 @@ def verdicts(scores: Scores, right: Flags) -> Verdicts:
     """Two thresholds: where right and wrong answers are told apart best, and half-way below.
 
     `listening` has the largest sum of sensitivity and specificity for a right answer; `partly` is
-    the median score of the wrong answers under it.
+    the median score of the wrong answers under it. Where all answers are right, or all wrong, they
+    part nothing: then the thresholds are quartiles of the scores.
     """
+    if right.all() or not right.any():
+        return Verdicts(*(float(q) for q in np.quantile(scores, [0.25, 0.75])))
     candidates = np.quantile(scores, np.linspace(0.02, 0.98, 97))
     balance = [(scores[right] >= c).mean() + (scores[~right] < c).mean() for c in candidates]
     listening = float(candidates[int(np.argmax(balance))])
@@ -160,40 +289,72 @@ class Search:
         self.strata = [item.stratum for item in items]
         self.clips = np.array([str(item.audio) for item in items])
         self.tried = 0
-        self._right: dict[Intervention, Flags] = {}
+        self._reach: dict[tuple[tuple[int, ...], str], Reach] = {}
 
-    def interventions(self) -> Iterator[Intervention]:
-        """Layer sets x scale x place x pooling."""
-        layers = self.model.layers
-        sets = {(layers - 1,), tuple(range(layers // 2, layers)), tuple(range(layers))}
+    @property
+    def goal(self) -> str:
+        """What the specialists are chosen for, in words."""
+        if any(self.strata):
+            return "right against wrong answers within wording and cue, and clip against silence"
+        return "right against wrong answers, and clip against silence"
+
+    def interventions(self, heads: Sequence[Head] = ()) -> Iterator[Intervention]:
+        """Layer sets x (scaled to the norm of h, raw mean, raw sum) x place.
+
+        The sets: the last layer, the upper half, all, and those that hold the heads. Scaled to the
+        norm of h, mean and sum are the same.
+        """
+        count = self.model.layers
+        sets = {(count - 1,), tuple(range(count // 2, count)), tuple(range(count))}
+        sets |= {tuple(sorted({layer for layer, _ in heads}))} if heads else set()
         places: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
-        scales: tuple[Literal["norm", "raw"], ...] = ("norm", "raw")
-        for chosen, scale, place in product(sorted(sets), scales, places):
-            yield Intervention(layers=chosen, scale=scale, place=place)
+        for chosen, place in product(sorted(sets), places):
+            yield Intervention(chosen, place=place)
+            yield Intervention(chosen, place=place, scale="raw")
+            if len(chosen) > 1:
+                yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def right_at(self, how: Intervention) -> Flags:
-        """(S, I): whether the first answer token is right at each strength, full vocabulary."""
-        if how not in self._right:
-            evidence, model = self.evidence, self.model
-            final = torch.from_numpy(evidence.final).to(model.device, model.dtype)
-            kept = torch.from_numpy(evidence.differences[:, list(how.layers)])
-            direction = pool(kept, how).to(model.device)
-            rows = []
+        """(S, I): whether the token that decides is right at each strength, full vocabulary."""
+        key = (how.layers, how.place)
+        if key not in self._reach:  # along the raw mean; every other scale is a multiple of it
+            self._reach[key] = self._reach_of(how, np.arange(len(self.items)))
+        return _between(STRENGTHS[:, None], how, self._reach[key])
+
+    def right_with(
+        self, how: Intervention, strengths: NDArray[np.float64], rows: NDArray[np.int64]
+    ) -> Flags:
+        """(N,): the same of N items, each at its own strength."""
+        return _between(strengths, how, self._reach_of(how, rows))
+
+    def _reach_of(self, how: Intervention, rows: NDArray[np.int64]) -> Reach:
+        model = self.model
+        gain = gains(model)
+        direction = pooled(self.evidence, Intervention(how.layers), rows).to(model.device)
+        final = torch.from_numpy(self.evidence.deciding[rows]).to(model.device)
+        if how.place == "before_norm":  # the norm's common factor changes no order: it is left out
+            state, way, length = final * gain, direction * gain, final.norm(dim=-1)
+        else:
             with torch.inference_mode():
-                for strength in STRENGTHS:
-                    each = torch.full((len(final),), float(strength), device=model.device)
-                    tokens = logits(model, final, direction, each, how).argmax(-1).cpu().numpy()
-                    rows.append(tokens == evidence.first_token)
-            self._right[how] = np.stack(rows)
-        return self._right[how]
+                state = model.decoder.norm(final.to(model.dtype)).float()
+            way, length = direction, state.norm(dim=-1)
+        tokens = torch.from_numpy(self.evidence.first_token[rows]).to(model.device)
+        least, largest = winning_strengths(model, state, way, tokens)
+        times = length / direction.norm(dim=-1).clamp_min(1e-12)
+        return Reach(*(x.double().cpu().numpy() for x in (least, largest, times)))
 
     def fit(self, rows: NDArray[np.int64]) -> Fit:
-        """The best setting on some items."""
+        """The best setting on some items.
+
+        Every intervention is tried at every constant strength; gates are tried for the FINALISTS
+        that are worth most at one.
+        """
         heads, r = self.specialists(rows)
         scores = self.evidence.scores(heads, self.model.heads)[rows]
+        tried = [(how, self.right_at(how)[:, rows]) for how in self.interventions(heads)]
+        tried.sort(key=lambda pair: -max(self.fixed_worth(pair[1])))  # stable: of equals the first
         best, chosen = (-np.inf, 0.0), None
-        for how in self.interventions():
-            right = self.right_at(how)[:, rows]
+        for how, right in tried[:FINALISTS]:
             gate, worth = self.best_gate(right, scores)
             if chosen is None or worth > best:
                 best, chosen = worth, Fit(heads, r, how, gate, self.best_fixed(right))
@@ -225,11 +386,23 @@ class Search:
         best = sets[int(np.argmax(quality))]
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
+    def audible(self) -> Fit:
+        """What can be had where no answer tells heads apart: those that hear best, no steering."""
+        audible = _audibility(self.evidence)
+        best = choose(audible, min(HEAD_COUNTS[0], len(audible)))
+        heads = tuple(all_heads(self.model)[i] for i in best)
+        threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
+        how = Intervention((self.model.layers - 1,))
+        return Fit(heads, (0.0,) * len(heads), how, Gate(0.0, threshold, 1.0), 0.0)
+
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
-        worth = smooth(np.array([worth_of(flags, right[0]) for flags in right]))
-        self.tried += len(worth)
-        return float(STRENGTHS[int(np.argmax(worth))])
+        return float(STRENGTHS[int(np.argmax(self.fixed_worth(right)))])
+
+    def fixed_worth(self, right: Flags) -> NDArray[np.float64]:
+        """(S,) what each constant strength is worth, with its neighbours."""
+        self.tried += len(right)
+        return smooth(np.array([worth_of(flags, right[0]) for flags in right]))
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
         """The gate that is worth most, of equals the one that steers least; and how good it is."""
@@ -249,20 +422,55 @@ class Search:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
         count = len(self.items)
         fold = folds(self.clips)
+        fits: list[Fit] = []
+        strengths = np.zeros(count)
         adaptive, fixed = np.zeros(count, bool), np.zeros(count, bool)
         scores, silent = np.zeros(count, np.float32), np.zeros(count, np.float32)
         for k in range(FOLDS):
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             best = self.fit(inside)
+            fits.append(best)
             right = self.right_at(best.how)[:, outside]
             scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
             silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
             at = nearest(best.gate.strengths(scores[outside]))
             adaptive[outside] = right[at, np.arange(len(outside))]
+            strengths[outside] = STRENGTHS[at]
             at = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[at, np.arange(len(outside))]
-        bare = self.right_at(next(self.interventions()))[0]
-        return self._figures(bare, fixed, adaptive, scores, silent)
+        bare = self.right_at(Intervention((self.model.layers - 1,)))[0]
+        figures = self._figures(bare, fixed, adaptive, scores, silent)
+        return {**figures, "nulls": self._nulls(fold, fits, strengths)}
+
+    def _nulls(
+        self, fold: NDArray[np.int64], fits: Sequence[Fit], strengths: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        """What chance would have reached in place of each fold's heads, and of its layers."""
+        evidence, heads_a_layer = self.evidence, self.model.heads
+        places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
+
+        def judged(layers: Sequence[tuple[int, ...]]) -> float:
+            right = 0
+            for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
+                rows = np.flatnonzero(fold == k)
+                how = replace(fit.how, layers=some)
+                if len(rows):  # fewer clips than folds leave some empty
+                    right += int(self.right_with(how, strengths[rows], rows).sum())
+            return right / len(fold)
+
+        def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            strata = [self.strata[i] for i in rows]
+            return correlations(evidence.mass[rows], evidence.right[rows], strata)
+
+        return {
+            "random_heads": nulls.random_heads(
+                evidence.mass, evidence.right, self.strata, fold, places
+            ),
+            "random_layers": nulls.random_layers(
+                self.model.layers, [fit.how.layers for fit in fits], judged
+            ),
+            "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
+        }
 
     def _figures(
         self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
@@ -297,19 +505,6 @@ def _audibility(evidence: Evidence) -> NDArray[np.float64]:
     """(L * H,) AUROC clip against silence of each head alone."""
     pairs = zip(evidence.mass.T, evidence.silent_mass.T, strict=True)
     return np.array([against(heard, silent) for heard, silent in pairs])
-
-
-def within(scores: Scores, right: Flags, strata: Sequence[str]) -> float:
-    """AUROC right against wrong inside each stratum, averaged by the stratum's pairs of the two."""
-    labels = np.array(strata)
-    total, pairs = 0.0, 0
-    for label in np.unique(labels):
-        rows = labels == label
-        weight = int(right[rows].sum()) * int((~right[rows]).sum())
-        if weight:
-            total += weight * auroc(scores[rows], right[rows])
-            pairs += weight
-    return total / pairs if pairs else float("nan")
 
 
 def worth_of(right: Flags, bare: Flags) -> float:

@@ -19,9 +19,12 @@ from steering.errors import ProfileError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
-Data = Annotated[Path, typer.Option(help="Items in MMAU's JSON schema.", dir_okay=False)]
+Data = Annotated[
+    Path, typer.Option(help="Items: MMAU's JSON, MMAR's, or JSON lines.", dir_okay=False)
+]
 AudioRoot = Annotated[
-    Path | None, typer.Option(help="What audio_id is relative to; default: the data's folder.")
+    Path | None,
+    typer.Option(help="What the audio paths are relative to; default: the data's folder."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
@@ -67,9 +70,21 @@ def calibrate_command(
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the items; more than 1 needs Ray.")
+    ] = 1,
+    skip_faulty: Annotated[
+        bool, typer.Option("--skip-faulty", help="Leave items with faults out, and count them.")
+    ] = False,
+    keep_evidence: Annotated[
+        bool, typer.Option("--keep-evidence", help="Keep the folder OUT.evidence when done.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's audio-specialist heads and how to steer it; write its listening profile.
+
+    What the model does on each item is kept in OUT.evidence: run the same command again after it
+    was stopped, and it goes on from there.
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
@@ -77,15 +92,27 @@ def calibrate_command(
     from steering import model as models
 
     loaded = models.load(model, revision=revision, device=device, dtype=dtype)
-    found = calibration.calibrate(loaded, data, audio_root or data.parent, out)
+    found = calibration.calibrate(
+        loaded,
+        data,
+        audio_root or data.parent,
+        out,
+        workers=workers,
+        skip_faulty=skip_faulty,
+        keep_evidence=keep_evidence,
+    )
     if as_json:
         Console().print_json((out / "profile.json").read_text())
         return
-    for title, rows in (("held out", found.held_out), ("calibration", found.calibration)):
-        Console().print(_pairs(title, rows))
-    if found.max_strength == 0:
-        print("Steering gains nothing outside the fold: strength 0, answers stay bare.")
+    held_out = dict(found.held_out)
+    rows = held_out.pop("nulls", {})
+    for title, figures in (("held out", held_out), ("nulls", rows), ("data", found.calibration)):
+        Console().print(_pairs(title, figures))
+    if found.refusal:
+        print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
+    if keep_evidence:
+        print(f"evidence kept in {calibrate.evidence_of(out)}; it can be deleted")
 
 
 def evaluate_command(

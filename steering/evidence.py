@@ -6,8 +6,9 @@ readout, every setting of it can be tried on these vectors without another pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan, Sampling, generate
 from steering.clip import Clip
-from steering.decode import AudioLimits, read_clip
+from steering.deciding import deciding, state_at
+from steering.decode import read_clip
+from steering.inspection import FILE_LIMITS
 from steering.items import Item, is_right
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
@@ -25,8 +28,11 @@ from steering.prompt import Prompt, ask, silent_twin, with_choices
 from steering.readout import logits
 from steering.taps import Head
 
-FILE_LIMITS = AudioLimits(max_bytes=1_000_000_000, max_seconds=3600.0)
+EVIDENCE_VERSION = 1  # goes up when the same item would leave other numbers behind
 ANSWER = Sampling(max_tokens=32)  # greedy
+_LARGE = "differences"
+
+Row = tuple[Any, ...]  # what an item leaves behind, in the order of Evidence's fields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,13 +43,18 @@ class Evidence:
     silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin
     differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the silent twin
     final: NDArray[np.float32]  # (I, D) last residual at the first answer token
-    first_token: NDArray[np.int64]  # (I,) of the right answer
+    deciding: NDArray[np.float32]  # (I, D) at the token that decides, most often the same
+    first_token: NDArray[np.int64]  # (I,) of the right answer: the one that decides
     right: NDArray[np.bool_]  # (I,) the bare model's greedy answer, by MMAU's rule
-    top_probability: NDArray[np.float32]  # (I,) of the bare model's first token
+    top_probability: NDArray[np.float32]  # (I,) of the bare model's likeliest token there
 
     def of(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
-        """The evidence of some items."""
-        return Evidence(*(getattr(self, f.name)[rows] for f in fields(self)))
+        """The evidence of some items, all but the differences.
+
+        They are gigabytes, on disk, of a real model: take `differences[rows, layer]` where needed.
+        """
+        small = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != _LARGE}
+        return replace(self, **small, differences=self.differences[:0])
 
     def scores(self, heads: Sequence[Head], heads_a_layer: int) -> NDArray[np.float32]:
         """(I,) listening scores by a set of heads."""
@@ -84,33 +95,69 @@ def text_of(model: AudioModel, ids: Sequence[int]) -> str:
     return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def gather(
-    model: AudioModel, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
-) -> Evidence:
+def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shape and type of what one item leaves in each field of Evidence."""
+    heads = (model.layers * model.heads,)
+    return {
+        "mass": (heads, np.float32),
+        "silent_mass": (heads, np.float32),
+        "differences": ((model.layers, model.width), np.float32),
+        "final": ((model.width,), np.float32),
+        "deciding": ((model.width,), np.float32),
+        "first_token": ((), np.int64),
+        "right": ((), np.bool_),
+        "top_probability": ((), np.float32),
+    }
+
+
+def gather(model: AudioModel, items: Sequence[Item]) -> Evidence:
     """The evidence of some items; raises AudioError with the path of a clip that can't be used."""
-    rows = []
-    for row in tqdm(_rows(model, items), "listening", len(items), disable=None):
-        rows.append(row)
-        if progress:
-            progress(len(rows), len(items))
-    return Evidence(*(np.stack(column) for column in zip(*rows, strict=True)))
+    found = tqdm(rows_here(model, items, range(len(items))), "listening", len(items), disable=None)
+    return Evidence(*(np.stack(column) for column in zip(*(r for _, r in found), strict=True)))
 
 
-def _rows(model: AudioModel, items: Sequence[Item]) -> Iterator[tuple[Any, ...]]:
+def rows_here(
+    model: AudioModel, items: Sequence[Item], wanted: Iterable[int]
+) -> Iterator[tuple[int, Row]]:
+    """Index and row of each wanted item, one after the other, in this process."""
+    for index in wanted:
+        yield index, row_of(model, items[index])
+
+
+def row_of(model: AudioModel, item: Item) -> Row:
+    """What one item leaves behind: a pass over its clip, a pass over silence, a greedy answer.
+
+    On a CPU it runs in one thread, so that the numbers are the same, to the last bit, on however
+    many cores and in however many processes the items are gathered.
+    """
     heads, layers = all_heads(model), range(model.layers)
-    for item in items:
+    with _one_thread(model):
         prompt = prompt_of(model, item, clip_of(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        said = answer_text(model, heard)
+        decided = deciding(model, item, said)
+        state = state_at(model, heard, decided.before)
         with torch.inference_mode():
-            first = logits(model, heard.final[None])[0].softmax(-1)
-        token = model.processor.tokenizer(item.answer, add_special_tokens=False)["input_ids"][0]
-        yield (
+            first = logits(model, state[None])[0].softmax(-1)
+        return (
             heard.attention.sum(-1).cpu().numpy(),
             silent.attention.sum(-1).cpu().numpy(),
             (heard.states - silent.states).float().cpu().numpy(),
             heard.final.float().cpu().numpy(),
-            np.int64(token),
-            np.bool_(is_right(answer_text(model, heard), item.answer, item.choices)),
-            np.float32(first.max()),
+            state.float().cpu().numpy(),
+            np.int64(decided.token),
+            np.bool_(is_right(said, item.answer, item.choices)),
+            np.float32(first.max().item()),
         )
+
+
+@contextmanager
+def _one_thread(model: AudioModel) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,8 @@
-"""Items to calibrate and evaluate on: MMAU's JSON as published, and its official matching rule."""
+"""Items to calibrate and evaluate on, and MMAU's official matching rule.
+
+Three forms are read as they are published: MMAU's JSON (`audio_id`, `task`), MMAR's JSON or JSON
+lines (`audio_path`, `modality`), and plain JSON lines of one's own (`audio`, `domain`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,9 @@ from steering.errors import DataError
 
 _WORD = re.compile(r"\b\w+\b")
 _MAX_FAULTS_SHOWN = 20
+_FORMS = {"audio_id": "mmau", "audio_path": "mmar", "audio": "plain"}  # by the key of the audio
+_DOMAINS = {"mmau": "task", "mmar": "modality", "plain": "domain"}
+_WORDINGS = ("neutral", "consistent", "conflict")  # MMAR has a `cue` too, and means another thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +50,96 @@ class DataSet:
     items: tuple[Item, ...]
     sha256: str
     name: str
+    audio_sha256: str = ""  # over the bytes of all clips; empty where they were not read
+    left_out: int = 0  # items of the file that had faults
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one record of a file, or with all of them together."""
+
+    index: int | None  # of the record; None for the whole
+    text: str
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What a file holds: the items that can be understood, by index, and every fault found."""
+
+    path: Path
+    sha256: str
+    count: int  # of records
+    items: dict[int, Item] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def refuse(self, faults: Sequence[Fault], advice: str = "") -> None:
+        """Nothing if there are no faults, else DataError with all of them, the list cut at 20."""
+        if not faults:
+            return
+        shown = "\n  ".join(fault.text for fault in faults[:_MAX_FAULTS_SHOWN])
+        more = len(faults) - _MAX_FAULTS_SHOWN
+        raise DataError(
+            f"{self.path}: {len(faults)} faults in {self.count} items:\n  {shown}"
+            + (f"\n  and {more} more" if more > 0 else "")
+            + (f"\n{advice}" if advice else "")
+        )
 
 
 def read(path: Path, audio_root: Path) -> DataSet:
-    """The items of a JSON file in MMAU's schema, every fault in them found before any is used.
+    """The items of a file in one of the three forms, every fault in them found before any is used.
 
     Raises DataError that lists the faults: unreadable file, missing keys, an audio file that is
     not there, an answer that is not among the choices, an id used twice.
     """
+    parsed = parse(path, audio_root)
+    parsed.refuse(parsed.faults)
+    return DataSet(tuple(parsed.items.values()), parsed.sha256, path.name)
+
+
+def parse(path: Path, audio_root: Path) -> Parsed:
+    """The items and the faults of a file; DataError only where it holds no records at all."""
+    raw, records = _records(path)
+    parsed = Parsed(path, hashlib.sha256(raw).hexdigest(), len(records))
+    seen: set[str] = set()
+    for index, record in enumerate(records):
+        faults: list[str] = []
+        item = _item(record, index, audio_root, faults)
+        if item is not None:
+            if item.id in seen:
+                faults.append(f"id {item.id!r} is used twice")
+            seen.add(item.id)
+            parsed.items[index] = item
+        parsed.faults += [Fault(index, text) for text in faults]
+    return parsed
+
+
+def _records(path: Path) -> tuple[bytes, list[Any]]:
+    """Bytes and records of a JSON list, or of JSON lines."""
     try:
         raw = path.read_bytes()
-        records = json.loads(raw)
+        text = raw.decode("utf-8-sig")
+        if text.lstrip().startswith("["):
+            records = json.loads(text)
+        else:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{path} holds no items: a non-empty JSON list of MMAU items is expected")
-    faults: list[str] = []
-    items = [_item(r, i, audio_root, faults) for i, r in enumerate(records)]
-    found = [item for item in items if item is not None]
-    seen: set[str] = set()
-    for item in found:
-        if item.id in seen:
-            faults.append(f"id {item.id!r} is used twice")
-        seen.add(item.id)
-    if faults:
-        shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
-        more = len(faults) - _MAX_FAULTS_SHOWN
+        raise DataError(f"{path} can't be read as JSON or JSON lines: {error}") from error
+    if not any(isinstance(record, dict) and record for record in records):
         raise DataError(
-            f"{path}: {len(faults)} faults in {len(records)} items:\n  {shown}"
-            + (f"\n  and {more} more" if more > 0 else "")
+            f"{path} holds no items: a JSON list of MMAU or MMAR items is expected, or JSON lines"
+            " with audio, question, choices, answer"
         )
-    return DataSet(tuple(found), hashlib.sha256(raw).hexdigest(), path.name)
+    return raw, records
 
 
 def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item | None:
     if not isinstance(record, dict):
         faults.append(f"item {index} is {type(record).__name__}, not an object")
         return None
-    name = str(record.get("id", f"item {index}"))
-    needed = ("id", "audio_id", "question", "choices", "answer")
+    audio_key = next((key for key in _FORMS if record.get(key)), "audio_id")
+    form = _FORMS[audio_key]
+    name = str(record.get("id") or f"item {index}")
+    needed = (*(("id",) if form != "plain" else ()), audio_key, "question", "choices", "answer")
     missing = [key for key in needed if not record.get(key)]
     if missing:
         faults.append(f"{name}: without {', '.join(missing)}")
@@ -90,22 +148,44 @@ def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item 
     if not (isinstance(choices, list) and len(choices) > 1 and all(map(_is_text, choices))):
         faults.append(f"{name}: choices must be a list of at least two texts, not {choices!r}")
         return None
-    if record["answer"] not in choices:
+    answer = _among(str(record["answer"]), choices)
+    if answer is None:
         faults.append(f"{name}: the answer {record['answer']!r} is not among the choices {choices}")
-    audio = audio_root / str(record["audio_id"])
+    audio = audio_root / str(record[audio_key])
     if not audio.is_file():
         faults.append(f"{name}: no audio file {audio}")
+    wording = record.get("wording") if record.get("wording") in _WORDINGS else ""
     return Item(
         name,
         audio,
         str(record["question"]),
         tuple(choices),
-        str(record["answer"]),
-        str(record.get("task") or ""),
-        str(record.get("wording") or ""),
-        str(record.get("cue") or ""),
+        answer or str(record["answer"]),
+        str(record.get(_DOMAINS[form]) or ""),
+        str(wording),
+        str(record.get("cue") or "") if wording else "",
         record,
     )
+
+
+def _among(answer: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer is: the same text, else the only one but for case and margins."""
+    if answer in choices:
+        return answer
+    close = [choice for choice in choices if _plain(choice) == _plain(answer)]
+    return close[0] if len(close) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def duplicates(item: Item) -> list[str]:
+    """Choices that stand twice in an item, case and margins aside."""
+    counts: dict[str, list[str]] = {}
+    for choice in item.choices:
+        counts.setdefault(_plain(choice), []).append(choice)
+    return [same[0] for same in counts.values() if len(same) > 1]
 
 
 def _is_text(value: object) -> bool:

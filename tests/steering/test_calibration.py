@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from steering import calibration as calibrations
 from steering.calibration import (
     FOLDS,
-    MIN_ITEMS,
     STRENGTHS,
     Fit,
     Search,
@@ -23,12 +23,11 @@ from steering.calibration import (
     nearest,
     smooth,
     verdicts,
-    within,
 )
 from steering.errors import DataError
-from steering.evidence import Evidence, columns
+from steering.evidence import Evidence, Row, columns
+from steering.inspection import MIN_ITEMS
 from steering.items import DataSet, Item
-from steering.measures import auroc
 from steering.model import AudioModel
 from steering.profile import load
 from steering.readout import Intervention, logits
@@ -97,6 +96,7 @@ def evidence(model: AudioModel, *, helps: bool) -> Evidence:
         silent_mass=silent.astype(np.float32),
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
+        deciding=final.astype(np.float32),
         first_token=answer,
         right=right,
         top_probability=np.ones(ITEMS, np.float32),
@@ -144,6 +144,13 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     assert profile.calibration["items"] == ITEMS
     assert profile.calibration["sha256"] == "00ff"
     assert profile.calibration["settings_tried"] > 1000
+    assert profile.calibration["calibrated_on"] == "user data"
+    assert "within wording" in profile.calibration["heads_optimise"]
+    chance = profile.held_out["nulls"]
+    among = chance["random_heads"]["strata"]["all"]
+    assert among["auroc"] > 0.95 > 0.8 > among["random_mean"] and among["share_beaten"] >= 0.75
+    assert chance["random_layers"]["random_mean_percent"] < 90, "other layers lead astray"
+    assert chance["halves"]["shared"] >= 3
     assert {"python", "torch", "transformers", "allears"} <= profile.versions.keys()
     assert profile.quantiles[[0, 50, 100]] == pytest.approx(
         [scores.min(), np.median(scores), scores.max()]
@@ -162,8 +169,21 @@ def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
     assert profile.held_out["gain_balanced"][1] <= 0
     assert (profile.fixed_strength, profile.gate.max_strength) == (0.0, 0.0)
     assert profile.max_strength == 0.0
+    assert profile.refusal and "outside the fold" in profile.refusal
     assert profile.gate.strength(0.0) == 0.0
     assert profile.heads, "it can still be heard whether the model listens"
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_too_few_clips_to_hold_any_out(untrained: AudioModel, clips: int) -> None:
+    few = tuple(
+        replace(item, audio=Path(f"{i * clips // ITEMS}.wav")) for i, item in enumerate(items())
+    )
+    data = DataSet(few, "00ff", "items.json")
+    profile = fit_profile(untrained, data, evidence(untrained, helps=True))
+    assert (profile.refusal is None) == bool(profile.held_out)
+    assert profile.refusal is None or "outside the fold" in profile.refusal
+    assert (profile.max_strength > 0) == (clips > 1)
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -178,7 +198,12 @@ def test_a_profile_is_saved_whole(
 ) -> None:
     data = write_items(tmp_path, ITEMS)
     shown = evidence(untrained, helps=True)
-    monkeypatch.setattr(calibrations, "gather", lambda model, items, progress: shown)
+
+    def planted(*_: object) -> Iterator[tuple[int, Row]]:
+        for i in range(ITEMS):
+            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Evidence))
+
+    monkeypatch.setattr(calibrations, "rows_here", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
     assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
@@ -187,10 +212,10 @@ def test_a_profile_is_saved_whole(
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> Evidence:
+    def never(*_: object) -> Iterator[tuple[int, Row]]:
         raise AssertionError("a pass was run")
 
-    monkeypatch.setattr(calibrations, "gather", never)
+    monkeypatch.setattr(calibrations, "rows_here", never)
     few = write_items(tmp_path, MIN_ITEMS - 1)
     with pytest.raises(DataError, match=f"{MIN_ITEMS - 1} items.*at least {MIN_ITEMS}"):
         calibrate(untrained, few, tmp_path, tmp_path / "out")
@@ -258,15 +283,6 @@ def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel
     gate, worth = search.best_gate(right, scores)
     assert gate.strengths(scores).min() >= STRENGTHS[1] / 2
     assert worth[0] == 1
-
-
-def test_within_averages_strata_by_their_pairs() -> None:
-    scores = np.array([1.0, 2.0, 3.0, 0.5, 0.1, 0.2, 9.0], np.float32)
-    right = np.array([False, True, True, True, False, True, True])
-    strata = ["a", "a", "a", "b", "b", "b", "c"]  # c holds no wrong answer
-    a, b = auroc(scores[:3], right[:3]), auroc(scores[3:6], right[3:6])
-    assert within(scores, right, strata) == pytest.approx((2 * a + 2 * b) / 4)
-    assert np.isnan(within(scores, np.ones(7, bool), strata))
 
 
 def test_against_compares_clips_with_their_silence() -> None:

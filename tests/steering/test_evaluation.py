@@ -221,6 +221,7 @@ def evidence(model: AudioModel, count: int) -> Evidence:
         silent_mass=mass - 3,
         differences=np.zeros((count, model.layers, 1), np.float32),
         final=np.zeros((count, 1), np.float32),
+        deciding=np.zeros((count, 1), np.float32),
         first_token=np.zeros(count, np.int64),
         right=right,
         top_probability=rng.random(count).astype(np.float32),

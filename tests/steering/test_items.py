@@ -173,6 +173,64 @@ def test_what_is_not_a_list_of_items_is_refused(folder: Path, raw: bytes) -> Non
         read(path, folder)
 
 
+MMAR = {
+    "id": "clip_00-01-05_00-01-20",
+    "audio_path": "./audio/one.wav",
+    "question": "Who speaks first?",
+    "choices": ["The first man", "A woman"],
+    "answer": " a woman ",
+    "modality": "mix-sound-speech",
+    "category": "Semantic Layer",
+    "sub-category": "Speaker Analysis",
+    "language": "en",
+    "source": "youtube",
+    "url": "https://example.com",
+    "timestamp": "00:01:05,00:01:20",
+    "cue": ["a man coughs"],
+}
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
+def test_mmar_is_read_as_published(folder: Path, lines: bool) -> None:
+    path = folder / "MMAR-meta.json"
+    path.write_text(json.dumps(MMAR) + "\n\n" if lines else json.dumps([MMAR]))
+    (item,) = read(path, folder).items
+    assert (item.id, item.task) == ("clip_00-01-05_00-01-20", "mix-sound-speech")
+    assert item.audio == folder / "audio" / "one.wav"
+    assert item.answer == "A woman", "the choice it is, but for case and margins"
+    assert (item.stratum, item.cue) == ("", ""), "MMAR's cue is another thing"
+    assert item.record == MMAR
+
+
+def test_plain_lines_are_read(folder: Path) -> None:
+    line = {
+        "audio": "audio/one.wav",
+        "question": "Which animal?",
+        "choices": ["dog", "cow"],
+        "answer": "dog",
+        "split": "calibration",
+        "domain": "sound",
+    }
+    path = folder / "items.jsonl"
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(one) for one in (line, line)))
+    first, second = read(path, folder).items
+    assert (first.id, second.id) == ("item 0", "item 1")
+    assert (first.task, first.answer, first.audio.name) == ("sound", "dog", "one.wav")
+
+
+def test_an_answer_that_two_choices_could_be_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="not among"):
+        read(write(folder, [record(answer="COW", choices=["cow", "Cow"])]), folder)
+    assert read(write(folder, [record(answer="COW")]), folder).items[0].answer == "cow"
+
+
+def test_a_line_that_is_no_json_is_refused(folder: Path) -> None:
+    path = folder / "items.jsonl"
+    path.write_text(json.dumps(record()) + "\n{oh no\n")
+    with pytest.raises(DataError, match="JSON lines"):
+        read(path, folder)
+
+
 def test_a_missing_file_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="nothing"):
         read(folder / "nothing.json", folder)

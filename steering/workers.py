@@ -1,0 +1,171 @@
+"""Workers: processes, here or on other machines, that each load the model and take items.
+
+Ray starts them and moves the rows. An item's row does not depend on who made it, so the number of
+workers changes nothing but the time. A worker that is lost loses no item: its items go to others,
+and another worker is started in its place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steering import model as models
+from steering.errors import AllEarsError, ModelError
+from steering.evidence import Row, row_of
+from steering.items import Item
+from steering.model import AudioModel
+
+_ITEMS_IN_HAND = 2  # of a worker: one it hears, one that waits, so that it never waits itself
+_MAX_ATTEMPTS = 3  # at one item; one that ends three workers would end any number
+
+
+class Listener:
+    """What runs in a worker's process: the model, and the rows of the items it is given."""
+
+    def __init__(self, name: str, revision: str | None, device: str, dtype: str) -> None:
+        self.model = models.load(name, revision=revision, device=device, dtype=dtype)
+
+    def fingerprint(self) -> str:
+        """Of the checkpoint that was loaded."""
+        return self.model.fingerprint
+
+    def row(self, item: Item) -> Row:
+        """What one item leaves behind."""
+        return row_of(self.model, item)
+
+
+@dataclass(slots=True, eq=False)
+class _Crew:
+    """The workers, what each has in hand, and what is still to do."""
+
+    model: AudioModel
+    items: Sequence[Item]
+    waiting: deque[int]
+    actors: list[Any] = field(default_factory=list)
+    running: dict[Any, tuple[Any, int]] = field(default_factory=dict)  # result -> worker, item
+    attempts: Counter[int] = field(default_factory=Counter)
+
+
+def rows_by_workers(
+    model: AudioModel, items: Sequence[Item], wanted: Iterable[int], workers: int
+) -> Iterator[tuple[int, Row]]:
+    """Index and row of each wanted item, in the order in which they are done.
+
+    Uses the Ray cluster that RAY_ADDRESS names, or starts one on this machine and stops it again.
+    Each worker takes one CPU, or one GPU if the model is on one. Raises ModelError where Ray is
+    missing, has too few of them, or an item ends worker after worker; AudioError as `gather` does.
+    """
+    ray = _ray()
+    started = not ray.is_initialized()
+    if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        _refuse_too_many(ray, model, workers)
+        crew = _Crew(model, items, deque(wanted))
+        crew.actors = [_start(ray, model) for _ in range(min(workers, len(crew.waiting)))]
+        _check_same_model(ray, crew)
+        yield from _rows(ray, crew)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ModelError(
+            "more than one worker needs Ray, which is not installed: `pip install 'allears[ray]'`"
+            " (or `pip install ray`), or leave --workers out"
+        ) from None
+    return ray
+
+
+def _kind(model: AudioModel) -> str:
+    return "GPU" if model.device.type == "cuda" else "CPU"
+
+
+def _refuse_too_many(ray: Any, model: AudioModel, workers: int) -> None:
+    kind = _kind(model)
+    there = int(ray.cluster_resources().get(kind, 0))
+    if workers > there:
+        raise ModelError(
+            f"{workers} workers need {workers} {kind}s, and Ray has {there}: ask for at most"
+            f" {there}, or connect to a larger cluster with RAY_ADDRESS"
+        )
+
+
+def _start(ray: Any, model: AudioModel) -> Any:
+    """A new worker; it loads the model by name, so a hub model needs no shared disk."""
+    local = model.name != models.DEMO and Path(model.name).is_dir()
+    name = str(Path(model.name).resolve()) if local else model.name
+    device = "cuda" if _kind(model) == "GPU" else "cpu"
+    dtype = next(n for n, kind in models.DTYPES.items() if kind == model.dtype)
+    needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
+    actor = ray.remote(Listener).options(scheduling_strategy="SPREAD", **needs)
+    return actor.remote(name, model.revision, device, dtype)
+
+
+def _check_same_model(ray: Any, crew: _Crew) -> None:
+    """ModelError if a worker's machine has another checkpoint under the same name."""
+    found = {_cause(ray, actor.fingerprint.remote()) for actor in crew.actors}
+    if found - {crew.model.fingerprint}:
+        raise ModelError(
+            f"a worker loaded another {crew.model.name}: fingerprints {sorted(found)}, here"
+            f" {crew.model.fingerprint}. Give every machine the same checkpoint"
+        )
+
+
+def _rows(ray: Any, crew: _Crew) -> Iterator[tuple[int, Row]]:
+    while crew.waiting or crew.running:
+        _hand_out(crew)
+        done, _ = ray.wait(list(crew.running), num_returns=1)
+        for result in done:
+            actor, index = crew.running.pop(result)
+            try:
+                row = _cause(ray, result)
+            except ray.exceptions.RayActorError:
+                _replace(ray, crew, actor, index)
+            else:
+                yield index, row
+
+
+def _hand_out(crew: _Crew) -> None:
+    """Give every worker with a free hand the next item."""
+    busy = Counter(id(actor) for actor, _ in crew.running.values())
+    for _ in range(_ITEMS_IN_HAND):
+        for actor in crew.actors:
+            if crew.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
+                index = crew.waiting.popleft()
+                crew.running[actor.row.remote(crew.items[index])] = actor, index
+                busy[id(actor)] += 1
+
+
+def _replace(ray: Any, crew: _Crew, lost: Any, index: int) -> None:
+    """Put a lost worker's item back in front, and start another worker, once for each lost one."""
+    crew.attempts[index] += 1
+    if crew.attempts[index] == _MAX_ATTEMPTS:
+        raise ModelError(
+            f"{_MAX_ATTEMPTS} workers ended at item {crew.items[index].id!r}: look for what ended"
+            " them (memory, most often), or leave the item out. What was gathered is kept"
+        )
+    crew.waiting.appendleft(index)
+    if any(actor is lost for actor in crew.actors):
+        crew.actors = [actor for actor in crew.actors if actor is not lost]
+        crew.actors.append(_start(ray, crew.model))
+
+
+def _cause(ray: Any, result: Any) -> Any:
+    """A result; an error of ours that a worker met is raised as itself."""
+    try:
+        return ray.get(result)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AllEarsError):
+            raise error.cause from None
+        raise
