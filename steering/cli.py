@@ -27,6 +27,20 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
 
 
+class Mode(StrEnum):
+    """How an item is answered: written freely, or the likeliest of its options."""
+
+    generate = "generate"
+    choices = "choices"
+
+
+class Style(StrEnum):
+    """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
+
+    plain = "plain"
+    answer_tag = "answer-tag"
+
+
 class Split(StrEnum):
     """Parts of the embedded model's world; `test` has voices that no training clip has."""
 
@@ -90,21 +104,27 @@ def calibrate_command(
 
 def evaluate_command(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for predictions and results.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions, figures and the report.")],
     model: Model = "demo",
     profile: Annotated[str | None, typer.Option(help="Folder or hub id of a profile.")] = None,
     audio_root: AudioRoot = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random controls.")] = 0,
+    mode: Annotated[
+        Mode, typer.Option(help="Write answers, or score the options.")
+    ] = Mode.generate,
+    prompt: Annotated[Style, typer.Option(help="How the options are put.")] = Style.plain,
     as_json: Json = False,
 ) -> None:
-    """Answer every item bare, steered and by every control; write predictions and figures.
+    """Answer every item bare, steered and by every control; write predictions and a report.
+
+    A run that is stopped goes on where it was when it is started again.
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
-    from steering import evaluate
+    from steering import evaluation
     from steering import model as models
     from steering import profile as profiles
 
@@ -112,17 +132,25 @@ def evaluate_command(
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
-    results = evaluate.evaluate(loaded, found, data, audio_root or data.parent, out, seed)
+    results = evaluation.evaluate(
+        loaded,
+        found,
+        data,
+        audio_root or data.parent,
+        out,
+        seed,
+        mode=mode.value,
+        prompt=prompt.value,
+    )
     if as_json:
         Console().print_json(data=results)
         return
-    header, *rows = evaluate.table(results)
+    header, *rows = evaluation.table(results)
     grid = Table(*header, title=f"{results['data']['items']} items, % right")
     for row in rows:
         grid.add_row(*row)
     Console().print(grid)
-    Console().print(_pairs("listening score", results["listening"]))
-    print(f"written to {out}")
+    print(f"the report: {out / 'report.html'}")
 
 
 def _pairs(title: str, values: Any) -> Table:

@@ -14,6 +14,8 @@ from steering.clip import Clip
 from steering.errors import RequestError
 from steering.model import AudioModel
 
+STYLES = ("plain", "answer-tag")  # how a question with options is put
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -40,8 +42,14 @@ class Prompt:
         return int(self.audio.nonzero()[-1]) + 1
 
 
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question followed by its lettered options, one a line."""
+def with_choices(question: str, choices: Sequence[str], style: str = "plain") -> str:
+    """The question with its options, as one of STYLES: lettered, one a line, or R1-AQA's own."""
+    assert style in STYLES, style
+    if style == "answer-tag":
+        return (
+            f"{question} Please choose the answer from the following options: {list(choices)}."
+            " Output the final answer in <answer> </answer>."
+        )
     lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
     return "\n".join([question, *lines])
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steering.evaluate import ARMS, evaluate, figures, listening_figures, table
 
 from steering import evaluate as evaluations
 from steering import evidence as evidences
 from steering.answer import Plan, Sampling
 from steering.errors import DataError
-from steering.evaluate import ARMS, evaluate, figures, listening_figures, table
 from steering.evidence import Evidence, answer_text, clip_of, prompt_of
 from steering.heads import Verdicts
 from steering.items import DataSet, Item, read
