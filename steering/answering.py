@@ -19,7 +19,8 @@ from steering.baselines import (
     text_only_direction,
 )
 from steering.clip import Clip
-from steering.evidence import Evidence, clip_of, prompt_of, text_of
+from steering.errors import DataError
+from steering.evidence import ANSWER, Evidence, clip_of, prompt_of, text_of
 from steering.items import Item
 from steering.journal import Journal
 from steering.model import AudioModel
@@ -35,21 +36,24 @@ _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
 _SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots
 MODES = ("generate", "choices")
-MAX_TOKENS = {"plain": 32, "answer-tag": 256}  # of an answer; the tag may come after some thought
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How items are put and answered."""
+    """How items are answered."""
 
     mode: str = "generate"  # one of MODES: written freely, or the likeliest option
-    style: str = "plain"  # one of the prompt's STYLES
     seed: int = 0  # of everything random
+    max_tokens: int = ANSWER.max_tokens  # of an answer that is written
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise DataError(f"mode {self.mode!r} is unknown; allowed: {', '.join(MODES)}")
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, long enough for the style."""
-        return Sampling(max_tokens=MAX_TOKENS[self.style])
+        """Greedy."""
+        return Sampling(max_tokens=self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +117,7 @@ class Answering:
         return Scene(item, turned, heard, silent, turned_heard, plan, sides)
 
     def _prompt(self, item: Item, clip: Clip, preface: str = "") -> Prompt:
-        return prompt_of(self.model, item, clip, preface, self.asking.style)
+        return prompt_of(self.model, item, clip, preface)
 
     def _permuted(
         self, prompt: Prompt, pairs: KeysAndValues, silence: KeysAndValues

@@ -34,11 +34,17 @@ class Mode(StrEnum):
     choices = "choices"
 
 
-class Style(StrEnum):
+class PromptStyle(StrEnum):
     """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
 
+    auto = "auto"
     plain = "plain"
     answer_tag = "answer-tag"
+
+    @property
+    def style(self) -> str:
+        """What the model's loader calls it."""
+        return "r1_aqa" if self is PromptStyle.answer_tag else self.value
 
 
 class Split(StrEnum):
@@ -115,7 +121,10 @@ def evaluate_command(
     mode: Annotated[
         Mode, typer.Option(help="Write answers, or score the options.")
     ] = Mode.generate,
-    prompt: Annotated[Style, typer.Option(help="How the options are put.")] = Style.plain,
+    prompt: Annotated[
+        PromptStyle, typer.Option(help="How the options are put; auto goes by the model's name.")
+    ] = PromptStyle.auto,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Answer every item bare, steered and by every control; write predictions and a report.
@@ -128,7 +137,7 @@ def evaluate_command(
     from steering import model as models
     from steering import profile as profiles
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype, style=prompt.style)
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
@@ -140,7 +149,7 @@ def evaluate_command(
         out,
         seed,
         mode=mode.value,
-        prompt=prompt.value,
+        max_tokens=max_tokens,
     )
     if as_json:
         Console().print_json(data=results)

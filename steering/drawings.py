@@ -26,12 +26,15 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#5F6B76",
 )
 _WIDTH = 5.2  # inches: small, so that the words stay readable on a phone
+_EXAMPLE_WIDTH = 3.5  # three of them stand side by side
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of the report's width and its axes."""
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
+def _figure(
+    height: float, rows: int = 1, width: float = _WIDTH, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure of the report's width and its axes, one above the other."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, **options)
 
 
 def gains(arms: Mapping[str, Any]) -> Figure:
@@ -159,7 +162,10 @@ def against_random(panels: Sequence[tuple[str, str, Sequence[float], float]]) ->
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(others))
         axes.scatter(others, jitter, s=16, color=GREY, alpha=0.6, linewidths=0, label="random")
         axes.axvline(own, color=BLUE, lw=2.2, label="the profile's")
+        low, high = min(*others, own), max(*others, own)
+        margin = 0.04 * (high - low) or 0.02 * abs(own) or 1.0  # all alike: some room around them
         axes.set(title=title, xlabel=unit, yticks=[], ylim=(-0.6, 0.6))
+        axes.set_xlim(low - margin, high + margin)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
     grid[0, 0].legend(fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0.45, 0.98))
@@ -170,7 +176,7 @@ def example(
     samples: NDArray[np.float32], rate_hz: int, timeline: NDArray[np.float32], hop_seconds: float
 ) -> Figure:
     """A clip's waveform, and under it where the specialist heads looked."""
-    figure, (wave, looks) = _figure(1.9, 2, sharex=True, height_ratios=(1, 1.1))
+    figure, (wave, looks) = _figure(2.0, 2, _EXAMPLE_WIDTH, sharex=True, height_ratios=(1, 1.1))
     seconds = len(samples) / rate_hz
     low, high = _envelope(samples, 400)
     wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color=GREY, linewidth=0)

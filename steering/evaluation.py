@@ -21,7 +21,7 @@ from steering.answering import Answering, Asking
 from steering.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
 from steering.calibrate import versions
 from steering.controls import control_figures, try_constants
-from steering.evidence import Evidence, gather
+from steering.evidence import ANSWER, Evidence, gather
 from steering.figures import arm_figures, columns, part_figures, rightness, table
 from steering.items import DataSet, read
 from steering.journal import Journal
@@ -32,6 +32,7 @@ from steering.profile import Profile
 from steering.provenance import data_record, prompt_text
 from steering.report import Shown, write_report
 from steering.separation import correlation_map, listening_figures
+from steering.style import PLAIN
 
 __all__ = ["Asking", "evaluate", "table"]
 
@@ -47,7 +48,7 @@ def evaluate(
     seed: int = 0,
     *,
     mode: str = "generate",
-    prompt: str = "plain",
+    max_tokens: int = ANSWER.max_tokens,
 ) -> dict[str, Any]:
     """Figures of every arm; writes `predictions.<arm>.json`, `results.json`, `items.csv` and
     `report.html` to `out`.
@@ -55,22 +56,26 @@ def evaluate(
     Raises DataError for faults in the data, before the first pass, and where `out` holds the
     answers of another run that was stopped.
     """
-    asking = Asking(mode, prompt, seed)
+    asking = Asking(mode, seed, max_tokens)
     dataset = read(data, audio_root)
     out.mkdir(parents=True, exist_ok=True)
     with Journal(out / JOURNAL, _run(model, profile, dataset, asking)) as journal:
-        evidence = gather(model, dataset.items, prompt)
+        evidence = gather(model, dataset.items)
         constants = try_constants(model, profile, dataset.items, evidence, mode)
         chosen = choose_strengths(model, profile, dataset.items, evidence, seed, constants.best())
         said = Answering(model, profile, dataset.items, evidence, chosen, asking).run(journal)
-    outputs = _predictions(dataset, said, asking)
+    outputs = _predictions(dataset, said, asking, lettered=model.style.name == PLAIN.name)
     right = rightness(dataset.items, outputs)
     evidence = replace(evidence, right=right["bare"])
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "profile": profile.name,
         "data": data_record(dataset),
-        "asking": {**asdict(asking), "first_prompt": prompt_text(model, dataset.items[0], prompt)},
+        "asking": {
+            **asdict(asking),
+            "prompt_style": model.style.name,
+            "first_prompt": prompt_text(model, dataset.items[0]),
+        },
         "seed": seed,
         "versions": versions(),
         "arms": arm_figures(dataset.items, right, seed),
@@ -100,15 +105,15 @@ def _run(
         "model": model.fingerprint,
         "profile": digest.hexdigest()[:16],
         "data": dataset.sha256[:16],
+        "prompt_style": model.style.name,
         **asdict(asking),
     }
 
 
 def _predictions(
-    dataset: DataSet, said: Mapping[str, Sequence[str]], asking: Asking
+    dataset: DataSet, said: Mapping[str, Sequence[str]], asking: Asking, *, lettered: bool
 ) -> dict[str, list[str]]:
     """By arm the predictions as the official scripts take them."""
-    lettered = asking.style == "plain"
     turned = [permuted(item, asking.seed) for item in dataset.items]
     return {
         arm: [

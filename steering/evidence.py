@@ -69,11 +69,9 @@ def clip_of(model: AudioModel, item: Item) -> Clip:
     return read_clip(item.audio, rate_hz=model.rate_hz, limits=FILE_LIMITS)
 
 
-def prompt_of(
-    model: AudioModel, item: Item, clip: Clip, preface: str = "", style: str = "plain"
-) -> Prompt:
-    """The item's prompt: question and options in one of the prompt's styles, under the clip."""
-    return ask(model, [clip], preface + with_choices(item.question, item.choices, style))
+def prompt_of(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
+    """The item's prompt: question and options, under the clip."""
+    return ask(model, [clip], preface + with_choices(item.question, item.choices, model.style))
 
 
 def answer_text(model: AudioModel, heard: Heard, plan: Plan = BARE) -> str:
@@ -83,19 +81,20 @@ def answer_text(model: AudioModel, heard: Heard, plan: Plan = BARE) -> str:
 
 def text_of(model: AudioModel, ids: Sequence[int]) -> str:
     """The words of an answer's tokens."""
-    return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    text = str(model.processor.tokenizer.decode(ids, skip_special_tokens=True))
+    return (text.partition(model.style.after)[0] if model.style.after else text).strip()
 
 
-def gather(model: AudioModel, items: Sequence[Item], style: str = "plain") -> Evidence:
+def gather(model: AudioModel, items: Sequence[Item]) -> Evidence:
     """The evidence of some items; raises AudioError with the path of a clip that can't be used."""
-    rows = list(tqdm(_rows(model, items, style), "listening", len(items), disable=None))
+    rows = list(tqdm(_rows(model, items), "listening", len(items), disable=None))
     return Evidence(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _rows(model: AudioModel, items: Sequence[Item], style: str) -> Iterator[tuple[Any, ...]]:
+def _rows(model: AudioModel, items: Sequence[Item]) -> Iterator[tuple[Any, ...]]:
     heads, layers = all_heads(model), range(model.layers)
     for item in items:
-        prompt = prompt_of(model, item, clip_of(model, item), style=style)
+        prompt = prompt_of(model, item, clip_of(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
         with torch.inference_mode():

@@ -41,11 +41,11 @@ def _looks_like(items: Sequence[Item], tasks: dict[str, int]) -> str:
     return "unknown"
 
 
-def prompt_text(model: AudioModel, item: Item, style: str) -> str:
+def prompt_text(model: AudioModel, item: Item) -> str:
     """An item's prompt as the model sees it, control tokens and all; a run of audio tokens is
     written once, with its length.
     """
-    prompt = prompt_of(model, item, clip_of(model, item), style=style)
+    prompt = prompt_of(model, item, clip_of(model, item))
     tokenizer = model.processor.tokenizer
     found = []
     pairs = zip(prompt.tokens.tolist(), prompt.audio.tolist(), strict=True)

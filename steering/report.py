@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -61,6 +62,7 @@ def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
         loader=PackageLoader("steering", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    pages.filters |= {"signed": signed, "breakable": breakable}
     page = pages.get_template("report.html.jinja").render(
         results=results,
         profile=shown.profile,
@@ -84,17 +86,29 @@ def headline(results: Mapping[str, Any], profile: Profile) -> str:
             f" {bare:.1f} % of {items} items right as it is."
         )
     gain, low, high = results["arms"]["adaptive"]["gain_over_bare"]
-    sense = "more" if low > 0 else "fewer" if high < 0 else None
-    shares = f"{adaptive:.1f} % right instead of {bare:.1f} % of {items} items"
-    if sense is None:
+    shares = f"{adaptive:.1f} % of {items} items right instead of {bare:.1f} %"
+    interval = f"95 % interval {signed(low)} to {signed(high)}"
+    if low <= 0 <= high:
         return (
             f"Steering by the listening score shows no certain change: {shares},"
-            f" {gain:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})."
+            f" {signed(gain)} points ({interval})."
         )
+    sense = "gain" if gain > 0 else "loss"
     return (
-        f"Steered by its listening score, the model answers {abs(gain):.1f} points {sense} right:"
-        f" {shares} (95 % interval {low:+.1f} to {high:+.1f})."
+        f"Steered by its listening score, the model answers {shares}: a {sense} of"
+        f" {abs(gain):.1f} points ({interval})."
     )
+
+
+def signed(points: float) -> str:
+    """Points with their sign, none for what rounds to nothing."""
+    shown = f"{points:+.1f}"
+    return "0.0" if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def choice_matters(results: Mapping[str, Any]) -> list[str]:

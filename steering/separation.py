@@ -33,7 +33,7 @@ def listening_figures(
     chance = random_scores(model, len(profile.heads), evidence, seed)
     strata = [item.stratum for item in items]
     cues: dict[str, Any] = {}
-    for cue in sorted({i.cue for i in items if i.wording == "conflict"}):
+    for cue in sorted({i.cue for i in items if i.wording == "conflict"}, key=_force):
         rows = np.array([i.wording == "conflict" and i.cue == cue for i in items])
         right, top = evidence.right[rows], evidence.top_probability[rows]
         cues[cue] = {
@@ -82,6 +82,12 @@ def correlation_map(
         return None
     rows: list[list[float]] = r.reshape(model.layers, model.heads).round(4).tolist()
     return rows
+
+
+def _force(cue: str) -> tuple[int, str]:
+    """Sorts weak, medium, strong by their force, others behind by name."""
+    known = ("weak", "medium", "strong")
+    return (known.index(cue) if cue in known else len(known), cue)
 
 
 def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
