@@ -59,12 +59,14 @@ class FirstTokens:
 
     def right(self, how: Intervention, strengths: Strengths) -> Flags:
         """(N,) for strengths (N,), one for each item that can be told from one token."""
+        if not len(self.known.rows):
+            return np.zeros(0, bool)
         directions = self._pooled(how)
         found = []
         for start in range(0, len(self.known.rows), _ROWS):
             part = slice(start, start + _ROWS)
             found.append(self._right(part, directions[part], how, strengths[part]))
-        return np.concatenate(found) if found else np.zeros(0, bool)
+        return np.concatenate(found)
 
     def _pooled(self, how: Intervention) -> Tensor:
         """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
