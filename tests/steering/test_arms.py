@@ -18,7 +18,7 @@ from steering.arms import (
     plans,
     shuffled,
 )
-from steering.items import read
+from steering.items import Item, read
 from steering.model import AudioModel
 from tests.steering.examples import write_items
 from tests.steering.judging import evidence, item, profile_of
@@ -27,7 +27,7 @@ WORDINGS = ("neutral", "conflict", "consistent", "conflict")
 CUES = ("", "weak", "weak", "strong")
 
 
-def items(count: int) -> list[object]:
+def items(count: int) -> list[Item]:
     return [item(f"{i}", WORDINGS[i % 4], cue=CUES[i % 4]) for i in range(count)]
 
 

@@ -64,6 +64,8 @@ def test_the_map_is_the_correlation_of_every_head(grouped: AudioModel) -> None:
     shown, items = evidence(grouped, 60), conflicts(60)
     found = correlation_map(grouped, items, shown)
     r = correlations(shown.mass, shown.right, [i.stratum for i in items])
-    np.testing.assert_allclose(found, r.reshape(grouped.layers, grouped.heads), atol=1e-4)
+    assert found is not None
+    np.testing.assert_allclose(np.array(found).ravel(), r, atol=1e-4)
+    assert np.array(found).shape == (grouped.layers, grouped.heads)
     alike = replace(shown, right=np.ones(60, bool))
     assert correlation_map(grouped, items, alike) is None
