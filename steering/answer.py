@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,18 +97,43 @@ def score_choices(
     probabilities are the softmax of the scores. All choices run in one pass over the prompt's
     keys and values, side by side, each seeing the prompt and itself.
     """
+    read = read_choices(model, heard, choices)
+    return choice_probabilities(read, lambda states, step: plan_logits(model, states, plan, step))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices:
+    """What the choices' tokens are read from; the same however the readout is steered."""
+
+    tokens: list[list[int]]  # of each choice
+    states: list[Tensor]  # (K, D) of each choice: final residuals that its K tokens follow
+
+
+@torch.inference_mode()
+def read_choices(model: AudioModel, heard: Heard, choices: Sequence[str]) -> Choices:
+    """The states that every token of the choices is read from, in one pass at most."""
     tokenizer = model.processor.tokenizer
     tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
-    first = plan_logits(model, heard.final[None], plan, 0)[0].log_softmax(-1)
-    scores = [[float(first[ids[0]])] for ids in tokens]
+    states = [[heard.final] for _ in tokens]
     rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
     if rest:
         finals = _side_by_side(model, heard, tokens, rest)
-        for (choice, k), final in zip(rest, finals, strict=True):
-            row = plan_logits(model, final[None], plan, k + 1)[0].log_softmax(-1)
-            scores[choice].append(float(row[tokens[choice][k + 1]]))
-    means = torch.tensor([sum(s) / len(s) for s in scores], dtype=torch.float64)
-    probabilities: list[float] = means.softmax(-1).tolist()
+        for (choice, _), final in zip(rest, finals, strict=True):
+            states[choice].append(final)
+    return Choices(tokens, [torch.stack(each) for each in states])
+
+
+@torch.inference_mode()
+def choice_probabilities(read: Choices, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
+    """The choices' probabilities; `logits_at` makes (B, V) of states (B, D) and their step."""
+    sums = [0.0] * len(read.tokens)
+    for step in range(max(map(len, read.tokens))):
+        rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
+        found = logits_at(torch.stack([read.states[c][step] for c in rows]), step).log_softmax(-1)
+        for row, choice in enumerate(rows):
+            sums[choice] += float(found[row, read.tokens[choice][step]])
+    means = [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
+    probabilities: list[float] = torch.tensor(means, dtype=torch.float64).softmax(-1).tolist()
     return probabilities
 
 

@@ -30,6 +30,26 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
 
 
+class Mode(StrEnum):
+    """How an item is answered: written freely, or the likeliest of its options."""
+
+    generate = "generate"
+    choices = "choices"
+
+
+class PromptStyle(StrEnum):
+    """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
+
+    auto = "auto"
+    plain = "plain"
+    answer_tag = "answer-tag"
+
+    @property
+    def style(self) -> str:
+        """What the model's loader calls it."""
+        return "r1_aqa" if self is PromptStyle.answer_tag else self.value
+
+
 class Split(StrEnum):
     """Parts of the embedded model's world; `test` has voices that no training clip has."""
 
@@ -117,17 +137,26 @@ def calibrate_command(
 
 def evaluate_command(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for predictions and results.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions, figures and the report.")],
     model: Model = "demo",
     profile: Annotated[str | None, typer.Option(help="Folder or hub id of a profile.")] = None,
     audio_root: AudioRoot = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random controls.")] = 0,
+    mode: Annotated[
+        Mode, typer.Option(help="Write answers, or score the options.")
+    ] = Mode.generate,
+    prompt: Annotated[
+        PromptStyle, typer.Option(help="How the options are put; auto goes by the model's name.")
+    ] = PromptStyle.auto,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Answer every item bare, steered and by every control; write predictions and figures.
+    """Answer every item bare, steered and by every control; write predictions and a report.
+
+    A run that is stopped goes on where it was when it is started again.
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
@@ -135,11 +164,20 @@ def evaluate_command(
     from steering import model as models
     from steering import profile as profiles
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype, style=prompt.style)
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
-    results = evaluation.evaluate(loaded, found, data, audio_root or data.parent, out, seed)
+    results = evaluation.evaluate(
+        loaded,
+        found,
+        data,
+        audio_root or data.parent,
+        out,
+        seed,
+        mode=mode.value,
+        max_tokens=max_tokens,
+    )
     if as_json:
         Console().print_json(data=results)
         return
@@ -148,8 +186,7 @@ def evaluate_command(
     for row in rows:
         grid.add_row(*row)
     Console().print(grid)
-    Console().print(_pairs("listening score", results["listening"]))
-    print(f"written to {out}")
+    print(f"the report: {out / 'report.html'}")
 
 
 def _pairs(title: str, values: Any) -> Table:

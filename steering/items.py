@@ -205,13 +205,3 @@ def is_right(prediction: str, answer: str, choices: Sequence[str]) -> bool:
 
 def _words(text: str) -> set[str]:
     return set(_WORD.findall(text.lower()))
-
-
-def write_predictions(path: Path, items: Sequence[Item], outputs: Sequence[str]) -> None:
-    """MMAU's list with `model_output` on every item, whole or not at all."""
-    records = [
-        {**item.record, "model_output": output} for item, output in zip(items, outputs, strict=True)
-    ]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(records, indent=1) + "\n")
-    partial.replace(path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest, norm, rankdata
 
 Flags = NDArray[np.bool_]
 
@@ -18,10 +21,49 @@ def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
     return float((ranks[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson(right: float, count: float) -> tuple[float, float]:
+    """95 % interval of a share; of a weighted one if `count` is its `effective_count`."""
+    z, share = float(norm.ppf(0.975)), right / count
+    shrink = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / shrink
+    half = z / shrink * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def effective_count(weights: NDArray[np.float64]) -> float:
+    """How many items of equal weight tell as much as these (Kish)."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Redraws:
+    """R bootstrap draws of whole clips: items about one clip come and go together."""
+
+    which: NDArray[np.int64]  # (I,) clip of each item
+    counts: NDArray[np.float32]  # (R, C) how often each clip was drawn
+
+    @classmethod
+    def of(cls, clips: Sequence[str], *, seed: int = 0, draws: int = 2000) -> Redraws:
+        """Draws for items about these clips; the same seed gives the same."""
+        names, which = np.unique(np.array(clips), return_inverse=True)
+        even = np.full(len(names), 1 / len(names))
+        counts = np.random.default_rng(seed).multinomial(len(names), even, size=draws)
+        return cls(which.astype(np.int64), counts.astype(np.float32))
+
+    def gain(
+        self, after: Flags, before: Flags, weights: NDArray[np.float64]
+    ) -> tuple[float, float, float]:
+        """Mean gain in weighted share right, and its paired 95 % interval; NaN without weight."""
+        difference = weights * (after.astype(np.float64) - before)
+        clips = self.counts.shape[1]
+        gains = np.bincount(self.which, difference, clips)
+        totals = np.bincount(self.which, weights, clips)
+        drawn = self.counts @ totals
+        if not totals.any() or not drawn.any():
+            return float("nan"), float("nan"), float("nan")
+        redrawn = (self.counts @ gains)[drawn > 0] / drawn[drawn > 0]
+        low, high = np.quantile(redrawn, [0.025, 0.975])
+        return float(difference.sum() / weights.sum()), float(low), float(high)
 
 
 def paired_gain(

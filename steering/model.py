@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from steering.errors import ModelError
 from steering.family import Family, family_of
+from steering.style import PLAIN, Style, style_of
 from steering.taps import ATTENTION
 
 DEMO = "demo"
@@ -40,6 +41,7 @@ class AudioModel:
     processor: Any
     device: torch.device
     dtype: torch.dtype
+    style: Style = PLAIN
 
     @property
     def decoder(self) -> Any:
@@ -103,7 +105,12 @@ class AudioModel:
 
 
 def load(
-    name: str = DEMO, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    name: str = DEMO,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    style: str = "auto",
 ) -> AudioModel:
     """The model called `demo`, or at a path, or with a hub id, ready to answer.
 
@@ -123,6 +130,7 @@ def load(
         )
     place = _device(device)
     kind = _dtype(dtype, place)
+    chosen = style_of(style, f"{name} {folder.name}")
     try:
         network = getattr(transformers, family.model_class).from_pretrained(
             folder, dtype=kind, attn_implementation="sdpa", use_safetensors=True
@@ -133,7 +141,7 @@ def load(
     network = network.eval().requires_grad_(False).to(place)
     family.decoder(network).config._attn_implementation = ATTENTION
     return AudioModel(
-        name, folder, commit, fingerprint(folder), family, network, processor, place, kind
+        name, folder, commit, fingerprint(folder), family, network, processor, place, kind, chosen
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from steering.clip import Clip
 from steering.errors import RequestError
 from steering.model import AudioModel
+from steering.style import PLAIN, Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,9 @@ class Prompt:
         return int(self.audio.nonzero()[-1]) + 1
 
 
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question followed by its lettered options, one a line."""
-    lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
-    return "\n".join([question, *lines])
+def with_choices(question: str, choices: Sequence[str], style: Style = PLAIN) -> str:
+    """The question and its options, as a model of that prompt style is asked."""
+    return style.ask(question, choices)
 
 
 def ask(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
@@ -63,6 +63,7 @@ def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
     _refuse_special(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text += model.style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
     inputs = processor(
         text=text, audio=heard, sampling_rate=model.rate_hz, return_tensors="pt", padding=True

@@ -234,12 +234,12 @@ def draw_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:
 
 @torch.inference_mode()
 def write_together(
-    slots: Slots, heard: Heard, plans: Sequence[Plan], sampling: Sampling
+    slots: Slots, answers: Sequence[tuple[Heard, Plan]], sampling: Sampling
 ) -> list[list[int]]:
-    """Tokens of several answers to one prompt, one a plan, written side by side."""
-    rows = [Row(plan, sampling) for plan in plans]
+    """Tokens of several answers, each to a prompt that was heard and by a plan of its own."""
+    rows = [Row(plan, sampling) for _, plan in answers]
     written: list[list[int]] = [[] for _ in rows]
-    for row in rows:
+    for row, (heard, _) in zip(rows, answers, strict=True):
         row.token = draw_rows(plan_logits(slots.model, heard.final[None], row.plan, 0), [row])[0]
         slots.seat(row, heard)
     while slots.seated:

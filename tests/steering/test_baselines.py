@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from steering.answer import BARE, Sampling, generate
-from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
+from steering.answer import BARE, Sampling, generate, score_choices
+from steering.baselines import (
+    LISTEN_CAREFULLY,
+    audio_aware_choices,
+    audio_aware_decoding,
+    text_only_direction,
+)
 from steering.model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import ask, silent_twin
+from steering.reworded import keys_until
 from tests.steering.examples import QUESTION, clip, full_pass, prompt
 
 SHORT = Sampling(max_tokens=6)
@@ -62,16 +67,33 @@ def test_the_text_only_direction_is_the_instruction_about_silence(
     instructed = ask(model, [clip(1.0)], LISTEN_CAREFULLY + QUESTION)
     layers = (2, 0)
     silent = prefill(model, silent_twin(model, plain), layers=layers)
-    found = text_only_direction(model, silent, instructed, layers)
+    pairs = keys_until(silent, plain.audio_end)
+    found = text_only_direction(model, silent, instructed, pairs, layers)
     with_it = full_pass(oracle, silent_twin(model, instructed)).residuals[list(layers), -1]
     without = full_pass(oracle, silent_twin(model, plain)).residuals[list(layers), -1]
     torch.testing.assert_close(found, with_it - without, atol=1e-4, rtol=1e-4)
     assert found.norm() > 0.1
 
 
-def test_no_sound_takes_part_in_it(model: AudioModel) -> None:
-    silent = prefill(model, silent_twin(model, ask(model, [clip(1.0)], QUESTION)), layers=(0, 1))
-    instructed = ask(model, [clip(1.0)], LISTEN_CAREFULLY + QUESTION)
-    found = text_only_direction(model, silent, instructed, (0, 1))
-    loud = replace(instructed, mels=torch.full_like(instructed.mels, 1.5))
-    assert torch.equal(found, text_only_direction(model, silent, loud, (0, 1)))
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_audio_aware_choices_by_two_uncached_passes_an_option(
+    model: AudioModel, oracle: Any, weight: float
+) -> None:
+    choices = ("dog", "engine bell", "cow")
+    asked = prompt(model)
+    twin = silent_twin(model, asked)
+    scores = []
+    for choice in choices:
+        ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        audio, silence = (
+            full_pass(oracle, each, ids).logits[-len(ids) - 1 : -1] for each in (asked, twin)
+        )
+        rows = ((1 + weight) * audio - weight * silence).log_softmax(-1)
+        scores.append(float(rows[range(len(ids)), ids].mean()))
+    expected = torch.tensor(scores).softmax(-1).tolist()
+    heard, silent = prefill(model, asked), prefill(model, twin)
+    assert audio_aware_choices(model, heard, silent, choices, weight) == pytest.approx(
+        expected, abs=1e-4
+    )
+    if weight == 0:
+        assert score_choices(model, heard, BARE, choices) == pytest.approx(expected, abs=1e-4)

@@ -18,7 +18,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from steering import model as models
-from steering.calibrate import calibrate, evidence_of
+from steering.calibration import calibrate, evidence_of
 from steering.errors import DataError, ModelError
 from steering.evidence import Evidence, clip_of, gather, prompt_of
 from steering.heads import correlations

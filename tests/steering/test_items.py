@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steering.errors import DataError
-from steering.items import is_right, read, write_predictions
+from steering.items import is_right, read
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -234,23 +234,3 @@ def test_a_line_that_is_no_json_is_refused(folder: Path) -> None:
 def test_a_missing_file_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="nothing"):
         read(folder / "nothing.json", folder)
-
-
-# ---- writing
-
-
-def test_predictions_are_the_items_with_what_was_said(folder: Path) -> None:
-    items = read(write(folder, [record(), record(id="other")]), folder).items
-    write_predictions(folder / "predictions.bare.json", items, ["cow", ""])
-    assert json.loads((folder / "predictions.bare.json").read_text()) == [
-        {**record(), "model_output": "cow"},
-        {**record(id="other"), "model_output": ""},  # an item is never left out
-    ]
-    assert not list(folder.glob(".*")), "nothing partial stays"
-
-
-def test_predictions_for_other_items_are_our_bug(folder: Path) -> None:
-    items = read(write(folder, [record(), record(id="other")]), folder).items
-    with pytest.raises(ValueError, match="shorter"):
-        write_predictions(folder / "predictions.bare.json", items, ["cow"])
-    assert not (folder / "predictions.bare.json").exists()

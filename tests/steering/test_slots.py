@@ -136,7 +136,7 @@ def test_an_answer_ends_at_its_end_token_unless_that_is_ignored(untrained: Audio
             (Sampling(max_tokens=8, ignore_end=True), free),
         ):
             assert list(generate(untrained, heard, BARE, sampling)) == expected
-            assert write_together(slots, heard, [BARE, BARE], sampling) == [expected] * 2
+            assert write_together(slots, [(heard, BARE)] * 2, sampling) == [expected] * 2
     finally:
         config.eos_token_id = before
 
@@ -298,5 +298,5 @@ def test_write_together_is_generate_for_each_plan(model: AudioModel, sampling: S
     expected = [list(generate(model, heard, plan, sampling)) for plan in plans]
     slots = Slots(model, 4, 120, NORM)
     for _ in range(2):
-        assert write_together(slots, heard, plans, sampling) == expected
+        assert write_together(slots, [(heard, plan) for plan in plans], sampling) == expected
         assert not slots.seated

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from steering import winning
-from steering.calibrate import STRENGTHS, Search
+from steering.calibration import STRENGTHS, Search
 from steering.errors import ModelError
 from steering.evidence import Evidence
 from steering.model import AudioModel
 from steering.readout import Intervention, logits, pool
 from steering.winning import gains, winning_strengths
-from tests.steering.test_calibrate import items
+from tests.steering.test_calibration import items
 
 ITEMS = 120
 

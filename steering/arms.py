@@ -1,0 +1,172 @@
+"""Arms: the ways in which every item is answered, and how strongly each of them steers each item.
+
+The first four are what is served; the rest is what they must beat, and what shows why they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering.answer import BARE, Plan
+from steering.evidence import Evidence, all_heads
+from steering.items import Item
+from steering.model import AudioModel
+from steering.profile import Profile
+from steering.readout import Intervention, pool
+from steering.taps import Head
+
+Strengths = NDArray[np.float64]
+
+ARMS: Mapping[str, str] = {
+    "bare": "not steered",
+    "adaptive": "steered as far as the item's listening score asks for",
+    "fixed": "steered by the profile's best constant strength",
+    "calibrated": "adaptive, along the profile's stored direction: no second pass",
+    "aad": "Audio-Aware Decoding: two branches at every token",
+    "random_layers": "adaptive, direction from as many random layers",
+    "random_heads": "the adaptive strengths, handed out by a random set of heads",
+    "all_layers": "adaptive, direction from all layers",
+    "text_only": "adaptive, direction from an instruction to listen, without sound",
+    "no_audio": "not steered, silence as the clip",
+    "other_item": "adaptive, direction of another item's clip",
+    "inverted": "the gate turned round: the more it listens, the more it is steered",
+    "permuted_bare": "not steered, options in another order",
+    "permuted_adaptive": "adaptive, options in another order",
+    "wording_only": "the gate at the mean score of the item's wording and cue",
+    "cue_only": "the gate at the mean score of the item's cue, right or wrong",
+    "shuffled": "the adaptive strengths, shuffled among items of one wording and cue",
+    "oracle_fixed": "the constant strength that is best on these very items",
+    "oracle_fixed_natural": "the same for the natural mix",
+}
+PERMUTED_ARMS = ("permuted_bare", "permuted_adaptive")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Strengths of every item by arm, and the layers drawn at random."""
+
+    by_arm: Mapping[str, Strengths]  # (I,) each
+    random_layers: tuple[int, ...]
+
+
+def choose_strengths(
+    model: AudioModel,
+    profile: Profile,
+    items: Sequence[Item],
+    evidence: Evidence,
+    seed: int,
+    oracles: Mapping[str, float],
+) -> Chosen:
+    """How strongly each arm steers each item; `oracles` are constant strengths by arm."""
+    rng = np.random.default_rng(seed)
+    count = len(items)
+    scores = evidence.scores(profile.heads, model.heads)
+    adaptive = profile.gate.strengths(scores)
+    chance = evidence.scores(random_heads(model, len(profile.heads), rng), model.heads)
+    strata = np.array([item.stratum for item in items])
+    by_arm = {
+        "fixed": np.full(count, profile.fixed_strength),
+        "random_heads": handed_out(adaptive, chance),
+        "inverted": profile.gate.max_strength - adaptive,
+        "shuffled": shuffled(adaptive, strata, rng),
+        **{arm: np.full(count, strength) for arm, strength in oracles.items()},
+    }
+    by_arm |= {arm: adaptive for arm in _AS_ADAPTIVE}
+    if any(strata):
+        cues = np.array([item.cue for item in items])
+        by_arm["wording_only"] = profile.gate.strengths(group_means(scores, strata))
+        by_arm["cue_only"] = profile.gate.strengths(group_means(scores, cues))
+    return Chosen(by_arm, random_layers(model, profile.how, rng))
+
+
+_AS_ADAPTIVE = (
+    "adaptive",
+    "calibrated",
+    "random_layers",
+    "all_layers",
+    "text_only",
+    "other_item",
+)
+
+
+def random_heads(model: AudioModel, count: int, rng: np.random.Generator) -> list[Head]:
+    """So many different heads of a model."""
+    names = all_heads(model)
+    return [names[int(i)] for i in rng.choice(len(names), size=count, replace=False)]
+
+
+def random_layers(
+    model: AudioModel, how: Intervention, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """As many different layers as the intervention has."""
+    drawn = rng.choice(model.layers, size=len(how.layers), replace=False)
+    return tuple(sorted(int(layer) for layer in drawn))
+
+
+def handed_out(strengths: Strengths, scores: NDArray[np.floating]) -> Strengths:
+    """(I,) the same strengths in another order: the lowest of these scores gets the largest."""
+    ranks = scores.argsort(kind="stable").argsort(kind="stable")
+    return np.asarray(np.sort(strengths)[::-1][ranks])
+
+
+def shuffled(strengths: Strengths, groups: NDArray[np.str_], rng: np.random.Generator) -> Strengths:
+    """(I,) the same strengths, exchanged at random between items of one group."""
+    found = strengths.copy()
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        found[rows] = strengths[rng.permutation(rows)]
+    return found
+
+
+def group_means(scores: NDArray[np.float32], groups: NDArray[np.str_]) -> NDArray[np.float32]:
+    """(I,) the mean score of each item's group."""
+    found = np.empty_like(scores)
+    for group in np.unique(groups):
+        found[groups == group] = scores[groups == group].mean()
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What the directions of one item are made from: each (L, D), one row a layer."""
+
+    difference: Tensor  # the clip minus its silence
+    other: Tensor  # the same of another item's clip
+    text_only: Tensor  # what an instruction to listen adds, about silence
+
+
+def plans(profile: Profile, chosen: Chosen, i: int, sides: Sides) -> dict[str, Plan]:
+    """How each arm that is one forward pass and a readout answers item i."""
+    how = profile.how
+    every = replace(how, layers=tuple(range(len(sides.difference))))
+    drawn = replace(how, layers=chosen.random_layers)
+    made = {"text_only": (sides.text_only, how), "other_item": (sides.other, how)}
+    made |= {"all_layers": (sides.difference, every), "random_layers": (sides.difference, drawn)}
+    found = {"bare": BARE}
+    for arm, strengths in chosen.by_arm.items():
+        states, by = made.get(arm, (sides.difference, how))
+        direction = pool(states[list(by.layers)], by)
+        if arm == "calibrated":
+            direction = profile.direction.to(direction.device)
+        found[arm] = Plan(direction, float(strengths[i]), by)
+    return found
+
+
+def another_clip(items: Sequence[Item], i: int) -> int:
+    """Index of the next item about another clip, from the front again; i where there is none."""
+    following = [*range(i + 1, len(items)), *range(i)]
+    return next((j for j in following if items[j].audio != items[i].audio), i)
+
+
+def permuted(item: Item, seed: int) -> Item:
+    """The item with its options in another order; the same seed gives the same."""
+    count = len(item.choices)
+    drawn = np.random.default_rng([seed, *item.id.encode()]).permutation(count)
+    if (drawn == np.arange(count)).all():
+        drawn = np.roll(drawn, 1)
+    return replace(item, choices=tuple(item.choices[int(k)] for k in drawn))

@@ -1,0 +1,56 @@
+"""Where figures come from: the data's hash and likely version, and the prompt as it was seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from steering.evidence import clip_of, prompt_of
+from steering.items import DataSet, Item
+from steering.model import AudioModel
+
+_MMAU_MINI = {"sound": 333, "music": 334, "speech": 333}
+_MMAU_TEST_ITEMS = 9000
+_MMAR_ITEMS = 1000
+
+
+def data_record(dataset: DataSet) -> dict[str, Any]:
+    """Name, hash and counts of a data set, and which published one it looks like."""
+    tasks = Counter(item.task for item in dataset.items if item.task)
+    return {
+        "name": dataset.name,
+        "sha256": dataset.sha256,
+        "items": len(dataset.items),
+        "tasks": dict(sorted(tasks.items())),
+        "looks_like": _looks_like(dataset.items, dict(tasks)),
+    }
+
+
+def _looks_like(items: Sequence[Item], tasks: dict[str, int]) -> str:
+    """A guess by the counts: they are the same in every version of MMAU, so it names none."""
+    unknown_version = "version unknown: compare the hash with that of your download"
+    if all("audio_id" in item.record for item in items):
+        if tasks == _MMAU_MINI:
+            return f"MMAU test-mini, by its counts; {unknown_version}"
+        if len(items) == _MMAU_TEST_ITEMS and set(tasks) == set(_MMAU_MINI):
+            return f"MMAU test, by its counts; {unknown_version}"
+    if len(items) == _MMAR_ITEMS and all("audio_path" in item.record for item in items):
+        return f"MMAR, by its counts; {unknown_version}"
+    return "unknown"
+
+
+def prompt_text(model: AudioModel, item: Item) -> str:
+    """An item's prompt as the model sees it, control tokens and all; a run of audio tokens is
+    written once, with its length.
+    """
+    prompt = prompt_of(model, item, clip_of(model, item))
+    tokenizer = model.processor.tokenizer
+    found = []
+    pairs = zip(prompt.tokens.tolist(), prompt.audio.tolist(), strict=True)
+    for is_audio, run in groupby(pairs, key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        text = tokenizer.decode(ids[:1] if is_audio else ids, skip_special_tokens=False)
+        found.append(f"{text} x {len(ids)}" if is_audio else text)
+    return "".join(found)

@@ -1,0 +1,67 @@
+"""A profile, items and evidence by hand, which the tests of evaluation share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from steering.evidence import Evidence
+from steering.heads import Verdicts
+from steering.items import Item
+from steering.model import AudioModel
+from steering.profile import Profile
+from steering.readout import Intervention
+from steering.strength import Gate
+
+HEADS = ((1, 3), (2, 6), (0, 1))
+
+
+def profile_of(model: AudioModel) -> Profile:
+    """A profile that fits, with a gate in the middle of the scores of an untrained model."""
+    return Profile(
+        name="mine",
+        model=model.name,
+        revision=None,
+        fingerprint=model.fingerprint,
+        family=model.family.name,
+        heads=HEADS,
+        correlations=(0.3, 0.2, 0.1),
+        how=Intervention(layers=(1, 2)),
+        gate=Gate(2.0, 0.3, 0.1),
+        fixed_strength=1.2,
+        verdicts=Verdicts(0.2, 0.4),
+        calibration={},
+        held_out={},
+        versions={},
+        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(0)),
+        quantiles=np.linspace(0, 1, 101, dtype=np.float32),
+        head_mean=np.full(3, 0.3, np.float32),
+        head_std=np.full(3, 0.1, np.float32),
+    )
+
+
+def item(name: str, wording: str = "", task: str = "sound", cue: str = "", **more: Any) -> Item:
+    """An item about a clip of its own."""
+    choices = ("dog", "cow", "cat")
+    return Item(name, Path(f"{name}.wav"), "Which?", choices, "dog", task, wording, cue, dict(more))
+
+
+def evidence(model: AudioModel, count: int) -> Evidence:
+    """Random numbers; the profile's heads see which answers are right."""
+    rng = np.random.default_rng(2)
+    right = rng.random(count) < 0.5
+    mass = rng.random((count, model.layers * model.heads)).astype(np.float32)
+    mass[:, [11, 22, 1]] += 0.5 * right[:, None].astype(np.float32)
+    shape = (count, model.layers, model.width)
+    return Evidence(
+        mass=mass,
+        silent_mass=mass - 3,
+        differences=rng.standard_normal(shape).astype(np.float32),
+        final=rng.standard_normal((count, model.width)).astype(np.float32),
+        first_token=np.zeros(count, np.int64),
+        right=right,
+        top_probability=rng.random(count).astype(np.float32),
+    )
