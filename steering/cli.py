@@ -132,7 +132,7 @@ def calibrate_command(
         print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {calibrate.evidence_of(out)}; it can be deleted")
+        print(f"evidence kept in {calibration.evidence_of(out)}; it can be deleted")
 
 
 def evaluate_command(
