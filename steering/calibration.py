@@ -40,8 +40,10 @@ from steering.winning import gains, winning_strengths
 from steering.workers import rows_by_workers
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
-HEAD_COUNTS = (4, 8, 12, 16)
-MIN_AUDIBILITY = 0.85  # of a specialist: AUROC of its mass on a clip against its silence
+MIN_HEADS, MAX_HEADS = 4, 24
+MAX_CANDIDATES = 48  # heads that specialists are picked from
+MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
+MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
 FOLDS = 5
 FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
@@ -364,32 +366,35 @@ class Search:
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
         """The heads that show best whether the sound decided, and the correlation of each.
 
-        Candidates tell a clip from its silence on their own. Of those the highest correlations
-        with a right answer count, within strata and, where the data names wordings, on items whose
-        text and sound disagree: only there does the answer show which of the two was followed. As
-        many are taken as separate right from wrong and clip from silence best.
+        Candidates tell a clip from its silence on their own; of those the highest correlations with
+        a right answer stand, within strata and, where the data names wordings, on items whose text
+        and sound disagree: only there does the answer show which of the two was followed. From the
+        highest on, the head is added that makes the mean of all separate right from wrong and clip
+        from silence best, as long as that gains something.
         """
-        names = all_heads(self.model)
-        audible = _audibility(self.evidence.of(rows))
-        floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(HEAD_COUNTS[0], len(audible))]))
+        everything = self.evidence.of(rows)
+        audible = _audibility(everything)
+        floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(MIN_HEADS, len(audible))]))
         telling = np.array([self.items[i].wording in ("", "conflict") for i in rows])
-        rows = rows[telling] if telling.any() else rows
-        evidence, strata = self.evidence.of(rows), [self.strata[i] for i in rows]
+        some = rows[telling] if telling.any() else rows
+        evidence, strata = self.evidence.of(some), [self.strata[i] for i in some]
         r = correlations(evidence.mass, evidence.right, strata)
         ranked = choose(np.where(audible >= floor, r, -2.0), int((audible >= floor).sum()))
-        sets = [ranked[:count] for count in HEAD_COUNTS if count <= len(ranked)]
-        self.tried += len(sets)
-        quality = []
-        for chosen in sets:
-            score, silent = (m[:, chosen].mean(1) for m in (evidence.mass, evidence.silent_mass))
-            quality.append(within(score, evidence.right, strata) + against(score, silent))
-        best = sets[int(np.argmax(quality))]
+
+        def quality(heads: list[int]) -> float:
+            self.tried += 1
+            score = evidence.mass[:, heads].mean(1)
+            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
+            return within(score, evidence.right, strata) + against(heard, silent)
+
+        best = _grown([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
+        names = all_heads(self.model)
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
     def audible(self) -> Fit:
         """What can be had where no answer tells heads apart: those that hear best, no steering."""
         audible = _audibility(self.evidence)
-        best = choose(audible, min(HEAD_COUNTS[0], len(audible)))
+        best = choose(audible, min(MIN_HEADS, len(audible)))
         heads = tuple(all_heads(self.model)[i] for i in best)
         threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
         how = Intervention((self.model.layers - 1,))
@@ -499,6 +504,19 @@ class Search:
 def against(scores: Scores, silent: Scores) -> float:
     """AUROC of scores of clips against those of their silent twins."""
     return auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores))
+
+
+def _grown(candidates: list[int], quality: Callable[[list[int]], float]) -> list[int]:
+    """The first candidate and those added to it, one by one, while they make the set better."""
+    chosen, reached = candidates[:1], -np.inf
+    while len(chosen) < min(MAX_HEADS, len(candidates)):
+        left = [head for head in candidates if head not in chosen]
+        found = [quality([*chosen, head]) for head in left]
+        best = int(np.argmax(found))  # of equals the most correlated
+        if len(chosen) >= MIN_HEADS and found[best] < reached + MIN_BETTER:
+            break
+        chosen, reached = [*chosen, left[best]], found[best]
+    return chosen
 
 
 def _audibility(evidence: Evidence) -> NDArray[np.float64]:

@@ -59,7 +59,7 @@ def walk(
     context = {
         "attention_mask": mask,
         "position_ids": positions,
-        cache_name(type(decoder.layers[0])): cache,
+        cache_name(decoder.layers[0].__class__): cache,
         "use_cache": cache is not None,
         "position_embeddings": rotary,
         "taps": taps,
@@ -76,7 +76,7 @@ def walk(
 
 
 @functools.cache
-def cache_name(layer: type[Any]) -> str:
+def cache_name(layer: type[torch.nn.Module]) -> str:
     """What a decoder layer calls its keys and values: `cache` since transformers 5.24."""
     known = inspect.signature(layer.forward).parameters
     return "cache" if "cache" in known else "past_key_values"

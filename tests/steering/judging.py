@@ -56,11 +56,13 @@ def evidence(model: AudioModel, count: int) -> Evidence:
     mass = rng.random((count, model.layers * model.heads)).astype(np.float32)
     mass[:, [11, 22, 1]] += 0.5 * right[:, None].astype(np.float32)
     shape = (count, model.layers, model.width)
+    final = rng.standard_normal((count, model.width)).astype(np.float32)
     return Evidence(
         mass=mass,
         silent_mass=mass - 3,
         differences=rng.standard_normal(shape).astype(np.float32),
-        final=rng.standard_normal((count, model.width)).astype(np.float32),
+        final=final,
+        deciding=final,
         first_token=np.zeros(count, np.int64),
         right=right,
         top_probability=rng.random(count).astype(np.float32),

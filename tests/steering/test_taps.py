@@ -65,7 +65,7 @@ def call(
             use_cache=False,
             **more,
         )
-    kept: Any = {cache_name(type(decoder)): DynamicCache(config=decoder.config)}
+    kept: Any = {cache_name(decoder.__class__): DynamicCache(config=decoder.config)}
     decoder(
         inputs_embeds=inputs[:, :-1],
         attention_mask=padding[:, :-1],
