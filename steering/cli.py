@@ -90,6 +90,7 @@ def calibrate_command(
     """
     from steering import calibrate
     from steering import model as models
+    from steering.gathering import evidence_of
 
     loaded = models.load(model, revision=revision, device=device, dtype=dtype)
     found = calibrate.calibrate(
@@ -112,7 +113,7 @@ def calibrate_command(
         print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {calibrate.evidence_of(out)}; it can be deleted")
+        print(f"evidence kept in {evidence_of(out)}; it can be deleted")
 
 
 def evaluate_command(

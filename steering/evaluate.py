@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from steering.answer import BARE, Plan
 from steering.baselines import LISTEN_CAREFULLY, audio_aware_decoding, text_only_direction
-from steering.calibrate import against, versions
+from steering.calibrate import against
 from steering.evidence import (
     ANSWER,
     Evidence,
@@ -27,6 +27,7 @@ from steering.evidence import (
     prompt_of,
     text_of,
 )
+from steering.gathering import versions
 from steering.items import DataSet, Item, is_right, read, write_predictions
 from steering.measures import auroc, mcnemar, paired_gain, repaired_broken, wilson
 from steering.model import AudioModel

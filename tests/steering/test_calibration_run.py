@@ -18,9 +18,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from steering import model as models
-from steering.calibrate import calibrate, evidence_of
+from steering.calibrate import calibrate
 from steering.errors import DataError, ModelError
 from steering.evidence import Evidence, clip_of, gather, prompt_of
+from steering.gathering import evidence_of
 from steering.heads import correlations
 from steering.items import read
 from steering.model import AudioModel
