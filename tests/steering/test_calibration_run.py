@@ -68,7 +68,7 @@ def items_done(out: Path) -> int:
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         if what():
             return
@@ -150,7 +150,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 def test_two_workers_make_the_same_profile(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     process = started(data, tmp_path / "profile", "--workers", "2")
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     assert same(tmp_path / "profile", uninterrupted)
 
@@ -162,7 +162,7 @@ def test_a_killed_worker_loses_no_item(data: Path, uninterrupted: Path, tmp_path
     killed = workers_of(process)[0]
     os.kill(killed, signal.SIGKILL)
     assert items_done(out) < ITEMS, "it was still at work"
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     assert same(out, uninterrupted)
 
