@@ -6,26 +6,19 @@ is reported is measured outside the fold.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
 from steering import nulls
 from steering.errors import DataError
-from steering.evidence import ANSWER, EVIDENCE_VERSION, Evidence, all_heads, columns_of, rows_here
-from steering.evidence_folder import EvidenceFolder, opened
+from steering.evidence import Evidence, all_heads, pooled
+from steering.gathering import Progress, fill, opened_for, versions
 from steering.heads import Verdicts, choose, correlations
 from steering.inspection import inspect
 from steering.items import DataSet, Item
@@ -33,11 +26,10 @@ from steering.measures import auroc, paired_gain, repaired_broken
 from steering.model import AudioModel
 from steering.nulls import within
 from steering.profile import Profile, save
-from steering.readout import Intervention, pool
+from steering.reach import Reach, reach
+from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import Head
-from steering.winning import gains, winning_strengths
-from steering.workers import rows_by_workers
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 MIN_HEADS, MAX_HEADS = 4, 24
@@ -47,7 +39,6 @@ MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
 FOLDS = 5
 FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
-_BLOCK_ITEMS = 256
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
     "keep_norm": "false: it changes the likelihoods, and no greedy answer",
@@ -59,7 +50,6 @@ SYNTHETIC: Origin = "synthetic"
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +61,6 @@ class Fit:
     how: Intervention
     gate: Gate
     fixed_strength: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reach:
-    """Where along its direction the answer of each item is right."""
-
-    least: NDArray[np.float64]  # (I,) between this
-    largest: NDArray[np.float64]  # (I,) and this many times the raw mean direction
-    times: NDArray[np.float64]  # (I,) that direction must be taken to be as long as h
-
-
-def _between(strengths: NDArray[np.float64], how: Intervention, reach: Reach) -> Flags:
-    """Whether strengths (..., I) are where the answer is right."""
-    if how.scale == "norm":
-        times = strengths * reach.times
-    else:
-        times = strengths * (len(how.layers) if how.pool == "sum" else 1)
-    return np.asarray((times >= reach.least) & (times <= reach.largest))
 
 
 def calibrate(
@@ -115,62 +87,13 @@ def calibrate(
     all the same, and refuses to steer.
     """
     dataset = inspect(data, audio_root, skip_faulty=skip_faulty)
-    folder = evidence_of(out)
-    key = _key(model, dataset)
-    with opened(folder, key, columns_of(model), len(dataset.items)) as store:
-        _fill(store, model, dataset.items, workers, progress)
+    with opened_for(model, dataset, out) as store:
+        fill(store, model, dataset.items, workers, progress)
         profile = fit_profile(model, dataset, store.evidence(), calibrated_on=calibrated_on)
         save(profile, out)
         if not keep_evidence:
             store.remove()
     return profile
-
-
-def evidence_of(out: Path) -> Path:
-    """The folder of the evidence for a profile in `out`, beside it."""
-    return out.with_name(f"{out.name}.evidence")
-
-
-def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
-    """What evidence depends on: with another value of any of these it is another's."""
-    ids = "\n".join(item.id for item in dataset.items)
-    return {
-        "evidence_version": EVIDENCE_VERSION,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "data_sha256": dataset.sha256,
-        "audio_sha256": dataset.audio_sha256,
-        "items": len(dataset.items),
-        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        "max_answer_tokens": ANSWER.max_tokens,
-        **versions(),
-    }
-
-
-def _fill(
-    store: EvidenceFolder,
-    model: AudioModel,
-    items: Sequence[Item],
-    workers: int,
-    progress: Progress | None,
-) -> None:
-    """Gather what the store does not have yet."""
-    missing, count = store.missing(), len(items)
-    if workers > 1 and missing:
-        rows = rows_by_workers(model, items, missing, workers)
-    else:
-        rows = rows_here(model, items, missing)
-    done = count - len(missing)
-    with tqdm(total=count, initial=done, desc="listening", unit="item", disable=None) as bar:
-        if progress:
-            progress(done, count)
-        for index, row in rows:
-            store.put(index, row)
-            done += 1
-            bar.update()
-            if progress:
-                progress(done, count)
 
 
 def fit_profile(
@@ -247,24 +170,6 @@ def _refusal(held_out: dict[str, Any]) -> str | None:
     )
 
 
-def pooled(evidence: Evidence, how: Intervention, rows: NDArray[np.int64] | None = None) -> Tensor:
-    """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
-    rows = np.arange(len(evidence.final)) if rows is None else rows
-    layers = np.array(how.layers)
-    blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
-    found = [pool(torch.from_numpy(evidence.differences[block, layers]), how) for block in blocks]
-    return torch.cat(found)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
-    found = {"allears": "0", "python": platform.python_version()}
-    for package in ("allears", "torch", "transformers", "numpy"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def verdicts(scores: Scores, right: Flags) -> Verdicts:
     """Two thresholds: where right and wrong answers are told apart best, and half-way below.
 
@@ -319,31 +224,10 @@ class Search:
     def right_at(self, how: Intervention) -> Flags:
         """(S, I): whether the token that decides is right at each strength, full vocabulary."""
         key = (how.layers, how.place)
-        if key not in self._reach:  # along the raw mean; every other scale is a multiple of it
-            self._reach[key] = self._reach_of(how, np.arange(len(self.items)))
-        return _between(STRENGTHS[:, None], how, self._reach[key])
-
-    def right_with(
-        self, how: Intervention, strengths: NDArray[np.float64], rows: NDArray[np.int64]
-    ) -> Flags:
-        """(N,): the same of N items, each at its own strength."""
-        return _between(strengths, how, self._reach_of(how, rows))
-
-    def _reach_of(self, how: Intervention, rows: NDArray[np.int64]) -> Reach:
-        model = self.model
-        gain = gains(model)
-        direction = pooled(self.evidence, Intervention(how.layers), rows).to(model.device)
-        final = torch.from_numpy(self.evidence.deciding[rows]).to(model.device)
-        if how.place == "before_norm":  # the norm's common factor changes no order: it is left out
-            state, way, length = final * gain, direction * gain, final.norm(dim=-1)
-        else:
-            with torch.inference_mode():
-                state = model.decoder.norm(final.to(model.dtype)).float()
-            way, length = direction, state.norm(dim=-1)
-        tokens = torch.from_numpy(self.evidence.first_token[rows]).to(model.device)
-        least, largest = winning_strengths(model, state, way, tokens)
-        times = length / direction.norm(dim=-1).clamp_min(1e-12)
-        return Reach(*(x.double().cpu().numpy() for x in (least, largest, times)))
+        if key not in self._reach:  # every scale and pooling is a multiple of the raw mean
+            everyone = np.arange(len(self.items))
+            self._reach[key] = reach(self.model, self.evidence, how, everyone)
+        return self._reach[key].right_at(STRENGTHS[:, None], how)
 
     def fit(self, rows: NDArray[np.int64]) -> Fit:
         """The best setting on some items.
@@ -460,7 +344,9 @@ class Search:
                 rows = np.flatnonzero(fold == k)
                 how = replace(fit.how, layers=some)
                 if len(rows):  # fewer clips than folds leave some empty
-                    right += int(self.right_with(how, strengths[rows], rows).sum())
+                    right += int(
+                        reach(self.model, evidence, how, rows).right_at(strengths[rows], how).sum()
+                    )
             return right / len(fold)
 
         def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:

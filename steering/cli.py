@@ -110,6 +110,7 @@ def calibrate_command(
     """
     from steering import calibration
     from steering import model as models
+    from steering.gathering import evidence_of
 
     loaded = models.load(model, revision=revision, device=device, dtype=dtype)
     found = calibration.calibrate(
@@ -132,7 +133,7 @@ def calibrate_command(
         print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {calibration.evidence_of(out)}; it can be deleted")
+        print(f"evidence kept in {evidence_of(out)}; it can be deleted")
 
 
 def evaluate_command(

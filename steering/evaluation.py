@@ -19,10 +19,10 @@ from typing import Any
 
 from steering.answering import Answering, Asking
 from steering.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
-from steering.calibration import versions
 from steering.controls import control_figures, try_constants
 from steering.evidence import ANSWER, Evidence, gather
 from steering.figures import arm_figures, columns, part_figures, rightness, table
+from steering.gathering import versions
 from steering.items import DataSet, read
 from steering.journal import Journal
 from steering.measures import Flags

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from steering.answer import BARE, Plan, Sampling, generate
@@ -25,12 +26,13 @@ from steering.items import Item, is_right
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.prompt import Prompt, ask, silent_twin, with_choices
-from steering.readout import logits
+from steering.readout import Intervention, logits, pool
 from steering.taps import Head
 
 EVIDENCE_VERSION = 1  # goes up when the same item would leave other numbers behind
 ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
+_BLOCK_ITEMS = 256
 
 Row = tuple[Any, ...]  # what an item leaves behind, in the order of Evidence's fields
 
@@ -109,6 +111,15 @@ def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np
         "right": ((), np.bool_),
         "top_probability": ((), np.float32),
     }
+
+
+def pooled(evidence: Evidence, how: Intervention, rows: NDArray[np.int64] | None = None) -> Tensor:
+    """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
+    rows = np.arange(len(evidence.final)) if rows is None else rows
+    layers = np.array(how.layers)
+    blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
+    found = [pool(torch.from_numpy(evidence.differences[block, layers]), how) for block in blocks]
+    return torch.cat(found)
 
 
 def gather(model: AudioModel, items: Sequence[Item]) -> Evidence:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering import calibration as calibrations
+from steering import gathering
 from steering.calibration import (
     FOLDS,
     STRENGTHS,
@@ -203,7 +203,7 @@ def test_a_profile_is_saved_whole(
         for i in range(ITEMS):
             yield i, tuple(getattr(shown, f.name)[i] for f in fields(Evidence))
 
-    monkeypatch.setattr(calibrations, "rows_here", planted)
+    monkeypatch.setattr(gathering, "rows_here", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
     assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
@@ -215,7 +215,7 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
     def never(*_: object) -> Iterator[tuple[int, Row]]:
         raise AssertionError("a pass was run")
 
-    monkeypatch.setattr(calibrations, "rows_here", never)
+    monkeypatch.setattr(gathering, "rows_here", never)
     few = write_items(tmp_path, MIN_ITEMS - 1)
     with pytest.raises(DataError, match=f"{MIN_ITEMS - 1} items.*at least {MIN_ITEMS}"):
         calibrate(untrained, few, tmp_path, tmp_path / "out")

@@ -18,9 +18,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from steering import model as models
-from steering.calibration import calibrate, evidence_of
+from steering.calibration import calibrate
 from steering.errors import DataError, ModelError
 from steering.evidence import Evidence, clip_of, gather, prompt_of
+from steering.gathering import evidence_of
 from steering.heads import correlations
 from steering.items import read
 from steering.model import AudioModel
@@ -67,7 +68,7 @@ def items_done(out: Path) -> int:
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         if what():
             return
@@ -149,7 +150,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 def test_two_workers_make_the_same_profile(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     process = started(data, tmp_path / "profile", "--workers", "2")
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     assert same(tmp_path / "profile", uninterrupted)
 
@@ -161,7 +162,7 @@ def test_a_killed_worker_loses_no_item(data: Path, uninterrupted: Path, tmp_path
     killed = workers_of(process)[0]
     os.kill(killed, signal.SIGKILL)
     assert items_done(out) < ITEMS, "it was still at work"
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     assert same(out, uninterrupted)
 
