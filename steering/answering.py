@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,6 +180,20 @@ class Answering:
             found[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
         aware = audio_aware_choices(model, scene.heard, scene.silent, scene.item.choices)
         return found | {"aad": _likeliest(aware, scene.item)}
+
+
+@contextmanager
+def one_thread(model: AudioModel) -> Iterator[None]:
+    """On a CPU torch runs in one thread here: passes of one row gain nothing from more, on a busy
+    machine they lose most of their time, and the numbers are the same on any number of cores.
+    """
+    before = torch.get_num_threads()
+    if model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _by(model: AudioModel, plan: Plan) -> Callable[[Tensor, int], Tensor]:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from steering.answering import Answering, Asking
+from steering.answering import Answering, Asking, one_thread
 from steering.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
 from steering.controls import control_figures, try_constants
 from steering.evidence import ANSWER, Evidence, gather
@@ -59,7 +59,8 @@ def evaluate(
     asking = Asking(mode, seed, max_tokens)
     dataset = read(data, audio_root)
     out.mkdir(parents=True, exist_ok=True)
-    with Journal(out / JOURNAL, _run(model, profile, dataset, asking)) as journal:
+    run = _run(model, profile, dataset, asking)
+    with one_thread(model), Journal(out / JOURNAL, run) as journal:
         evidence = gather(model, dataset.items)
         constants = try_constants(model, profile, dataset.items, evidence, mode)
         chosen = choose_strengths(model, profile, dataset.items, evidence, seed, constants.best())

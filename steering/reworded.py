@@ -47,7 +47,16 @@ def hear_again(
     positions = torch.arange(end, length, device=device)[None]
     seen = torch.ones(length - end, length, dtype=torch.bool, device=device).tril(end)
     taps = Taps.on(heads, audio[None]) if heads else None
-    states, kept = walk(model, states, positions, seen[None, None], cache, layers=layers, taps=taps)
+    states, kept = walk(
+        model,
+        states,
+        positions,
+        seen[None, None],
+        cache,
+        layers=layers,
+        wanted="last",
+        taps=taps,
+    )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
     return Heard(attention, kept[0], states[0, -1], cache, length)
 
