@@ -20,9 +20,9 @@ from typing import Any
 from steering.answering import Answering, Asking, one_thread
 from steering.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
 from steering.controls import control_figures, try_constants
-from steering.evidence import ANSWER, Evidence, gather
+from steering.evidence import ANSWER, Evidence
 from steering.figures import arm_figures, columns, part_figures, rightness, table
-from steering.gathering import versions
+from steering.gathering import fill, opened_for, versions
 from steering.items import DataSet, read
 from steering.journal import Journal
 from steering.measures import Flags
@@ -60,13 +60,34 @@ def evaluate(
     dataset = read(data, audio_root)
     out.mkdir(parents=True, exist_ok=True)
     run = _run(model, profile, dataset, asking)
-    with one_thread(model), Journal(out / JOURNAL, run) as journal:
-        evidence = gather(model, dataset.items)
-        constants = try_constants(model, profile, dataset.items, evidence, mode)
-        chosen = choose_strengths(model, profile, dataset.items, evidence, seed, constants.best())
-        said = Answering(model, profile, dataset.items, evidence, chosen, asking).run(journal)
+    with (
+        one_thread(model),
+        Journal(out / JOURNAL, run) as journal,
+        opened_for(model, dataset, out / "listening") as store,
+    ):
+        fill(store, model, dataset.items, 1, None)
+        results = _results(model, profile, dataset, store.evidence(), asking, journal, out)
+        store.remove()
+    (out / JOURNAL).unlink()
+    return results
+
+
+def _results(
+    model: AudioModel,
+    profile: Profile,
+    dataset: DataSet,
+    evidence: Evidence,
+    asking: Asking,
+    journal: Journal,
+    out: Path,
+) -> dict[str, Any]:
+    """Answers by every arm, and all that is written about them."""
+    items, seed = dataset.items, asking.seed
+    constants = try_constants(model, profile, items, evidence, asking.mode)
+    chosen = choose_strengths(model, profile, items, evidence, seed, constants.best())
+    said = Answering(model, profile, items, evidence, chosen, asking).run(journal)
     outputs = _predictions(dataset, said, asking, lettered=model.style.name == PLAIN.name)
-    right = rightness(dataset.items, outputs)
+    right = rightness(items, outputs)
     evidence = replace(evidence, right=right["bare"])
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
@@ -75,24 +96,21 @@ def evaluate(
         "asking": {
             **asdict(asking),
             "prompt_style": model.style.name,
-            "first_prompt": prompt_text(model, dataset.items[0]),
+            "first_prompt": prompt_text(model, items[0]),
         },
         "seed": seed,
         "versions": versions(),
-        "arms": arm_figures(dataset.items, right, seed),
-        "parts": part_figures(dataset.items, right, seed),
-        "listening": listening_figures(model, profile, dataset.items, evidence, seed),
-        "correlation_map": correlation_map(model, dataset.items, evidence),
-        "first_tokens": control_figures(
-            model, profile, dataset.items, evidence, constants, chosen, seed
-        ),
+        "arms": arm_figures(items, right, seed),
+        "parts": part_figures(items, right, seed),
+        "listening": listening_figures(model, profile, items, evidence, seed),
+        "correlation_map": correlation_map(model, items, evidence),
+        "first_tokens": control_figures(model, profile, items, evidence, constants, chosen, seed),
     }
     for arm, texts in outputs.items():
-        write_predictions(out / f"predictions.{arm}.json", dataset.items, texts)
+        write_predictions(out / f"predictions.{arm}.json", items, texts)
     write_whole(out / "items.csv", _item_rows(model, profile, dataset, evidence, chosen, right))
     write_whole(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    write_report(out, results, Shown(model, profile, dataset.items, evidence, outputs, right))
-    (out / JOURNAL).unlink()
+    write_report(out, results, Shown(model, profile, items, evidence, outputs, right))
     return results
 
 

@@ -46,6 +46,7 @@ def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
         "items": len(dataset.items),
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "max_answer_tokens": ANSWER.max_tokens,
+        "prompt_style": model.style.name,
         **versions(),
     }
 

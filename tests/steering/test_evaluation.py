@@ -166,7 +166,7 @@ def test_faults_in_the_data_come_before_any_pass(
     def never(*_: object) -> Evidence:
         raise AssertionError("a pass was run")
 
-    monkeypatch.setattr(evaluations, "gather", never)
+    monkeypatch.setattr(evaluations, "fill", never)
     data = write_items(tmp_path, 4)
     (tmp_path / "1.wav").unlink()
     with pytest.raises(DataError, match=r"1\.wav"):
