@@ -57,7 +57,7 @@ def walk(
     context = {
         "attention_mask": mask,
         "position_ids": positions,
-        "past_key_values": cache,
+        "cache": cache,
         "use_cache": cache is not None,
         "position_embeddings": rotary,
         "taps": taps,

@@ -69,13 +69,13 @@ def call(
         inputs_embeds=inputs[:, :-1],
         attention_mask=padding[:, :-1],
         position_ids=positions[:, :-1],
-        past_key_values=cache,
+        cache=cache,
     )
     return decoder(
         inputs_embeds=inputs[:, -1:],
         attention_mask=padding,
         position_ids=positions[:, -1:],
-        past_key_values=cache,
+        cache=cache,
         **more,
     )
 
