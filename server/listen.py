@@ -28,6 +28,7 @@ from steering.prompt import Message, Prompt, build, silent_twin, with_choices
 from steering.readout import pool, relative_norm
 from steering.silence import Contrast, SilentPrefixes, contrast
 from steering.slots import Row, Slots, draw_rows
+from steering.style import PLAIN, Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def listen(
     started = time.perf_counter()
 
     # 1. Prompt, and one pass over it with taps on the specialist heads.
-    prompt = build(model, _with_choices(question))
+    prompt = build(model, _with_choices(question, model.style))
     _check_length(listener, prompt, question)
     tapped = profile.heads if profile else ()
     layers = profile.layers if profile else ()
@@ -198,18 +199,20 @@ def listen(
     )
 
 
-def _with_choices(question: Question) -> tuple[Message, ...]:
+def _with_choices(question: Question, style: Style) -> tuple[Message, ...]:
     """The messages, with the choices written under the last text of the last turn."""
-    if not question.choices:
+    if not question.choices and style is PLAIN:
         return question.messages
     *before, last = question.messages
     at = max((i for i, part in enumerate(last.parts) if isinstance(part, str)), default=None)
+    if at is None and not question.choices:
+        return question.messages
     if at is None:
         raise RequestError(
             "choices need a text to stand under: the last message has none", "messages"
         )
     parts = list(last.parts)
-    parts[at] = with_choices(str(parts[at]), question.choices)
+    parts[at] = with_choices(str(parts[at]), question.choices, style)
     return (*before, Message(last.role, tuple(parts)))
 
 
@@ -367,7 +370,7 @@ class _Text:
     def __init__(self, model: AudioModel, question: Question) -> None:
         self._tokenizer = model.processor.tokenizer.backend_tokenizer
         self._model, self._sampling = model, question.sampling
-        self._stops = question.stop
+        self._stops = (*question.stop, *filter(None, [model.style.after]))
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held = ""  # not handed out yet: it may be the start of a stop string
         self.ended = False

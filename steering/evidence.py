@@ -71,7 +71,7 @@ def clip_of(model: AudioModel, item: Item) -> Clip:
 
 def prompt_of(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
     """The item's prompt: question and options, under the clip."""
-    return ask(model, [clip], preface + with_choices(item.question, item.choices))
+    return ask(model, [clip], preface + with_choices(item.question, item.choices, model.style))
 
 
 def answer_text(model: AudioModel, heard: Heard, plan: Plan = BARE) -> str:
@@ -81,7 +81,8 @@ def answer_text(model: AudioModel, heard: Heard, plan: Plan = BARE) -> str:
 
 def text_of(model: AudioModel, ids: Sequence[int]) -> str:
     """The words of an answer's tokens."""
-    return str(model.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    text = str(model.processor.tokenizer.decode(ids, skip_special_tokens=True))
+    return (text.partition(model.style.after)[0] if model.style.after else text).strip()
 
 
 def gather(model: AudioModel, items: Sequence[Item]) -> Evidence:

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from steering.errors import ProfileError
 from steering.heads import Verdicts
-from steering.model import DEMO, AudioModel, first_line
+from steering.checkpoint import DEMO, first_line
+from steering.model import AudioModel
 from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import Head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from steering.clip import Clip
 from steering.errors import RequestError
 from steering.model import AudioModel
+from steering.style import PLAIN, Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,9 @@ class Prompt:
         return int(self.audio.nonzero()[-1]) + 1
 
 
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question followed by its lettered options, one a line."""
-    lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
-    return "\n".join([question, *lines])
+def with_choices(question: str, choices: Sequence[str], style: Style = PLAIN) -> str:
+    """The question and its options, as a model of that prompt style is asked."""
+    return style.ask(question, choices)
 
 
 def ask(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
@@ -63,10 +64,9 @@ def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
     _refuse_special(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text += model.style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
-    inputs = processor(
-        text=text, audio=heard, sampling_rate=model.rate_hz, return_tensors="pt", padding=True
-    )
+    inputs = _processed(model, text, heard)
     tokens = inputs["input_ids"][0]
     return Prompt(
         tokens=tokens,
@@ -83,11 +83,17 @@ def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
     zeros: list[NDArray[np.float32]] = [
         np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in lengths_seconds
     ]
-    features = model.processor.feature_extractor(
-        zeros, sampling_rate=model.rate_hz, padding="max_length", return_tensors="pt"
-    )
-    silence: Tensor = features["input_features"]
+    silence: Tensor = _processed(model, model.processor.audio_token * len(zeros), zeros)[
+        "input_features"
+    ]
     return silence
+
+
+def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]]) -> Any:
+    """What the checkpoint's own processor makes of a text and the waveforms it stands for."""
+    return model.processor(
+        text=text, audio=list(waves), sampling_rate=model.rate_hz, return_tensors="pt", padding=True
+    )
 
 
 def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:

@@ -191,7 +191,7 @@ def _run_prefix(
 
 def _clips_before(model: AudioModel, frames: Sequence[int], audio_tokens: int) -> int:
     """How many clips stand in the first so many audio tokens."""
-    ends = accumulate(model.family.audio_tokens(count) for count in frames)
+    ends = accumulate(model.audio_tokens(count) for count in frames)
     return sum(end <= audio_tokens for end in ends)
 
 
