@@ -64,7 +64,9 @@ QWEN2_AUDIO = Family(
 
 QWEN2_5_OMNI = Family(
     name="qwen2_5_omni",
-    network_class=lambda: omni.without_eyes(transformers.Qwen2_5OmniThinkerForConditionalGeneration),
+    network_class=lambda: omni.without_eyes(
+        transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    ),
     processor_class=lambda: omni.ears_only(transformers.Qwen2_5OmniProcessor),
     audio_tokens=_qwen2_audio_tokens,
     hear=omni.hear,
@@ -73,7 +75,9 @@ QWEN2_5_OMNI = Family(
 
 QWEN3_OMNI = Family(
     name="qwen3_omni_moe",
-    network_class=lambda: omni.without_eyes(transformers.Qwen3OmniMoeThinkerForConditionalGeneration),
+    network_class=lambda: omni.without_eyes(
+        transformers.Qwen3OmniMoeThinkerForConditionalGeneration
+    ),
     processor_class=lambda: omni.ears_only(transformers.Qwen3OmniMoeProcessor),
     audio_tokens=omni.qwen3_audio_tokens,
     hear=omni.hear,

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steering import checkpoint as checkpoints
-from steering.errors import ModelError
 from steering.checkpoint import fingerprint
+from steering.errors import ModelError
 from steering.model import AudioModel, load
 from steering.prefill import prefill
 from steering.taps import ATTENTION

@@ -25,6 +25,7 @@ OMNI_TOKENS = {
     "vision_bos_token": "<|vision_bos|>",
     "vision_eos_token": "<|vision_eos|>",
 }
+SPECIAL = 3 + len(OMNI_TOKENS)
 OMNI_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -68,7 +69,7 @@ def _ids(words: PreTrainedTokenizerFast) -> dict[str, int]:
     return {name: words.convert_tokens_to_ids(token) for name, token in OMNI_TOKENS.items()}
 
 
-def _text(**more: Any) -> dict[str, Any]:
+def text_config(**more: Any) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -90,6 +91,7 @@ def _audio(**more: Any) -> dict[str, Any]:
         "encoder_ffn_dim": 48,
         "num_mel_bins": MEL_BINS,
         "max_source_positions": WINDOW_SECONDS * 50,
+        "initializer_range": 0.1,
         **more,
     }
 
@@ -103,7 +105,7 @@ def qwen2_audio() -> tuple[Any, Any]:
     words = tokenizer()
     config = transformers.Qwen2AudioConfig(
         audio_config=_audio(),
-        text_config=_text(model_type="qwen2", num_key_value_heads=4),
+        text_config=text_config(model_type="qwen2", num_key_value_heads=4),
         audio_token_id=_ids(words)["audio_token"],
     )
     processor = transformers.Qwen2AudioProcessor(feature_extractor=extractor(), tokenizer=words)
@@ -134,11 +136,11 @@ def qwen2_5_omni() -> tuple[Any, Any]:
             "fullatt_block_indexes": [1],
             "patch_size": 4,
         },
-        "text_config": _text(rope_parameters=_rope(2, 3, 3), tie_word_embeddings=False),
+        "text_config": text_config(rope_parameters=_rope(2, 3, 3), tie_word_embeddings=False),
         **indices,
         **_thinker_ids(words),
     }
-    talker = _text(embedding_size=64, head_dim=16, num_hidden_layers=1) | indices
+    talker = text_config(embedding_size=64, head_dim=16, num_hidden_layers=1) | indices
     small = {
         "dit_config": {
             "hidden_size": 32,
@@ -185,14 +187,14 @@ def qwen3_omni() -> tuple[Any, Any]:
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         },
-        "text_config": _text(head_dim=24, rope_parameters=_rope(4, 4, 4), **experts),
+        "text_config": text_config(head_dim=24, rope_parameters=_rope(4, 4, 4), **experts),
         **tokens,
         **_thinker_ids(words),
     }
     talker = {
-        "text_config": _text(num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2)
+        "text_config": text_config(num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2)
         | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-        "code_predictor_config": _text(num_hidden_layers=1, head_dim=16, num_code_groups=4),
+        "code_predictor_config": text_config(num_hidden_layers=1, head_dim=16, num_code_groups=4),
         "thinker_hidden_size": 64,
         "num_code_groups": 4,
         "spatial_merge_size": 2,
@@ -234,11 +236,12 @@ WHOLE: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def save(build: Callable[[], tuple[Any, Any]], folder: Path) -> Path:
-    """The folder of a checkpoint whose attention looks somewhere, instead of everywhere alike."""
+    """The folder of a checkpoint: its attention looks somewhere, its answers are of bytes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network, processor = build()
         thinker = getattr(network, "thinker", network)
+        thinker.lm_head.weight.data[:SPECIAL] = 0.0  # no control token is the likeliest
         for layer in thinker.model.language_model.layers:
             for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
                 part.weight.data.mul_(3.0)
