@@ -16,6 +16,7 @@ from server.engine import Busy, Engine, QueueFull, Stopped
 from server.listen import Answer, Listener, Question
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
+from server.question import Hearing
 from server.settings import Settings
 from steering import model, profile
 from steering.answer import Sampling
@@ -23,6 +24,7 @@ from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError
 from steering.prompt import Message
+from steering.rehearsal import rehearse
 from steering.slots import Slots
 
 log = logging.getLogger("allears")
@@ -55,6 +57,18 @@ class Deployment:
         """How much audio one clip may hold here."""
         return AudioLimits(
             max_bytes=self.settings.max_audio_bytes, max_seconds=self.settings.max_audio_seconds
+        )
+
+    def hearing(self, engine: Engine) -> Hearing:
+        """What this deployment hears."""
+        model, settings = engine.listener.model, self.settings
+        return Hearing(
+            rate_hz=model.rate_hz,
+            limits=self.limits,
+            max_clips=settings.max_audio_clips,
+            window_seconds=model.max_clip_seconds,
+            max_long_seconds=settings.max_long_audio_seconds,
+            long_audio=settings.long_audio,
         )
 
     def ready(self) -> Engine:
@@ -133,7 +147,11 @@ def load_listener(settings: Settings) -> Listener:
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
+        adapter=settings.adapter,
+        quantize=settings.quantize,
+        style=settings.prompt_style,
     )
+    rehearse(loaded)
     found = profile.find(settings.profile, loaded)
     return Listener.of(
         loaded,

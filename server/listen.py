@@ -12,15 +12,25 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
+from server.windows import listen_in_windows, long_clip
 from steering import heads
-from steering.answer import BARE, Plan, Sampling, plan_logits, score_choices
+from steering.answer import (
+    BARE,
+    Plan,
+    Sampling,
+    mean_log_probabilities,
+    plan_logits,
+    score_choices,
+)
 from steering.errors import RequestError
+from steering.influence import ClipHeard, clips_heard, contrast_clip, with_influence
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.profile import Profile
@@ -45,6 +55,9 @@ class Question:
     stop: tuple[str, ...] = ()
     with_unsteered: bool = False  # answer bare as well
     with_silence: bool = False  # answer the silent twin as well, and score it
+    with_clips: bool = False  # find out which clip decided
+    contrast_clip: int | None = None  # contrast this clip with its silence; None is all of them
+    windowed: bool = False  # hear a clip longer than the model's window in windows
     generate: bool = True  # False: only listen
 
 
@@ -60,6 +73,7 @@ class Listening:
     timeline: NDArray[np.float32]  # (F,) sums to the score
     hop_seconds: float
     heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
+    clips: tuple[ClipHeard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,19 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HeardWindow:
+    """One window of a long clip, and what was answered about it alone."""
+
+    clip: int  # index of the clip
+    start_seconds: float
+    end_seconds: float
+    score: float | None
+    verdict: str
+    strength: float
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """Everything that is known about one answered question."""
 
@@ -108,6 +135,7 @@ class Answer:
     prompt: Prompt
     completion_tokens: int
     timings: Timings
+    windows: tuple[HeardWindow, ...] = ()  # of a clip longer than the model's window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +170,17 @@ def listen(
     listener: Listener, question: Question
 ) -> Generator[Heeded | str | Answer | Row, None, None]:
     """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
+    long = long_clip(question, listener.model) if question.windowed else None
+    if long is None:
+        yield from listen_once(listener, question)
+    else:
+        yield from listen_in_windows(listener, question, long, listen_once)
+
+
+def listen_once(
+    listener: Listener, question: Question
+) -> Generator[Heeded | str | Answer | Row, None, None]:
+    """The same for clips that fit the model's window, or are cut there."""
     model, profile = listener.model, listener.profile
     started = time.perf_counter()
 
@@ -156,14 +195,17 @@ def listen(
     # 2. The silence twin, where a live direction or its score is wanted.
     live = question.steer and question.direction == "request" and _refusal(profile) is None
     twin: Contrast | None = None
-    if profile and (live or question.with_silence):
+    if profile and live and question.contrast_clip is not None:
+        index = _clip_index(question.contrast_clip, prompt)
+        twin = contrast_clip(model, prompt, heard, index, heads=tapped, layers=layers)
+    elif profile and (live or question.with_silence):
         twin = contrast(
             model, prompt, heard, heads=tapped, layers=layers, prefixes=listener.prefixes
         )
     after_silence = time.perf_counter()
 
     # 3. Listening score, strength, plan.
-    listening = _listening(listener, heard, twin)
+    listening = _listening(listener, prompt, heard, twin)
     plan, steering = _plan(listener, question, heard, twin, listening)
     yield Heeded(listening, steering)
 
@@ -174,6 +216,10 @@ def listen(
     unsteered = _Reply() if question.with_unsteered and steering.applied else reply
     if unsteered is not reply:
         yield from _rows(_reply(listener, heard, BARE, question, unsteered))
+    if question.with_clips and reply.text:
+        likelihood = partial(_log_probability, model, question, reply.text)
+        clips = with_influence(model, prompt, heard, listening.clips, likelihood)
+        listening = replace(listening, clips=clips)
     silent = _Reply()
     if question.with_silence:
         twin_heard = prefill(model, silent_twin(model, prompt))
@@ -237,7 +283,26 @@ def _refusal(profile: Profile | None) -> str | None:
     return None
 
 
-def _listening(listener: Listener, heard: Heard, twin: Contrast | None) -> Listening:
+def _clip_index(wanted: int, prompt: Prompt) -> int:
+    if wanted >= len(prompt.clips):
+        raise RequestError(
+            f"steering.clip is {wanted}; clips count from 0, and {len(prompt.clips)} were sent",
+            "steering.clip",
+        )
+    return wanted
+
+
+def _log_probability(model: AudioModel, question: Question, text: str, heard: Heard) -> float:
+    """Of an answer, by the bare model: among the choices, or a token's mean."""
+    if question.choices:
+        found = score_choices(model, heard, BARE, question.choices)
+        return float(np.log(max(found[question.choices.index(text)], 1e-30)))
+    return mean_log_probabilities(model, heard, BARE, [text])[0]
+
+
+def _listening(
+    listener: Listener, prompt: Prompt, heard: Heard, twin: Contrast | None
+) -> Listening:
     profile, hop = listener.profile, listener.model.hop_seconds
     if profile is None:
         return Listening(None, None, "unknown", None, None, np.zeros(0, np.float32), hop, ())
@@ -254,6 +319,7 @@ def _listening(listener: Listener, heard: Heard, twin: Contrast | None) -> Liste
         timeline=heads.timeline(attention),
         hop_seconds=hop,
         heads=tuple((la, h, m) for (la, h), m in zip(profile.heads, mass, strict=True)),
+        clips=clips_heard(listener.model, prompt, heads.timeline(attention)),
     )
 
 

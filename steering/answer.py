@@ -97,8 +97,18 @@ def score_choices(
     probabilities are the softmax of the scores. All choices run in one pass over the prompt's
     keys and values, side by side, each seeing the prompt and itself.
     """
+    means = torch.tensor(mean_log_probabilities(model, heard, plan, choices), dtype=torch.float64)
+    probabilities: list[float] = means.softmax(-1).tolist()
+    return probabilities
+
+
+@torch.inference_mode()
+def mean_log_probabilities(
+    model: AudioModel, heard: Heard, plan: Plan, answers: Sequence[str]
+) -> list[float]:
+    """Mean log-probability of each answer's tokens, its end token left out."""
     tokenizer = model.processor.tokenizer
-    tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
+    tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in answers]
     first = plan_logits(model, heard.final[None], plan, 0)[0].log_softmax(-1)
     scores = [[float(first[ids[0]])] for ids in tokens]
     rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
@@ -107,9 +117,7 @@ def score_choices(
         for (choice, k), final in zip(rest, finals, strict=True):
             row = plan_logits(model, final[None], plan, k + 1)[0].log_softmax(-1)
             scores[choice].append(float(row[tokens[choice][k + 1]]))
-    means = torch.tensor([sum(s) / len(s) for s in scores], dtype=torch.float64)
-    probabilities: list[float] = means.softmax(-1).tolist()
-    return probabilities
+    return [sum(s) / len(s) for s in scores]
 
 
 def _side_by_side(

@@ -23,16 +23,20 @@ _SAMPLE_BYTES = 4096
 _LONGEST_HEADER_BYTES = 100_000_000
 
 
-def find(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a model and, for one from the hub, its commit. A folder is never downloaded."""
+def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str | None]:
+    """The folder of a model and, for one from the hub, its commit.
+
+    What is a folder here is never downloaded; without `weights`, only the small files are.
+    """
     if name == DEMO:
         return DEMO_WEIGHTS, None
     if Path(name).is_dir():
         return Path(name), None
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(f"model {name!r} is neither 'demo', nor a folder, nor a hub id 'org/name'")
+    wanted = _WANTED_FILES if weights else _WANTED_FILES[1:]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model {name!r} (revision {revision or 'newest'}) can't be downloaded:"
@@ -61,6 +65,11 @@ def check_whole(name: str, folder: Path) -> None:
         )
     for file in files:
         _check_file(name, file)
+
+
+def only_config(folder: Path) -> bool:
+    """Whether a folder holds a config and no weights at all."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
 
 
 def _check_file(name: str, file: Path) -> None:
