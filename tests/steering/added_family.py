@@ -46,7 +46,7 @@ def audio_flamingo_3() -> tuple[Any, Any]:
             "max_source_positions": tiny.WINDOW_SECONDS * 50,
         },
         text_config=tiny.text_config(model_type="qwen2"),
-        audio_token_id=words.convert_tokens_to_ids("<|AUDIO|>"),
+        audio_token_id=tiny.token_id(words, "<|AUDIO|>"),
     )
     processor = transformers.Qwen2AudioProcessor(tiny.extractor(), words)
     return transformers.AudioFlamingo3ForConditionalGeneration(config), processor

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -37,8 +39,8 @@ def test_a_family_knows_the_parts_of_its_network(untrained: AudioModel) -> None:
 
 
 def test_qwen3_counts_audio_tokens_as_transformers_does() -> None:
-    config = transformers.Qwen3OmniMoeConfig().thinker_config
-    counted = modeling_qwen3_omni_moe._get_feat_extract_output_lengths
+    config: Any = transformers.Qwen3OmniMoeConfig().thinker_config
+    counted: Any = modeling_qwen3_omni_moe._get_feat_extract_output_lengths
     for frames in range(1, 701):
         assert qwen3_audio_tokens(config, frames) == counted(frames, config.audio_config.n_window)
 

@@ -43,9 +43,7 @@ def test_the_contrast_of_a_clip_is_two_plain_passes(model: AudioModel) -> None:
     found = contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS)
     clips = [clip(1.0, seed=0), clip(0.7, seed=1).silent()]
     other = prefill(model, ask(model, clips, QUESTION), heads=HEADS, layers=LAYERS)
-    torch.testing.assert_close(
-        found.differences, heard.states - other.states, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(found.differences, heard.states - other.states, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.silence_attention, other.attention, atol=2e-6, rtol=0)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_windows_leave_nothing_out_and_overlap(seconds: float, seed: int) -> Non
         start, end = (round(s * RATE_HZ) for s in (window.start_seconds, window.end_seconds))
         assert 0 < end - start <= 3.0 * RATE_HZ
         assert np.array_equal(window.clip.samples, clip.samples[start:end])
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         assert 0.29 <= before.end_seconds - after.start_seconds <= 0.61
         assert before.end_seconds - before.start_seconds >= 2.39
     assert (len(windows) == 1) == (seconds <= 3.0)

@@ -65,8 +65,14 @@ def extractor() -> WhisperFeatureExtractor:
     )
 
 
+def token_id(words: PreTrainedTokenizerFast, token: str) -> int:
+    found = words.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 def _ids(words: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {name: words.convert_tokens_to_ids(token) for name, token in OMNI_TOKENS.items()}
+    return {name: token_id(words, token) for name, token in OMNI_TOKENS.items()}
 
 
 def text_config(**more: Any) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def qwen2_audio() -> tuple[Any, Any]:
     config = transformers.Qwen2AudioConfig(
         audio_config=_audio(),
         text_config=text_config(model_type="qwen2", num_key_value_heads=4),
-        audio_token_id=_ids(words)["audio_token"],
+        audio_token_index=_ids(words)["audio_token"],
     )
     processor = transformers.Qwen2AudioProcessor(feature_extractor=extractor(), tokenizer=words)
     return transformers.Qwen2AudioForConditionalGeneration(config), processor
