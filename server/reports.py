@@ -167,8 +167,7 @@ def audio_chat(
         usage=_usage(answer),
         timings=_timings(answer.timings),
         warnings=_warnings(answer),
-        **({} if answer.silent is None else {"silent_answer": answer.silent}),
-        **_windows(answer),
+        **_extras(answer),
     )
     return body.model_dump(exclude_unset=True)
 
@@ -233,6 +232,12 @@ def _clip(index: int, found: ClipHeard, include: set[str]) -> ClipListening:
     return ClipListening(index=index, score=round(found.score, _DIGITS), **extra)
 
 
+def _extras(answer: Answer) -> dict[str, Any]:
+    """What only some answers have."""
+    silent = {} if answer.silent is None else {"silent_answer": answer.silent}
+    return silent | _windows(answer)
+
+
 def _windows(answer: Answer) -> dict[str, Any]:
     """The windows, of a clip that was heard in some."""
     found = [
@@ -286,6 +291,8 @@ def _audio(answer: Answer) -> list[AudioHeard]:
 def _warnings(answer: Answer) -> list[str]:
     """What is worth knowing about the clips, a sentence each."""
     found, prompt = [], answer.prompt
+    if not prompt.audio.any():
+        found.append("the audio never reached the model: its prompt holds no audio token")
     for i, (clip, heard) in enumerate(zip(prompt.clips, prompt.heard_seconds, strict=True)):
         if _truncated(clip, heard):
             found.append(

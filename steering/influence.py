@@ -77,7 +77,7 @@ def with_influence(
     whole = likelihood(heard)
     losses = [
         whole - likelihood(prefill(model, without_clip(model, prompt, i)))
-        for i in range(len(prompt.clips))
+        for i in range(len(clips))
     ]
     order = np.argsort(-np.array(losses), kind="stable").tolist()
     return tuple(

@@ -106,6 +106,8 @@ def embed(model: AudioModel, prompt: Prompt) -> Tensor:
     """(1, T, D) in the model's dtype: token embeddings, with what the encoder heard put in."""
     tokens = prompt.tokens.to(model.device)
     states: Tensor = model.decoder.embed_tokens(tokens)[None]
+    if not len(prompt.frames):
+        return states  # the processor dropped the audio: nothing is heard, and the score says so
     mels = prompt.mels.to(model.device, model.dtype)
     heard = torch.cat(model.family.hear(model.network, mels, prompt.frames))  # (F, D)
     states[:, prompt.audio.to(model.device)] = heard.to(states.dtype)

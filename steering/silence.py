@@ -150,6 +150,8 @@ def contrast(
 ) -> Contrast:
     """Differences of `layers` between a prompt and its silent twin; `heard` kept those layers."""
     assert len(heard.states) == len(layers), (heard.states.shape, layers)
+    if not prompt.audio.any():  # nothing to be silent about
+        return Contrast(torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False)
     depth = 1 + max([*layers, *(layer for layer, _ in heads)])
     end = prompt.audio_end
     tokens = prompt.tokens[:end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import shutil
@@ -17,7 +18,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from steering import checkpoint as checkpoints
-from steering import model as models
 from steering.errors import ModelError
 from steering.model import AudioModel, load
 from steering.prefill import prefill
@@ -250,12 +250,12 @@ def test_what_is_no_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None
 def test_a_missing_package_is_named_with_the_way_to_get_it(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, options: dict[str, str]
 ) -> None:
-    known = models.importlib.util.find_spec
+    known = importlib.util.find_spec
     monkeypatch.setattr(
-        models.importlib.util, "find_spec", lambda name: None if name == package else known(name)
+        importlib.util, "find_spec", lambda name: None if name == package else known(name)
     )
     with pytest.raises(ModelError, match=rf"{package}: pip install 'allears\["):
-        load(str(checkpoint), **{"device": "cpu", **options})  # type: ignore[arg-type]
+        load(str(checkpoint), **{"device": "cpu", **options})
 
 
 def test_options_that_clash_or_do_not_exist_are_refused(checkpoint: Path) -> None:
