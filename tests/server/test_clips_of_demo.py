@@ -54,7 +54,7 @@ def test_the_clip_that_the_question_is_about_ranks_first(
         domain, place = DOMAINS[k % 3], (k // 3) % 3
         drawn = {d: items[d][int(rng.integers(len(items[d])))] for d in DOMAINS}
         others = [drawn[d] for d in DOMAINS if d != domain]
-        rng.shuffle(others)  # type: ignore[arg-type]  # a list
+        rng.shuffle(others)
         order = [*others[:place], drawn[domain], *others[place:]]
         response = demo.chat(
             audio=[encoded(item.audio) for item in order],
