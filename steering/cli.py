@@ -23,8 +23,9 @@ Data = Annotated[Path, typer.Option(help="Items in MMAU's JSON schema.", dir_oka
 AudioRoot = Annotated[
     Path | None, typer.Option(help="What audio_id is relative to; default: the data's folder.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, spread")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder or hub id.")]
 
 
 class Split(StrEnum):
@@ -67,6 +68,7 @@ def calibrate_command(
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
     """Find a model's audio-specialist heads and how to steer it; write its listening profile.
@@ -76,7 +78,7 @@ def calibrate_command(
     from steering import calibrate
     from steering import model as models
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     found = calibrate.calibrate(loaded, data, audio_root or data.parent, out)
     if as_json:
         Console().print_json((out / "profile.json").read_text())
@@ -97,6 +99,7 @@ def evaluate_command(
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +111,7 @@ def evaluate_command(
     from steering import model as models
     from steering import profile as profiles
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")

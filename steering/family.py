@@ -27,6 +27,7 @@ class Family:
     processor_class: Callable[[], Any]
     audio_tokens: Callable[[Any, int], int]  # config, mel frames -> audio tokens
     hear: Callable[[Any, Tensor, Tensor], list[Tensor]]  # (C, M, N), (C,) -> C x (F, D)
+    any_length: bool = False  # the encoder takes features that are not padded to the window
     config: Callable[[Any], Any] = lambda whole: whole  # the part of a checkpoint that is loaded
     decoder: Callable[[Any], Any] = lambda network: network.model.language_model
     readout: Callable[[Any], Any] = lambda network: network.lm_head  # (B, D) -> (B, V)
@@ -70,6 +71,7 @@ QWEN2_5_OMNI = Family(
     processor_class=lambda: omni.ears_only(transformers.Qwen2_5OmniProcessor),
     audio_tokens=_qwen2_audio_tokens,
     hear=omni.hear,
+    any_length=True,
     config=omni.thinker_config,
 )
 

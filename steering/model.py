@@ -21,7 +21,7 @@ from steering.style import PLAIN, Style, style_of
 from steering.taps import ATTENTION
 
 SPREAD = "spread"
-_NOT_QUANTIZED = ["lm_head", "audio_tower", "multi_modal_projector"]
+_NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
 log = logging.getLogger("allears")
 
 
@@ -39,6 +39,7 @@ class AudioModel:
     device: torch.device  # of its inputs
     dtype: torch.dtype
     style: Style = PLAIN
+    places: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
 
     @property
     def decoder(self) -> Any:
@@ -150,9 +151,16 @@ def load(
         *(name, commit or "none (a local folder)", family.name, size, device, _name_of(kind)),
         *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
     )
+    places = _places(family.decoder(network), first) if device == SPREAD else ()
     return AudioModel(
-        name, folder, commit, print_of, family, network, processor, first, kind, chosen
+        name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
     )
+
+
+def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
+    """The card of each layer; of one that accelerate brings from the CPU or a disk, the first."""
+    found = [layer.input_layernorm.weight.device for layer in decoder.layers]
+    return tuple(first if place.type in ("meta", "cpu") else place for place in found)
 
 
 def read_config(name: str, folder: Path) -> Any:

@@ -91,8 +91,18 @@ def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
 
 def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]]) -> Any:
     """What the checkpoint's own processor makes of a text and the waveforms it stands for."""
+    options: dict[str, Any] = {}
+    if model.family.any_length:  # else every clip is padded to a window of minutes
+        samples = max(len(wave) for wave in waves) + model.rate_hz
+        longest = min(samples, model.processor.feature_extractor.n_samples)
+        options["audio_kwargs"] = {"max_length": longest}
     return model.processor(
-        text=text, audio=list(waves), sampling_rate=model.rate_hz, return_tensors="pt", padding=True
+        text=text,
+        audio=list(waves),
+        sampling_rate=model.rate_hz,
+        return_tensors="pt",
+        padding=True,
+        **options,
     )
 
 
@@ -110,7 +120,7 @@ def embed(model: AudioModel, prompt: Prompt) -> Tensor:
         return states  # the processor dropped the audio: nothing is heard, and the score says so
     mels = prompt.mels.to(model.device, model.dtype)
     heard = torch.cat(model.family.hear(model.network, mels, prompt.frames))  # (F, D)
-    states[:, prompt.audio.to(model.device)] = heard.to(states.dtype)
+    states[:, prompt.audio.to(model.device)] = heard.to(states.device, states.dtype)
     return states
 
 

@@ -183,7 +183,7 @@ def _run_prefix(
         _silent_features(model, prompt, clip, prefixes)
         for clip in range(len(frames) - clips, len(frames))
     ]
-    states[:, audio.to(model.device)] = torch.cat(heard).to(states.dtype)
+    states[:, audio.to(model.device)] = torch.cat(heard).to(states.device, states.dtype)
     positions = torch.arange(start, end, device=model.device)[None]
     cache = _After(begun, keep=True)
     mask = None if begun is None else _causal(start, end, model.device)

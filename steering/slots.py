@@ -123,9 +123,10 @@ class Slots(Cache):
         """What a layer reads in the running step: (B, H, reach, d) keys and values, new ones in."""
         place, at = self._at
         keys, values = self.store[layer_idx, :, : len(place)]
-        keys[place, :, at] = key_states[:, :, 0]
-        values[place, :, at] = value_states[:, :, 0]
-        return keys[:, :, : self._reach], values[:, :, : self._reach]
+        card = key_states.device  # the layer's; the store's as well, unless layers are spread
+        keys[place, :, at] = key_states[:, :, 0].to(keys.device)
+        values[place, :, at] = value_states[:, :, 0].to(keys.device)
+        return keys[:, :, : self._reach].to(card), values[:, :, : self._reach].to(card)
 
 
 def draw_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:

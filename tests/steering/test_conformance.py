@@ -315,3 +315,17 @@ def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
     steered = plan_logits(model, heard.final[None], plan, 0)
     assert not torch.allclose(steered, plan_logits(model, heard.final[None], BARE, 0))
     assert feature_mask(asked).sum() == asked.frames.sum()
+
+
+def test_features_padded_to_less_than_the_window_are_the_same(case: Case) -> None:
+    """Padding every clip to Qwen2.5-Omni's window of minutes would cost more than hearing it."""
+    model = case.model
+    asked = asked_in(model, "three")
+    tokens = model.processor.audio_token * 3
+    waves = [one.samples for one in asked.clips]
+    whole = model.processor(
+        text=tokens, audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
+    )["input_features"]
+    assert asked.mels.shape[-1] <= whole.shape[-1]
+    for mel, expected, frames in zip(asked.mels, whole, asked.frames, strict=True):
+        assert torch.equal(mel[:, : int(frames)], expected[:, : int(frames)])

@@ -317,3 +317,34 @@ def test_a_model_that_does_not_do_as_its_family_is_refused(
     broken = replace(untrained, family=replace(family, **changes[fault]))
     with pytest.raises(ModelError, match=rf"(?s)start-up check.*({said}).*docs/families\.md"):
         rehearse(broken)
+
+
+# ---- 8 and 4 bits, where bitsandbytes is installed
+
+if importlib.util.find_spec("bitsandbytes"):
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+    def test_a_quantized_decoder_hears_about_the_same(tmp_path: Path, quantize: str) -> None:
+        folder = tiny.save(tiny.qwen2_audio, tmp_path / "tiny")
+        exact = load(str(folder), device="cpu")
+        rough = load(str(folder), device="cpu", quantize=quantize)
+        rehearse(rough)
+        kinds = {type(module).__name__ for module in rough.decoder.layers.modules()}
+        assert {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[quantize] in kinds
+        assert type(rough.network.lm_head) is torch.nn.Linear
+        assert {p.dtype for p in rough.network.model.audio_tower.parameters()} == {torch.float32}
+        asked = prompt(exact, 1.5)
+        one, two = (prefill(model, asked).final.float() for model in (rough, exact))
+        assert float(torch.cosine_similarity(one, two, dim=0)) > 0.9
+
+
+def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> None:
+    """There is one device here, so only the way of the states is run, not the crossing."""
+    spread = replace(untrained, places=(torch.device("cpu"),) * untrained.layers)
+    asked, heads = prompt(untrained), [(0, 0), (7, 3)]
+    found = prefill(spread, asked, heads=heads, layers=(2, 5))
+    expected = prefill(untrained, asked, heads=heads, layers=(2, 5))
+    assert torch.equal(found.final, expected.final)
+    assert torch.equal(found.states, expected.states)
+    assert torch.equal(found.attention, expected.attention)
