@@ -18,7 +18,7 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
-from steering import model, profile
+from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.clip import Clip
 from steering.decode import AudioLimits
@@ -153,6 +153,13 @@ def load_listener(settings: Settings) -> Listener:
     )
     rehearse(loaded)
     found = profile.find(settings.profile, loaded)
+    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
+    memory.require(
+        Slots.bytes_of(loaded, rows, min(tokens, int(loaded.text_config.max_position_embeddings))),
+        memory.free_bytes(loaded.device),
+        f"keys and values of {rows} rows of {tokens} tokens",
+        "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
+    )
     return Listener.of(
         loaded,
         found,

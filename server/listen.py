@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
-from server.windows import listen_in_windows, long_clip
+from server.windows import HeardWindow, listen_in_windows, long_clip
 from steering import heads
 from steering.answer import (
     BARE,
@@ -108,19 +108,6 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeardWindow:
-    """One window of a long clip, and what was answered about it alone."""
-
-    clip: int  # index of the clip
-    start_seconds: float
-    end_seconds: float
-    score: float | None
-    verdict: str
-    strength: float
-    answer: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """Everything that is known about one answered question."""
 
@@ -173,8 +160,12 @@ def listen(
     long = long_clip(question, listener.model) if question.windowed else None
     if long is None:
         yield from listen_once(listener, question)
-    else:
-        yield from listen_in_windows(listener, question, long, listen_once)
+        return
+    answer = yield from listen_in_windows(listener, question, long, listen_once)
+    yield Heeded(answer.listening, answer.steering)
+    if answer.text:
+        yield answer.text
+    yield answer
 
 
 def listen_once(

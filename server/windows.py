@@ -9,7 +9,8 @@ are the answer's. Without a profile all windows weigh the same, and the first on
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,21 @@ from steering.slots import Row
 from steering.windows import Window, cut
 
 if TYPE_CHECKING:
-    from server.listen import Answer, HeardWindow, Heeded, Listener, Question, Timings
+    from server.listen import Answer, Heeded, Listener, Question, Timings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeardWindow:
+    """One window of a long clip, and what was answered about it alone."""
+
+    clip: int  # index of the clip
+    start_seconds: float
+    end_seconds: float
+    score: float | None
+    verdict: str
+    strength: float
+    answer: str
+
 
 Events = Generator["Heeded | str | Answer | Row", None, None]
 _LEAST_PROBABILITY = 1e-30
@@ -52,30 +67,27 @@ def listen_in_windows(
     question: Question,
     index: int,
     listen_once: Callable[[Listener, Question], Events],
-) -> Events:
-    """Heeded, the answer's text and the Answer, from an answer about each window."""
+) -> Generator[Row, None, Answer]:
+    """The Answer, from an answer about each window; rows wait for their tokens on the way."""
     whole = clips_of(question)[index]
     windows = cut(whole, listener.model.max_clip_seconds)
     answers: list[Answer] = []
     for window in windows:
         part = replace(question, messages=_with_clip(question.messages, whole, window.clip))
-        answers += yield from _answer(listen_once(listener, part))
-    answer = _together(question, index, windows, answers)
-    yield _heeded(answer)
-    if answer.text and question.generate:
-        yield answer.text
-    yield answer
+        answers.append((yield from _answer(listen_once(listener, part))))
+    return _together(question, index, windows, answers)
 
 
-def _answer(events: Events) -> Generator[Row, None, list[Answer]]:
-    """The Answer of one window, in a list; rows wait for their tokens as ever."""
-    found = []
-    for event in events:
-        if isinstance(event, Row):
-            yield event
-        else:
-            found.append(event)
-    return found[-1:]  # type: ignore[return-value]  # the last event is the Answer
+def _answer(events: Events) -> Generator[Row, None, Answer]:
+    """The Answer of one window, which is the last event; rows wait for their tokens as ever."""
+    last: Heeded | str | Answer | None = None
+    with closing(events):
+        for event in events:
+            if isinstance(event, Row):
+                yield event
+            else:
+                last = event
+    return last  # type: ignore[return-value]
 
 
 def _with_clip(messages: Sequence[Message], whole: Clip, part: Clip) -> tuple[Message, ...]:
@@ -83,12 +95,6 @@ def _with_clip(messages: Sequence[Message], whole: Clip, part: Clip) -> tuple[Me
     return tuple(
         Message(m.role, tuple(part if one is whole else one for one in m.parts)) for m in messages
     )
-
-
-def _heeded(answer: Answer) -> Heeded:
-    from server.listen import Heeded  # listen imports this module
-
-    return Heeded(answer.listening, answer.steering)
 
 
 def _together(
@@ -125,8 +131,6 @@ def _together(
 
 
 def _heard(index: int, window: Window, answer: Answer) -> HeardWindow:
-    from server.listen import HeardWindow  # listen imports this module
-
     return HeardWindow(
         clip=index,
         start_seconds=window.start_seconds,

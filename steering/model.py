@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from steering.style import PLAIN, Style, style_of
 from steering.taps import ATTENTION
 
 SPREAD = "spread"
+_UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
 _NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
 log = logging.getLogger("allears")
 
@@ -236,10 +238,16 @@ def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str
         raise ModelError(f"adapter {adapter!r} has no adapter_config.json in {folder}")
     check_whole(adapter, folder)
     try:
-        adapted = PeftModel.from_pretrained(network, str(folder), local_files_only=True)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(network, str(folder), local_files_only=True)
         merged = adapted.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(f"adapter {adapter!r} can't be merged: {error}") from error
+    if missing := [one for one in said if _UNMATCHED in str(one.message)]:
+        raise ModelError(
+            f"adapter {adapter!r} is not of this model: {str(missing[0].message)[:200]}…"
+        )
     return merged, fingerprint(folder, "adapter_config.json", base_print)
 
 

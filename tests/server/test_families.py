@@ -18,6 +18,8 @@ from server.app import create_app
 from server.deployment import load_listener
 from server.listen import Listener
 from server.settings import Settings
+from steering import memory
+from steering.errors import ModelError
 from steering.model import AudioModel, load
 from steering.profile import Profile, save
 from tests.server.conftest import Server
@@ -148,3 +150,23 @@ def test_a_checkpoint_is_served_by_a_real_process(
         assert found.status_code == 200, found.text
         assert found.json()["listening"]["verdict"] == "unknown"
     assert "loaded" in (tmp_path / "log").read_text()
+
+
+def test_rows_that_do_not_fit_are_refused_with_the_figures(
+    checkpoint_folder: Path, profile_folder: Path
+) -> None:
+    settings = Settings(
+        model=str(checkpoint_folder),
+        profile=str(profile_folder),
+        device="cpu",
+        max_batch_rows=1024,
+        max_context_tokens=1_000_000,
+    )
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(
+            ModelError, match=r"2\d\.\d GB and 5\.0 GB are free: lower ALLEARS_MAX_BATCH"
+        ),
+    ):
+        patch.setattr(memory, "free_bytes", lambda device: 5_000_000_000)
+        load_listener(settings)

@@ -236,6 +236,17 @@ def test_what_is_no_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None
         load(str(checkpoint), device="cpu", adapter=str(tmp_path))
 
 
+def test_an_adapter_of_another_model_is_refused(
+    checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    file = other / "adapter_model.safetensors"
+    renamed = {key.replace("layers.", "blocks."): t for key, t in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not of this model"):
+        load(str(checkpoint), device="cpu", adapter=str(other))
+
+
 # ---- packages that are not needed by all
 
 
