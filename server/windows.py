@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steering.answer import BARE, Sampling
 from steering.clip import Clip
 from steering.errors import RequestError
 from steering.model import AudioModel
@@ -72,7 +73,9 @@ def listen_in_windows(
     whole = clips_of(question)[index]
     windows = cut(whole, listener.model.max_clip_seconds)
     answers: list[Answer] = []
+    pause = Row(BARE, Sampling())  # it never gets a place: others go on before the next window
     for window in windows:
+        yield pause
         part = replace(question, messages=_with_clip(question.messages, whole, window.clip))
         answers.append((yield from _answer(listen_once(listener, part))))
     return _together(question, index, windows, answers)

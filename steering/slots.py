@@ -97,6 +97,8 @@ class Slots(Cache):
     def step(self) -> None:
         """Draw the next token of every seated row, all in one pass."""
         model, rows = self.model, len(self.seated)
+        if not rows:  # a question only let others go first
+            return
         at = self.lengths[:rows].clone()
         self._at = (torch.arange(rows, device=at.device), at)
         self._reach = min(-(-(int(at.max()) + 1) // _GRAIN) * _GRAIN, self.tokens)

@@ -124,3 +124,15 @@ def test_one_long_clip_at_a_time_and_no_longer_than_allowed(
     assert "one at a time" in two.json()["error"]["message"]
     with start(max_audio_seconds=2.0, max_long_audio_seconds=4.0) as strict:
         assert strict.chat(audio=five_seconds, **wish).status_code == 413
+
+
+def test_others_are_answered_between_two_windows(
+    server: Any, minute: dict[str, str], audio: dict[str, str]
+) -> None:
+    wish = {"audio": minute, "question": QUESTION, "choices": CHOICES, "long_audio": "window"}
+    long = server.begin("POST", "/v1/audio-chat", json=wish)
+    server.wait_until(lambda: server.deployment.engine.running > 0)
+    short = server.chat(audio=audio, question=QUESTION, max_tokens=2)
+    assert short.status_code == 200
+    assert not long.done(), "it was answered while the minute was heard"
+    assert long.result(20).status_code == 200
