@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,10 @@ class _Parts:
         """Write tokenizer, feature extractor and template as Omni checkpoints have them."""
         self.words.save_pretrained(folder)
         extractor().save_pretrained(folder)
-        (folder / "chat_template.jinja").write_text(OMNI_TEMPLATE)
+        file = folder / "preprocessor_config.json"  # for eyes and ears, as theirs is
+        eyes = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14}
+        file.write_text(json.dumps(json.loads(file.read_text()) | eyes))
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": OMNI_TEMPLATE}))
 
 
 WHOLE: dict[str, Callable[[], tuple[Any, Any]]] = {
