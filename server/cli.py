@@ -391,14 +391,17 @@ def profile_verify(
 
 @app.command()
 @one_line_errors
-@with_settings("model", "revision", "profile", "device", "dtype")
+@with_settings(
+    *("model", "revision", "profile", "adapter", "quantize", "prompt_style", "device", "dtype"),
+    *("max_batch_rows", "max_context_tokens", "silence_cache_bytes"),
+)
 def doctor(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check what is installed, that the model loads, and that its profile fits.
+    """Check what is installed, what memory the model takes, that it loads and its profile fits.
 
-    Example: allears doctor
+    A folder that holds only a config.json gets its memory plan. Example: allears doctor
     """
     from server.doctor import examine  # torch is slow to import, and --help needs none
 

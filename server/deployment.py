@@ -16,11 +16,12 @@ import numpy as np
 
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
-from server.listen import NO_PROFILE, Answer, Listener, Question, prepare, refusal
+from server.listen import NO_PROFILE, Answer, Listener, Question, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
+from server.question import Hearing
 from server.settings import Settings
-from steering import auto, model, profile
+from steering import auto, memory, model, profile
 from steering.answer import Sampling
 from steering.clip import Clip
 from steering.decode import AudioLimits
@@ -28,6 +29,7 @@ from steering.errors import AllEarsError
 from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Message
+from steering.rehearsal import rehearse
 from steering.slots import Slots
 
 log = logging.getLogger("allears")
@@ -89,6 +91,18 @@ class Deployment:
             max_bytes=self.settings.max_audio_bytes, max_seconds=self.settings.max_audio_seconds
         )
 
+    def hearing(self, engine: Engine) -> Hearing:
+        """What this deployment hears."""
+        model, settings = engine.listener.model, self.settings
+        return Hearing(
+            rate_hz=model.rate_hz,
+            limits=self.limits,
+            max_clips=settings.max_audio_clips,
+            window_seconds=model.max_clip_seconds,
+            max_long_seconds=settings.max_long_audio_seconds,
+            long_audio=settings.long_audio,
+        )
+
     def ready(self) -> Engine:
         """The engine; raises Loading, Draining or Stopped, which say when to come back."""
         if self.state == "draining":
@@ -141,15 +155,13 @@ class Deployment:
         settings = self.settings
         if listener is None:
             listener = await in_own_thread(lambda: load_listener(settings, self.progress.say))
-        first = _first_question(listener)
-        length = len((await asyncio.to_thread(prepare, listener, first)).tokens)
-        await asyncio.to_thread(listener.slots.warm_up, length)
         engine = Engine(
             listener,
             queue_limit_requests=settings.queue_limit_requests,
             queue_timeout_seconds=settings.queue_timeout_seconds,
         )
-        await engine.answer(first)
+        await engine.answer(_first_question(listener))
+        await asyncio.to_thread(listener.slots.warm_up)
         return engine
 
     async def drained(self, seconds: float) -> bool:
@@ -201,8 +213,19 @@ def load_listener(settings: Settings, said: Callable[[str], None]) -> Listener:
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
+        adapter=settings.adapter,
+        quantize=settings.quantize,
+        style=settings.prompt_style,
     )
+    rehearse(loaded)
     found, unprofiled = find_profile(settings, loaded, said)
+    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
+    memory.require(
+        Slots.bytes_of(loaded, rows, min(tokens, int(loaded.text_config.max_position_embeddings))),
+        memory.free_bytes(loaded.device),
+        f"keys and values of {rows} rows of {tokens} tokens",
+        "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
+    )
     return Listener.of(
         loaded,
         found,

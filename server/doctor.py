@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from server.settings import Settings
-from steering import auto, decode, model, profile
+from steering import auto, decode, memory, model, profile
+from steering.checkpoint import find, only_config
 from steering.errors import AllEarsError
+from steering.family import family_of
 from steering.model import AudioModel
+from steering.rehearsal import rehearse
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +37,69 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield Check("libsndfile", True, decode.libsndfile_version())
     cuda = torch.cuda.is_available()
     yield Check("device", True, torch.cuda.get_device_name() if cuda else "cpu")
+    yield from _memory(settings)
     loaded: list[AudioModel] = []
 
     def load() -> str:
+        if Path(settings.model).is_dir() and only_config(Path(settings.model)):
+            return f"{settings.model} holds a config and no weights: nothing was loaded"
         loaded.append(
             model.load(
                 settings.model,
                 revision=settings.revision,
                 device=settings.device,
                 dtype=settings.dtype,
+                adapter=settings.adapter,
+                quantize=settings.quantize,
+                style=settings.prompt_style,
             )
         )
         found = loaded[0]
+        rehearse(found)
         return f"{found.name}: {found.family.name}, {found.layers} layers, {found.device}"
 
     yield _attempt("model", load)
     if loaded:
         yield _attempt("profile", lambda: _fits(settings, loaded[0]))
+
+
+def _memory(settings: Settings) -> Iterator[Check]:
+    """What the model will take, from its config: nothing is loaded."""
+    try:
+        folder, _ = find(settings.model, settings.revision, weights=False)
+        config = model.read_config(settings.model, folder)
+        found = memory.plan(family_of(config.model_type), config)
+    except AllEarsError as error:
+        yield Check("memory", False, str(error))
+        return
+    cuda = settings.device.startswith("cuda") or torch.cuda.is_available()
+    usual = "bfloat16" if cuda else "float32"
+    kind = usual if settings.dtype == "auto" else settings.dtype
+    weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
+    yield Check("memory: weights", True, f"{found.parameters / 1e6:,.1f} M parameters: {weights}")
+    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
+    row = found.row_bytes(kind, tokens)
+    yield Check(
+        "memory: keys and values",
+        True,
+        f"{found.kv_bytes_a_token[kind]:,} bytes a token in {kind}; a row of {tokens} tokens"
+        f" {_gb(row)}, {rows} rows {_gb(rows * row)}",
+    )
+    yield Check(
+        "memory: silence cache",
+        True,
+        f"30 s of silence are {found.silence_tokens} tokens, at most"
+        f" {_gb(found.silence_bytes(kind))} an entry; the cache holds at most"
+        f" {_gb(settings.silence_cache_bytes)}",
+    )
+    places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    free = [f"{p} {_gb(memory.free_bytes(p))}" for p in (*places, torch.device("cpu"))]
+    yield Check("memory: free", True, ", ".join(free))
+
+
+def _gb(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _fits(settings: Settings, loaded: AudioModel) -> str:

@@ -13,15 +13,25 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
+from server.windows import HeardWindow, listen_in_windows, long_clip
 from steering import heads
-from steering.answer import BARE, Plan, Sampling, plan_logits, score_choices
+from steering.answer import (
+    BARE,
+    Plan,
+    Sampling,
+    mean_log_probabilities,
+    plan_logits,
+    score_choices,
+)
 from steering.errors import RequestError
+from steering.influence import ClipHeard, clips_heard, contrast_clip, with_influence
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.profile import Profile
@@ -29,6 +39,7 @@ from steering.prompt import Message, Prompt, build, silent_twin, with_choices
 from steering.readout import pool, relative_norm
 from steering.silence import Contrast, SilentPrefixes, contrast
 from steering.slots import Row, Slots, draw_rows
+from steering.style import PLAIN, Style
 
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -47,6 +58,9 @@ class Question:
     stop: tuple[str, ...] = ()
     with_unsteered: bool = False  # answer bare as well
     with_silence: bool = False  # answer the silent twin as well, and score it
+    with_clips: bool = False  # find out which clip decided
+    contrast_clip: int | None = None  # contrast this clip with its silence; None is all of them
+    windowed: bool = False  # hear a clip longer than the model's window in windows
     generate: bool = True  # False: only listen
 
 
@@ -62,6 +76,7 @@ class Listening:
     timeline: NDArray[np.float32]  # (F,) sums to the score
     hop_seconds: float
     heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
+    clips: tuple[ClipHeard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,7 @@ class Answer:
     prompt: Prompt
     completion_tokens: int
     timings: Timings
+    windows: tuple[HeardWindow, ...] = ()  # of a clip longer than the model's window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,20 +159,43 @@ class Listener:
 Writing = Generator[str | Row, None, None]
 
 
-def prepare(listener: Listener, question: Question) -> Prompt:
+def prepare(listener: Listener, question: Question) -> Prompt | None:
     """The question's prompt: tokens and features, made without the network, in any thread.
 
+    None where a clip is to be heard in windows: they are prepared one after the other.
     Raises RequestError for what can't be asked, and for what can never fit.
     """
-    prompt = build(listener.model, _with_choices(question))
+    if question.windowed and long_clip(question, listener.model) is not None:
+        return None
+    return _prompt(listener, question)
+
+
+def _prompt(listener: Listener, question: Question) -> Prompt:
+    prompt = build(listener.model, _with_choices(question, listener.model.style))
     _check_length(listener, prompt, question)
     return prompt
 
 
 def listen(
-    listener: Listener, question: Question, prompt: Prompt
+    listener: Listener, question: Question, prompt: Prompt | None
 ) -> Generator[Heeded | str | Answer | Row, None, None]:
     """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
+    if prompt is not None:
+        yield from listen_once(listener, question, prompt)
+        return
+    answer = yield from listen_in_windows(
+        listener, question, lambda part: listen_once(listener, part, _prompt(listener, part))
+    )
+    yield Heeded(answer.listening, answer.steering)
+    if answer.text:
+        yield answer.text
+    yield answer
+
+
+def listen_once(
+    listener: Listener, question: Question, prompt: Prompt
+) -> Generator[Heeded | str | Answer | Row, None, None]:
+    """The same for clips that fit the model's window, or are cut there."""
     model, profile = listener.model, listener.profile
     started = time.perf_counter()
 
@@ -169,14 +208,17 @@ def listen(
     # 2. The silence twin, where a live direction or its score is wanted.
     live = question.steer and question.direction == "request" and refusal(listener) is None
     twin: Contrast | None = None
-    if profile and (live or question.with_silence):
+    if profile and live and question.contrast_clip is not None:
+        index = _clip_index(question.contrast_clip, prompt)
+        twin = contrast_clip(model, prompt, heard, index, heads=tapped, layers=layers)
+    elif profile and (live or question.with_silence):
         twin = contrast(
             model, prompt, heard, heads=tapped, layers=layers, prefixes=listener.prefixes
         )
     after_silence = time.perf_counter()
 
     # 3. Listening score, strength, plan.
-    listening = _listening(listener, heard, twin)
+    listening = _listening(listener, prompt, heard, twin)
     plan, steering = _plan(listener, question, heard, twin, listening)
     yield Heeded(listening, steering)
 
@@ -187,6 +229,10 @@ def listen(
     unsteered = _Reply() if question.with_unsteered and steering.applied else reply
     if unsteered is not reply:
         yield from _rows(_reply(listener, heard, BARE, question, unsteered))
+    if question.with_clips and reply.text:
+        likelihood = partial(_log_probability, model, question, reply.text)
+        clips = with_influence(model, prompt, heard, listening.clips, likelihood)
+        listening = replace(listening, clips=clips)
     silent = _Reply()
     if question.with_silence:
         twin_heard = prefill(model, silent_twin(model, prompt))
@@ -212,18 +258,20 @@ def listen(
     )
 
 
-def _with_choices(question: Question) -> tuple[Message, ...]:
+def _with_choices(question: Question, style: Style) -> tuple[Message, ...]:
     """The messages, with the choices written under the last text of the last turn."""
-    if not question.choices:
+    if not question.choices and style is PLAIN:
         return question.messages
     *before, last = question.messages
     at = max((i for i, part in enumerate(last.parts) if isinstance(part, str)), default=None)
+    if at is None and not question.choices:
+        return question.messages
     if at is None:
         raise RequestError(
             "choices need a text to stand under: the last message has none", "messages"
         )
     parts = list(last.parts)
-    parts[at] = with_choices(str(parts[at]), question.choices)
+    parts[at] = with_choices(str(parts[at]), question.choices, style)
     return (*before, Message(last.role, tuple(parts)))
 
 
@@ -250,7 +298,26 @@ def refusal(listener: Listener) -> str | None:
     return None
 
 
-def _listening(listener: Listener, heard: Heard, twin: Contrast | None) -> Listening:
+def _clip_index(wanted: int, prompt: Prompt) -> int:
+    if wanted >= len(prompt.clips):
+        raise RequestError(
+            f"steering.clip is {wanted}; clips count from 0, and {len(prompt.clips)} were sent",
+            "steering.clip",
+        )
+    return wanted
+
+
+def _log_probability(model: AudioModel, question: Question, text: str, heard: Heard) -> float:
+    """Of an answer, by the bare model: among the choices, or a token's mean."""
+    if question.choices:
+        found = score_choices(model, heard, BARE, question.choices)
+        return float(np.log(max(found[question.choices.index(text)], 1e-30)))
+    return mean_log_probabilities(model, heard, BARE, [text])[0]
+
+
+def _listening(
+    listener: Listener, prompt: Prompt, heard: Heard, twin: Contrast | None
+) -> Listening:
     profile, hop = listener.profile, listener.model.hop_seconds
     if profile is None:
         return Listening(None, None, "unknown", None, None, np.zeros(0, np.float32), hop, ())
@@ -267,6 +334,7 @@ def _listening(listener: Listener, heard: Heard, twin: Contrast | None) -> Liste
         timeline=heads.timeline(attention),
         hop_seconds=hop,
         heads=tuple((la, h, m) for (la, h), m in zip(profile.heads, mass, strict=True)),
+        clips=clips_heard(listener.model, prompt, heads.timeline(attention)),
     )
 
 
@@ -383,7 +451,7 @@ class _Text:
     def __init__(self, model: AudioModel, question: Question) -> None:
         self._tokenizer = model.processor.tokenizer.backend_tokenizer
         self._model, self._sampling = model, question.sampling
-        self._stops = question.stop
+        self._stops = (*question.stop, *filter(None, [model.style.after]))
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held = ""  # not handed out yet: it may be the start of a stop string
         self.ended = False

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from server.listen import Question
 from server.schemas import (
@@ -23,7 +24,7 @@ from server.schemas import (
 from steering.answer import Sampling
 from steering.clip import Clip
 from steering.decode import AudioLimits, decode
-from steering.errors import AudioError, RequestError
+from steering.errors import AudioError, AudioTooLarge, RequestError
 from steering.prompt import Message
 
 
@@ -34,6 +35,9 @@ class Hearing:
     rate_hz: int
     limits: AudioLimits
     max_clips: int
+    window_seconds: float  # the longest clip that the model hears as one
+    max_long_seconds: float  # of a clip that is heard in windows
+    long_audio: Literal["refuse", "cut", "window"] = "cut"  # where the request does not say
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +51,7 @@ class Submitted:
 def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
     """The question of a body. Raises RequestError for fields that clash, AudioError for audio."""
     wish = submitted.wish
+    hearing = _for_long_audio(hearing, wish.long_audio)
     if (wish.question is None) == (wish.messages is None):
         count = "neither" if wish.question is None else "both"
         raise RequestError(
@@ -63,9 +68,19 @@ def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
         messages=messages,
         choices=tuple(choice.strip() for choice in wish.choices or ()),
         with_silence="silence" in wish.include,
+        windowed=hearing.long_audio == "window",
         generate=False,
     )
     return _with_answer(question, wish) if isinstance(wish, AudioChatRequest) else question
+
+
+def _for_long_audio(hearing: Hearing, wish: Literal["refuse", "cut", "window"] | None) -> Hearing:
+    """The limits of a request that says what is to become of long clips."""
+    chosen = replace(hearing, long_audio=wish or hearing.long_audio)
+    if chosen.long_audio != "window":
+        return chosen
+    longest = max(hearing.max_long_seconds, hearing.limits.max_seconds)
+    return replace(chosen, limits=replace(hearing.limits, max_seconds=longest))
 
 
 def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
@@ -82,6 +97,9 @@ def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
         stop=tuple(wish.stop),
         with_unsteered="unsteered" in wish.include,
         with_silence=question.with_silence,
+        with_clips="clips" in wish.include,
+        contrast_clip=steering.clip,
+        windowed=question.windowed,
     )
 
 
@@ -161,6 +179,15 @@ def _bytes(name: str, file: AudioFile) -> bytes:
 
 def _clip(name: str, data: bytes, hearing: Hearing) -> Clip:
     try:
-        return decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
+        clip = decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
+    except AudioTooLarge as error:
+        hint = ', or long_audio "window"' * (hearing.long_audio != "window")
+        raise AudioTooLarge(f"{name}: {error}{hint}") from None
     except AudioError as error:
         raise type(error)(f"{name}: {error}") from None
+    if hearing.long_audio == "refuse" and clip.seconds > hearing.window_seconds:
+        raise AudioTooLarge(
+            f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
+            f' {hearing.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
+        )
+    return clip

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from server import listen
 from server.listen import Answer, Question
 from steering.clip import Clip
+from steering.influence import ClipHeard
 
 _DIGITS = 6  # of scores and seconds: what is beyond is noise
 
@@ -18,6 +19,28 @@ class HeadScore(BaseModel):
     layer: int
     head: int
     score: float
+
+
+class ClipListening(BaseModel):
+    """One clip's part of the listening; influence and rank come with include clips."""
+
+    index: int
+    score: float
+    influence: float | None = None
+    rank: int | None = None
+    timeline: list[float] = []  # with include timeline
+
+
+class WindowListening(BaseModel):
+    """One window of a clip that is longer than the model's own."""
+
+    clip: int
+    start_seconds: float
+    end_seconds: float
+    score: float | None
+    verdict: str
+    strength: float
+    answer: str
 
 
 class Listening(BaseModel):
@@ -31,6 +54,7 @@ class Listening(BaseModel):
     hop_seconds: float
     timeline: list[float] = []  # with include timeline
     heads: list[HeadScore] = []  # with include heads
+    clips: list[ClipListening] = []  # of several clips, or with include clips
 
 
 class Steering(BaseModel):
@@ -88,6 +112,7 @@ class AudioChat(BaseModel):
     listening: Listening
     steering: Steering
     silent_answer: str = ""  # with include silence
+    windows: list[WindowListening] = []  # of a clip heard in windows
     audio: list[AudioHeard]
     usage: Usage
     timings: Timings
@@ -105,6 +130,7 @@ class ListeningReport(BaseModel):
     audio: list[AudioHeard]
     timings: Timings
     warnings: list[str]
+    windows: list[WindowListening] = []  # of a clip heard in windows
 
 
 class ErrorDetails(BaseModel):
@@ -141,7 +167,7 @@ def audio_chat(
         usage=_usage(answer),
         timings=_timings(answer.timings),
         warnings=_warnings(answer),
-        **({} if answer.silent is None else {"silent_answer": answer.silent}),
+        **_extras(answer),
     )
     return body.model_dump(exclude_unset=True)
 
@@ -164,6 +190,7 @@ def listening_report(
         audio=_audio(answer),
         timings=_timings(answer.timings),
         warnings=_warnings(answer),
+        **_windows(answer),
     )
     return body.model_dump(exclude_unset=True)
 
@@ -183,6 +210,8 @@ def _listening(found: listen.Listening, include: set[str]) -> Listening:
             HeadScore(layer=layer, head=head, score=round(score, _DIGITS))
             for layer, head, score in found.heads
         ]
+    if len(found.clips) > 1 or "clips" in include:
+        extra["clips"] = [_clip(i, one, include) for i, one in enumerate(found.clips)]
     return Listening(
         score=_round(found.score),
         percentile=_round(found.percentile),
@@ -192,6 +221,38 @@ def _listening(found: listen.Listening, include: set[str]) -> Listening:
         hop_seconds=found.hop_seconds,
         **extra,
     )
+
+
+def _clip(index: int, found: ClipHeard, include: set[str]) -> ClipListening:
+    extra: dict[str, Any] = {}
+    if "clips" in include:
+        extra = {"influence": _round(found.influence), "rank": found.rank}
+    if "timeline" in include:
+        extra["timeline"] = [round(x, _DIGITS) for x in found.timeline.tolist()]
+    return ClipListening(index=index, score=round(found.score, _DIGITS), **extra)
+
+
+def _extras(answer: Answer) -> dict[str, Any]:
+    """What only some answers have."""
+    silent = {} if answer.silent is None else {"silent_answer": answer.silent}
+    return silent | _windows(answer)
+
+
+def _windows(answer: Answer) -> dict[str, Any]:
+    """The windows, of a clip that was heard in some."""
+    found = [
+        WindowListening(
+            clip=one.clip,
+            start_seconds=round(one.start_seconds, _DIGITS),
+            end_seconds=round(one.end_seconds, _DIGITS),
+            score=_round(one.score),
+            verdict=one.verdict,
+            strength=one.strength,
+            answer=one.answer,
+        )
+        for one in answer.windows
+    ]
+    return {"windows": found} if found else {}
 
 
 def _steering(answer: Answer) -> Steering:
@@ -230,6 +291,8 @@ def _audio(answer: Answer) -> list[AudioHeard]:
 def _warnings(answer: Answer) -> list[str]:
     """What is worth knowing about the clips, a sentence each."""
     found, prompt = [], answer.prompt
+    if not prompt.audio.any():
+        found.append("the audio never reached the model: its prompt holds no audio token")
     for i, (clip, heard) in enumerate(zip(prompt.clips, prompt.heard_seconds, strict=True)):
         if _truncated(clip, heard):
             found.append(

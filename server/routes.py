@@ -21,7 +21,7 @@ from server.deployment import Deployment, describe_profile, model_name
 from server.engine import Engine
 from server.errors import UnknownMedia
 from server.listen import Answer, Heeded, Question, refusal
-from server.question import Hearing, Submitted, make_question
+from server.question import Submitted, make_question
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, parse_form, parse_json
 
@@ -151,7 +151,7 @@ async def _question(
     """The fields and the question of a body; parsed and decoded off the event loop."""
     identity = f"achat-{uuid.uuid4().hex}"
     request.state.answer_id = identity
-    hearing = Hearing(engine.listener.model.rate_hz, here.limits, here.settings.max_audio_clips)
+    hearing = here.hearing(engine)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     files: tuple[bytes, ...] = ()
     if media == "multipart/form-data":

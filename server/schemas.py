@@ -153,6 +153,9 @@ class SteeringWish(Wire):
         default="adaptive",
         description='"adaptive", or a number from 0 to the profile\'s max_strength',
     )
+    clip: int | None = Field(
+        default=None, ge=0, le=63, description="contrast only this clip with silence; null: all"
+    )
 
 
 class ListeningRequest(Wire):
@@ -166,6 +169,10 @@ class ListeningRequest(Wire):
         Field(None, description="an OpenAI message list, instead of `question`")
     )
     choices: Choices | None = Field(default=None, description="the answer is one of these")
+    long_audio: Literal["refuse", "cut", "window"] | None = Field(
+        default=None,
+        description="what becomes of a clip longer than the model's window; null: as deployed",
+    )
     include: list[Literal["timeline", "heads", "silence"]] = Field(default=[], max_length=16)
 
 
@@ -184,7 +191,7 @@ class AudioChatRequest(ListeningRequest):
         default=[], max_length=4
     )
     stream: bool = False
-    include: list[Literal["timeline", "heads", "unsteered", "silence"]] = Field(  # type: ignore[assignment]
+    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
         default=[], max_length=16
     )
 

@@ -58,10 +58,23 @@ class Settings(BaseSettings):
         description="folder for profiles made by `auto`; unset: `allears` in the user's cache"
         " folder, which `XDG_CACHE_HOME` may name",
     )
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or hub id of a LoRA adapter, merged into the weights at load",
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="`8bit` or `4bit` for the decoder's weights; unset: as `dtype`"
+    )
+    prompt_style: Literal["auto", "plain", "r1_aqa"] = Field(
+        default="auto",
+        description="`auto`, `plain` or `r1_aqa`; auto goes by the checkpoint's name",
+    )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="`auto`, `cpu`, `cuda` or `cuda:N`; auto is CUDA where there is one",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|spread)$",
+        description="`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one,"
+        " spread all cards",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -112,6 +125,18 @@ class Settings(BaseSettings):
         le=86_400,
         allow_inf_nan=False,
         description="seconds of one clip, from 0.1; what is over the model's window is not heard",
+    )
+    long_audio: Literal["refuse", "cut", "window"] = Field(
+        default="cut",
+        description="`refuse`, `cut` or `window`: a clip over the model's window, where the request"
+        " does not say",
+    )
+    max_long_audio_seconds: float = Field(
+        default=300.0,
+        ge=0.1,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds of a clip that is heard in windows, from 0.1",
     )
     max_audio_clips: int = Field(
         default=8, ge=1, le=64, description="clips of one request, from 1 to 64"

@@ -126,15 +126,29 @@ def read_choices(model: AudioModel, heard: Heard, choices: Sequence[str]) -> Cho
 @torch.inference_mode()
 def choice_probabilities(read: Choices, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
     """The choices' probabilities; `logits_at` makes (B, V) of states (B, D) and their step."""
+    means = torch.tensor(_means(read, logits_at), dtype=torch.float64)
+    probabilities: list[float] = means.softmax(-1).tolist()
+    return probabilities
+
+
+@torch.inference_mode()
+def mean_log_probabilities(
+    model: AudioModel, heard: Heard, plan: Plan, answers: Sequence[str]
+) -> list[float]:
+    """Mean log-probability of each answer's tokens, its end token left out."""
+    read = read_choices(model, heard, answers)
+    return _means(read, lambda states, step: plan_logits(model, states, plan, step))
+
+
+def _means(read: Choices, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
+    """Mean log-probability of each choice's tokens."""
     sums = [0.0] * len(read.tokens)
     for step in range(max(map(len, read.tokens))):
         rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
         found = logits_at(torch.stack([read.states[c][step] for c in rows]), step).log_softmax(-1)
         for row, choice in enumerate(rows):
             sums[choice] += float(found[row, read.tokens[choice][step]])
-    means = [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
-    probabilities: list[float] = torch.tensor(means, dtype=torch.float64).softmax(-1).tolist()
-    return probabilities
+    return [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
 
 
 def _side_by_side(

@@ -24,9 +24,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from steering.calibration import SYNTHETIC, calibrate
+from steering.checkpoint import DEMO
 from steering.demo.data import write_items
 from steering.errors import DataError, ProfileError
-from steering.model import DEMO, AudioModel
+from steering.model import AudioModel
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
 
 _SEED = 20260727  # of the items: a stream of its own, which no test set has

@@ -26,8 +26,9 @@ AudioRoot = Annotated[
     Path | None,
     typer.Option(help="What the audio paths are relative to; default: the data's folder."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, spread")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder or hub id.")]
 
 
 class Mode(StrEnum):
@@ -90,6 +91,7 @@ def calibrate_command(
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the items; more than 1 needs Ray.")
     ] = 1,
@@ -112,7 +114,7 @@ def calibrate_command(
     from steering import model as models
     from steering.gathering import evidence_of
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype)
+    loaded = models.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     found = calibration.calibrate(
         loaded,
         data,
@@ -145,6 +147,7 @@ def evaluate_command(
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    adapter: Adapter = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random controls.")] = 0,
     mode: Annotated[
         Mode, typer.Option(help="Write answers, or score the options.")
@@ -165,7 +168,9 @@ def evaluate_command(
     from steering import model as models
     from steering import profile as profiles
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype, style=prompt.style)
+    loaded = models.load(
+        model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style
+    )
     found = profiles.find(profile, loaded)
     if found is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")

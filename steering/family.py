@@ -1,36 +1,44 @@
 """How the model families differ, in one table: everything else is the same code for all.
 
 A family is found by `model_type` of the checkpoint's own config. What a size or an id is, is read
-from the checkpoint, never from here.
+from the checkpoint, never from here. How to add a row: docs/families.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
+from steering import omni
 from steering.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What one architecture calls its parts."""
+    """What one architecture calls its parts. `config` is of the part that is loaded."""
 
-    name: str
-    model_class: str  # in transformers
-    decoder: Callable[[Any], Any]  # the module with embed_tokens, layers, rotary_emb, norm
-    readout: Callable[[Any], Any]  # (B, D) normed states -> (B, V) logits
+    name: str  # model_type of its config.json
+    network_class: Callable[[], Any]  # of transformers, read lazily
+    processor_class: Callable[[], Any]
+    audio_tokens: Callable[[Any, int], int]  # config, mel frames -> audio tokens
     hear: Callable[[Any, Tensor, Tensor], list[Tensor]]  # (C, M, N), (C,) -> C x (F, D)
-    text_config: Callable[[Any], Any]
-    audio_token_id: Callable[[Any], int]
-    audio_tokens: Callable[[int], int]  # mel frames -> audio tokens
+    any_length: bool = False  # the encoder takes features that are not padded to the window
+    config: Callable[[Any], Any] = lambda whole: whole  # the part of a checkpoint that is loaded
+    decoder: Callable[[Any], Any] = lambda network: network.model.language_model
+    readout: Callable[[Any], Any] = lambda network: network.lm_head  # (B, D) -> (B, V)
+    text_config: Callable[[Any], Any] = lambda config: config.text_config
+    audio_token_id: Callable[[Any], int] = lambda config: int(config.audio_token_id)
+    window_seconds: Callable[[Any, Any], float] = lambda config, processor: float(
+        processor.feature_extractor.chunk_length
+    )
 
 
-def _qwen2_audio_tokens(frames: int) -> int:
+def _qwen2_audio_tokens(config: Any, frames: int) -> int:
     """Audio tokens of so many mel frames: a strided convolution, then a pooling by two."""
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
@@ -43,29 +51,57 @@ def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor
     mask = (positions[None] < filled[:, None])[:, None, None]  # (C, 1, 1, N/2) bool
     heard = core.audio_tower(mels, attention_mask=mask).last_hidden_state
     audio = core.multi_modal_projector(heard)  # (C, N/4, D)
-    counts = [_qwen2_audio_tokens(int(count)) for count in frames]
+    counts = [_qwen2_audio_tokens(None, int(count)) for count in frames]
     return [audio[i, :count] for i, count in enumerate(counts)]
 
 
 QWEN2_AUDIO = Family(
     name="qwen2_audio",
-    model_class="Qwen2AudioForConditionalGeneration",
-    decoder=lambda network: network.model.language_model,
-    readout=lambda network: network.lm_head,
-    hear=_qwen2_audio_hear,
-    text_config=lambda config: config.text_config,
-    audio_token_id=lambda config: int(config.audio_token_id),
+    network_class=lambda: transformers.Qwen2AudioForConditionalGeneration,
+    processor_class=lambda: transformers.Qwen2AudioProcessor,
     audio_tokens=_qwen2_audio_tokens,
+    hear=_qwen2_audio_hear,
 )
 
-FAMILIES: Mapping[str, Family] = {QWEN2_AUDIO.name: QWEN2_AUDIO}
+QWEN2_5_OMNI = Family(
+    name="qwen2_5_omni",
+    network_class=lambda: omni.without_eyes(
+        transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    ),
+    processor_class=lambda: omni.ears_only(transformers.Qwen2_5OmniProcessor),
+    audio_tokens=_qwen2_audio_tokens,
+    hear=omni.hear,
+    any_length=True,
+    config=omni.thinker_config,
+)
+
+QWEN3_OMNI = Family(
+    name="qwen3_omni_moe",
+    network_class=lambda: omni.without_eyes(
+        transformers.Qwen3OmniMoeThinkerForConditionalGeneration
+    ),
+    processor_class=lambda: omni.ears_only(transformers.Qwen3OmniMoeProcessor),
+    audio_tokens=omni.qwen3_audio_tokens,
+    hear=omni.hear,
+    config=omni.thinker_config,
+    window_seconds=omni.qwen3_window_seconds,
+)
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (QWEN2_AUDIO, QWEN2_5_OMNI, QWEN3_OMNI)
+}
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a checkpoint's `model_type`; ModelError with the known ones if unknown."""
-    if model_type not in FAMILIES:
+    """The family of a checkpoint's `model_type`; ModelError with the known ones if unknown.
+
+    A thinker that was saved by itself is of the family of the model it was taken from.
+    """
+    family = FAMILIES.get(model_type.removesuffix("_thinker"))
+    if family is None:
         raise ModelError(
             f"model_type {model_type!r} is not a family allears knows; known: "
-            f"{', '.join(sorted(FAMILIES))}. Serve one of these, or add a row to steering/family.py"
+            f"{', '.join(sorted(FAMILIES))}. Serve one of these, or add a row to"
+            " steering/family.py as docs/families.md says"
         )
-    return FAMILIES[model_type]
+    return family

@@ -11,9 +11,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from steering.checkpoint import fingerprint
 from steering.errors import ModelError, RequestError
 from steering.family import family_of
-from steering.model import AudioModel, fingerprint
+from steering.model import AudioModel
 from steering.profile import Profile, check_fits
 from steering.prompt import Prompt
 
@@ -77,7 +78,7 @@ def prompts_of(model: AudioModel, given: Mapping[str, Any]) -> tuple[tuple[Promp
             " processor made them (`audio=`, not `audios=`)"
         )
     frames = given["feature_attention_mask"].sum(-1).cpu()  # (C,)
-    counts = [model.family.audio_tokens(int(count)) for count in frames]
+    counts = [model.audio_tokens(int(count)) for count in frames]
     rows: list[Prompt] = []
     first = 0
     for row in range(len(tokens)):

@@ -65,12 +65,15 @@ def walk(
         "taps": taps,
     }
     for layer in range(depth):
+        if model.places:
+            states, context = _on_card(states, context, model.places[layer])
         if layer == depth - 1 and wanted != "states":
             states = _partly(decoder.layers[layer], states, context, keys_only=wanted == "keys")
         else:
             states = decoder.layers[layer](states, **context)
         if layer in layers:
-            kept[layer] = states[:, -1]
+            kept[layer] = states[:, -1].to(model.device)
+    states = states.to(model.device)
     none = states.new_empty(len(states), 0, states.shape[-1])
     return states, torch.stack([kept[layer] for layer in layers], dim=1) if kept else none
 
@@ -80,6 +83,19 @@ def cache_name(layer: type[torch.nn.Module]) -> str:
     """What a decoder layer calls its keys and values: `cache` since transformers 5.24."""
     known = inspect.signature(layer.forward).parameters
     return "cache" if "cache" in known else "past_key_values"
+
+
+def _on_card(
+    states: Tensor, context: dict[str, Any], card: torch.device
+) -> tuple[Tensor, dict[str, Any]]:
+    """States and what goes with them, on the card that holds the next layer."""
+    mask, positions = context["attention_mask"], context["position_ids"]
+    moved = {
+        "attention_mask": None if mask is None else mask.to(card),
+        "position_ids": positions.to(card),
+        "position_embeddings": tuple(one.to(card) for one in context["position_embeddings"]),
+    }
+    return states.to(card), {**context, **moved}
 
 
 def _partly(layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool) -> Tensor:

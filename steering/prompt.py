@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +66,7 @@ def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     text += model.style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
-    inputs = processor(
-        text=text, audio=heard, sampling_rate=model.rate_hz, return_tensors="pt", padding=True
-    )
+    inputs = _processed(model, text, heard)
     tokens = inputs["input_ids"][0]
     return Prompt(
         tokens=tokens,
@@ -84,11 +83,27 @@ def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
     zeros: list[NDArray[np.float32]] = [
         np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in lengths_seconds
     ]
-    features = model.processor.feature_extractor(
-        zeros, sampling_rate=model.rate_hz, padding="max_length", return_tensors="pt"
-    )
-    silence: Tensor = features["input_features"]
+    silence: Tensor = _processed(model, model.processor.audio_token * len(zeros), zeros)[
+        "input_features"
+    ]
     return silence
+
+
+def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]]) -> Any:
+    """What the checkpoint's own processor makes of a text and the waveforms it stands for."""
+    options: dict[str, Any] = {}
+    if model.family.any_length:  # else every clip is padded to a window of minutes
+        samples = max(len(wave) for wave in waves) + model.rate_hz
+        longest = min(samples, model.processor.feature_extractor.n_samples)
+        options["audio_kwargs"] = {"max_length": longest}
+    return model.processor(
+        text=text,
+        audio=list(waves),
+        sampling_rate=model.rate_hz,
+        return_tensors="pt",
+        padding=True,
+        **options,
+    )
 
 
 def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
@@ -101,9 +116,11 @@ def embed(model: AudioModel, prompt: Prompt) -> Tensor:
     """(1, T, D) in the model's dtype: token embeddings, with what the encoder heard put in."""
     tokens = prompt.tokens.to(model.device)
     states: Tensor = model.decoder.embed_tokens(tokens)[None]
+    if not len(prompt.frames):
+        return states  # the processor dropped the audio: nothing is heard, and the score says so
     mels = prompt.mels.to(model.device, model.dtype)
     heard = torch.cat(model.family.hear(model.network, mels, prompt.frames))  # (F, D)
-    states[:, prompt.audio.to(model.device)] = heard.to(states.dtype)
+    states[:, prompt.audio.to(model.device)] = heard.to(states.device, states.dtype)
     return states
 
 

@@ -75,7 +75,9 @@ def logits(
     """(B, V) float32 from final residuals (B, D); bare without a direction."""
     norm, readout = model.decoder.norm, model.family.readout(model.network)
     if direction is None or strength is None or how is None:
-        return readout(norm(final)).float()  # type: ignore[no-any-return]
+        return readout(norm(final)).to(final.device).float()  # type: ignore[no-any-return]
     if how.place == "before_norm":
-        return readout(norm(steer(final, direction, strength, how, step))).float()  # type: ignore[no-any-return]
-    return readout(steer(norm(final), direction, strength, how, step)).float()  # type: ignore[no-any-return]
+        normed = norm(steer(final, direction, strength, how, step))
+    else:
+        normed = steer(norm(final).to(final.device), direction, strength, how, step)
+    return readout(normed).to(final.device).float()  # type: ignore[no-any-return]

@@ -150,6 +150,8 @@ def contrast(
 ) -> Contrast:
     """Differences of `layers` between a prompt and its silent twin; `heard` kept those layers."""
     assert len(heard.states) == len(layers), (heard.states.shape, layers)
+    if not prompt.audio.any():  # nothing to be silent about
+        return Contrast(torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False)
     depth = 1 + max([*layers, *(layer for layer, _ in heads)])
     end = prompt.audio_end
     tokens = prompt.tokens[:end]
@@ -181,7 +183,7 @@ def _run_prefix(
         _silent_features(model, prompt, clip, prefixes)
         for clip in range(len(frames) - clips, len(frames))
     ]
-    states[:, audio.to(model.device)] = torch.cat(heard).to(states.dtype)
+    states[:, audio.to(model.device)] = torch.cat(heard).to(states.device, states.dtype)
     positions = torch.arange(start, end, device=model.device)[None]
     cache = _After(begun, keep=True)
     mask = None if begun is None else _causal(start, end, model.device)
@@ -191,7 +193,7 @@ def _run_prefix(
 
 def _clips_before(model: AudioModel, frames: Sequence[int], audio_tokens: int) -> int:
     """How many clips stand in the first so many audio tokens."""
-    ends = accumulate(model.family.audio_tokens(count) for count in frames)
+    ends = accumulate(model.audio_tokens(count) for count in frames)
     return sum(end <= audio_tokens for end in ends)
 
 

@@ -78,7 +78,7 @@ class Slots(Cache):
         self._places = torch.arange(rows, device=device)
         self._seen = torch.arange(tokens, device=device)
         self._size = (0, 0)  # rows and tokens that the running step reads
-        self.recording = on_cuda  # as graphs
+        self.recording = on_cuda and not model.places  # as graphs; not across cards
         self._graphs = Graphs()
 
     @staticmethod
@@ -126,6 +126,8 @@ class Slots(Cache):
     def step(self) -> None:
         """Draw the next token of every seated row, all in one pass."""
         rows = len(self.seated)
+        if not rows:  # a question only let others go first
+            return
         size = self._rounded_up(rows, 1 + max(row.length for row in self.seated))
         self._last[:rows] = torch.tensor([[row.token] for row in self.seated])
         drawn = draw_rows(self._logits(size)[:rows], self.seated)
@@ -133,12 +135,13 @@ class Slots(Cache):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
 
-    def warm_up(self, tokens: int) -> None:
-        """Record the steps of answers to prompts of so many tokens, for any number of rows."""
+    def warm_up(self) -> None:
+        """Record steps as long as the last one for any number of rows, while nobody is seated."""
         assert not self.seated, self.seated
-        if self.recording:
-            for rows in {self._rounded_up(rows, tokens)[0] for rows in range(1, self.rows + 1)}:
-                self._logits(self._rounded_up(rows, tokens))
+        reach = self._size[1]
+        if self.recording and reach:
+            for rows in {self._rounded_up(rows, reach)[0] for rows in range(1, self.rows + 1)}:
+                self._logits((rows, reach))
 
     def _rounded_up(self, rows: int, reach: int) -> tuple[int, int]:
         """The size of a step that has room for so many rows, and reads so many tokens of each."""
@@ -179,9 +182,10 @@ class Slots(Cache):
         rows, reach = self._size
         place, at = self._places[:rows], self.lengths[:rows]
         keys, values = self.store[layer_idx, :, :rows]
-        keys[place, :, at] = key_states[:, :, 0]
-        values[place, :, at] = value_states[:, :, 0]
-        return keys[:, :, :reach], values[:, :, :reach]
+        card = key_states.device  # the layer's; the store's as well, unless layers are spread
+        keys[place, :, at] = key_states[:, :, 0].to(keys.device)
+        values[place, :, at] = value_states[:, :, 0].to(keys.device)
+        return keys[:, :, :reach].to(card), values[:, :, :reach].to(card)
 
 
 class NotRecorded(Exception):

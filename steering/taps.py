@@ -65,7 +65,8 @@ def tapped_attention(
     )
     layer: int = module.layer_idx  # type: ignore[assignment]
     if taps is not None and layer in taps.heads:
-        mass = last_row(query, key, attention_mask, scaling, taps.heads[layer])
+        heads = taps.heads[layer].to(query.device)  # a layer may be on a card of its own
+        mass = last_row(query, key, attention_mask, scaling, heads).to(taps.audio.device)
         taps.read[layer] = mass * taps.audio[:, None, :]
     return output, None
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from steering import model as models
+from steering.checkpoint import DEMO
 from steering.errors import AllEarsError, ModelError
 from steering.evidence import Row, row_of
 from steering.items import Item
+from steering.memory import DTYPES
 from steering.model import AudioModel
 
 _ITEMS_IN_HAND = 2  # of a worker: one it hears, one that waits, so that it never waits itself
@@ -27,8 +29,10 @@ _MAX_ATTEMPTS = 3  # at one item; one that ends three workers would end any numb
 class Listener:
     """What runs in a worker's process: the model, and the rows of the items it is given."""
 
-    def __init__(self, name: str, revision: str | None, device: str, dtype: str) -> None:
-        self.model = models.load(name, revision=revision, device=device, dtype=dtype)
+    def __init__(
+        self, name: str, revision: str | None, device: str, dtype: str, style: str
+    ) -> None:
+        self.model = models.load(name, revision=revision, device=device, dtype=dtype, style=style)
 
     def fingerprint(self) -> str:
         """Of the checkpoint that was loaded."""
@@ -103,13 +107,13 @@ def _refuse_too_many(ray: Any, model: AudioModel, workers: int) -> None:
 
 def _start(ray: Any, model: AudioModel) -> Any:
     """A new worker; it loads the model by name, so a hub model needs no shared disk."""
-    local = model.name != models.DEMO and Path(model.name).is_dir()
+    local = model.name != DEMO and Path(model.name).is_dir()
     name = str(Path(model.name).resolve()) if local else model.name
     device = "cuda" if _kind(model) == "GPU" else "cpu"
-    dtype = next(n for n, kind in models.DTYPES.items() if kind == model.dtype)
+    dtype = next(n for n, kind in DTYPES.items() if kind == model.dtype)
     needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
     actor = ray.remote(Listener).options(scheduling_strategy="SPREAD", **needs)
-    return actor.remote(name, model.revision, device, dtype)
+    return actor.remote(name, model.revision, device, dtype, model.style.name)
 
 
 def _check_same_model(ray: Any, crew: _Crew) -> None:

@@ -22,10 +22,11 @@ from transformers import (
 
 from steering import model as models
 from steering import profile as profiles
+from steering.checkpoint import DEMO, DEMO_WEIGHTS
 from steering.clip import Clip
 from steering.family import QWEN2_AUDIO
 from steering.heads import Verdicts
-from steering.model import DEMO, DEMO_WEIGHTS, AudioModel
+from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Message, ask
 from steering.readout import Intervention

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from server import cli
 from server.app import create_app
 from server.settings import Settings
-from steering.model import DEMO_WEIGHTS
+from steering.checkpoint import DEMO_WEIGHTS
 from tests.server.conftest import Server
 
 ROOT = Path(__file__).parents[2]

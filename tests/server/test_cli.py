@@ -163,3 +163,28 @@ def test_doctor_fails_where_a_check_does(checkpoint_folder: Path, tmp_path: Path
     result = run(*words)
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
+
+
+def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
+    """The sizes of Qwen2-Audio-7B: nothing of it is here, and nothing is allocated."""
+    text = {
+        "model_type": "qwen2",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 156032,
+    }
+    config = {"model_type": "qwen2_audio", "text_config": text, "audio_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("doctor", "--model", str(tmp_path), "--dtype", "bfloat16", "--json")
+    assert result.exit_code == 0
+    found = {check["name"]: check["found"] for check in json.loads(result.stdout)}
+    assert found["memory: weights"].startswith("8,397.1 M parameters: float32 33.59 GB")
+    assert "bfloat16 16.79 GB" in found["memory: weights"]
+    assert "524,288 bytes a token in bfloat16" in found["memory: keys and values"]
+    assert "750 tokens, at most 393.2 MB" in found["memory: silence cache"]
+    assert "nothing was loaded" in found["model"]
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    assert run("doctor", "--model", str(tmp_path)).exit_code == 1

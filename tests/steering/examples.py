@@ -59,7 +59,12 @@ class FullPass:
 
 
 @torch.inference_mode()
-def full_pass(network: Any, asked: Prompt, answer: list[int] | None = None) -> FullPass:
+def full_pass(
+    network: Any,
+    asked: Prompt,
+    answer: list[int] | None = None,
+    mask_name: str = "feature_attention_mask",
+) -> FullPass:
     """One pass of transformers over a prompt and the answer's tokens, nothing cached."""
     tokens = torch.cat([asked.tokens, torch.tensor(answer or [], dtype=torch.int64)])[None]
     residuals: list[Tensor] = []
@@ -73,9 +78,9 @@ def full_pass(network: Any, asked: Prompt, answer: list[int] | None = None) -> F
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             input_features=asked.mels,
-            feature_attention_mask=feature_mask(asked),
             output_attentions=True,
             use_cache=False,
+            **{mask_name: feature_mask(asked)},
         )
     finally:
         for hook in hooks:

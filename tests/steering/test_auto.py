@@ -14,8 +14,9 @@ from filelock import FileLock
 
 from steering import auto, load
 from steering.auto import Unprofiled, entry, find_or_make, is_wanted, kept
+from steering.checkpoint import DEMO_WEIGHTS
 from steering.errors import ProfileError
-from steering.model import DEMO_WEIGHTS, AudioModel
+from steering.model import AudioModel
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
 

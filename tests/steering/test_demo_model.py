@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from transformers import Qwen2AudioForConditionalGeneration
 
 from steering.answer import BARE, Plan
+from steering.checkpoint import DEMO_WEIGHTS
 from steering.demo.data import write_items
 from steering.evidence import answer_text, clip_of, prompt_of
 from steering.heads import audio_mass, listening_score
 from steering.items import Item, is_right, read
-from steering.model import DEMO_WEIGHTS, AudioModel, load
+from steering.model import AudioModel, load
 from steering.prefill import prefill
 from steering.profile import Profile, find
 from steering.prompt import silent_mels

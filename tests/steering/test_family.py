@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
+from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe
 
 from steering.errors import ModelError
 from steering.family import FAMILIES, QWEN2_AUDIO, family_of
 from steering.model import AudioModel
+from steering.omni import qwen3_audio_tokens
 
 
 def test_a_family_is_found_by_its_model_type() -> None:
@@ -19,19 +24,25 @@ def test_an_unknown_family_is_refused_with_the_known_ones(model_type: str) -> No
     assert repr(model_type) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_knows_the_parts_of_its_network(name: str, untrained: AudioModel) -> None:
-    assert FAMILIES[name].name == name
-    if name != untrained.family.name:
-        pytest.fail(f"no example of {name} in conftest")
-    decoder = FAMILIES[name].decoder(untrained.network)
+def test_a_thinker_saved_by_itself_is_of_its_family() -> None:
+    for name in ("qwen2_5_omni", "qwen3_omni_moe"):
+        assert family_of(f"{name}_thinker") is family_of(name) is FAMILIES[name]
+
+
+def test_a_family_knows_the_parts_of_its_network(untrained: AudioModel) -> None:
+    family = untrained.family
     for part in ("embed_tokens", "layers", "rotary_emb", "norm"):
-        assert hasattr(decoder, part)
-    assert FAMILIES[name].readout(untrained.network).out_features >= len(
-        untrained.processor.tokenizer
-    )
-    token = FAMILIES[name].audio_token_id(untrained.network.config)
+        assert hasattr(untrained.decoder, part)
+    assert family.readout(untrained.network).out_features >= len(untrained.processor.tokenizer)
+    token = family.audio_token_id(untrained.network.config)
     assert untrained.processor.tokenizer.convert_ids_to_tokens(token) == "<|AUDIO|>"
+
+
+def test_qwen3_counts_audio_tokens_as_transformers_does() -> None:
+    config: Any = transformers.Qwen3OmniMoeConfig().thinker_config
+    counted: Any = modeling_qwen3_omni_moe._get_feat_extract_output_lengths
+    for frames in range(1, 701):
+        assert qwen3_audio_tokens(config, frames) == counted(frames, config.audio_config.n_window)
 
 
 @torch.inference_mode()
@@ -41,9 +52,9 @@ def test_the_encoder_makes_as_many_tokens_as_it_is_said_to(untrained: AudioModel
     for first in range(5, 300, 37):
         frames = torch.tensor([first, first + 1, first + 2, 300])
         made = QWEN2_AUDIO.hear(untrained.network, mels, frames)
-        assert [len(one) for one in made] == [QWEN2_AUDIO.audio_tokens(int(n)) for n in frames]
+        assert [len(one) for one in made] == [untrained.audio_tokens(int(n)) for n in frames]
         assert [len(one) for one in made] == counted(frames)[1].tolist()
-    assert QWEN2_AUDIO.audio_tokens(3000) == 750
+    assert untrained.audio_tokens(3000) == 750
 
 
 @torch.inference_mode()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steering import model as models
+from steering import checkpoint as checkpoints
+from steering.checkpoint import fingerprint
 from steering.errors import ModelError
-from steering.model import AudioModel, fingerprint, load
+from steering.model import AudioModel, load
 from steering.prefill import prefill
 from steering.taps import ATTENTION
 from tests.steering.examples import prompt
@@ -90,7 +91,7 @@ def test_a_half_precision_model_hears_about_the_same(
 def test_demo_is_the_folder_in_the_package(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "DEMO_WEIGHTS", checkpoint)
+    monkeypatch.setattr(checkpoints, "DEMO_WEIGHTS", checkpoint)
     found = load("demo", device="cpu")
     assert (found.name, found.folder) == ("demo", checkpoint)
 
@@ -107,7 +108,7 @@ def test_a_hub_id_is_downloaded_and_its_commit_remembered(
         asked.append((name, revision))
         return str(snapshot)
 
-    monkeypatch.setattr(models, "snapshot_download", download)
+    monkeypatch.setattr(checkpoints, "snapshot_download", download)
     found = load("org/name", revision="main", device="cpu")
     assert asked == [("org/name", "main")]
     assert (found.name, found.revision) == ("org/name", "0123abc")
@@ -127,7 +128,7 @@ def test_a_failed_download_says_the_way_out(monkeypatch: pytest.MonkeyPatch, mes
     def download(name: str, **_: object) -> str:
         raise OSError(message)
 
-    monkeypatch.setattr(models, "snapshot_download", download)
+    monkeypatch.setattr(checkpoints, "snapshot_download", download)
     with pytest.raises(ModelError, match="org/name") as caught:
         load("org/name", device="cpu")
     assert "Log in" not in str(caught.value), "one line of the hub's words is enough"

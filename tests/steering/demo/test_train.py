@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steering import checkpoint
 from steering import model as models
 from steering.clip import Clip
 from steering.demo import lessons, recordings, train, world
@@ -75,7 +76,7 @@ def test_a_packed_lesson_is_each_question_alone(
     audio_token = network.config.audio_token_id
     for group, question, length in rows(lesson):
         frames = lesson.frames[group * clips : (group + 1) * clips]
-        heard = [untrained.family.audio_tokens(int(count)) for count in frames]
+        heard = [untrained.audio_tokens(int(count)) for count in frames]
         shared = [
             part
             for before, count in zip(lesson.before, heard, strict=True)
@@ -274,7 +275,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: P
     assert any(not torch.equal(trained[name], middle[name]) for name in trained), "it learned"
 
     served = models.load(str(stopped / "out"), device="cpu")
-    assert served.fingerprint == models.fingerprint(whole / "out")
+    assert served.fingerprint == checkpoint.fingerprint(whole / "out")
     for name, weight in one["model"].items():
         kept = served.network.state_dict()[name]
         torch.testing.assert_close(kept, weight.half().float(), atol=0, rtol=0)

@@ -1,0 +1,331 @@
+"""What every family must do, the same tests for all, on tiny models of its true classes.
+
+The last family is one that allears does not ship: tests/steering/added_family.py adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig
+
+from steering import family as families
+from steering.answer import BARE, Plan, Sampling, generate, plan_logits, score_choices
+from steering.heads import Verdicts, listening_score
+from steering.model import AudioModel, load
+from steering.prefill import Heard, prefill
+from steering.prompt import Message, Prompt, ask, build, silent_twin
+from steering.readout import Intervention, pool, steer
+from steering.silence import SilentPrefixes, contrast
+from steering.slots import Row, Slots
+from steering.taps import ATTENTION, Head
+from tests.steering import tiny
+from tests.steering.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
+from tests.steering.examples import QUESTION, clip, every_head, feature_mask, full_pass, prompt
+
+HEADS: tuple[Head, ...] = ((1, 3), (0, 2), (1, 0))
+LAYERS = (1, 0)
+HOW = Intervention(layers=LAYERS)
+CHECKPOINTS = {**tiny.WHOLE, "r1-aqa": tiny.qwen2_audio, "audioflamingo3": audio_flamingo_3}
+TRUE_CLASSES = {  # whole, with eyes: as transformers itself would load them
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "r1-aqa": "Qwen2AudioForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "audioflamingo3": "AudioFlamingo3ForConditionalGeneration",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A family's model as we load it, and the same checkpoint in transformers alone."""
+
+    model: AudioModel
+    oracle: Any
+
+    def full(self, asked: Prompt, answer: list[int] | None = None) -> Any:
+        """The oracle's pass over a prompt, eager, nothing cached."""
+        added = self.model.family is AUDIO_FLAMINGO_3
+        name = "input_features_mask" if added else "feature_attention_mask"
+        return full_pass(self.oracle, asked, answer, name)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    name = request.param
+    folder = tiny.save(CHECKPOINTS[name], tmp_path_factory.mktemp("families") / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(families.FAMILIES, AUDIO_FLAMINGO_3.name, AUDIO_FLAMINGO_3)
+        model = load(str(folder), device="cpu")
+        whole = AutoConfig.from_pretrained(folder)
+        oracle = getattr(transformers, TRUE_CLASSES[name]).from_pretrained(
+            folder, config=model.family.config(whole), attn_implementation="eager"
+        )
+        yield Case(model, oracle.eval().requires_grad_(False))
+
+
+def conversation(model: AudioModel) -> Prompt:
+    """Two clips with text before, between and after them."""
+    return build(
+        model,
+        [
+            Message("system", ("Be short.",)),
+            Message("user", ("Listen first. ", clip(1.7, seed=3), QUESTION)),
+            Message("assistant", ("dog",)),
+            Message("user", ("And here?", clip(2.9, seed=4), "Which one is louder?")),
+        ],
+    )
+
+
+def asked_in(model: AudioModel, shape: str) -> Prompt:
+    """A prompt by its shape."""
+    shapes = {"short": (0.3,), "one": (1.6,), "longest": (float(tiny.WINDOW_SECONDS),)}
+    if shape == "turns":
+        return conversation(model)
+    return prompt(model, *shapes.get(shape, (1.0, 2.3, 1.2)))
+
+
+SHAPES = ["short", "one", "longest", "three", "turns"]
+
+
+# ---- what is loaded
+
+
+def test_weights_are_the_checkpoints_and_nothing_else_is_there(case: Case) -> None:
+    ours = dict(case.model.network.named_parameters())
+    theirs = dict(case.oracle.named_parameters())
+    assert theirs.keys() - ours.keys() == {name for name in theirs if ".visual." in name}
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert case.model.decoder.layers[0].self_attn.config._attn_implementation == ATTENTION
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_audio_tokens_stand_where_the_clips_do(case: Case, shape: str) -> None:
+    asked = asked_in(case.model, shape)
+    counts = [case.model.audio_tokens(int(frames)) for frames in asked.frames]
+    assert int(asked.audio.sum()) == sum(counts)
+    heard = case.model.family.hear(case.model.network, asked.mels, asked.frames)
+    assert [tuple(one.shape) for one in heard] == [(n, case.model.width) for n in counts]
+    for seconds, count in zip(asked.heard_seconds, counts, strict=True):
+        assert count * case.model.hop_seconds == pytest.approx(seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_are_one_after_the_other_on_every_axis(case: Case, shape: str) -> None:
+    """So (B, T) positions are right for rotary embeddings of three axes as well."""
+    if not hasattr(case.oracle, "get_rope_index"):
+        return  # one axis
+    asked = asked_in(case.model, shape)
+    tokens = asked.tokens[None]
+    positions, delta = case.oracle.get_rope_index(
+        tokens, attention_mask=torch.ones_like(tokens), audio_seqlens=asked.frames
+    )
+    assert torch.equal(positions.long(), torch.arange(len(asked.tokens)).expand(3, 1, -1))
+    assert int(delta) == 0
+
+
+# ---- the method
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: str) -> None:
+    model = case.model
+    asked = asked_in(model, shape)
+    heard = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
+    full = case.full(asked)
+    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio]
+    torch.testing.assert_close(heard.attention, eager, atol=1e-5, rtol=0)
+    assert heard.attention.max() > 2 * heard.attention.median(), "the oracle has a shape to match"
+    torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
+    logits = plan_logits(model, heard.final[None], BARE, 0)[0]
+    torch.testing.assert_close(logits, full.logits[-1], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str) -> None:
+    model, prefixes = case.model, SilentPrefixes(1 << 30)
+    asked = asked_in(model, shape)
+    heard = prefill(model, asked, layers=LAYERS)
+    loud, quiet = case.full(asked), case.full(silent_twin(model, asked))
+    difference = loud.residuals[list(LAYERS), -1] - quiet.residuals[list(LAYERS), -1]
+    eager = torch.stack([quiet.attention[layer, head, -1, asked.audio] for layer, head in HEADS])
+    for from_cache in (False, True):
+        found = contrast(model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes)
+        assert found.from_cache == from_cache
+        torch.testing.assert_close(found.differences, difference, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found.silence_attention, eager, atol=1e-5, rtol=0)
+    assert difference.norm(dim=-1).min() > 0.01, "there is a difference to get right"
+
+
+def random_direction(model: AudioModel, seed: int = 3) -> Tensor:
+    return torch.randn(model.width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def test_steered_minus_bare_is_strength_times_direction(case: Case) -> None:
+    model = case.model
+    heard = prefill(model, asked_in(model, "one"))
+    raw = Intervention(layers=LAYERS, scale="raw")
+    direction, strength = random_direction(model), torch.tensor([1.7])
+    finals = [heard.final[None]]
+    ids = list(generate(model, heard, BARE, Sampling(max_tokens=3, ignore_end=True)))
+    full = case.full(asked_in(model, "one"), ids[:2])
+    finals.append(full.residuals[-1, -1][None])  # of a token that was decoded
+    for step, final in enumerate(finals):
+        moved = steer(final, direction[None], strength, raw, step) - final
+        torch.testing.assert_close(moved[0], 1.7 * direction, atol=1e-5, rtol=0)
+        found = plan_logits(model, final, Plan(direction, 1.7, raw), step)
+        moved_states = case.oracle.model.language_model.norm(final + 1.7 * direction)
+        torch.testing.assert_close(found, case.oracle.lm_head(moved_states), atol=1e-4, rtol=1e-4)
+        assert torch.equal(
+            plan_logits(model, final, Plan(direction, 0.0, raw), step),
+            plan_logits(model, final, BARE, step),
+        )
+
+
+@pytest.mark.parametrize("shape", ["one", "three", "turns"])
+def test_cached_decode_is_uncached(case: Case, shape: str) -> None:
+    model = case.model
+    asked = asked_in(model, shape)
+    sampling = Sampling(max_tokens=8, ignore_end=True)
+    ids = list(generate(model, prefill(model, asked), BARE, sampling))
+    expected: list[int] = []
+    for _ in range(sampling.max_tokens):
+        expected.append(int(case.full(asked, expected).logits[-1].argmax()))
+    assert ids == expected
+    assert len(set(ids)) > 1, "an answer that could be wrong"
+
+
+# ---- rows beside each other
+
+
+def plans(model: AudioModel, heards: list[Heard]) -> list[Plan]:
+    """Every second row is steered, each by its own direction."""
+    return [
+        Plan(random_direction(model, i), 0.4 * i, HOW) if i % 2 else BARE
+        for i in range(len(heards))
+    ]
+
+
+def written_together(model: AudioModel, heards: list[Heard], how: Sampling) -> list[list[int]]:
+    """Answers of rows that enter one by one and share every step after that."""
+    slots = Slots(model, len(heards), 1024, HOW)
+    rows = [Row(plan, how) for plan in plans(model, heards)]
+    written: list[list[int]] = [[] for _ in rows]
+    waiting = list(zip(rows, heards, strict=True))
+    while waiting or slots.seated:
+        if waiting:
+            row, heard = waiting.pop(0)
+            row.token = int(plan_logits(model, heard.final[None], row.plan, 0)[0].argmax())
+            slots.seat(row, heard)
+        for row, ids in zip(rows, written, strict=True):
+            if row.place >= 0:
+                ids.append(row.token)
+                if len(ids) == how.max_tokens:
+                    slots.leave(row)
+        if slots.seated:
+            slots.step()
+    return written
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)], ids=["forward", "mixed"])
+def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...]) -> None:
+    model = case.model
+    sampling = Sampling(max_tokens=10, ignore_end=True)
+    prompts = [asked_in(model, shape) for shape in ("short", "turns", "one", "longest")]
+    heards = [prefill(model, prompts[i]) for i in order]
+    together = written_together(model, heards, sampling)
+    for heard, plan, ids in zip(heards, plans(model, heards), together, strict=True):
+        assert ids == list(generate(model, heard, plan, sampling))
+
+
+def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
+    model = case.model
+    asked = asked_in(model, "one")
+    heard = prefill(model, asked)
+    choices = ("dog", "a brown cow", "rain")
+    found = score_choices(model, heard, BARE, choices)
+    means = []
+    for choice in choices:
+        ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        rows = case.full(asked, ids).logits[-len(ids) - 1 : -1].log_softmax(-1)
+        means.append(float(rows[range(len(ids)), ids].mean()))
+    expected = torch.tensor(means).softmax(-1).tolist()
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+# ---- audio that never arrives
+
+
+@torch.inference_mode()
+def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads and threshold come from some clips with and without their sound, the test from others.
+
+    Without: what the encoder makes never arrives, as when a renamed argument is ignored.
+    """
+    model, heads = case.model, every_head(case.model)
+
+    def mass(seeds: range) -> np.ndarray[Any, Any]:
+        found = [
+            prefill(model, ask(model, [clip(1.5, seed=i)], QUESTION), heads=heads) for i in seeds
+        ]
+        return np.stack([one.attention.sum(-1).numpy() for one in found])  # (clips, L * H)
+
+    def deaf(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
+        return [torch.zeros_like(one) for one in family.hear(network, mels, frames)]
+
+    family = model.family
+    sound = mass(range(8))
+    case = Case(replace(model, family=replace(family, hear=deaf)), case.oracle)
+    model = case.model
+    lost = mass(range(8))
+    gap = (sound.min(0) - lost.max(0)).argsort()[::-1][:2]
+    verdicts = Verdicts(
+        *[float((sound[:, gap].mean(1).min() + lost[:, gap].mean(1).max()) / 2)] * 2
+    )
+    chosen = [heads[i] for i in gap]
+    for seed in range(20, 26):
+        asked = ask(model, [clip(1.5, seed=seed)], QUESTION)
+        missing = listening_score(prefill(model, asked, heads=chosen).attention.numpy())
+        hearing = replace(model, family=family)
+        there = listening_score(prefill(hearing, asked, heads=chosen).attention.numpy())
+        assert verdicts.of(missing) == "not_listening"
+        assert verdicts.of(there) == "listening"
+    nowhere = replace(asked, audio=torch.zeros_like(asked.audio))  # not even its place in the text
+    assert listening_score(np.zeros((2, int(nowhere.audio.sum())), np.float32)) == 0.0
+
+
+def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
+    model, prefixes = case.model, SilentPrefixes(1 << 30)
+    asked = asked_in(model, "one")
+    heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
+    found = contrast(model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes)
+    plan = Plan(pool(found.differences, HOW), 0.8, HOW)
+    steered = plan_logits(model, heard.final[None], plan, 0)
+    assert not torch.allclose(steered, plan_logits(model, heard.final[None], BARE, 0))
+    assert feature_mask(asked).sum() == asked.frames.sum()
+
+
+def test_features_padded_to_less_than_the_window_are_the_same(case: Case) -> None:
+    """Padding every clip to Qwen2.5-Omni's window of minutes would cost more than hearing it."""
+    model = case.model
+    asked = asked_in(model, "three")
+    tokens = model.processor.audio_token * 3
+    waves = [one.samples for one in asked.clips]
+    whole = model.processor(
+        text=tokens, audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
+    )["input_features"]
+    assert asked.mels.shape[-1] <= whole.shape[-1]
+    for mel, expected, frames in zip(asked.mels, whole, asked.frames, strict=True):
+        assert torch.equal(mel[:, : int(frames)], expected[:, : int(frames)])
