@@ -131,7 +131,7 @@ def load(
     check_whole(name, folder)
     place = _device("auto" if device == SPREAD else device)
     kind, reason = _dtype(dtype, place)
-    _check_options(adapter, quantize, place)
+    _check_options(adapter, quantize)
     _check_room(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
@@ -257,7 +257,8 @@ def _require(package: str, extra: str, what: str) -> None:
         raise ModelError(f"{what} need {package}: pip install 'allears[{extra}]'")
 
 
-def _check_options(adapter: str | None, quantize: str | None, place: torch.device) -> None:
+def _check_options(adapter: str | None, quantize: str | None) -> None:
+    """Nothing, if the options are known and go together."""
     if quantize is not None and quantize not in QUANTIZED:
         raise ModelError(f"quantize {quantize!r} is unknown; allowed: {', '.join(QUANTIZED)}")
     if quantize is not None and adapter is not None:
