@@ -21,8 +21,9 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
-from steering import auto, memory, model, profile
+from steering import memory, model, profile
 from steering.answer import Sampling
+from steering.calibration import auto
 from steering.clip import Clip
 from steering.decode import AudioLimits
 from steering.errors import AllEarsError

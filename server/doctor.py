@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from server.settings import Settings
-from steering import auto, decode, memory, model, profile
+from steering import decode, memory, model, profile
+from steering.calibration import auto
 from steering.checkpoint import find, only_config
 from steering.errors import AllEarsError
 from steering.family import family_of

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steering.calibration import calibrate
+    from steering.calibration.calibrate import calibrate
     from steering.ears import listening
-    from steering.evaluation import evaluate
+    from steering.evaluation.evaluate import evaluate
     from steering.model import load
     from steering.profile import Profile
     from steering.profile import load as load_profile
@@ -22,8 +22,8 @@ __all__ = ["Profile", "calibrate", "evaluate", "listening", "load", "load_profil
 
 _HOMES = {
     "Profile": ("steering.profile", "Profile"),
-    "calibrate": ("steering.calibration", "calibrate"),
-    "evaluate": ("steering.evaluation", "evaluate"),
+    "calibrate": ("steering.calibration.calibrate", "calibrate"),
+    "evaluate": ("steering.evaluation.evaluate", "evaluate"),
     "listening": ("steering.ears", "listening"),
     "load": ("steering.model", "load"),
     "load_profile": ("steering.profile", "load"),

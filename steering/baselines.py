@@ -16,10 +16,10 @@ from steering.answer import (
     read_choices,
     rewind,
 )
+from steering.evaluation.reworded import hear_again
 from steering.model import AudioModel
 from steering.prefill import Heard, walk
 from steering.prompt import Prompt
-from steering.reworded import hear_again
 from steering.silence import KeysAndValues
 
 LISTEN_CAREFULLY = "Listen carefully and trust only what you hear. "

@@ -110,9 +110,9 @@ def calibrate_command(
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
-    from steering import calibration
     from steering import model as models
-    from steering.gathering import evidence_of
+    from steering.calibration import calibrate as calibration
+    from steering.calibration.gathering import evidence_of
 
     loaded = models.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     found = calibration.calibrate(
@@ -164,9 +164,9 @@ def evaluate_command(
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
-    from steering import evaluation
     from steering import model as models
     from steering import profile as profiles
+    from steering.evaluation import evaluate as evaluation
 
     loaded = models.load(
         model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steering.answer import BARE, Plan, Sampling, generate
+from steering.calibration.deciding import deciding, state_at
+from steering.calibration.inspection import FILE_LIMITS
 from steering.clip import Clip
-from steering.deciding import deciding, state_at
 from steering.decode import read_clip
-from steering.inspection import FILE_LIMITS
 from steering.items import Item, is_right
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill

@@ -21,6 +21,24 @@ def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
     return float((ranks[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
 
 
+def against(scores: NDArray[np.floating], silent: NDArray[np.floating]) -> float:
+    """AUROC of scores of clips against those of their silent twins."""
+    return auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores))
+
+
+def within(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
+    """AUROC right against wrong inside each stratum, averaged by the stratum's pairs of the two."""
+    labels = np.array(strata)
+    total, pairs = 0.0, 0
+    for label in np.unique(labels):
+        rows = labels == label
+        weight = int(right[rows].sum()) * int((~right[rows]).sum())
+        if weight:
+            total += weight * auroc(scores[rows], right[rows])
+            pairs += weight
+    return total / pairs if pairs else float("nan")
+
+
 def wilson(right: float, count: float) -> tuple[float, float]:
     """95 % interval of a share; of a weighted one if `count` is its `effective_count`."""
     z, share = float(norm.ppf(0.975)), right / count

@@ -127,7 +127,7 @@ def find(wanted: str | None, model: AudioModel) -> Profile | None:
     """The profile to serve a model with: None for `none`, else one that fits, else ProfileError.
 
     `wanted` is a folder, a hub id, `none`, or None for the one shipped with the model. `auto` is
-    made by `steering.auto`, which a server does at its first start.
+    made by `steering.calibration.auto`, which a server does at its first start.
     """
     if wanted == "none":
         return None

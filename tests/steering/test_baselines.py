@@ -12,10 +12,10 @@ from steering.baselines import (
     audio_aware_decoding,
     text_only_direction,
 )
+from steering.evaluation.reworded import keys_until
 from steering.model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import ask, silent_twin
-from steering.reworded import keys_until
 from tests.steering.examples import QUESTION, clip, full_pass, prompt
 
 SHORT = Sampling(max_tokens=6)

@@ -1,0 +1,1 @@
+"""Finding a model's ears: from items with known answers to a listening profile."""

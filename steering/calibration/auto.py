@@ -1,0 +1,150 @@
+"""Self-calibration: a profile made from synthetic items, for a model that nobody calibrated yet.
+
+The items are those of `allears demo-data`, the answers are known since the sounds were made from
+them. What is found is kept in a cache folder, one entry for each checkpoint, dtype, schema of
+profiles and number of items:
+
+    profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
+        profile/        the profile
+        refusal.json    or why there can be none
+        items/          the sounds, while they are needed
+        lock            held by the process that calibrates; others wait for what it finds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.checkpoint import DEMO
+from steering.demo.data import write_items
+from steering.errors import DataError, ProfileError
+from steering.model import AudioModel
+from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
+
+_SEED = 20260727  # of the items: a stream of its own, which no test set has
+_POLL_SECONDS = 0.5
+
+Said = Callable[[str], None]  # hears what is being done; what it raises ends it
+
+
+@dataclass(frozen=True, slots=True)
+class Unprofiled:
+    """A model that synthetic items can't make a profile for, and why, in plain words."""
+
+    reason: str
+
+
+def is_wanted(profile: str | None, model: AudioModel) -> bool:
+    """Whether a model's profile is made here: asked for, or none was named and none is shipped."""
+    return profile == AUTO or (profile is None and model.name != DEMO)
+
+
+def entry(cache: Path, model: AudioModel, items: int) -> Path:
+    """The folder in the cache where the profile of a model, made from so many items, is kept."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
+    return cache / "profiles" / name
+
+
+def kept(folder: Path, model: AudioModel) -> Profile | Unprofiled | None:
+    """What an entry of the cache holds; None if nothing yet. ProfileError if it is damaged."""
+    refusal = folder / "refusal.json"
+    if refusal.is_file():
+        try:
+            return Unprofiled(str(json.loads(refusal.read_text())["reason"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ProfileError(f"{refusal} is damaged: {error!r}") from error
+    if not (folder / "profile").is_dir():
+        return None
+    profile = load(folder / "profile")
+    check_fits(profile, model)
+    return profile
+
+
+def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> Profile | Unprofiled:
+    """The kept profile of a model, or a new one, which takes minutes and is kept.
+
+    `said` hears every step; what it raises ends the work, and the next call goes on from what is
+    whole. Raises ProfileError where the cache folder can't be written.
+    """
+    folder = entry(cache, model, items)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(folder, said):
+            found = _undamaged(folder, model, said)
+            return found if found is not None else _make(model, folder, items, said)
+    except OSError as error:
+        raise ProfileError(
+            f"a profile can't be made and kept in {folder}: {error}. Name another folder with"
+            " --cache, or a profile with --profile"
+        ) from error
+
+
+@contextmanager
+def _alone_in(folder: Path, said: Said) -> Iterator[None]:
+    """Only one process at a time works in an entry; the lock of one that died is free."""
+    lock = FileLock(folder / "lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL_SECONDS)
+        except Timeout:
+            said("calibrating: another server is making this model's profile")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _undamaged(folder: Path, model: AudioModel, said: Said) -> Profile | Unprofiled | None:
+    """What the entry holds; what is damaged is taken away, so that it is made again."""
+    try:
+        return kept(folder, model)
+    except ProfileError as error:
+        said(f"calibrating again: {error}")
+        shutil.rmtree(folder / "profile", ignore_errors=True)
+        (folder / "refusal.json").unlink(missing_ok=True)
+        return None
+
+
+def _make(model: AudioModel, folder: Path, items: int, said: Said) -> Profile | Unprofiled:
+    """A new profile, saved in the entry, or the reason why there is none, saved as well."""
+
+    def clips(done: int, count: int) -> None:
+        said(f"calibrating: {done} of {count} clips made")
+
+    def answers(done: int, count: int) -> None:
+        rest = "" if done < count else ", now choosing heads and strengths"
+        said(f"calibrating: {done} of {count} items{rest}")
+
+    data = folder / "items" / "items.json"
+    if not data.is_file():  # it is written last
+        write_items(data.parent, split="calibration", count=items, seed=_SEED, progress=clips)
+    out = folder / "profile"
+    try:
+        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=answers)
+        found: Profile | Unprofiled = load(out)  # as every later start reads it
+    except DataError as error:
+        found = _refuse(folder, items, error)
+    shutil.rmtree(data.parent)
+    return found
+
+
+def _refuse(folder: Path, items: int, error: DataError) -> Unprofiled:
+    """No profile, and why; written whole or not at all."""
+    reason = (
+        f"no gain: strength 0. Calibration on {items} synthetic items chose no heads: {error}."
+        " Calibrate on your own data with `allears calibrate` and serve with --profile"
+    )
+    partial = folder / ".refusal.json.partial"
+    partial.write_text(json.dumps({"calibrated_on": SYNTHETIC, "reason": reason}, indent=2) + "\n")
+    os.replace(partial, folder / "refusal.json")
+    return Unprofiled(reason)

@@ -1,0 +1,123 @@
+"""Nulls: what a choice that knows nothing would have reached, beside what calibration chose.
+
+Random heads for the score, random layers for the direction, and whether two halves of the data
+choose the same heads. All are judged outside the fold, like what they stand beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from steering.errors import DataError
+from steering.taps import Head
+
+RANDOM_SETS = 60
+RANDOM_LAYERS = 20
+
+Flags = NDArray[np.bool_]
+Scores = NDArray[np.float32]
+
+
+def random_heads(
+    mass: NDArray[np.float32],
+    right: Flags,
+    strata: Sequence[str],
+    fold: NDArray[np.int64],
+    chosen: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """How the specialists' score tells right from wrong beside RANDOM_SETS random sets of heads.
+
+    mass (I, L * H); `chosen` holds the columns of each fold's specialists, who are judged on the
+    items that did not choose them, as the random sets of as many heads are. By stratum and in all.
+    """
+    rng = np.random.default_rng(1)
+    orders = [rng.permutation(mass.shape[1]) for _ in range(RANDOM_SETS)]  # one for all folds
+    sets: list[list[Any]] = [[list(own) for own in chosen]]
+    sets += [[order[: len(own)] for own in chosen] for order in orders]
+    scores = [_outside(mass, fold, one) for one in sets]
+    found = {}
+    for name in ["all", *(s for s in sorted(set(strata)) if s)]:
+        rows = np.array([name in ("all", stratum) for stratum in strata])
+        labels = [f"{stratum}/{k}" for stratum, k in zip(strata, fold, strict=True)]
+        some = [label for label, wanted in zip(labels, rows, strict=True) if wanted]
+        own, *others = (within(score[rows], right[rows], some) for score in scores)
+        if np.isfinite(own):
+            found[name] = {
+                "auroc": _rounded(own),
+                "random_mean": _rounded(float(np.mean(others))),
+                "random_best": _rounded(float(np.max(others))),
+                "share_beaten": _rounded(float(np.mean([own > other for other in others]))),
+            }
+    return {"sets": RANDOM_SETS, "strata": found}
+
+
+def _outside(
+    mass: NDArray[np.float32], fold: NDArray[np.int64], sets: Sequence[Any]
+) -> NDArray[np.float32]:
+    """(I,) score of each item by the heads of its own fold."""
+    scores = np.zeros(len(mass), np.float32)
+    for k, columns in enumerate(sets):
+        scores[fold == k] = mass[fold == k][:, columns].mean(axis=1)
+    return scores
+
+
+def random_layers(
+    layers: int,
+    chosen: Sequence[Sequence[int]],
+    judged: Callable[[Sequence[tuple[int, ...]]], float],
+) -> dict[str, Any]:
+    """Accuracy along the chosen layers beside RANDOM_LAYERS draws of as many.
+
+    `chosen` holds each fold's layers; `judged` takes layers for each fold, and gives the share of
+    items right outside the folds with everything else as it was chosen.
+    """
+    rng = np.random.default_rng(2)
+    own = judged([tuple(some) for some in chosen])
+    if all(len(some) == layers for some in chosen):
+        return {"accuracy_percent": _percent(own), "note": "all layers were chosen: no null"}
+    orders = [rng.permutation(layers) for _ in range(RANDOM_LAYERS)]  # one for all folds
+    shares = [judged([tuple(sorted(order[: len(some)])) for some in chosen]) for order in orders]
+    return {
+        "accuracy_percent": _percent(own),
+        "random_mean_percent": _percent(float(np.mean(shares))),
+        "random_sd_percent": _percent(float(np.std(shares, ddof=1))),
+        "share_beaten": _rounded(float(np.mean([own > share for share in shares]))),
+        "seeds": RANDOM_LAYERS,
+    }
+
+
+def stability(
+    clips: NDArray[np.str_],
+    head_map: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    specialists: Callable[[NDArray[np.int64]], Sequence[Head]],
+) -> dict[str, Any]:
+    """Whether two halves of the clips find the same heads.
+
+    Rank correlation between the halves' head maps, and how many of the specialists they share.
+    """
+    names, which = np.unique(clips, return_inverse=True)
+    first = (np.random.default_rng(3).permutation(len(names)) % 2 == 0)[which]
+    halves = [np.flatnonzero(first), np.flatnonzero(~first)]
+    with suppress(DataError):
+        ranks = [rankdata(head_map(rows)) for rows in halves]
+        one, two = (set(specialists(rows)) for rows in halves)
+        return {
+            "rank_correlation": _rounded(float(np.corrcoef(*ranks)[0, 1])),
+            "specialists": [len(one), len(two)],
+            "shared": len(one & two),
+        }
+    return {"note": "one half of the data has right or wrong answers only: not known"}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)

@@ -1,0 +1,294 @@
+"""The search for a profile: all settings tried on stored vectors, judged outside the fold.
+
+Clips are grouped so that none is on both sides of a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.calibration import nulls
+from steering.calibration.reach import Reach, reach
+from steering.evidence import Evidence, all_heads
+from steering.heads import choose, correlations
+from steering.items import Item
+from steering.measures import against, auroc, paired_gain, repaired_broken, within
+from steering.model import AudioModel
+from steering.readout import Intervention
+from steering.strength import Gate
+from steering.taps import Head
+
+STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
+MIN_HEADS, MAX_HEADS = 4, 24
+MAX_CANDIDATES = 48  # heads that specialists are picked from
+MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
+MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
+FOLDS = 5
+FINALISTS = 6  # interventions for which gates are tried
+BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
+
+Flags = NDArray[np.bool_]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One setting of everything that calibration chooses."""
+
+    heads: tuple[Head, ...]
+    r: tuple[float, ...]
+    how: Intervention
+    gate: Gate
+    fixed_strength: float
+
+
+class Search:
+    """All settings tried on stored evidence; fits on some rows, judges on others."""
+
+    def __init__(self, model: AudioModel, evidence: Evidence, items: Sequence[Item]) -> None:
+        self.model = model
+        self.evidence = evidence
+        self.items = items
+        self.strata = [item.stratum for item in items]
+        self.clips = np.array([str(item.audio) for item in items])
+        self.tried = 0
+        self._reach: dict[tuple[tuple[int, ...], str], Reach] = {}
+
+    @property
+    def goal(self) -> str:
+        """What the specialists are chosen for, in words."""
+        if any(self.strata):
+            return "right against wrong answers within wording and cue, and clip against silence"
+        return "right against wrong answers, and clip against silence"
+
+    def interventions(self, heads: Sequence[Head] = ()) -> Iterator[Intervention]:
+        """Layer sets x (scaled to the norm of h, raw mean, raw sum) x place.
+
+        The sets: the last layer, the upper half, all, and those that hold the heads. Scaled to the
+        norm of h, mean and sum are the same.
+        """
+        count = self.model.layers
+        sets = {(count - 1,), tuple(range(count // 2, count)), tuple(range(count))}
+        sets |= {tuple(sorted({layer for layer, _ in heads}))} if heads else set()
+        places: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
+        for chosen, place in product(sorted(sets), places):
+            yield Intervention(chosen, place=place)
+            yield Intervention(chosen, place=place, scale="raw")
+            if len(chosen) > 1:
+                yield Intervention(chosen, place=place, scale="raw", pool="sum")
+
+    def right_at(self, how: Intervention) -> Flags:
+        """(S, I): whether the token that decides is right at each strength, full vocabulary."""
+        key = (how.layers, how.place)
+        if key not in self._reach:  # every scale and pooling is a multiple of the raw mean
+            everyone = np.arange(len(self.items))
+            self._reach[key] = reach(self.model, self.evidence, how, everyone)
+        return self._reach[key].right_at(STRENGTHS[:, None], how)
+
+    def fit(self, rows: NDArray[np.int64]) -> Fit:
+        """The best setting on some items.
+
+        Every intervention is tried at every constant strength; gates are tried for the FINALISTS
+        that are worth most at one.
+        """
+        heads, r = self.specialists(rows)
+        scores = self.evidence.scores(heads, self.model.heads)[rows]
+        tried = [(how, self.right_at(how)[:, rows]) for how in self.interventions(heads)]
+        tried.sort(key=lambda pair: -max(self.fixed_worth(pair[1])))  # stable: of equals the first
+        best, chosen = (-np.inf, 0.0), None
+        for how, right in tried[:FINALISTS]:
+            gate, worth = self.best_gate(right, scores)
+            if chosen is None or worth > best:
+                best, chosen = worth, Fit(heads, r, how, gate, self.best_fixed(right))
+        assert chosen is not None
+        return chosen
+
+    def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
+        """The heads that show best whether the sound decided, and the correlation of each.
+
+        Candidates tell a clip from its silence on their own; of those the highest correlations with
+        a right answer stand, within strata and, where the data names wordings, on items whose text
+        and sound disagree: only there does the answer show which of the two was followed. From the
+        highest on, the head is added that makes the mean of all separate right from wrong and clip
+        from silence best, as long as that gains something.
+        """
+        everything = self.evidence.of(rows)
+        audible = _audibility(everything)
+        floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(MIN_HEADS, len(audible))]))
+        telling = np.array([self.items[i].wording in ("", "conflict") for i in rows])
+        some = rows[telling] if telling.any() else rows
+        evidence, strata = self.evidence.of(some), [self.strata[i] for i in some]
+        r = correlations(evidence.mass, evidence.right, strata)
+        ranked = choose(np.where(audible >= floor, r, -2.0), int((audible >= floor).sum()))
+
+        def quality(heads: list[int]) -> float:
+            self.tried += 1
+            score = evidence.mass[:, heads].mean(1)
+            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
+            return within(score, evidence.right, strata) + against(heard, silent)
+
+        best = _grown([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
+        names = all_heads(self.model)
+        return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
+
+    def audible(self) -> Fit:
+        """What can be had where no answer tells heads apart: those that hear best, no steering."""
+        audible = _audibility(self.evidence)
+        best = choose(audible, min(MIN_HEADS, len(audible)))
+        heads = tuple(all_heads(self.model)[i] for i in best)
+        threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
+        how = Intervention((self.model.layers - 1,))
+        return Fit(heads, (0.0,) * len(heads), how, Gate(0.0, threshold, 1.0), 0.0)
+
+    def best_fixed(self, right: Flags) -> float:
+        """The constant strength that is worth most, judged with its neighbours."""
+        return float(STRENGTHS[int(np.argmax(self.fixed_worth(right)))])
+
+    def fixed_worth(self, right: Flags) -> NDArray[np.float64]:
+        """(S,) what each constant strength is worth, with its neighbours."""
+        self.tried += len(right)
+        return smooth(np.array([worth_of(flags, right[0]) for flags in right]))
+
+    def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
+        """The gate that is worth most, of equals the one that steers least; and how good it is."""
+        best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
+        spread = float(scores.std()) or 1.0
+        thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
+        for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 1.0)):
+            gate = Gate(float(top), float(threshold), width * spread)
+            strengths = gate.strengths(scores)
+            worth = worth_of(right[nearest(strengths), np.arange(len(scores))], right[0])
+            self.tried += 1
+            if (worth, -float(strengths.mean())) > best:
+                best, chosen = (worth, -float(strengths.mean())), gate
+        return chosen, best
+
+    def held_out(self) -> dict[str, Any]:
+        """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
+        count = len(self.items)
+        fold = folds(self.clips)
+        fits: list[Fit] = []
+        strengths = np.zeros(count)
+        adaptive, fixed = np.zeros(count, bool), np.zeros(count, bool)
+        scores, silent = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        for k in range(FOLDS):
+            inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            best = self.fit(inside)
+            fits.append(best)
+            right = self.right_at(best.how)[:, outside]
+            scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
+            silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
+            at = nearest(best.gate.strengths(scores[outside]))
+            adaptive[outside] = right[at, np.arange(len(outside))]
+            strengths[outside] = STRENGTHS[at]
+            at = nearest(np.full(len(outside), best.fixed_strength))
+            fixed[outside] = right[at, np.arange(len(outside))]
+        bare = self.right_at(Intervention((self.model.layers - 1,)))[0]
+        figures = self._figures(bare, fixed, adaptive, scores, silent)
+        return {**figures, "nulls": self._nulls(fold, fits, strengths)}
+
+    def _nulls(
+        self, fold: NDArray[np.int64], fits: Sequence[Fit], strengths: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        """What chance would have reached in place of each fold's heads, and of its layers."""
+        evidence, heads_a_layer = self.evidence, self.model.heads
+        places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
+
+        def judged(layers: Sequence[tuple[int, ...]]) -> float:
+            right = 0
+            for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
+                rows = np.flatnonzero(fold == k)
+                how = replace(fit.how, layers=some)
+                if len(rows):  # fewer clips than folds leave some empty
+                    right += int(
+                        reach(self.model, evidence, how, rows).right_at(strengths[rows], how).sum()
+                    )
+            return right / len(fold)
+
+        def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            strata = [self.strata[i] for i in rows]
+            return correlations(evidence.mass[rows], evidence.right[rows], strata)
+
+        return {
+            "random_heads": nulls.random_heads(
+                evidence.mass, evidence.right, self.strata, fold, places
+            ),
+            "random_layers": nulls.random_layers(
+                self.model.layers, [fit.how.layers for fit in fits], judged
+            ),
+            "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
+        }
+
+    def _figures(
+        self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
+    ) -> dict[str, Any]:
+        wordings = np.array([item.wording for item in self.items])
+        shares = {
+            name: {
+                "all": _percent(right.mean()),
+                **{w: _percent(right[wordings == w].mean()) for w in sorted(set(wordings)) if w},
+            }
+            for name, right in (("bare", bare), ("fixed", fixed), ("adaptive", adaptive))
+        }
+        return {
+            "accuracy_percent": shares,
+            "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
+            "gain_over_fixed": [round(100 * x, 2) for x in paired_gain(adaptive, fixed)],
+            "repaired_broken": list(repaired_broken(adaptive, bare)),
+            "auroc_right_wrong": round(auroc(scores, self.evidence.right), 4),
+            "auroc_right_wrong_within_wording": round(
+                within(scores, self.evidence.right, self.strata), 4
+            ),
+            "auroc_clip_silence": round(against(scores, silent), 4),
+        }
+
+
+def _grown(candidates: list[int], quality: Callable[[list[int]], float]) -> list[int]:
+    """The first candidate and those added to it, one by one, while they make the set better."""
+    chosen, reached = candidates[:1], -np.inf
+    while len(chosen) < min(MAX_HEADS, len(candidates)):
+        left = [head for head in candidates if head not in chosen]
+        found = [quality([*chosen, head]) for head in left]
+        best = int(np.argmax(found))  # of equals the most correlated
+        if len(chosen) >= MIN_HEADS and found[best] < reached + MIN_BETTER:
+            break
+        chosen, reached = [*chosen, left[best]], found[best]
+    return chosen
+
+
+def _audibility(evidence: Evidence) -> NDArray[np.float64]:
+    """(L * H,) AUROC clip against silence of each head alone."""
+    pairs = zip(evidence.mass.T, evidence.silent_mass.T, strict=True)
+    return np.array([against(heard, silent) for heard, silent in pairs])
+
+
+def worth_of(right: Flags, bare: Flags) -> float:
+    """Share right, less the share that was right bare and is not any more, weighted."""
+    return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
+
+
+def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(I,) index in STRENGTHS of the tried strength nearest to each."""
+    return np.asarray(np.rint(strengths / STRENGTHS[1]).clip(0, len(STRENGTHS) - 1), np.int64)
+
+
+def smooth(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each share and its neighbours, so that a lucky strength is not taken for the best."""
+    padded = np.pad(shares, 1, mode="edge")
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+
+
+def folds(clips: NDArray[np.str_]) -> NDArray[np.int64]:
+    """(I,) fold of each item; items of one clip share theirs."""
+    names, which = np.unique(clips, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(names))[which] % FOLDS
+
+
+def _percent(share: float) -> float:
+    return round(100 * float(share), 2)

@@ -1,0 +1,205 @@
+"""Every arm answers every item: one prefill of the clip, and for the rest only its question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from steering.answer import BARE, Plan, Sampling, choice_probabilities, plan_logits, read_choices
+from steering.baselines import (
+    LISTEN_CAREFULLY,
+    audio_aware_choices,
+    audio_aware_decoding,
+    text_only_direction,
+)
+from steering.clip import Clip
+from steering.errors import DataError
+from steering.evaluation.arms import ARMS, Chosen, Sides, another_clip, permuted, plans
+from steering.evaluation.journal import Journal
+from steering.evaluation.reworded import hear_again, keys_until, silent_pairs
+from steering.evidence import ANSWER, Evidence, clip_of, prompt_of, text_of
+from steering.items import Item
+from steering.model import AudioModel
+from steering.prefill import Heard, prefill
+from steering.profile import Profile
+from steering.prompt import Prompt
+from steering.readout import pool
+from steering.silence import KeysAndValues, SilentPrefixes
+from steering.slots import Slots, write_together
+
+_SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
+_SLOT_BYTES = 4_000_000_000  # for those of the answers being written
+_SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots
+MODES = ("generate", "choices")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How items are answered."""
+
+    mode: str = "generate"  # one of MODES: written freely, or the likeliest option
+    seed: int = 0  # of everything random
+    max_tokens: int = ANSWER.max_tokens  # of an answer that is written
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise DataError(f"mode {self.mode!r} is unknown; allowed: {', '.join(MODES)}")
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy."""
+        return Sampling(max_tokens=self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One item as the model heard it in every way that the arms need."""
+
+    item: Item
+    permuted: Item
+    heard: Heard
+    silent: Heard  # of the clip's silence
+    permuted_heard: Heard  # options in another order
+    permuted_plan: Plan  # adaptive, by that prompt's own score and direction
+    sides: Sides
+
+
+class Answering:
+    """Answers items by all arms; keeps the silence and the slots between items."""
+
+    def __init__(
+        self,
+        model: AudioModel,
+        profile: Profile,
+        items: Sequence[Item],
+        evidence: Evidence,
+        chosen: Chosen,
+        asking: Asking,
+    ) -> None:
+        self.model, self.profile, self.items = model, profile, items
+        self.evidence, self.chosen, self.asking = evidence, chosen, asking
+        self.prefixes = SilentPrefixes(_SILENCE_BYTES)
+        self._slots: Slots | None = None
+
+    def run(self, journal: Journal) -> dict[str, list[str]]:
+        """The text of each arm's answer to each item, those in the journal taken from there."""
+        for i, item in enumerate(tqdm(self.items, "answering", disable=None)):
+            if item.id not in journal.answers:
+                journal.add(item.id, self.answers(i))
+        rows = [journal.answers[item.id] for item in self.items]
+        return {arm: [row[arm] for row in rows] for arm in ARMS if arm in rows[0]}
+
+    def answers(self, i: int) -> dict[str, str]:
+        """What each arm answers to item i."""
+        scene = self._scene(i)
+        return self._choose(i, scene) if self.asking.mode == "choices" else self._write(i, scene)
+
+    def _scene(self, i: int) -> Scene:
+        model, item, layers = self.model, self.items[i], range(self.model.layers)
+        clip = clip_of(model, item)
+        prompt = self._prompt(item, clip)
+        silence = silent_pairs(model, prompt, self.prefixes)
+        heard = prefill(model, prompt, layers=layers)
+        silent = hear_again(model, prompt, silence, layers=layers)
+        instructed = self._prompt(item, clip, LISTEN_CAREFULLY)
+        text_only = text_only_direction(model, silent, instructed, silence, layers)
+        other = self.evidence.differences[another_clip(self.items, i)]
+        difference = heard.states - silent.states
+        turned = permuted(item, self.asking.seed)
+        again = self._prompt(turned, clip)
+        turned_heard, plan = self._permuted(again, keys_until(heard, prompt.audio_end), silence)
+        sides = Sides(difference, torch.from_numpy(np.array(other)).to(difference), text_only)
+        return Scene(item, turned, heard, silent, turned_heard, plan, sides)
+
+    def _prompt(self, item: Item, clip: Clip, preface: str = "") -> Prompt:
+        return prompt_of(self.model, item, clip, preface)
+
+    def _permuted(
+        self, prompt: Prompt, pairs: KeysAndValues, silence: KeysAndValues
+    ) -> tuple[Heard, Plan]:
+        """A prompt over the clip's own keys, and its adaptive plan."""
+        model, profile = self.model, self.profile
+        heard = hear_again(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
+        silent = hear_again(model, prompt, silence, layers=profile.layers)
+        score = heard.attention.sum(-1).mean().cpu().numpy()
+        direction = pool(heard.states - silent.states, profile.how)
+        return heard, Plan(direction, float(profile.gate.strengths(score)), profile.how)
+
+    def _jobs(self, i: int, scene: Scene) -> dict[str, tuple[Heard, Plan]]:
+        """Prompt and plan of every arm that writes one row."""
+        jobs = {
+            arm: (scene.heard, plan)
+            for arm, plan in plans(self.profile, self.chosen, i, scene.sides).items()
+        }
+        jobs["no_audio"] = (scene.silent, BARE)
+        jobs["permuted_bare"] = (scene.permuted_heard, BARE)
+        jobs["permuted_adaptive"] = (scene.permuted_heard, scene.permuted_plan)
+        return jobs
+
+    def _write(self, i: int, scene: Scene) -> dict[str, str]:
+        """Answers written freely, as many side by side as there are slots."""
+        model, sampling = self.model, self.asking.sampling
+        jobs = self._jobs(i, scene)
+        longest = max(heard.length for heard, _ in jobs.values()) + sampling.max_tokens
+        slots = self._room(len(jobs), longest)
+        found: dict[str, str] = {}
+        arms = list(jobs)
+        for start in range(0, len(arms), slots.rows):
+            part = arms[start : start + slots.rows]
+            written = write_together(slots, [jobs[arm] for arm in part], sampling)
+            found |= {arm: text_of(model, ids) for arm, ids in zip(part, written, strict=True)}
+        aware = audio_aware_decoding(model, scene.heard, scene.silent, sampling)
+        return found | {"aad": text_of(model, list(aware))}
+
+    def _room(self, rows: int, tokens: int) -> Slots:
+        """Slots for answers of so many tokens: fewer rows where the memory does not do."""
+        if self._slots is None or self._slots.tokens < tokens:
+            tokens += _SPARE_TOKENS
+            rows = min(rows, max(1, _SLOT_BYTES // Slots.bytes_of(self.model, 1, tokens)))
+            self._slots = Slots(self.model, rows, tokens, self.profile.how)
+        return self._slots
+
+    def _choose(self, i: int, scene: Scene) -> dict[str, str]:
+        """The likeliest option of each arm; an option's tokens are run once for all of them."""
+        model = self.model
+        scenes = (
+            (scene.heard, scene.item),
+            (scene.silent, scene.item),
+            (scene.permuted_heard, scene.permuted),
+        )
+        read = {id(heard): (read_choices(model, heard, it.choices), it) for heard, it in scenes}
+        found = {}
+        for arm, (heard, plan) in self._jobs(i, scene).items():
+            states, item = read[id(heard)]
+            found[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
+        aware = audio_aware_choices(model, scene.heard, scene.silent, scene.item.choices)
+        return found | {"aad": _likeliest(aware, scene.item)}
+
+
+@contextmanager
+def one_thread(model: AudioModel) -> Iterator[None]:
+    """On a CPU torch runs in one thread here: passes of one row gain nothing from more, on a busy
+    machine they lose most of their time, and the numbers are the same on any number of cores.
+    """
+    before = torch.get_num_threads()
+    if model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _by(model: AudioModel, plan: Plan) -> Callable[[Tensor, int], Tensor]:
+    """Logits of states and a step, as the plan steers them."""
+    return lambda states, step: plan_logits(model, states, plan, step)
+
+
+def _likeliest(probabilities: Sequence[float], item: Item) -> str:
+    return item.choices[int(np.argmax(probabilities))]

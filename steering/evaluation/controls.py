@@ -1,0 +1,146 @@
+"""Controls by first tokens: every constant strength, random layers, random heads, other gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.evaluation.arms import Chosen, Strengths, handed_out, random_layers
+from steering.evaluation.figures import gain_percent, percent, share_percent
+from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
+from steering.evaluation.mixes import Weights, mixes
+from steering.evaluation.separation import random_scores
+from steering.evidence import Evidence
+from steering.items import Item
+from steering.measures import Flags, Redraws
+from steering.model import AudioModel
+from steering.profile import Profile
+
+LAYER_SETS = 24
+GRID = 31  # constant strengths tried, from 0 to half as much again as the profile's largest
+WHAT = (
+    "whether the first answer token is right, read from stored vectors without further passes;"
+    " only items whose right answer is one token"
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constants:
+    """Every constant strength tried on items whose answer is one token."""
+
+    tokens: FirstTokens
+    strengths: Strengths  # (S,)
+    right: NDArray[np.bool_]  # (S, N)
+    weights: Mapping[str, Weights]  # (N,) of each mix
+
+    def best(self) -> dict[str, float]:
+        """By arm the strength that is best on these very items, the smallest of equals."""
+        if not len(self.tokens.known.rows):
+            return {}
+        first = "balanced" if "balanced" in self.weights else "all"
+        mixes_of = {"oracle_fixed": first, "oracle_fixed_natural": "natural"}
+        return {
+            arm: float(self.strengths[int(np.argmax(self.right @ self.weights[mix]))])
+            for arm, mix in mixes_of.items()
+            if mix in self.weights
+        }
+
+
+def try_constants(
+    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Evidence, mode: str
+) -> Constants:
+    """Right first tokens at each of GRID constant strengths."""
+    known = one_token(model, items, mode)
+    tokens = FirstTokens(model, evidence, known)
+    strengths = np.linspace(0.0, 1.5 * (profile.max_strength or 1.0), GRID).round(4)
+    rows = [tokens.right(profile.how, np.full(len(known.rows), s)) for s in strengths]
+    weights = {mix: weight[known.rows] for mix, weight in mixes(items).items()}
+    return Constants(tokens, strengths, np.stack(rows), weights)
+
+
+def control_figures(
+    model: AudioModel,
+    profile: Profile,
+    items: Sequence[Item],
+    evidence: Evidence,
+    constants: Constants,
+    chosen: Chosen,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracy against constant strength, gates beside the profile's, random layers and heads."""
+    known = constants.tokens.known
+    found: dict[str, Any] = {
+        "what": WHAT,
+        "items": len(known.rows),
+        "left_out": len(items) - len(known.rows),
+    }
+    if not len(known.rows):
+        return found | {"reason": "no item's right answer is one token"}
+    rows, tokens = known.rows, constants.tokens
+    adaptive = chosen.by_arm["adaptive"][rows]
+    steered = tokens.right(profile.how, adaptive)
+    redraws = Redraws.of([str(items[i].audio) for i in rows], seed=seed)
+    gates = _gates(model, evidence, chosen, rows)
+    flags = {name: tokens.right(profile.how, strengths) for name, strengths in gates.items()}
+    rng = np.random.default_rng([seed, 2])
+    layers = [random_layers(model, profile.how, rng) for _ in range(LAYER_SETS)]
+    by_layers = [tokens.right(replace(profile.how, layers=each), adaptive) for each in layers]
+    heads = random_scores(model, len(profile.heads), evidence, seed)
+    by_heads = [tokens.right(profile.how, handed_out(adaptive, s[rows])) for s in heads]
+    found["by_strength"] = _curve(constants)
+    found["gates"] = {
+        name: {
+            mix: share_percent(right, weight)
+            | {"gain_of_adaptive": gain_percent(steered, right, weight, redraws)}
+            for mix, weight in constants.weights.items()
+        }
+        for name, right in flags.items()
+    }
+    found["random_layers"] = _sets(steered, by_layers, constants.weights)
+    found["random_heads"] = _sets(steered, by_heads, constants.weights)
+    return found
+
+
+def _gates(
+    model: AudioModel, evidence: Evidence, chosen: Chosen, rows: NDArray[np.int64]
+) -> dict[str, Strengths]:
+    """(N,) strengths by arm, and the adaptive ones handed out by other signals than the score."""
+    adaptive = chosen.by_arm["adaptive"]
+    names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
+    found = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
+    found |= {n: chosen.by_arm[n][rows] for n in (*names, "shuffled") if n in chosen.by_arm}
+    by_divergence = handed_out(adaptive, divergence(model, evidence))
+    by_confidence = handed_out(adaptive, evidence.top_probability)
+    return found | {"divergence": by_divergence[rows], "confidence": by_confidence[rows]}
+
+
+def _curve(constants: Constants) -> dict[str, Any]:
+    """Share right at each constant strength, in each mix."""
+    return {
+        "strengths": constants.strengths.tolist(),
+        "mixes": {
+            mix: [share_percent(right, weight) for right in constants.right]
+            for mix, weight in constants.weights.items()
+        },
+    }
+
+
+def _sets(own: Flags, others: Sequence[Flags], weights: Mapping[str, Weights]) -> dict[str, Any]:
+    """Mean, spread and best of random sets, and the share of them that the profile's is above."""
+    found: dict[str, Any] = {"sets": len(others)}
+    for mix, weight in weights.items():
+        shares = np.array([(weight * flags).sum() / weight.sum() for flags in others])
+        mine = float((weight * own).sum() / weight.sum())
+        found[mix] = {
+            "chosen_percent": percent(mine),
+            "mean_percent": percent(shares.mean()),
+            "sd_percent": percent(shares.std(ddof=1)),
+            "best_percent": percent(shares.max()),
+            "each_percent": [percent(share) for share in np.sort(shares)],
+            "chosen_above_share": round(float((mine > shares).mean()), 4),
+        }
+    return found

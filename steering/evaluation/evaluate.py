@@ -1,0 +1,169 @@
+"""Evaluation: every arm answers every item; gains come with intervals, controls beside them.
+
+1. The data is read and checked. 2. Evidence is gathered: one prefill of each clip and one of its
+silence. 3. Constant strengths are tried on it, and each arm's strengths chosen. 4. Every arm
+answers every item, into a journal that a killed run goes on from. 5. Predictions, figures and the
+report are written; the journal of a finished run is removed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from steering.calibration.gathering import fill, opened_for, versions
+from steering.evaluation.answering import Answering, Asking, one_thread
+from steering.evaluation.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
+from steering.evaluation.controls import control_figures, try_constants
+from steering.evaluation.figures import arm_figures, columns, part_figures, rightness, table
+from steering.evaluation.journal import Journal
+from steering.evaluation.predictions import prediction, write_predictions, write_whole
+from steering.evaluation.provenance import data_record, prompt_text
+from steering.evaluation.report import Shown, write_report
+from steering.evaluation.separation import correlation_map, listening_figures
+from steering.evidence import ANSWER, Evidence
+from steering.items import DataSet, read
+from steering.measures import Flags
+from steering.model import AudioModel
+from steering.profile import Profile
+from steering.style import PLAIN
+
+__all__ = ["Asking", "evaluate", "table"]
+
+JOURNAL = "answers.partial.jsonl"
+
+
+def evaluate(
+    model: AudioModel,
+    profile: Profile,
+    data: Path,
+    audio_root: Path,
+    out: Path,
+    seed: int = 0,
+    *,
+    mode: str = "generate",
+    max_tokens: int = ANSWER.max_tokens,
+) -> dict[str, Any]:
+    """Figures of every arm; writes `predictions.<arm>.json`, `results.json`, `items.csv` and
+    `report.html` to `out`.
+
+    Raises DataError for faults in the data, before the first pass, and where `out` holds the
+    answers of another run that was stopped.
+    """
+    asking = Asking(mode, seed, max_tokens)
+    dataset = read(data, audio_root)
+    out.mkdir(parents=True, exist_ok=True)
+    run = _run(model, profile, dataset, asking)
+    with (
+        one_thread(model),
+        Journal(out / JOURNAL, run) as journal,
+        opened_for(model, dataset, out / "listening") as store,
+    ):
+        fill(store, model, dataset.items, 1, None)
+        results = _results(model, profile, dataset, store.evidence(), asking, journal, out)
+        store.remove()
+    (out / JOURNAL).unlink()
+    return results
+
+
+def _results(
+    model: AudioModel,
+    profile: Profile,
+    dataset: DataSet,
+    evidence: Evidence,
+    asking: Asking,
+    journal: Journal,
+    out: Path,
+) -> dict[str, Any]:
+    """Answers by every arm, and all that is written about them."""
+    items, seed = dataset.items, asking.seed
+    constants = try_constants(model, profile, items, evidence, asking.mode)
+    chosen = choose_strengths(model, profile, items, evidence, seed, constants.best())
+    said = Answering(model, profile, items, evidence, chosen, asking).run(journal)
+    outputs = _predictions(dataset, said, asking, lettered=model.style.name == PLAIN.name)
+    right = rightness(items, outputs)
+    evidence = replace(evidence, right=right["bare"])
+    results = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "profile": profile.name,
+        "data": data_record(dataset),
+        "asking": {
+            **asdict(asking),
+            "prompt_style": model.style.name,
+            "first_prompt": prompt_text(model, items[0]),
+        },
+        "seed": seed,
+        "versions": versions(),
+        "arms": arm_figures(items, right, seed),
+        "parts": part_figures(items, right, seed),
+        "listening": listening_figures(model, profile, items, evidence, seed),
+        "correlation_map": correlation_map(model, items, evidence),
+        "first_tokens": control_figures(model, profile, items, evidence, constants, chosen, seed),
+    }
+    for arm, texts in outputs.items():
+        write_predictions(out / f"predictions.{arm}.json", items, texts)
+    write_whole(out / "items.csv", _item_rows(model, profile, dataset, evidence, chosen, right))
+    write_whole(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_report(out, results, Shown(model, profile, items, evidence, outputs, right))
+    return results
+
+
+def _run(
+    model: AudioModel, profile: Profile, dataset: DataSet, asking: Asking
+) -> dict[str, str | int]:
+    """What tells one run's answers from another's."""
+    settings = [profile.heads, asdict(profile.how), asdict(profile.gate), profile.fixed_strength]
+    digest = sha256(json.dumps(settings).encode() + profile.direction.numpy().tobytes())
+    return {
+        "model": model.fingerprint,
+        "profile": digest.hexdigest()[:16],
+        "data": dataset.sha256[:16],
+        "prompt_style": model.style.name,
+        **asdict(asking),
+    }
+
+
+def _predictions(
+    dataset: DataSet, said: Mapping[str, Sequence[str]], asking: Asking, *, lettered: bool
+) -> dict[str, list[str]]:
+    """By arm the predictions as the official scripts take them."""
+    turned = [permuted(item, asking.seed) for item in dataset.items]
+    return {
+        arm: [
+            prediction(text, item.choices, lettered=lettered)
+            for text, item in zip(
+                texts, turned if arm in PERMUTED_ARMS else dataset.items, strict=True
+            )
+        ]
+        for arm, texts in said.items()
+    }
+
+
+def _item_rows(
+    model: AudioModel,
+    profile: Profile,
+    dataset: DataSet,
+    evidence: Evidence,
+    chosen: Chosen,
+    right: Mapping[str, Flags],
+) -> str:
+    """CSV: score, silent score and strength of every item, and which arms answered it right."""
+    header, *rows = columns(
+        right,
+        {
+            "score": evidence.scores(profile.heads, model.heads).round(5),
+            "silent_score": evidence.silent_scores(profile.heads, model.heads).round(5),
+            "strength": chosen.by_arm["adaptive"].round(4),
+        },
+    )
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([item.id, *row] for item, row in zip(dataset.items, rows, strict=True))
+    return file.getvalue()

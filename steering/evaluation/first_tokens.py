@@ -1,0 +1,116 @@
+"""Answers told from their first token, out of stored vectors: controls that cost no further pass.
+
+An intervention acts only on the readout, so the first token under any strength and any layers is
+one matrix product away from what was gathered. Where the right answer is one token this is the
+answer; items with longer ones are left out here, and how many they are is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering.evaluation.arms import Strengths
+from steering.evidence import Evidence
+from steering.items import Item
+from steering.model import AudioModel
+from steering.readout import Intervention, logits, pool
+
+Flags = NDArray[np.bool_]
+_ROWS = 256  # items read out at once: their logits are kept for a moment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OneToken:
+    """The items whose answers can be told from one token."""
+
+    rows: NDArray[np.int64]  # (N,) which of all items
+    options: list[list[int]]  # token of each option of each of them; empty for the full vocabulary
+    wanted: NDArray[np.int64]  # (N,) token of the right answer
+
+
+def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
+    """Items whose answer, or for `choices` every option, is one token and unlike the others."""
+    tokenizer = model.processor.tokenizer
+    rows, options, wanted = [], [], []
+    for i, item in enumerate(items):
+        ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in item.choices]
+        own = ids[item.choices.index(item.answer)]
+        firsts = [each[0] for each in ids]
+        alone = len(own) == 1 and firsts.count(own[0]) == 1
+        if alone and (mode == "generate" or all(len(each) == 1 for each in ids)):
+            rows.append(i)
+            options.append([] if mode == "generate" else firsts)
+            wanted.append(own[0])
+    return OneToken(np.array(rows, np.int64), options, np.array(wanted, np.int64))
+
+
+class FirstTokens:
+    """Whether the first token is right, under any strengths, layers or order of items."""
+
+    def __init__(self, model: AudioModel, evidence: Evidence, known: OneToken) -> None:
+        self.model, self.evidence, self.known = model, evidence, known
+        self._directions: dict[tuple[int, ...], Tensor] = {}
+
+    def right(self, how: Intervention, strengths: Strengths) -> Flags:
+        """(N,) for strengths (N,), one for each item that can be told from one token."""
+        if not len(self.known.rows):
+            return np.zeros(0, bool)
+        directions = self._pooled(how)
+        found = []
+        for start in range(0, len(self.known.rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            found.append(self._right(part, directions[part], how, strengths[part]))
+        return np.concatenate(found)
+
+    def _pooled(self, how: Intervention) -> Tensor:
+        """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
+        if how.layers not in self._directions:
+            parts = [
+                pool(torch.from_numpy(self.evidence.differences[row][list(how.layers)]), how)
+                for row in self.known.rows
+            ]
+            self._directions = {how.layers: torch.stack(parts)}
+        return self._directions[how.layers]
+
+    @torch.inference_mode()
+    def _right(
+        self, part: slice, directions: Tensor, how: Intervention, strengths: Strengths
+    ) -> Flags:
+        device = self.model.device
+        rows = self.known.rows[part]
+        final = torch.from_numpy(self.evidence.final[rows]).to(device, self.model.dtype)
+        each = torch.from_numpy(strengths).float().to(device)
+        found = logits(self.model, final, directions.to(device), each, how)
+        wanted = torch.from_numpy(self.known.wanted[part]).to(device)
+        best = found.gather(1, wanted[:, None])[:, 0]
+        if self.known.options[part] and self.known.options[part][0]:
+            others = [found[i, ids].max() for i, ids in enumerate(self.known.options[part])]
+            return np.asarray((best >= torch.stack(others)).cpu().numpy())
+        return np.asarray((found.argmax(1) == wanted).cpu().numpy())
+
+
+def divergence(model: AudioModel, evidence: Evidence) -> NDArray[np.float64]:
+    """(I,) in [0, ln 2]: how far the first token's distribution on the clip is from that on its
+    silence (Jensen-Shannon).
+    """
+    found = []
+    last = model.layers - 1
+    with torch.inference_mode():
+        for start in range(0, len(evidence.final), _ROWS):
+            part = slice(start, start + _ROWS)
+            final = torch.from_numpy(evidence.final[part])
+            silent = final - torch.from_numpy(evidence.differences[part, last])
+            both = [
+                logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
+                for states in (final, silent)
+            ]
+            middle = torch.logaddexp(*both) - float(np.log(2))
+            halves = [(p.exp() * (p - middle)).sum(-1) for p in both]
+            found.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
+    return np.concatenate(found)

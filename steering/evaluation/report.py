@@ -1,0 +1,248 @@
+"""The report: one HTML file that needs no other, and its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from steering.evaluation import drawings
+from steering.evaluation.arms import ARMS
+from steering.evaluation.predictions import write_whole
+from steering.evidence import Evidence, clip_of, prompt_of
+from steering.heads import listening_score, timeline
+from steering.items import Item
+from steering.measures import Flags
+from steering.model import AudioModel
+from steering.prefill import prefill
+from steering.profile import Profile
+
+STYLE = Path(__file__).with_suffix(".mplstyle")
+FIGURES = "figures"  # folder of the PNG files, beside the report
+EXAMPLES = 3  # of each kind
+SHOWN_ABOVE = 0.95  # share of random sets that a choice must be above to be said to matter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """What the report shows besides the figures in results.json."""
+
+    model: AudioModel
+    profile: Profile
+    items: Sequence[Item]
+    evidence: Evidence
+    outputs: Mapping[str, Sequence[str]]
+    right: Mapping[str, Flags]
+
+
+def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
+    """Write `report.html` and the figures to a folder."""
+    (out / FIGURES).mkdir(exist_ok=True)
+    with rc_context(fname=STYLE):
+        figures = {
+            name: _picture(figure, out / FIGURES / f"{name}.png")
+            for name, figure in _figures(results, shown).items()
+        }
+        examples = {
+            kind: [
+                _example(shown, i, out / FIGURES / f"{kind}-{n}.png") for n, i in enumerate(rows)
+            ]
+            for kind, rows in picked(shown.items, shown.right).items()
+        }
+    pages = Environment(
+        loader=PackageLoader("steering", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters |= {"signed": signed, "breakable": breakable}
+    page = pages.get_template("report.html.jinja").render(
+        results=results,
+        profile=shown.profile,
+        described=ARMS,
+        headline=headline(results, shown.profile),
+        answers=choice_matters(results),
+        figures=figures,
+        examples=examples,
+        mixes=list(results["arms"]["bare"]["mixes"]),
+    )
+    write_whole(out / "report.html", page)
+
+
+def headline(results: Mapping[str, Any], profile: Profile) -> str:
+    """The gain of the adaptive arm in one sentence, whichever way it went."""
+    items = results["data"]["items"]
+    bare, adaptive = (results["arms"][arm]["right_percent"] for arm in ("bare", "adaptive"))
+    if profile.max_strength == 0:
+        return (
+            f"The profile does not steer this model: calibration found no gain. It answers"
+            f" {bare:.1f} % of {items} items right as it is."
+        )
+    gain, low, high = results["arms"]["adaptive"]["gain_over_bare"]
+    shares = f"{adaptive:.1f} % of {items} items right instead of {bare:.1f} %"
+    interval = f"95 % interval {signed(low)} to {signed(high)}"
+    if low <= 0 <= high:
+        return (
+            f"Steering by the listening score shows no certain change: {shares},"
+            f" {signed(gain)} points ({interval})."
+        )
+    sense = "gain" if gain > 0 else "loss"
+    return (
+        f"Steered by its listening score, the model answers {shares}: a {sense} of"
+        f" {abs(gain):.1f} points ({interval})."
+    )
+
+
+def signed(points: float) -> str:
+    """Points with their sign, none for what rounds to nothing."""
+    shown = f"{points:+.1f}"
+    return "0.0" if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def choice_matters(results: Mapping[str, Any]) -> list[str]:
+    """Whether the choice of heads matters, for the score, the gate and the direction, in words."""
+    score = results["listening"]["right_wrong_within_wording"]
+    found = [
+        _in_words(
+            "For the score",
+            "the specialist heads tell right from wrong answers of one wording with an AUROC of"
+            f" {_figure(score['auroc'])}",
+            score["above_random_share"],
+            f"60 random sets of as many heads ({_figure(score['random_mean'])} ±"
+            f" {_figure(score['random_sd'])})",
+        )
+    ]
+    controls = results["first_tokens"]
+    if "random_heads" not in controls:
+        return [
+            *found,
+            f"For the gate and the direction it was not measured: {controls['reason']}.",
+        ]
+    heads, layers = controls["random_heads"], controls["random_layers"]
+    found.append(
+        _in_words(
+            "For the gate",
+            "strengths handed out by the specialist heads give"
+            f" {heads['all']['chosen_percent']:.1f} % right first tokens",
+            heads["all"]["chosen_above_share"],
+            f"{heads['sets']} random sets of heads ({heads['all']['mean_percent']:.1f} ±"
+            f" {heads['all']['sd_percent']:.1f} %)",
+        )
+    )
+    found.append(
+        _in_words(
+            "For the direction",
+            f"the profile's layers give {layers['all']['chosen_percent']:.1f} % right first tokens",
+            layers["all"]["chosen_above_share"],
+            f"{layers['sets']} random sets of as many layers"
+            f" ({layers['all']['mean_percent']:.1f} ± {layers['all']['sd_percent']:.1f} %)",
+        )
+    )
+    return found
+
+
+def _in_words(subject: str, finding: str, above: float | None, others: str) -> str:
+    if above is None:
+        return f"{subject}: not measurable here, all answers are alike."
+    verdict = "yes" if above >= SHOWN_ABOVE else "not shown" if above >= 0.5 else "no"
+    return (
+        f"{subject}: {verdict}. {finding[0].upper()}{finding[1:]}, above {above:.0%} of {others}."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"
+
+
+def picked(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str, list[int]]:
+    """Indices of the first items repaired and broken by the adaptive arm, of unlike tasks first."""
+    bare, adaptive = right["bare"], right["adaptive"]
+    found = {}
+    for kind, flags in (("repaired", adaptive & ~bare), ("broken", bare & ~adaptive)):
+        seen: dict[str, int] = {}
+        ranked = []
+        for i in np.flatnonzero(flags):
+            task = items[int(i)].task
+            seen[task] = seen.get(task, 0) + 1
+            ranked.append((seen[task], int(i)))
+        found[kind] = [i for _, i in sorted(ranked)[:EXAMPLES]]
+    return found
+
+
+def _figures(results: Mapping[str, Any], shown: Shown) -> dict[str, Figure]:
+    evidence, profile = shown.evidence, shown.profile
+    scores = evidence.scores(profile.heads, shown.model.heads)
+    silent = evidence.silent_scores(profile.heads, shown.model.heads)
+    found = {
+        "gains": drawings.gains(results["arms"]),
+        "scores": drawings.scores(scores[evidence.right], scores[~evidence.right], silent),
+    }
+    if results["correlation_map"] is not None:
+        found["heads"] = drawings.head_map(results["correlation_map"], profile.heads)
+    part = next((p for p in ("task", "wording") if p in results["parts"]), None)
+    if part is not None:
+        found["parts"] = drawings.parts(results["parts"][part])
+    controls = results["first_tokens"]
+    if "by_strength" in controls:
+        fixed = profile.fixed_strength
+        found["strengths"] = drawings.strengths(controls["by_strength"], controls["gates"], fixed)
+    panels = _panels(results)
+    if panels:
+        found["random"] = drawings.against_random(panels)
+    return found
+
+
+def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], float]]:
+    """Random sets beside the profile's own, as far as both were measured."""
+    score, controls = results["listening"]["right_wrong_within_wording"], results["first_tokens"]
+    found = []
+    if score["auroc"] is not None:
+        unit = "AUROC, right against wrong"
+        found.append(("Score: heads", unit, score["random_each"], score["auroc"]))
+    for name, title in (("random_heads", "Gate: heads"), ("random_layers", "Direction: layers")):
+        if name in controls:
+            each = controls[name]["all"]
+            unit = "% right first tokens"
+            found.append((title, unit, each["each_percent"], each["chosen_percent"]))
+    return found
+
+
+def _example(shown: Shown, i: int, path: Path) -> dict[str, Any]:
+    """An item with what the arms answered, and its picture."""
+    model, profile, item = shown.model, shown.profile, shown.items[i]
+    clip = clip_of(model, item)
+    heard = prefill(model, prompt_of(model, item, clip), heads=profile.heads)
+    attention = heard.attention.cpu().numpy()
+    score = listening_score(attention)
+    drawn = drawings.example(
+        clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds
+    )
+    return {
+        "item": item,
+        "score": score,
+        "verdict": profile.verdicts.of(score).replace("_", " "),
+        "strength": float(profile.gate.strengths(np.asarray(score))),
+        "bare": shown.outputs["bare"][i],
+        "adaptive": shown.outputs["adaptive"][i],
+        "picture": _picture(drawn, path),
+    }
+
+
+def _picture(figure: Figure, path: Path) -> str:
+    """A figure as a data URI, after it was written to a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=180)
+    path.write_bytes(file.getvalue())
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

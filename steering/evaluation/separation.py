@@ -1,0 +1,110 @@
+"""What the listening score tells apart, and whether it matters which heads it is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.errors import DataError
+from steering.evaluation.arms import random_heads
+from steering.evidence import Evidence
+from steering.heads import correlations
+from steering.items import Item
+from steering.measures import against, auroc, within
+from steering.model import AudioModel
+from steering.profile import Profile
+
+RANDOM_SETS = 60
+
+
+def listening_figures(
+    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Evidence, seed: int
+) -> dict[str, Any]:
+    """AUROC of the listening score: right against wrong within each cue, clip against silence.
+
+    Beside it the model's own top probability, and random sets of as many heads.
+    """
+    scores = evidence.scores(profile.heads, model.heads)
+    silent = evidence.silent_scores(profile.heads, model.heads)
+    chance = random_scores(model, len(profile.heads), evidence, seed)
+    strata = [item.stratum for item in items]
+    cues: dict[str, Any] = {}
+    for cue in sorted({i.cue for i in items if i.wording == "conflict"}, key=_force):
+        rows = np.array([i.wording == "conflict" and i.cue == cue for i in items])
+        right, top = evidence.right[rows], evidence.top_probability[rows]
+        cues[cue] = {
+            "items": int(rows.sum()),
+            "auroc": rounded(auroc(scores[rows], right)),
+            "top_probability": rounded(auroc(top, right)),
+            **_beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
+        }
+    own = within(scores, evidence.right, strata)
+    others = [within(other, evidence.right, strata) for other in chance]
+    return {
+        "heads": [list(head) for head in profile.heads],
+        "right_wrong": rounded(auroc(scores, evidence.right)),
+        "right_wrong_within_wording": {
+            "auroc": rounded(own),
+            **_beside(own, others),
+            "random_each": [rounded(other) for other in sorted(others)],
+        },
+        "right_wrong_within_cue_of_conflict": cues,
+        "clip_silence": rounded(against(scores, silent)),
+        "mean_right": _mean(scores[evidence.right]),
+        "mean_wrong": _mean(scores[~evidence.right]),
+        "mean_silent": _mean(silent),
+    }
+
+
+def random_scores(
+    model: AudioModel, heads: int, evidence: Evidence, seed: int
+) -> list[NDArray[np.float32]]:
+    """(I,) listening scores by each of RANDOM_SETS random sets of so many heads."""
+    rng = np.random.default_rng([seed, 1])
+    sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
+    return [evidence.scores(each, model.heads) for each in sets]
+
+
+def correlation_map(
+    model: AudioModel, items: Sequence[Item], evidence: Evidence
+) -> list[list[float]] | None:
+    """L x H: r of each head's audio mass with a right answer, within wordings; None where every
+    answer is right or every one wrong.
+    """
+    strata = [item.stratum for item in items]
+    try:
+        r = correlations(evidence.mass, evidence.right, strata)
+    except DataError:
+        return None
+    rows: list[list[float]] = r.reshape(model.layers, model.heads).round(4).tolist()
+    return rows
+
+
+def _force(cue: str) -> tuple[int, str]:
+    """Sorts weak, medium, strong by their force, others behind by name."""
+    known = ("weak", "medium", "strong")
+    return (known.index(cue) if cue in known else len(known), cue)
+
+
+def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
+    """Mean, spread and best of random sets, and the share of them that `own` is above."""
+    values = np.array(others)
+    above = np.nan if np.isnan(own) else float((own > values).mean())
+    return {
+        "random_mean": rounded(values.mean()),
+        "random_sd": rounded(values.std()),
+        "random_best": rounded(values.max()),
+        "above_random_share": rounded(above),
+    }
+
+
+def _mean(scores: NDArray[np.float32]) -> float | None:
+    return rounded(scores.mean()) if len(scores) else None
+
+
+def rounded(figure: float | np.floating[Any]) -> float | None:
+    """A figure to 4 digits; None, which JSON can hold, where it could not be measured."""
+    return None if np.isnan(figure) else round(float(figure), 4)

@@ -1,0 +1,165 @@
+"""Profiles that a model gets from synthetic items, and the cache where they stay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from steering import load
+from steering.calibration import auto
+from steering.calibration.auto import Unprofiled, entry, find_or_make, is_wanted, kept
+from steering.checkpoint import DEMO_WEIGHTS
+from steering.errors import ProfileError
+from steering.model import AudioModel
+from steering.profile import SCHEMA_VERSION, Profile
+from steering.profile import load as load_profile
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
+    """The embedded model in another folder: one for which no profile is shipped."""
+    folder = tmp_path_factory.mktemp("copied") / "model"
+    shutil.copytree(DEMO_WEIGHTS, folder)
+    return load(str(folder), device="cpu", dtype="float32")
+
+
+class Stopped(Exception):
+    """What a server raises to end the work."""
+
+
+def stop_at(words: str) -> Callable[[str], None]:
+    def said(text: str) -> None:
+        if words in text:
+            raise Stopped
+
+    return said
+
+
+@pytest.fixture(scope="module")
+def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A cache in which a profile was made after two stops, and what was said at last."""
+    cache = tmp_path_factory.mktemp("cache")
+    for words in (f"3 of {ITEMS // 2} clips", f"7 of {ITEMS} items"):
+        with pytest.raises(Stopped):
+            find_or_make(copied, cache, items=ITEMS, said=stop_at(words))
+        assert kept(entry(cache, copied, ITEMS), copied) is None, "nothing half"
+    said: list[str] = []
+    assert isinstance(find_or_make(copied, cache, items=ITEMS, said=said.append), Profile)
+    return cache, said
+
+
+@pytest.fixture
+def cache(made: tuple[Path, list[str]], tmp_path: Path) -> Path:
+    """A cache of one's own that holds the profile."""
+    shutil.copytree(made[0], tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def never(text: str) -> None:
+    raise AssertionError(f"nothing was to be done, but: {text}")
+
+
+# ---- made
+
+
+def test_a_profile_is_made_marked_and_kept(
+    copied: AudioModel, made: tuple[Path, list[str]]
+) -> None:
+    cache, said = made
+    assert f"calibrating: 12 of {ITEMS} items" in said
+    assert not any("clips made" in text for text in said), "whole sounds are not made again"
+    found = find_or_make(copied, cache, items=ITEMS, said=never)
+    assert isinstance(found, Profile)
+    assert found.calibrated_on == "synthetic"
+    assert found.fingerprint == copied.fingerprint
+    folder = entry(cache, copied, ITEMS)
+    record = json.loads((folder / "profile" / "profile.json").read_text())
+    assert record["calibrated_on"] == "synthetic"
+    assert record["calibration"]["items"] == ITEMS
+    assert not (folder / "items").exists(), "the sounds are not kept"
+    assert load_profile(folder / "profile").heads == found.heads
+
+
+def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioModel) -> None:
+    cache = Path("cache")
+    one = entry(cache, copied, 40)
+    assert one.parent == cache / "profiles"
+    assert f"schema{SCHEMA_VERSION}" in one.name
+    others = [
+        entry(cache, copied, 41),
+        entry(cache, replace(copied, fingerprint="f00d"), 40),
+        entry(cache, replace(copied, dtype=torch.bfloat16), 40),
+    ]
+    assert len({one, *others}) == 4
+
+
+def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
+    demo = replace(copied, name="demo")
+    assert is_wanted("auto", demo)
+    assert is_wanted(None, copied)
+    assert not is_wanted(None, demo), "it has a shipped one"
+    assert not is_wanted("none", copied)
+    assert not is_wanted("some/folder", copied)
+
+
+# ---- two at once
+
+
+def test_while_another_works_there_one_waits_and_may_stop(copied: AudioModel, cache: Path) -> None:
+    lock = FileLock(entry(cache, copied, ITEMS) / "lock")
+    with lock, pytest.raises(Stopped):
+        find_or_make(copied, cache, items=ITEMS, said=stop_at("another server"))
+    assert isinstance(find_or_make(copied, cache, items=ITEMS, said=never), Profile)
+
+
+# ---- damaged, and in the way
+
+
+def test_a_damaged_profile_is_made_again_and_that_is_said(
+    copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = entry(cache, copied, ITEMS)
+    (folder / "profile" / "profile.safetensors").write_bytes(b"{")
+    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    said: list[str] = []
+    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == Unprofiled("made again")
+    assert "calibrating again" in said[0] and "no usable profile" in said[0]
+    assert not (folder / "profile").exists()
+
+
+def test_a_damaged_refusal_is_made_again(
+    copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry(cache, copied, ITEMS) / "refusal.json").write_text("[]")
+    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    said: list[str] = []
+    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == Unprofiled("made again")
+    assert "refusal.json is damaged" in said[0]
+
+
+def test_a_profile_of_another_model_in_the_entry_is_made_again(
+    copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = entry(cache, copied, ITEMS) / "profile" / "profile.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "f00d"}))
+    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    said: list[str] = []
+    find_or_make(copied, cache, items=ITEMS, said=said.append)
+    assert "f00d" in said[0]
+
+
+def test_a_cache_that_can_not_be_written_says_the_way_out(
+    copied: AudioModel, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ProfileError, match="--cache"):
+        find_or_make(copied, tmp_path / "file", items=ITEMS, said=never)

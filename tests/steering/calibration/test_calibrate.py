@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from steering.calibration import gathering
+from steering.calibration.calibrate import calibrate, fit_profile, verdicts
+from steering.calibration.inspection import MIN_ITEMS
+from steering.calibration.search import FOLDS, STRENGTHS, Fit, Search, folds, nearest, smooth
+from steering.errors import DataError
+from steering.evidence import Evidence, Row, columns
+from steering.items import DataSet, Item
+from steering.measures import against
+from steering.model import AudioModel
+from steering.profile import load
+from steering.readout import Intervention, logits
+from steering.taps import Head
+from tests.steering.examples import write_items
+
+ITEMS = 120
+PLANTED: tuple[Head, ...] = ((5, 3), (2, 6), (6, 0), (5, 1))  # they listen
+DEAF: Head = (1, 1)  # knows the answer too, but looks the same at silence
+
+
+def items() -> tuple[Item, ...]:
+    """Two items a clip, neutral and conflict in turn, every cue."""
+    return tuple(
+        Item(
+            id=f"{i}",
+            audio=Path(f"{i // 2}.wav"),
+            question="Which sound is this?",
+            choices=("dog", "cow"),
+            answer="dog",
+            task="sound",
+            wording=("neutral", "conflict")[i % 2],
+            cue=("weak", "medium", "strong")[i // 2 % 3] if i % 2 else "",
+            record={},
+        )
+        for i in range(ITEMS)
+    )
+
+
+def dataset() -> DataSet:
+    return DataSet(items(), "00ff", "items.json")
+
+
+def unit(rows: torch.Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = (rows / rows.norm(dim=-1, keepdim=True)).numpy()
+    return found
+
+
+def evidence(model: AudioModel, *, helps: bool) -> Evidence:
+    """Neutral items are right, half of the conflicts wrong; the planted heads see which.
+
+    The last layer's difference turns a wrong answer into the right one and, in one of twelve, a
+    right one into a wrong one; every other layer's leads astray. With `helps` false all layers hold
+    noise, and so do the heads.
+    """
+    rng = np.random.default_rng(4)
+    right = np.array([i % 2 == 0 or rng.random() < 0.5 for i in range(ITEMS)])
+    answer, wrong, other = rng.choice(700, (3, ITEMS)) + np.array([[0], [3], [7]])
+    words = unit(model.network.lm_head.weight)
+    said = np.where(right, answer, wrong)
+    final = 10 * words[said] + 0.1 * rng.standard_normal((ITEMS, model.width))
+    differences = rng.standard_normal((ITEMS, model.layers, model.width))
+    silent = rng.uniform(0.0, 0.2, (ITEMS, model.layers * model.heads))
+    mass = rng.uniform(0.25, 0.45, silent.shape)
+    if helps:
+        differences += 40 * words[other][:, None]
+        hurt = right & (rng.random(ITEMS) < 1 / 12)
+        differences[:, -1] = 30 * words[np.where(hurt, wrong, answer)]
+        for n, column in enumerate(columns(PLANTED, model.heads)):
+            noise = 0.02 * (n + 1) * rng.standard_normal(ITEMS)
+            mass[:, column] = 0.3 + 0.4 * right + noise
+        column = columns([DEAF], model.heads)[0]
+        mass[:, column] = silent[:, column] = 0.3 + 0.4 * right
+    return Evidence(
+        mass=mass.astype(np.float32),
+        silent_mass=silent.astype(np.float32),
+        differences=differences.astype(np.float32),
+        final=final.astype(np.float32),
+        deciding=final.astype(np.float32),
+        first_token=answer,
+        right=right,
+        top_probability=np.ones(ITEMS, np.float32),
+    )
+
+
+# ---- the whole of it
+
+
+def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) -> None:
+    shown = evidence(untrained, helps=True)
+    profile = fit_profile(untrained, dataset(), shown)
+
+    assert set(profile.heads) == set(PLANTED), "and not the head that is deaf"
+    assert profile.heads[0] == PLANTED[0], "the clearest first"
+    assert min(profile.correlations) > 0.8
+    assert list(profile.correlations) == sorted(profile.correlations, reverse=True)
+    assert profile.how.layers == (untrained.layers - 1,)
+    torch.testing.assert_close(
+        profile.direction, torch.from_numpy(shown.differences[:, -1]).mean(0)
+    )
+
+    accuracy = profile.held_out["accuracy_percent"]
+    assert accuracy["bare"]["neutral"] == 100
+    assert accuracy["bare"]["conflict"] == pytest.approx(50, abs=12)
+    assert accuracy["adaptive"]["all"] > 97
+    assert accuracy["adaptive"]["all"] > accuracy["fixed"]["all"] > accuracy["bare"]["all"]
+    gain, low, high = profile.held_out["gain_balanced"]
+    assert 15 < low <= gain <= high
+    repaired, broken = profile.held_out["repaired_broken"]
+    assert repaired > 20 and broken <= 2
+
+    heard, deaf = profile.gate.strength(0.7), profile.gate.strength(0.3)
+    assert deaf > 0.3 and heard < deaf / 8, "a listening model is left alone"
+    assert profile.verdicts.of(0.72) == "listening"
+    assert profile.verdicts.of(0.2) == "not_listening"
+
+
+def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
+    shown = evidence(untrained, helps=True)
+    profile = fit_profile(untrained, dataset(), shown)
+    scores = shown.scores(profile.heads, untrained.heads)
+    assert profile.fingerprint == untrained.fingerprint
+    assert profile.name.endswith("00ff"), "named for its data"
+    assert profile.calibration["items"] == ITEMS
+    assert profile.calibration["sha256"] == "00ff"
+    assert profile.calibration["settings_tried"] > 1000
+    assert profile.calibration["calibrated_on"] == "user data"
+    assert "within wording" in profile.calibration["heads_optimise"]
+    chance = profile.held_out["nulls"]
+    among = chance["random_heads"]["strata"]["all"]
+    assert among["auroc"] > 0.95 > 0.8 > among["random_mean"] and among["share_beaten"] >= 0.75
+    assert chance["random_layers"]["random_mean_percent"] < 90, "other layers lead astray"
+    assert chance["halves"]["shared"] >= 3
+    assert {"python", "torch", "transformers", "allears"} <= profile.versions.keys()
+    assert profile.quantiles[[0, 50, 100]] == pytest.approx(
+        [scores.min(), np.median(scores), scores.max()]
+    )
+    own = shown.mass[:, columns(profile.heads, untrained.heads)]
+    np.testing.assert_allclose(profile.head_mean, own.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
+    json.dumps(dict(profile.held_out), allow_nan=False)
+    again = fit_profile(untrained, dataset(), shown)
+    assert (again.heads, again.how, again.gate) == (profile.heads, profile.how, profile.gate)
+    assert again.held_out == profile.held_out
+
+
+def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
+    profile = fit_profile(untrained, dataset(), evidence(untrained, helps=False))
+    assert profile.held_out["gain_balanced"][1] <= 0
+    assert (profile.fixed_strength, profile.gate.max_strength) == (0.0, 0.0)
+    assert profile.max_strength == 0.0
+    assert profile.refusal and "outside the fold" in profile.refusal
+    assert profile.gate.strength(0.0) == 0.0
+    assert profile.heads, "it can still be heard whether the model listens"
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_too_few_clips_to_hold_any_out(untrained: AudioModel, clips: int) -> None:
+    few = tuple(
+        replace(item, audio=Path(f"{i * clips // ITEMS}.wav")) for i, item in enumerate(items())
+    )
+    data = DataSet(few, "00ff", "items.json")
+    profile = fit_profile(untrained, data, evidence(untrained, helps=True))
+    assert (profile.refusal is None) == bool(profile.held_out)
+    assert profile.refusal is None or "outside the fold" in profile.refusal
+    assert (profile.max_strength > 0) == (clips > 1)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_is_refused(untrained: AudioModel, right: bool) -> None:
+    alike = replace(evidence(untrained, helps=False), right=np.full(ITEMS, right))
+    with pytest.raises(DataError, match="right" if right else "wrong"):
+        fit_profile(untrained, dataset(), alike)
+
+
+def test_a_profile_is_saved_whole(
+    untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_items(tmp_path, ITEMS)
+    shown = evidence(untrained, helps=True)
+
+    def planted(*_: object) -> Iterator[tuple[int, Row]]:
+        for i in range(ITEMS):
+            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Evidence))
+
+    monkeypatch.setattr(gathering, "rows_here", planted)
+    profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
+    found = load(tmp_path / "out" / "mine")
+    assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
+
+
+def test_what_is_wrong_with_the_data_is_said_before_any_pass(
+    untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> Iterator[tuple[int, Row]]:
+        raise AssertionError("a pass was run")
+
+    monkeypatch.setattr(gathering, "rows_here", never)
+    few = write_items(tmp_path, MIN_ITEMS - 1)
+    with pytest.raises(DataError, match=f"{MIN_ITEMS - 1} items.*at least {MIN_ITEMS}"):
+        calibrate(untrained, few, tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="gone"):
+        calibrate(untrained, tmp_path / "gone.json", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- its parts
+
+
+@pytest.mark.parametrize("how", [Intervention((7,)), Intervention((0, 7), scale="raw")], ids=str)
+def test_every_strength_is_tried_on_every_item(untrained: AudioModel, how: Intervention) -> None:
+    shown = evidence(untrained, helps=True)
+    found = Search(untrained, shown, items()).right_at(how)
+    assert found.shape == (len(STRENGTHS), ITEMS)
+    final = torch.from_numpy(shown.final)
+    with torch.inference_mode():
+        bare = logits(untrained, final).argmax(-1).numpy() == shown.first_token
+        np.testing.assert_array_equal(found[0], bare)
+        direction = torch.from_numpy(shown.differences[:, list(how.layers)].mean(1))
+        for at in (1, 10, 40):
+            each = torch.full((ITEMS,), float(STRENGTHS[at]))
+            said = logits(untrained, final, direction, each, how).argmax(-1).numpy()
+            np.testing.assert_array_equal(found[at], said == shown.first_token)
+
+
+def test_a_clip_is_never_on_both_sides_of_a_fold() -> None:
+    clips = np.array([f"{i // 3}.wav" for i in range(90)])
+    fold = folds(clips)
+    assert all(len(set(fold[clips == clip])) == 1 for clip in set(clips))
+    assert np.bincount(fold, minlength=FOLDS).tolist() == [18] * FOLDS
+    np.testing.assert_array_equal(fold, folds(clips))
+    order = np.random.default_rng(0).permutation(90)
+    np.testing.assert_array_equal(folds(clips[order]), fold[order])
+
+
+def test_what_is_held_out_was_not_fitted_on(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(untrained, evidence(untrained, helps=True), items())
+    fitted: list[set[int]] = []
+    fit = search.fit
+
+    def watched(rows: NDArray[np.int64]) -> Fit:
+        fitted.append(set(rows.tolist()))
+        return fit(rows)
+
+    monkeypatch.setattr(search, "fit", watched)
+    search.held_out()
+    outside = [set(range(ITEMS)) - inside for inside in fitted]
+    assert len(outside) == FOLDS
+    assert set().union(*outside) == set(range(ITEMS))
+    for held, inside in zip(outside, fitted, strict=True):
+        assert not {i // 2 for i in held} & {i // 2 for i in inside}, "items of one clip"
+
+
+def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel) -> None:
+    search = Search(untrained, evidence(untrained, helps=True), items())
+    scores = np.linspace(0, 1, ITEMS).astype(np.float32)
+    right = np.ones((len(STRENGTHS), ITEMS), bool)
+    gate, _ = search.best_gate(right, scores)
+    assert gate.max_strength == 0, "bare is as good as anything"
+    right[0] = False  # any steering at all is enough
+    gate, worth = search.best_gate(right, scores)
+    assert gate.strengths(scores).min() >= STRENGTHS[1] / 2
+    assert worth[0] == 1
+
+
+def test_against_compares_clips_with_their_silence() -> None:
+    heard, silent = np.array([0.5, 0.2], np.float32), np.array([0.1, 0.3], np.float32)
+    assert against(heard, silent) == pytest.approx(3 / 4)
+
+
+def test_the_nearest_strength_tried() -> None:
+    found = nearest(np.array([0.0, 0.024, 0.026, 1.0, 1.99, 7.0]))
+    assert STRENGTHS[found].tolist() == [0.0, 0.0, 0.05, 1.0, 2.0, 2.0]
+
+
+def test_smoothing_is_a_mean_of_three() -> None:
+    assert smooth(np.array([0.0, 3.0, 0.0, 0.0])) == pytest.approx([1.0, 1.0, 1.0, 0.0])
+
+
+def test_verdicts_part_right_from_wrong() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9] * 10, np.float32)
+    found = verdicts(scores, scores > 0.5)
+    assert 0.4 < found.listening <= 0.6
+    assert found.partly == pytest.approx(0.25)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from steering.calibration.nulls import RANDOM_LAYERS, random_heads, random_layers, stability
+from steering.errors import DataError
+from steering.measures import auroc, within
+
+ITEMS, HEADS = 200, 64
+
+
+def test_random_heads_lose_to_heads_that_know() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(ITEMS) < 0.5
+    mass = rng.random((ITEMS, HEADS)).astype(np.float32)
+    mass[:, 3] += right
+    strata = ["a", "b"] * (ITEMS // 2)
+    fold = np.arange(ITEMS) % 5
+    found = random_heads(mass, right, strata, fold, [[3, 7]] * 5)
+    assert set(found["strata"]) == {"all", "a", "b"}
+    for figures in found["strata"].values():
+        assert figures["auroc"] > 0.85
+        assert 0.4 < figures["random_mean"] < 0.65
+        assert figures["share_beaten"] > 0.9
+    lost = random_heads(mass, right, strata, fold, [[8, 9]] * 5)["strata"]["all"]
+    assert 0 < lost["share_beaten"] < 0.95, "heads that know nothing are random ones"
+
+
+def test_a_stratum_of_right_answers_only_has_no_figure() -> None:
+    mass = np.random.default_rng(1).random((20, 8)).astype(np.float32)
+    right = np.arange(20) % 2 == 0
+    strata = ["even" if flag else "mixed" for flag in right]
+    strata[0] = "mixed"
+    found = random_heads(mass, right, strata, np.zeros(20, np.int64), [[0]])
+    assert "even" not in found["strata"] and "mixed" in found["strata"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_random_layers_are_as_many_and_the_same_in_every_fold() -> None:
+    asked: list[list[tuple[int, ...]]] = []
+
+    def judged(layers: Sequence[tuple[int, ...]]) -> float:
+        asked.append(list(layers))
+        return 0.9 if layers[0] == (6, 7) else 0.5
+
+    found = random_layers(8, [(6, 7), (6, 7), (7,)], judged)
+    assert asked[0] == [(6, 7), (6, 7), (7,)]
+    assert len(asked) == 1 + RANDOM_LAYERS == 1 + found["seeds"]
+    for first, second, third in asked[1:]:
+        assert first == second and len(set(first)) == 2 and third[0] in first
+    assert found["accuracy_percent"] == 90 and found["random_mean_percent"] < 60
+    assert found["share_beaten"] > 0.8
+    assert "all layers" in random_layers(2, [(0, 1)], lambda _: 0.5)["note"]
+
+
+def test_halves_that_agree_and_halves_that_can_not_say() -> None:
+    clips = np.array([f"{i // 2}" for i in range(40)])
+    seen: list[set[str]] = []
+
+    def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        seen.append(set(clips[rows]))
+        return np.array([0.1, 0.7, 0.3])
+
+    found = stability(clips, head_map, lambda rows: [(0, 1), (0, int(rows[0]))])
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["shared"] == 1
+    assert not seen[0] & seen[1], "items of one clip are in one half"
+
+    def undefined(_: NDArray[np.int64]) -> NDArray[np.float64]:
+        raise DataError("all right")
+
+    assert "not known" in stability(clips, undefined, lambda _: [])["note"]
+
+
+def test_within_averages_strata_by_their_pairs() -> None:
+    scores = np.array([1.0, 2.0, 3.0, 0.5, 0.1, 0.2, 9.0], np.float32)
+    right = np.array([False, True, True, True, False, True, True])
+    strata = ["a", "a", "a", "b", "b", "b", "c"]  # c holds no wrong answer
+    a, b = auroc(scores[:3], right[:3]), auroc(scores[3:6], right[3:6])
+    assert within(scores, right, strata) == pytest.approx((2 * a + 2 * b) / 4)
+    assert np.isnan(within(scores, np.ones(7, bool), strata))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import jensenshannon
+
+from steering.answer import Plan, Sampling, generate, score_choices
+from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
+from steering.evidence import clip_of, gather, prompt_of
+from steering.items import Item, read
+from steering.model import AudioModel
+from steering.prefill import prefill
+from steering.prompt import silent_twin
+from steering.readout import Intervention, logits, pool
+from tests.steering.evaluation.judging import item
+from tests.steering.examples import write_items
+
+HOW = Intervention(layers=(0, 2))
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> tuple[Item, ...]:
+    return read(write_items(tmp_path, 6), tmp_path).items
+
+
+def answered(model: AudioModel, asked: Item, strength: float, mode: str) -> int:
+    """The first token of an answer that is really given."""
+    prompt = prompt_of(model, asked, clip_of(model, asked))
+    layers = range(model.layers)
+    heard = prefill(model, prompt, layers=layers)
+    silent = prefill(model, silent_twin(model, prompt), layers=layers)
+    plan = Plan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)
+    if mode == "generate":
+        return next(generate(model, heard, plan, Sampling(max_tokens=1)))
+    best = int(np.argmax(score_choices(model, heard, plan, asked.choices)))
+    token: int = model.processor.tokenizer(asked.choices[best])["input_ids"][0]
+    return token
+
+
+@pytest.mark.parametrize("mode", ["generate", "choices"])
+def test_a_first_token_is_that_of_the_answer_given(
+    grouped: AudioModel, items: tuple[Item, ...], mode: str
+) -> None:
+    strengths = np.array([0.0, 0.5, 1.5, 3.0, 0.2, 8.0])
+    given = [answered(grouped, each, s, mode) for each, s in zip(items, strengths, strict=True)]
+    known = one_token(grouped, items, mode)
+    assert known.rows.tolist() == list(range(6))
+    tokens = FirstTokens(grouped, gather(grouped, items), replace(known, wanted=np.array(given)))
+    assert tokens.right(HOW, strengths).all()
+    wrong = [
+        next(o for o in (*options, one + 1) if o != one)
+        for one, options in zip(given, known.options, strict=True)
+    ]
+    others = replace(known, wanted=np.array(wrong))
+    assert not FirstTokens(grouped, gather(grouped, items), others).right(HOW, strengths).any()
+
+
+def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
+    long = replace(item("long"), choices=("dog", "dog bell", "cow"), answer="dog bell")
+    longer = replace(item("other"), choices=("dog", "bell cow", "cow"))
+    shared = replace(item("shared"), choices=("dog", "dog bell", "cow"))
+    short = replace(item("a"), choices=("dog", "cow", "bell"))
+    asked = [short, long, longer, shared]
+    assert one_token(grouped, asked, "generate").rows.tolist() == [0, 2]
+    assert one_token(grouped, asked, "choices").rows.tolist() == [0]
+
+
+def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...]) -> None:
+    known = one_token(grouped, [], "generate")
+    tokens = FirstTokens(grouped, gather(grouped, items), known)
+    assert tokens.right(HOW, np.zeros(0)).shape == (0,)
+
+
+def test_the_divergence_is_jensen_and_shannons(
+    grouped: AudioModel, items: tuple[Item, ...]
+) -> None:
+    found = divergence(grouped, gather(grouped, items))
+    for i, each in enumerate(items):
+        prompt = prompt_of(grouped, each, clip_of(grouped, each))
+        p, q = (
+            logits(grouped, prefill(grouped, one).final[None])[0].softmax(-1).double().numpy()
+            for one in (prompt, silent_twin(grouped, prompt))
+        )
+        assert found[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
+    assert (found > 0).all()
