@@ -19,7 +19,8 @@ class Files(BaseHTTPRequestHandler):
     """What stands on the host: a file, redirects, and things that should not be taken."""
 
     def do_GET(self) -> None:
-        port = self.server.server_address[1]
+        assert isinstance(self.server, ThreadingHTTPServer)
+        port = self.server.server_port
         hops = {
             "/moved": f"http://audio.test:{port}/file",
             "/away": "http://evil.test/x",
@@ -49,7 +50,7 @@ class Files(BaseHTTPRequestHandler):
 def port() -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
+    yield server.server_port
     server.shutdown()
     server.server_close()
 
