@@ -50,6 +50,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=own_version(),
         lifespan=lifespan,
+        docs_url=None,  # routes.py has a page that asks no other host
         redoc_url=None,
         exception_handlers=errors.HANDLERS,
     )

@@ -14,7 +14,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 
 from server import listening_log, metrics, reports, stream
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
@@ -24,11 +31,13 @@ from server.engine import Engine
 from server.errors import UnknownMedia
 from server.links import Fetcher
 from server.listen import Answer, Heeded, Question
+from server.pages import DOCS, PLAYGROUND, pages
 from server.question import Hearing, Submitted, links, make_question
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, Wire, parse_form, parse_json
 
 router = APIRouter()
+PAGES = pages()
 Asked = TypeVar("Asked", ListeningRequest, AudioChatRequest)
 Body = TypeVar("Body", bound=Wire)
 
@@ -196,6 +205,38 @@ async def readyz(here: Here) -> dict[str, str]:
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
     return Response(metrics.page(here.metrics), media_type=CONTENT_TYPE_LATEST)
+
+
+# ---- pages
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/playground", include_in_schema=False)
+async def to_the_playground(request: Request) -> Response:
+    """People who come with a browser get the playground."""
+    return RedirectResponse("playground/")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Swagger UI over /openapi.json."""
+    return _file(DOCS)
+
+
+@router.get("/playground/{name:path}", include_in_schema=False)
+async def playground(name: str) -> Response:
+    """A file of the playground."""
+    return _file(name or PLAYGROUND)
+
+
+def _file(name: str) -> Response:
+    found = PAGES.get(name)
+    if found is None:
+        raise HTTPException(404)
+    return FileResponse(found.path, media_type=found.kind, headers=found.headers)
+
+
+# ---- what the routes share
 
 
 async def _question(

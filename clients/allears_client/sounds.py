@@ -34,9 +34,9 @@ def one_or_many(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
     """The sounds, as a list."""
     if audio is None:
         return []
-    if isinstance(audio, bytes | str) or not isinstance(audio, Sequence):
-        return [audio]
-    return list(audio)
+    if isinstance(audio, Sequence) and not isinstance(audio, bytes | str):
+        return list(audio)
+    return [audio]
 
 
 def as_json(sound: Sound) -> dict[str, str]:
