@@ -11,6 +11,7 @@ const VERDICTS = {
 let sound = null; // {name, file, samples, seconds}
 let heard = null; // the listening of the last answer
 let stopRecording = null;
+let choosing = 0; // the number of the last sound that was chosen: an earlier one that comes late is dropped
 
 // ---- the server
 
@@ -47,10 +48,11 @@ function take(found) {
   show();
 }
 
-async function takeFile(file, name) {
+async function takeFile(file, name, number = ++choosing) {
   complain(null);
   try {
-    take(await fromFile(file, name));
+    const found = await fromFile(file, name);
+    if (number === choosing) take(found);
   } catch (error) {
     complain(error);
   }
@@ -64,15 +66,16 @@ async function listSamples() {
     button.addEventListener("click", () => takeSample(clip, button));
     $("samples").append(button);
   }
-  if (!sound && clips.length) await takeSample(clips[0], $("samples").firstElementChild);
+  if (!choosing && clips.length) await takeSample(clips[0], $("samples").firstElementChild);
 }
 
 async function takeSample(clip, button) {
-  const response = await fetch(`clips/${clip.file}`);
-  await takeFile(await response.blob(), clip.file);
+  const number = ++choosing;
   $("question").value = clip.question;
   $("choices").value = clip.choices.join(", ");
   press(button);
+  const response = await fetch(`clips/${clip.file}`);
+  await takeFile(await response.blob(), clip.file, number);
 }
 
 function press(button) {
@@ -88,6 +91,7 @@ async function toggleRecording() {
       $("record").textContent = "Record";
       $("record").setAttribute("aria-pressed", "false");
       press(null);
+      choosing++;
       if (error) complain(error); else take(found);
     });
     $("record").textContent = "Stop";
