@@ -23,6 +23,8 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
+expect.set_options(timeout=20_000)  # of a machine that is busy with other things
+
 needs_browser = [
     pytest.mark.system,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs Debian's"),
@@ -125,8 +127,8 @@ def visit(browser: Browser, url: str, size: str = "desktop", **more: Any) -> Ite
 
 def shown_text(page: Page, card: str) -> str:
     text = page.locator(f"#{card} .text")
-    expect(text).to_have_text(re.compile(r"\w"), timeout=20_000)
-    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true", timeout=20_000)
+    expect(text).to_have_text(re.compile(r"\w"))
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
     return text.inner_text()
 
 
@@ -263,6 +265,7 @@ class TestInABrowser:
             field = page.get_by_label("API key")
             expect(field).to_be_visible()
             expect(page.locator("#state")).to_have_text("needs a key")
+            expect(page.locator("#sound-name")).to_have_text(re.compile("dog.wav"))
             page.get_by_role("button", name="Ask bare and steered").click()
             expect(page.get_by_role("alert")).to_have_text(re.compile("API key"))
             field.fill("the-key")
