@@ -122,7 +122,8 @@ def serve(settings: Settings) -> None:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         typer.echo(f"allears: loading {settings.model}; {url}", err=True)
-        typer.echo(f"  docs {url}/docs   metrics {url}/metrics   ready {url}/readyz", err=True)
+        typer.echo(f"  playground {url}/   docs {url}/docs", err=True)
+        typer.echo(f"  metrics {url}/metrics   ready {url}/readyz", err=True)
         if settings.host not in _LOOPBACK and not settings.api_keys:
             typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
         asyncio.run(_serve(settings, listening))

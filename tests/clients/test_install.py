@@ -1,10 +1,12 @@
-"""The client alone, installed into an environment of its own."""
+"""What is installed: the client alone in an environment of its own, and all of allears' files."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,19 @@ def test_it_brings_no_torch_and_asks_a_server(
     assert text in ("dog", "cat")
     assert 0 < score < 1
     assert "torch" not in modules
+
+
+def test_the_wheel_holds_what_the_server_shows(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps"]
+    built = subprocess.run(
+        [*pip, "--quiet", "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True
+    )
+    if built.returncode and "No matching distribution" in built.stderr:
+        pytest.skip("no package index can be reached")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "server" / "playground").iterdir()}
+    clips = {str(path.relative_to(ROOT)) for path in (ROOT / "steering/demo/clips").iterdir()}
+    assert pages | clips | {"allears_client/client.py", "allears_client/commands.py"} <= names
+    assert not any(name.startswith("clients/") for name in names)
