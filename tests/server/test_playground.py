@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,20 @@ def demo_url(
     log = tmp_path_factory.mktemp("demo") / "log"
     with serve_process(Path("demo"), ROOT / "steering" / "demo" / "profile", log) as (_, url):
         yield url
+
+
+@contextmanager
+def on_a_port(server: Any) -> Iterator[str]:
+    """The URL of an app that runs here already."""
+    config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
+    listening = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        serving = server.run(listening.serve(sockets=[port]))
+        try:
+            yield f"http://127.0.0.1:{port.getsockname()[1]}"
+        finally:
+            listening.should_exit = True
+            serving.result(20)
 
 
 @contextmanager
@@ -249,17 +266,12 @@ class TestInABrowser:
             expect(page.get_by_role("alert")).to_have_text("There is no question yet.")
 
     def test_a_key_is_asked_for_and_kept_nowhere(
-        self,
-        browser: Browser,
-        serve_process: Callable[..., Any],
-        checkpoint_folder: Path,
-        profile_folder: Path,
-        tmp_path: Path,
+        self, browser: Browser, start: Callable[..., Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        options = ("--api-keys", "the-key")
-        log = tmp_path / "log"
+        caplog.set_level(logging.INFO)
         with (
-            serve_process(checkpoint_folder, profile_folder, log, *options) as (_, url),
+            start(api_keys="the-key") as server,
+            on_a_port(server) as url,
             visit(browser, f"{url}/") as page,
         ):
             field = page.get_by_label("API key")
@@ -278,7 +290,7 @@ class TestInABrowser:
                 location.href])"""
             )
             assert "the-key" not in kept + page.locator("#code").inner_text()
-        assert "the-key" not in log.read_text()
+        assert "the-key" not in caplog.text
 
     def test_the_keyboard_and_a_screen_reader_find_everything(
         self, browser: Browser, running_url: str
