@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from server import errors, middleware
+from server.completions import ChatCompletionRequest
 from server.deployment import Deployment
 from server.listen import Listener
 from server.routes import router
@@ -49,6 +50,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=own_version(),
         lifespan=lifespan,
+        docs_url=None,  # routes.py has a page that asks no other host
         redoc_url=None,
         exception_handlers=errors.HANDLERS,
     )
@@ -99,13 +101,14 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _bodies() -> dict[str, Any]:
-    """Schemas of the two bodies, as JSON and as forms, and of what they hold."""
-    kinds = (ListeningRequest, AudioChatRequest)
+    """Schemas of the bodies, two of them also as forms, and of what they hold."""
+    forms = (ListeningRequest, AudioChatRequest)
     _, found = models_json_schema(
-        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+        [(kind, "validation") for kind in (*forms, ChatCompletionRequest)],
+        ref_template="#/components/schemas/{model}",
     )
     schemas: dict[str, Any] = found["$defs"]
-    for kind in kinds:
+    for kind in forms:
         form = dict(schemas[kind.__name__])
         files = {"type": "array", "items": {"type": "string", "format": "binary"}}
         form["properties"] = {**form["properties"], "audio": files}

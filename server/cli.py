@@ -1,4 +1,4 @@
-"""The command line: every command of `allears`, those of clients/ and steering/ put in.
+"""The command line: every command of `allears`, those of the client and steering/ put in.
 
 Exit codes: 0 fine, 1 failed, 2 used wrongly. What a user can act on is one line on stderr.
 """
@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clients import cli as client_commands
-from clients.client import AllEars, AllEarsClientError, Answer
+from allears_client import AllEars, AllEarsClientError, Answer
+from allears_client import commands as client_commands
 from server.settings import Settings, SettingsError, option, read_settings, variable
 from steering import cli as steering_commands
 from steering.errors import AllEarsError
@@ -122,7 +122,8 @@ def serve(settings: Settings) -> None:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         typer.echo(f"allears: loading {settings.model}; {url}", err=True)
-        typer.echo(f"  docs {url}/docs   metrics {url}/metrics   ready {url}/readyz", err=True)
+        typer.echo(f"  playground {url}/   docs {url}/docs", err=True)
+        typer.echo(f"  metrics {url}/metrics   ready {url}/readyz", err=True)
         if settings.host not in _LOOPBACK and not settings.api_keys:
             typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
         asyncio.run(_serve(settings, listening))
@@ -302,10 +303,42 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-# ---- questions to a server that runs
+# ---- questions to a server that runs, or to one of this process
 
-app.command("ask")(client_commands.ask)
-app.command("listen")(client_commands.listen)
+
+@app.callback()
+def begin(context: typer.Context) -> None:
+    """Tell the commands of the client how a server is run here."""
+    context.obj = server_here
+
+
+@contextmanager
+def server_here() -> Iterator[str]:
+    """The URL of a server in this process, of what ALLEARS_* name, while the context lasts."""
+    from server.app import create_app  # torch is slow to import, and --help needs none
+
+    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": ()}
+    served = create_app(read_settings({}, options))
+    deployment = served.state.deployment
+    logging.getLogger("allears").setLevel(logging.CRITICAL)  # what fails is raised below
+    server = uvicorn.Server(uvicorn.Config(served, log_config=None, access_log=False))
+    with _listening_socket(_LOOPBACK[0], 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            with Console(stderr=True).status(f"loading {deployment.settings.model}"):
+                while deployment.state == "loading" and deployment.failure is None:
+                    time.sleep(0.02)
+            if deployment.failure is not None:
+                raise AllEarsError(str(deployment.failure))
+            yield f"http://{_LOOPBACK[0]}:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+app.command("ask")(one_line_errors(client_commands.ask))
+app.command("listen")(one_line_errors(client_commands.listen))
 
 
 # ---- demo-data, calibrate, evaluate

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from server.completions import UnknownModel
 from server.deployment import Draining, Loading
 from server.engine import Busy, QueueFull, QueueTimeout, Stopped
 from server.listening_log import UnknownRecord
@@ -55,6 +56,7 @@ TABLE: Mapping[type[Exception], Row] = {
     Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
     BodyTooLarge: Row(413, "body_too_large"),
     UnknownMedia: Row(415, "unsupported_media_type"),
+    UnknownModel: Row(404, "model_not_found", param="model"),
     UnknownRecord: Row(404, "not_found", param="request_id"),
     QueueFull: Row(429, "queue_full", "rate_limit_error"),
     QueueTimeout: Row(503, "queue_timeout", "server_error"),

@@ -161,12 +161,15 @@ def raced(app: ASGIApp) -> ASGIApp:
 
 
 def keyed(app: ASGIApp, keys: Sequence[str]) -> ASGIApp:
-    """Lets a request pass if it has one of the keys, or asks for a probe; open without keys."""
+    """Lets a request pass that has one of the keys, or asks for a probe or a static page.
+
+    Open without keys.
+    """
     wanted = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        probe = scope.get("path") in PROBES
-        if scope["type"] == "http" and wanted and not probe and not _has_key(scope, wanted):
+        open_ = scope.get("path") in PROBES or _is_page(scope)
+        if scope["type"] == "http" and wanted and not open_ and not _has_key(scope, wanted):
             error = Unauthorized(
                 "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
             )
@@ -174,6 +177,12 @@ def keyed(app: ASGIApp, keys: Sequence[str]) -> ASGIApp:
         await app(scope, receive, send)
 
     return call
+
+
+def _is_page(scope: Scope) -> bool:
+    """Whether a static file of the playground is asked for; they hold no secret."""
+    path = str(scope.get("path"))
+    return path in ("/", "/playground") or path.startswith("/playground/")
 
 
 def _has_key(scope: Scope, wanted: Sequence[bytes]) -> bool:

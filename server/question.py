@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from server.listen import Question
@@ -16,10 +16,12 @@ from server.schemas import (
     MAX_TEXT_CHARACTERS,
     AudioChatRequest,
     AudioFile,
+    AudioUrlPart,
     ChatMessage,
     InputAudioPart,
     ListeningRequest,
     SteeringWish,
+    TextPart,
 )
 from steering.answer import Sampling
 from steering.clip import Clip
@@ -42,10 +44,20 @@ class Hearing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Submitted:
-    """A request's body: the checked fields, and the files of a form."""
+    """A request's body: the checked fields, the files of a form, and what its links led to."""
 
     wish: ListeningRequest | AudioChatRequest
     files: tuple[bytes, ...] = ()
+    fetched: Mapping[str, bytes] = field(default_factory=dict)  # by URL
+
+
+def links(wish: ListeningRequest, hearing: Hearing) -> tuple[str, ...]:
+    """The URLs of clips that have to be fetched; RequestError for more clips than allowed."""
+    parts = list(_heard_parts(wish.messages or ()))
+    if len(parts) > hearing.max_clips:
+        raise _too_many(len(parts), "messages", hearing)
+    urls = [part.audio_url.url for part in parts if isinstance(part, AudioUrlPart)]
+    return tuple(dict.fromkeys(url for url in urls if not _is_data(url)))
 
 
 def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
@@ -62,7 +74,7 @@ def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
     if wish.messages is None:
         messages: tuple[Message, ...] = (Message("user", (*clips, str(wish.question))),)
     else:
-        messages = _conversation(wish.messages, clips, hearing)
+        messages = _conversation(wish.messages, clips, submitted, hearing)
     question = Question(
         id=id,
         messages=messages,
@@ -105,7 +117,8 @@ def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
 
 def _clips(submitted: Submitted, hearing: Hearing) -> tuple[Clip, ...]:
     """The clips of `audio`; they go before the question."""
-    audio, carried = submitted.wish.audio, _carried(submitted.wish.messages or ())
+    audio, messages = submitted.wish.audio, submitted.wish.messages
+    carried = sum(1 for _ in _heard_parts(messages or ()))
     sent: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
     here = len(sent) + len(submitted.files)
     if here and carried:
@@ -114,19 +127,29 @@ def _clips(submitted: Submitted, hearing: Hearing) -> tuple[Clip, ...]:
             "audio",
         )
     if here + carried == 0:
-        raise RequestError("there is no audio; send at least one clip as audio", "audio")
-    if here + carried > hearing.max_clips:
         raise RequestError(
-            f"{here + carried} clips were sent; at most {hearing.max_clips} are allowed here",
-            "audio" if here else "messages",
+            "there is no audio; send at least one clip, as audio or as an input_audio part of the"
+            " user's message",
+            "audio" if messages is None else "messages",
         )
+    if here + carried > hearing.max_clips:
+        raise _too_many(here + carried, "audio" if here else "messages", hearing)
     named = [(f"audio.{i}", data) for i, data in enumerate(submitted.files)]
     named += [(f"audio.{i}", _bytes(f"audio.{i}", file)) for i, file in enumerate(sent)]
     return tuple(_clip(name, data, hearing) for name, data in named)
 
 
+def _too_many(count: int, param: str, hearing: Hearing) -> RequestError:
+    return RequestError(
+        f"{count} clips were sent; at most {hearing.max_clips} are allowed here", param
+    )
+
+
 def _conversation(
-    messages: Sequence[ChatMessage], clips: tuple[Clip, ...], hearing: Hearing
+    messages: Sequence[ChatMessage],
+    clips: tuple[Clip, ...],
+    submitted: Submitted,
+    hearing: Hearing,
 ) -> tuple[Message, ...]:
     """The messages, with `clips` before the first text of the last one."""
     if messages[-1].role != "user":
@@ -135,7 +158,7 @@ def _conversation(
             f"messages.{len(messages) - 1}.role",
         )
     *before, last = [
-        Message(message.role, tuple(_parts(i, message, hearing)))
+        Message(message.role, tuple(_parts(i, message, submitted, hearing)))
         for i, message in enumerate(messages)
     ]
     size = sum(len(part) for m in (*before, last) for part in m.parts if isinstance(part, str))
@@ -147,24 +170,47 @@ def _conversation(
     return (*before, Message(last.role, (*clips, *last.parts)))
 
 
-def _parts(index: int, message: ChatMessage, hearing: Hearing) -> Iterator[str | Clip]:
+def _parts(
+    index: int, message: ChatMessage, submitted: Submitted, hearing: Hearing
+) -> Iterator[str | Clip]:
     if isinstance(message.content, str):
         yield message.content
         return
     for k, part in enumerate(message.content):
         name = f"messages.{index}.content.{k}"
-        if not isinstance(part, InputAudioPart):
+        if isinstance(part, TextPart):
             yield part.text
         elif message.role != "user":
             raise RequestError(f"audio stands in a message of role {message.role!r}", name)
-        else:
+        elif isinstance(part, InputAudioPart):
             yield _clip(name, _bytes(name, part.input_audio), hearing)
+        else:
+            yield _clip(name, _linked(name, part.audio_url.url, submitted), hearing)
 
 
-def _carried(messages: Sequence[ChatMessage]) -> int:
-    """How many clips stand inside messages."""
-    parts = [m.content for m in messages if not isinstance(m.content, str)]
-    return sum(isinstance(part, InputAudioPart) for content in parts for part in content)
+def _heard_parts(messages: Sequence[ChatMessage]) -> Iterator[InputAudioPart | AudioUrlPart]:
+    """The clips that stand inside messages."""
+    for message in messages:
+        for part in () if isinstance(message.content, str) else message.content:
+            if not isinstance(part, TextPart):
+                yield part
+
+
+def _is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _linked(name: str, url: str, submitted: Submitted) -> bytes:
+    """The bytes of a clip's URL: inside it, or fetched before."""
+    if not _is_data(url):
+        return submitted.fetched[url]
+    kind, comma, data = url.partition(",")
+    if not comma or not kind.lower().endswith(";base64"):
+        raise AudioError(
+            f"{name}: the data: URI starts with {url[:40]!r}; send data:audio/wav;base64, and the"
+            " file in base64"
+        )
+    return _bytes(name, AudioFile.model_construct(data=data))
 
 
 def _bytes(name: str, file: AudioFile) -> bytes:

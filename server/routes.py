@@ -7,26 +7,39 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 
 from server import listening_log, metrics, reports, stream
+from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
+from server.completions import ChatCompletionRequest, UnknownModel, asked_for, json_choice
 from server.deployment import Deployment, describe_profile, model_name
 from server.engine import Engine
 from server.errors import UnknownMedia
+from server.links import Fetcher
 from server.listen import Answer, Heeded, Question, refusal
-from server.question import Submitted, make_question
+from server.pages import DOCS, PLAYGROUND, pages
+from server.question import Submitted, links, make_question
 from server.reports import AudioChat, ErrorReport, ListeningReport
-from server.schemas import AudioChatRequest, ListeningRequest, parse_form, parse_json
+from server.schemas import AudioChatRequest, ListeningRequest, Wire, parse_form, parse_json
 
 router = APIRouter()
+PAGES = pages()
 Asked = TypeVar("Asked", ListeningRequest, AudioChatRequest)
+Body = TypeVar("Body", bound=Wire)
 
 
 def _deployment(request: Request) -> Deployment:
@@ -44,11 +57,12 @@ Here = Annotated[Deployment, Depends(_deployment)]
 Closing = Annotated[AsyncExitStack, Depends(_closing)]
 
 
-def _body(kind: type[ListeningRequest]) -> dict[str, Any]:
-    """What /docs says of a body: app.py writes the schemas of these two among the others."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    form = {"$ref": f"#/components/schemas/{kind.__name__}Form"}
-    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+def _body(kind: type[Wire], *, form: bool = True) -> dict[str, Any]:
+    """What /docs says of a body: app.py writes the schemas of these among the others."""
+    ref = f"#/components/schemas/{kind.__name__}"
+    content = {"application/json": {"schema": {"$ref": ref}}}
+    if form:
+        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -77,11 +91,45 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
     if not wish.stream:
         return JSONResponse(finish(await _answer(events)), headers=headers)
     start = reports.chunk_start(question.id, created, model_name(engine.listener))
-    return StreamingResponse(
-        stream.pieces(events, start, finish, request.scope),
-        media_type=stream.MEDIA_TYPE,
-        headers={**headers, **stream.HEADERS},
+    wording = stream.Wording(
+        begin=(),
+        piece=lambda text: {**start, "delta": text},
+        finish=lambda answer: [{**start, "delta": "", **finish(answer), "object": start["object"]}],
     )
+    return _streamed(stream.pieces(events, wording, request.scope), headers)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={**_ASKING, **_errors(404)},
+    openapi_extra=_body(ChatCompletionRequest, form=False),
+)
+async def chat_completions(request: Request, here: Here, closing: Closing) -> Response:
+    """OpenAI's chat completions, with audio in; `listening` and `steering` come beside its keys."""
+    engine = here.admit()
+    created, name = int(time.time()), model_name(engine.listener)
+    wanted = await _json(request, ChatCompletionRequest)
+    _check_model(wanted.model, name)
+    wish, form = asked_for(wanted), json_choice(wanted)
+    question = await _decoded(request, here, engine, Submitted(wish), "chatcmpl")
+    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    heeded = await _heeded(events)
+    headers = reports.headers(heeded.listening, heeded.steering)
+    finish = partial(_finish, here, engine, wish, question, created)
+    content = form.write if form else str
+    if not wish.stream:
+        native = finish(await _answer(events))
+        return JSONResponse(completion(native, content(native["answer"])), headers=headers)
+    with_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
+    start = {"id": question.id, "object": "chat.completion.chunk", "created": created}
+    start |= {"model": name, **({"usage": None} if with_usage else {})}
+    wording = stream.Wording(
+        begin=(chunk(start, {"role": "assistant", "content": ""}, None),),
+        piece=lambda text: chunk(start, {"content": content(text)}, None),
+        finish=lambda answer: last_chunks(start, finish(answer), with_usage=with_usage),
+    )
+    return _streamed(stream.pieces(events, wording, request.scope), headers)
 
 
 @router.post(
@@ -119,9 +167,25 @@ async def listening_score(
 @router.get("/v1/models", responses=_errors(503))
 async def models(here: Here) -> dict[str, Any]:
     """The model that is served, as OpenAI lists models."""
+    return {"object": "list", "data": [_model(here)]}
+
+
+@router.get("/v1/models/{model:path}", responses=_errors(404, 503))
+async def model(here: Here, model: str) -> dict[str, Any]:
+    """The model that is served, by its name."""
+    found = _model(here)
+    _check_model(model, found["id"])
+    return found
+
+
+def _model(here: Deployment) -> dict[str, Any]:
     name = model_name(here.ready().listener)
-    model = {"id": name, "object": "model", "created": here.loaded_at, "owned_by": "allears"}
-    return {"object": "list", "data": [model]}
+    return {"id": name, "object": "model", "created": here.loaded_at, "owned_by": "allears"}
+
+
+def _check_model(asked: str, served: str) -> None:
+    if asked != served:
+        raise UnknownModel(f"model {asked[:100]!r} is not served here; ask for {served!r}")
 
 
 @router.get("/livez")
@@ -145,27 +209,84 @@ async def metrics_page(here: Here) -> Response:
     return Response(metrics.page(here.metrics), media_type=CONTENT_TYPE_LATEST)
 
 
+# ---- pages
+
+
+@router.get("/", include_in_schema=False)
+@router.get("/playground", include_in_schema=False)
+async def to_the_playground(request: Request) -> Response:
+    """People who come with a browser get the playground."""
+    return RedirectResponse("playground/")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Swagger UI over /openapi.json."""
+    return _file(DOCS)
+
+
+@router.get("/playground/{name:path}", include_in_schema=False)
+async def playground(name: str) -> Response:
+    """A file of the playground."""
+    return _file(name or PLAYGROUND)
+
+
+def _file(name: str) -> Response:
+    found = PAGES.get(name)
+    if found is None:
+        raise HTTPException(404)
+    return FileResponse(found.path, media_type=found.kind, headers=found.headers)
+
+
+# ---- what the routes share
+
+
 async def _question(
     request: Request, here: Deployment, engine: Engine, kind: type[Asked]
 ) -> tuple[Asked, Question]:
     """The fields and the question of a body; parsed and decoded off the event loop."""
-    identity = f"achat-{uuid.uuid4().hex}"
-    request.state.answer_id = identity
-    hearing = here.hearing(engine)
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    files: tuple[bytes, ...] = ()
-    if media == "multipart/form-data":
+    if _media(request) == "multipart/form-data":
         fields, files = await _form(request)
-        wish = await asyncio.to_thread(parse_form, kind, fields)
-    elif media == "application/json":
-        wish = await asyncio.to_thread(parse_json, kind, await request.body())
+        submitted = Submitted(await asyncio.to_thread(parse_form, kind, fields), files)
     else:
+        submitted = Submitted(await _json(request, kind, " with the clips as files named audio"))
+    question = await _decoded(request, here, engine, submitted, "achat")
+    assert isinstance(submitted.wish, kind)
+    return submitted.wish, question
+
+
+def _media(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _json(request: Request, kind: type[Body], form: str = "") -> Body:
+    """The fields of a JSON body; UnknownMedia for another kind."""
+    media = _media(request)
+    if media != "application/json":
+        other = f", or multipart/form-data{form}" if form else ""
         raise UnknownMedia(
-            f"the content-type is {media[:60] or 'missing'!r}; send application/json, or"
-            " multipart/form-data with the clips as files named audio"
+            f"the content-type is {media[:60] or 'missing'!r}; send application/json{other}"
         )
-    submitted = Submitted(wish, files)
-    return wish, await asyncio.to_thread(make_question, identity, submitted, hearing)
+    return await asyncio.to_thread(parse_json, kind, await request.body())
+
+
+async def _decoded(
+    request: Request, here: Deployment, engine: Engine, submitted: Submitted, prefix: str
+) -> Question:
+    """The question of checked fields: its links fetched, its audio decoded."""
+    request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
+    settings = here.settings
+    hearing = here.hearing(engine)
+    if urls := links(submitted.wish, hearing):
+        fetcher = Fetcher(frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes)
+        submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
+    return await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+
+
+def _streamed(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
+    return StreamingResponse(
+        events, media_type=stream.MEDIA_TYPE, headers={**headers, **stream.HEADERS}
+    )
 
 
 async def _form(request: Request) -> tuple[list[tuple[str, str]], tuple[bytes, ...]]:

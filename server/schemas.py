@@ -68,10 +68,16 @@ class AudioFile(Wire):
     format: Literal["wav", "flac", "ogg", "opus", "mp3"] | None = None
 
 
+def _known_part(kind: str) -> str:
+    if kind != "text":
+        raise PydanticCustomError("part", "must be text, input_audio or audio_url")
+    return kind
+
+
 class TextPart(Wire):
     """Words in a message."""
 
-    type: Literal["text"]
+    type: Annotated[str, AfterValidator(_known_part), Field(json_schema_extra={"const": "text"})]
     text: Text
 
 
@@ -82,13 +88,29 @@ class InputAudioPart(Wire):
     input_audio: AudioFile
 
 
+class AudioUrl(Wire):
+    """Where a clip stands: in a data: URI, or on a host that this deployment allows."""
+
+    url: str = Field(
+        min_length=1,
+        description="data:audio/wav;base64,... or a URL on a host of ALLEARS_ALLOWED_AUDIO_HOSTS",
+    )
+
+
+class AudioUrlPart(Wire):
+    """A clip in a message, by its URL."""
+
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
 def _is_object(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
 def _part_tag(value: Any) -> str:
     kind = value.get("type") if _is_object(value) else getattr(value, "type", None)
-    return "<audio>" if kind == "input_audio" else "<text>"
+    return {"input_audio": "<audio>", "audio_url": "<url>"}.get(str(kind), "<text>")
 
 
 def _count_tag(value: Any) -> str:
@@ -104,7 +126,9 @@ def _strength_tag(value: Any) -> str:
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[InputAudioPart, Tag("<audio>")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[InputAudioPart, Tag("<audio>")]
+    | Annotated[AudioUrlPart, Tag("<url>")],
     Discriminator(_part_tag),
 ]
 Content = Annotated[
@@ -143,6 +167,7 @@ def _distinct(choices: list[str]) -> list[str]:
 
 Choice = Annotated[str, Field(max_length=1000), AfterValidator(_not_blank)]
 Choices = Annotated[list[Choice], Field(min_length=2, max_length=26), AfterValidator(_distinct)]
+StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class SteeringWish(Wire):
@@ -187,16 +212,14 @@ class AudioChatRequest(ListeningRequest):
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
-        default=[], max_length=4
-    )
+    stop: list[StopString] = Field(default=[], max_length=4)
     stream: bool = False
     include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
         default=[], max_length=16
     )
 
 
-Asked = TypeVar("Asked", ListeningRequest, AudioChatRequest)
+Asked = TypeVar("Asked", bound=Wire)
 
 
 def parse_json(kind: type[Asked], body: bytes) -> Asked:

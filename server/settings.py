@@ -7,6 +7,7 @@ stops the start.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from steering.errors import AllEarsError
 
 PREFIX = "ALLEARS_"
 # Of the same family, but read by others: the client's commands and the test suite.
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
 
 
@@ -141,6 +143,11 @@ class Settings(BaseSettings):
     max_audio_clips: int = Field(
         default=8, ge=1, le=64, description="clips of one request, from 1 to 64"
     )
+    allowed_audio_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma separated hosts (`host`, or `host:port`) whose http(s) URLs are fetched"
+        " as audio; unset: no URL is",
+    )
     silence_cache_bytes: int = Field(
         default=1_000_000_000,
         ge=0,
@@ -163,6 +170,16 @@ class Settings(BaseSettings):
         if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
             raise ValueError("a key holds a space or a character that is not printable ASCII")
         return keys
+
+    @field_validator("allowed_audio_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        hosts = [host.strip().lower() for host in value.split(",") if host.strip()]
+        if any(not _HOST.fullmatch(host) for host in hosts):
+            raise ValueError("a host is a name or an IPv4 address, with :PORT at most behind it")
+        return hosts
 
     @property
     def cache_folder(self) -> Path:

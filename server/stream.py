@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Scope
@@ -21,22 +22,31 @@ def event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
 
 
-async def pieces(
-    found: AsyncIterator[Heeded | str | Answer],
-    start: dict[str, Any],
-    finish: Callable[[Answer], dict[str, Any]],
-    scope: Scope,
-) -> AsyncIterator[bytes]:
-    """An event for each piece of text, one with all that `finish` says of the Answer, [DONE].
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a stream says things: bodies to begin with, of a piece of text, and of the Answer."""
 
-    `start` holds what every event has. What goes wrong on the way is an event as well, the last.
+    begin: tuple[dict[str, Any], ...]
+    piece: Callable[[str], dict[str, Any]]
+    finish: Callable[[Answer], Sequence[dict[str, Any]]]
+
+
+async def pieces(
+    found: AsyncIterator[Heeded | str | Answer], wording: Wording, scope: Scope
+) -> AsyncIterator[bytes]:
+    """An event for each piece of text, those with all that is known of the Answer, [DONE].
+
+    What goes wrong on the way is an event as well, the last.
     """
     try:
+        for body in wording.begin:
+            yield event(body)
         async for one in found:
             if isinstance(one, str):
-                yield event({**start, "delta": one})
+                yield event(wording.piece(one))
             elif isinstance(one, Answer):
-                yield event({**start, "delta": "", **finish(one), "object": start["object"]})
+                for body in wording.finish(one):
+                    yield event(body)
     except Exception as error:
         errors.note(scope, error)
         yield event(errors.body(error, scope["state"]["request_id"]))

@@ -176,7 +176,7 @@ def serve_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Pop
 
 
 def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # of a machine that is busy with other things
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(r"http://\S+:\d+", log.read_text())
         with suppress(httpx.TransportError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from steering.errors import DataError
+from steering.measures import within
 from steering.taps import Head
 
 RANDOM_SETS = 60

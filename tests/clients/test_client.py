@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from typer.testing import CliRunner
+import soundfile
 
-from clients.client import AllEars, AllEarsHTTPError, NoServer, UnreadableAudio
-from server.cli import app
+from allears_client import (
+    AllEars,
+    AllEarsHTTPError,
+    AsyncAllEars,
+    Busy,
+    Interrupted,
+    InvalidAudio,
+    InvalidRequest,
+    NoServer,
+    NotFound,
+    Samples,
+    ServerFailed,
+    Sound,
+    TooLarge,
+    Unauthorized,
+    UnreadableAudio,
+)
 
 QUESTION = "What animal is this?"
 
@@ -90,7 +109,7 @@ def test_keys_retries_and_strangers(sound: bytes) -> None:
         error = {"message": "full", "type": "x", "param": None, "code": "queue_full"}
         return httpx.Response(429, json={"error": error}, headers={"retry-after": "3"})
 
-    ears = AllEars(api_key="key", transport=httpx.MockTransport(busy))
+    ears = AllEars(api_key="key", max_retries=0, transport=httpx.MockTransport(busy))
     with ears, pytest.raises(AllEarsHTTPError) as caught:
         ears.ask(sound, QUESTION)
     assert caught.value.retry_after_seconds == 3
@@ -100,35 +119,173 @@ def test_keys_retries_and_strangers(sound: bytes) -> None:
         ears.listening_score()
 
 
-# ---- the commands
-
-runner = CliRunner()
-
-
-def test_ask_and_listen_print_words_or_json(running_url: str, file: Path) -> None:
-    words = [str(file), QUESTION, "--url", running_url, "--choice", "dog", "--choice", "cat"]
-    asked = runner.invoke(app, ["ask", *words, "--steer", "--strength", "0.5"])
-    assert asked.exit_code == 0
-    assert "strength 0.5" in asked.stdout
-    listened = runner.invoke(app, ["listen", *words])
-    assert listened.exit_code == 0
-    assert "listening" in listened.stdout
-    for command in ("ask", "listen"):
-        body = json.loads(runner.invoke(app, [command, *words, "--json"]).stdout)
-        assert body["listening"]["score"] > 0
+def test_no_option_is_passed_on_unknown(ears: AllEars, sound: bytes) -> None:
+    with pytest.raises(TypeError, match=r"'steering'.*allowed.*strength"):
+        ears.ask(sound, QUESTION, steering={})  # type: ignore[call-arg]
 
 
-def test_what_goes_wrong_is_one_line(running_url: str, file: Path) -> None:
-    cases = [
-        ["ask", "nowhere.wav", QUESTION, "--url", running_url],
-        ["ask", str(file), QUESTION, "--url", "http://127.0.0.1:1"],
-        ["ask", str(file), QUESTION, "--url", running_url, "--steer", "--strength", "99"],
-        ["listen", str(file), " ", "--url", running_url],
-    ]
-    for words in cases:
-        result = runner.invoke(app, words)
-        assert result.exit_code == 1
-        assert len(result.stderr.splitlines()) == 1
-    for option, value in (("--strength", "much"), ("--direction", "up")):
-        result = runner.invoke(app, ["ask", str(file), QUESTION, option, value])
-        assert result.exit_code == 2
+# ---- sounds
+
+
+def test_samples_are_heard_like_their_file(ears: AllEars, sound: bytes, tmp_path: Path) -> None:
+    samples, rate_hz = soundfile.read(io.BytesIO(sound), dtype="int16")
+    floats = soundfile.read(io.BytesIO(sound), dtype="float32")[0]
+    stereo = np.stack([samples, samples], axis=1)
+    path = tmp_path / "x.wav"
+    path.write_bytes(sound)
+    with path.open("rb") as file:
+        sounds: list[Sound] = [sound, Samples(samples, rate_hz), Samples(stereo, rate_hz), file]
+        scores = [ears.listen(one, QUESTION).listening.score for one in sounds]
+    assert len(set(scores)) == 1
+    near = ears.listen(Samples(floats, rate_hz), QUESTION).listening.score
+    assert near == pytest.approx(scores[0], abs=1e-3)
+    assert ears.listen(Samples(stereo, rate_hz), QUESTION).audio[0].channels == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (Samples(np.zeros((2, 16_000), np.float32), 16_000), "transpose"),
+        (Samples(np.full(100, 20_000.0), 16_000), "20000"),
+        (Samples(np.array([0.0, np.nan]), 16_000), "nan"),
+        (Samples(np.zeros(10, np.int32), 16_000), "int32"),
+        (Samples(np.zeros(0), 16_000), "shape"),
+        (io.StringIO("text"), "binary"),
+        (3, "int"),
+    ],
+)
+def test_what_is_no_sound_is_found_here(ears: AllEars, wrong: Any, words: str) -> None:
+    with pytest.raises(UnreadableAudio, match=words):
+        ears.listen(wrong, QUESTION)
+
+
+# ---- streaming
+
+
+def test_a_stream_gives_pieces_and_then_the_answer(ears: AllEars, sound: bytes) -> None:
+    whole = ears.ask(sound, QUESTION, max_tokens=8)
+    with ears.stream(sound, QUESTION, max_tokens=8, include=["timeline"]) as stream:
+        with pytest.raises(Interrupted):
+            _ = stream.answer
+        pieces = list(stream)
+    assert "".join(pieces) == whole.text == stream.answer.text
+    assert len(pieces) > 1
+    assert stream.answer.listening.score == whole.listening.score
+    assert len(stream.answer.listening.timeline) == 25
+    with pytest.raises(InvalidRequest), ears.stream(sound, QUESTION, max_tokens=0):
+        pass
+
+
+def test_everything_asynchronously(running_url: str, sound: bytes) -> None:
+    async def use() -> None:
+        async with AsyncAllEars(running_url) as ears:
+            assert await ears.ready()
+            asked = [ears.ask(sound, QUESTION, max_tokens=4) for _ in range(3)]
+            first, *others = await asyncio.gather(*asked)
+            assert {one.text for one in others} == {first.text}
+            async with ears.stream(sound, QUESTION, max_tokens=4) as stream:
+                text = "".join([piece async for piece in stream])
+            assert text == stream.answer.text == first.text
+            heard = await ears.listen(sound, QUESTION)
+            assert heard.listening.score == first.listening.score
+            assert (await ears.listening_score(first.id))["id"] == first.id
+            with pytest.raises(InvalidRequest):
+                await ears.ask(sound, " ")
+        async with AsyncAllEars("http://127.0.0.1:1") as nobody:
+            assert not await nobody.ready()
+            with pytest.raises(NoServer):
+                await nobody.ask(sound, QUESTION)
+
+    asyncio.run(use())
+
+
+class Scripted(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A server that says one thing after another; what a real one says only in trouble."""
+
+    def __init__(self, *script: httpx.Response | Exception) -> None:
+        self.script = list(script)
+        self.asked = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        found = self.script.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+def refusing(status: int, code: str = "x", **headers: str) -> httpx.Response:
+    error = {"message": "no", "type": "x", "param": None, "code": code}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, json={"error": error}, headers=named)
+
+
+@pytest.mark.parametrize("kind", [AllEars, AsyncAllEars])
+def test_a_busy_server_is_asked_again_when_it_says(kind: Any) -> None:
+    fine = httpx.Response(200, json={"count": 1})
+    script = Scripted(refusing(429, retry_after="1"), httpx.RemoteProtocolError("gone"), fine)
+
+    async def ask() -> Any:
+        async with kind(transport=script, max_retries=3) as ears:
+            return await ears.listening_score()
+
+    started = time.monotonic()
+    if kind is AllEars:
+        with AllEars(transport=script, max_retries=3) as ears:
+            found = ears.listening_score()
+    else:
+        found = asyncio.run(ask())
+    assert found == {"count": 1}
+    assert script.asked == 3
+    assert time.monotonic() - started > 1, "Retry-After was not waited for"
+
+
+def test_the_last_refusal_is_raised_with_what_it_says() -> None:
+    script = Scripted(refusing(429), refusing(429, "queue_full", retry_after="7", x_request_id="r"))
+    with AllEars(transport=script, max_retries=1) as ears, pytest.raises(Busy) as caught:
+        ears.listening_score()
+    error = caught.value
+    assert (error.code, error.retry_after_seconds, error.request_id) == ("queue_full", 7, "r")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidAudio),
+        (401, Unauthorized),
+        (404, NotFound),
+        (413, TooLarge),
+        (422, InvalidRequest),
+        (429, Busy),
+        (500, ServerFailed),
+        (503, Busy),
+        (418, AllEarsHTTPError),
+    ],
+)
+def test_every_status_has_its_error(status: int, kind: type[AllEarsHTTPError]) -> None:
+    with (
+        AllEars(transport=Scripted(refusing(status)), max_retries=0) as ears,
+        pytest.raises(AllEarsHTTPError) as caught,
+    ):
+        ears.listening_score()
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+
+
+def test_a_stream_that_breaks_is_said(sound: bytes) -> None:
+    piece = b'data: {"delta": "a"}\n\n'
+    error = b'data: {"error": {"message": "no memory", "code": "out_of_memory"}}\n\n'
+    cases: list[tuple[bytes, type[Exception]]] = [(b"", Interrupted), (error, Busy)]
+    for end, kind in cases:
+        script = Scripted(httpx.Response(200, content=piece + end))
+        with (
+            AllEars(transport=script) as ears,
+            ears.stream(sound, QUESTION) as stream,
+            pytest.raises(kind),
+        ):
+            pieces = iter(stream)
+            assert next(pieces) == "a"
+            list(pieces)

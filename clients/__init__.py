@@ -1,1 +1,0 @@
-"""Talking to an allears server: HTTP only, no torch."""

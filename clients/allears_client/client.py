@@ -1,0 +1,309 @@
+"""AllEars and AsyncAllEars: a connection to one server, HTTP in, frozen dataclasses out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, Unpack
+
+import httpx
+from httpx_retries import Retry, RetryTransport
+
+from allears_client import answers
+from allears_client.answers import Answer, Heard
+from allears_client.asking import ListeningOptions, Options, Sounds, body
+from allears_client.errors import AllEarsHTTPError, Interrupted, no_server, refusal
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_CHAT, _LISTEN, _SUMMARY = "/v1/audio-chat", "/v1/listening-score", "/listening-score"
+_LONGEST_PAUSE_SECONDS = 60.0
+_BROKEN = (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL)
+
+
+class Stream:
+    """Pieces of an answer's text as they come; `answer` is the whole, once they ended."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._whole: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for line in self._response.iter_lines():
+                piece, whole = _event(self._response, line)
+                self._whole = whole or self._whole
+                if piece:
+                    yield piece
+        except httpx.TransportError as error:
+            raise Interrupted(
+                f"the connection broke before the answer was whole: {error}"
+            ) from None
+        _check_whole(self._whole)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole Answer; raises Interrupted before the last piece came."""
+        return _check_whole(self._whole)
+
+
+class AsyncStream:
+    """The same, asynchronously."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._whole: Answer | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            async for line in self._response.aiter_lines():
+                piece, whole = _event(self._response, line)
+                self._whole = whole or self._whole
+                if piece:
+                    yield piece
+        except httpx.TransportError as error:
+            raise Interrupted(
+                f"the connection broke before the answer was whole: {error}"
+            ) from None
+        _check_whole(self._whole)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole Answer; raises Interrupted before the last piece came."""
+        return _check_whole(self._whole)
+
+
+class AllEars:
+    """A connection to one server. Use it as a context manager, or call `close`.
+
+    A busy server (429, 503) and a broken connection are tried `max_retries` times more, after the
+    time that Retry-After says, else after a growing one. All methods raise AllEarsHTTPError for a
+    refusal, NoServer, and UnreadableAudio.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 120.0,
+        max_retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=_headers(api_key),
+            timeout=_timeout(timeout_seconds),
+            transport=RetryTransport(transport or httpx.HTTPTransport(), _retry(max_retries)),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def ask(
+        self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """The server's answer about one clip or several."""
+        return answers.answer(self._send("POST", _CHAT, json=body(audio, question, options)))
+
+    @contextmanager
+    def stream(
+        self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
+    ) -> Iterator[Stream]:
+        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        content = {**body(audio, question, options), "stream": True}
+        try:
+            request = self._http.build_request("POST", _CHAT, json=content)
+            response = self._http.send(request, stream=True)
+        except _BROKEN as error:
+            raise no_server(self.url, error) from None
+        try:
+            if not response.is_success:
+                response.read()
+                raise refusal(response, _body(response))
+            yield Stream(response)
+        finally:
+            response.close()
+
+    def listen(
+        self,
+        audio: Sounds | None,
+        question: str | None = None,
+        **options: Unpack[ListeningOptions],
+    ) -> Heard:
+        """How far the audio would decide the answer, without an answer."""
+        return answers.heard(self._send("POST", _LISTEN, json=body(audio, question, options)))
+
+    def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
+        """The server's rolling summary, or the record of one answer by its id."""
+        return self._send("GET", _SUMMARY, params=_params(request_id))
+
+    def ready(self) -> bool:
+        """Whether the server is there and takes questions."""
+        try:
+            return self._http.get("/readyz", extensions=_ONCE).status_code == 200
+        except _BROKEN:
+            return False
+
+    def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **content)
+        except _BROKEN as error:
+            raise no_server(self.url, error) from None
+        return _checked(response)
+
+
+class AsyncAllEars:
+    """The same as AllEars, asynchronously."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 120.0,
+        max_retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers=_headers(api_key),
+            timeout=_timeout(timeout_seconds),
+            transport=RetryTransport(transport or httpx.AsyncHTTPTransport(), _retry(max_retries)),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
+
+    async def ask(
+        self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """The server's answer about one clip or several."""
+        return answers.answer(await self._send("POST", _CHAT, json=body(audio, question, options)))
+
+    @asynccontextmanager
+    async def stream(
+        self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[AsyncStream]:
+        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        content = {**body(audio, question, options), "stream": True}
+        try:
+            request = self._http.build_request("POST", _CHAT, json=content)
+            response = await self._http.send(request, stream=True)
+        except _BROKEN as error:
+            raise no_server(self.url, error) from None
+        try:
+            if not response.is_success:
+                await response.aread()
+                raise refusal(response, _body(response))
+            yield AsyncStream(response)
+        finally:
+            await response.aclose()
+
+    async def listen(
+        self,
+        audio: Sounds | None,
+        question: str | None = None,
+        **options: Unpack[ListeningOptions],
+    ) -> Heard:
+        """How far the audio would decide the answer, without an answer."""
+        content = body(audio, question, options)
+        return answers.heard(await self._send("POST", _LISTEN, json=content))
+
+    async def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
+        """The server's rolling summary, or the record of one answer by its id."""
+        return await self._send("GET", _SUMMARY, params=_params(request_id))
+
+    async def ready(self) -> bool:
+        """Whether the server is there and takes questions."""
+        try:
+            return (await self._http.get("/readyz", extensions=_ONCE)).status_code == 200
+        except _BROKEN:
+            return False
+
+    async def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        try:
+            response = await self._http.request(method, path, **content)
+        except _BROKEN as error:
+            raise no_server(self.url, error) from None
+        return _checked(response)
+
+
+def _retry(count: int) -> Retry:
+    """What is tried again. A refused connection is not: then there is no server."""
+    return Retry(
+        total=count,
+        allowed_methods=("GET", "POST"),
+        status_forcelist=(429, 503),
+        retry_on_exceptions=(httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError),
+        backoff_factor=0.25,
+        backoff_jitter=0.5,
+        max_backoff_wait=_LONGEST_PAUSE_SECONDS,
+    )
+
+
+_ONCE = {"retry": _retry(0)}
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(10.0, seconds))
+
+
+def _params(request_id: str | None) -> dict[str, str]:
+    return {"request_id": request_id} if request_id else {}
+
+
+def _checked(response: httpx.Response) -> dict[str, Any]:
+    """The body of an answer; raises the error of a refusal."""
+    found = _body(response)
+    if not response.is_success:
+        raise refusal(response, found)
+    if not isinstance(found, dict):
+        raise AllEarsHTTPError(
+            "the answer is not JSON: is this an allears server?", status=response.status_code
+        )
+    return found
+
+
+def _body(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _event(response: httpx.Response, line: str) -> tuple[str, Answer | None]:
+    """The piece of text in a line of a stream, and the Answer if it is the last."""
+    data = line.removeprefix("data: ").strip()
+    if not line.startswith("data:") or data == "[DONE]":
+        return "", None
+    event = json.loads(data)
+    if "error" in event:
+        raise refusal(response, event)
+    return event["delta"], answers.answer(event) if "answer" in event else None
+
+
+def _check_whole(whole: Answer | None) -> Answer:
+    if whole is None:
+        raise Interrupted("the stream ended before the answer was whole, or was not read yet")
+    return whole

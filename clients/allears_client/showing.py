@@ -1,0 +1,112 @@
+"""An answer on a terminal: a gauge for the listening score, a sparkline for its timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from allears_client.answers import Answer, Heard, Listening
+
+_WIDTH = 32  # columns of bars
+_STEPS = "▁▂▃▄▅▆▇█"
+_COLOURS = {"not_listening": "red", "partly_listening": "yellow", "listening": "green"}
+
+
+def answer(found: Answer) -> Table:
+    """Answer, probabilities, listening, steering, warnings."""
+    grid = _grid()
+    grid.add_row("answer", Text(found.text, "bold"))
+    for text, probability in found.probabilities.items():
+        style = "bold" if text == found.text else "dim"
+        grid.add_row("", _bar(probability, style).append(f" {probability:6.1%} {text}", style))
+    if found.silent_answer is not None:
+        grid.add_row("in silence", Text(found.silent_answer))
+    _add_listening(grid, found.listening)
+    grid.add_row("steering", _steering(found))
+    return _with_warnings(grid, found.warnings)
+
+
+def heard(found: Heard) -> Table:
+    """Listening and warnings of a question that was not answered."""
+    grid = _grid()
+    _add_listening(grid, found.listening)
+    return _with_warnings(grid, found.warnings)
+
+
+def gauge(score: float, threshold: float | None, colour: str) -> Text:
+    """The score as a bar from 0 to 1, with a mark at the threshold."""
+    bar = _bar(score, colour)
+    if threshold is None:
+        return bar
+    at = min(_WIDTH - 1, int(threshold * _WIDTH))
+    marked = bar[:at].append("┃", "bold")
+    return marked.append_text(bar[at + 1 :])
+
+
+def sparkline(timeline: Sequence[float], width: int = _WIDTH) -> str:
+    """The timeline in at most `width` columns; the highest column is its largest mass."""
+    count = min(width, len(timeline))
+    edges = [round(i * len(timeline) / count) for i in range(count + 1)] if count else []
+    columns = [sum(timeline[a:b]) for a, b in pairwise(edges)]
+    largest = max(columns, default=0.0) or 1.0
+    return "".join(_STEPS[min(7, int(8 * column / largest))] for column in columns)
+
+
+def _add_listening(grid: Table, found: Listening) -> None:
+    if found.score is None:
+        grid.add_row("listening", "unknown: the server has no listening profile")
+        return
+    colour = _COLOURS.get(found.verdict, "default")
+    line = gauge(found.score, found.threshold, colour)
+    line.append(f" {found.score:.2f} ", "bold").append(found.verdict.replace("_", " "), colour)
+    grid.add_row("listening", line)
+    if found.timeline:
+        seconds = len(found.timeline) * found.hop_seconds
+        spark = Text(sparkline(found.timeline), colour)
+        grid.add_row("where", spark.append(f" 0 to {seconds:.1f} s", "dim"))
+    grid.add_row("", Text(", ".join(_details(found)), "dim"))
+
+
+def _details(found: Listening) -> list[str]:
+    told = []
+    if found.threshold is not None:
+        told.append(f"┃ {found.threshold:.2f} is listening")
+    if found.percentile is not None:
+        told.append(f"percentile {found.percentile:.0%}")
+    if found.silence_score is not None:
+        told.append(f"silence {found.silence_score:.2f}")
+    return told
+
+
+def _steering(found: Answer) -> Text:
+    steering = found.steering
+    if not steering.applied:
+        return Text(f"none: {steering.reason}")
+    text = Text(f"{steering.direction}, strength {steering.strength:.3g}")
+    if steering.answer_changed:
+        text.append(f"; bare it was {steering.unsteered_answer!r}", "yellow")
+    elif steering.unsteered_answer is not None:
+        text.append("; the bare answer is the same", "dim")
+    return text
+
+
+def _bar(share: float, style: str) -> Text:
+    full = max(0, min(_WIDTH, round(share * _WIDTH)))
+    return Text("━" * full, style).append("─" * (_WIDTH - full), "dim")
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _with_warnings(grid: Table, warnings: Sequence[Any]) -> Table:
+    for warning in warnings:
+        grid.add_row("warning", Text(str(warning), "yellow"))
+    return grid
