@@ -144,6 +144,7 @@ class Deployment:
             return
         self.loaded_at = int(time.time())
         counters.watch(self.metrics, self.engine, _model_info(self.engine.listener))
+        counters.watch_listening(self.metrics, self.engine, self.records)
         if self.state == "loading":
             self.state = "ready"
             log.info("ready: %s; %s", model_name(self.engine.listener), _memory(self.engine))

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.listen import Answer
-from server.listening_log import Record
+from server.listening_log import ListeningLog, Record
+from server.memory import device_bytes
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -36,7 +38,7 @@ class Metrics:
 def make_metrics() -> Metrics:
     """Fresh metrics, all zero."""
     own = CollectorRegistry()
-    return Metrics(
+    metrics = Metrics(
         collected=own,
         requests=Counter(
             "allears_requests", "Requests by route and status", ["route", "status"], registry=own
@@ -76,6 +78,9 @@ def make_metrics() -> Metrics:
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
     )
+    for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
+        metrics.silence_cache.labels(result)
+    return metrics
 
 
 def watch(metrics: Metrics, engine: Engine, model_info: dict[str, str]) -> None:
@@ -87,8 +92,33 @@ def watch(metrics: Metrics, engine: Engine, model_info: dict[str, str]) -> None:
     rows.set_function(lambda: engine.running)
     held = Gauge("allears_silence_cache_bytes", "Bytes of kept silent prefixes", registry=own)
     held.set_function(lambda: engine.listener.prefixes.held_bytes)
+    limit = Gauge("allears_queue_limit_requests", "Requests that may wait", registry=own)
+    limit.set(engine.queue_limit_requests)
     info = Gauge("allears_model_info", "What is served; always 1", list(model_info), registry=own)
     info.labels(**model_info).set(1)
+
+
+def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> None:
+    """Add what alerts compare: drift of the scores, what calibration saw, and the memory left."""
+    own, listener = metrics.collected, engine.listener
+    index = Gauge(
+        "allears_listening_drift_psi",
+        "Population stability index of the last scores against the profile's; NaN if too few",
+        registry=own,
+    )
+    index.set_function(lambda: drift(listener.profile, records.recent()))
+    share = Gauge(
+        "allears_not_listening_calibrated_fraction",
+        "Share of the calibration set whose verdict is not_listening; NaN without a profile",
+        registry=own,
+    )
+    share.set(expected_not_listening(listener.profile))
+    memory = Gauge(
+        "allears_device_memory_bytes", "Memory of the model's device", ["kind"], registry=own
+    )
+    device = listener.model.device
+    memory.labels("used").set_function(lambda: device_bytes(device, "used"))
+    memory.labels("total").set_function(lambda: device_bytes(device, "total"))
 
 
 def count(metrics: Metrics, answer: Answer, record: Record) -> None:
