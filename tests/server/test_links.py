@@ -64,7 +64,8 @@ def fetch(port: int) -> Callable[..., bytes]:
 
     def fetch(path: str, *, allow: Callable[[str], bool] = lambda _: True) -> bytes:
         hosts = frozenset({f"audio.test:{port}", "localhost", f"localhost:{port}"})
-        fetcher = Fetcher(hosts, max_bytes=1000, seconds=0.5, resolve=here, allow=allow)
+        seconds = 0.5 if path == "/slow" else 20
+        fetcher = Fetcher(hosts, max_bytes=1000, seconds=seconds, resolve=here, allow=allow)
         url = path if "/" not in path[:1] else f"http://audio.test:{port}{path}"
         return asyncio.run(fetcher.fetch_all([url]))[url]
 
