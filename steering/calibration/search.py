@@ -160,7 +160,7 @@ class Search:
         best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
-        for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 1.0)):
+        for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
             gate = Gate(float(top), float(threshold), width * spread)
             strengths = gate.strengths(scores)
             worth = worth_of(right[nearest(strengths), np.arange(len(scores))], right[0])
