@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 from server import errors, middleware
 from server.completions import ChatCompletionRequest
 from server.deployment import Deployment
-from server.listen import Listener
+from server.listener import Listener
 from server.routes import router
 from server.schemas import AudioChatRequest, ListeningRequest
 from server.settings import Settings

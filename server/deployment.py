@@ -16,7 +16,8 @@ import numpy as np
 
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
-from server.listen import NO_PROFILE, Answer, Listener, Question, refusal
+from server.exchange import Answer, Question
+from server.listener import NO_PROFILE, Listener, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing

@@ -18,7 +18,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from server.listen import Answer, Heeded, Listener, Question, listen, prepare, with_queue_time
+from server.exchange import Answer, Heeded, Question, with_queue_time
+from server.listen import listen, prepare
+from server.listener import Listener
 from steering.slots import Row
 
 Event = Heeded | str | Answer

@@ -11,152 +11,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers.decoders import DecodeStream
 
-from server.windows import HeardWindow, listen_in_windows, long_clip
+from server.exchange import Answer, Heeded, Listening, Question, Steering, Timings
+from server.listener import Listener, refusal
+from server.windows import listen_in_windows, long_clip
+from server.writing import Reply, rows_of, write
 from steering import heads
 from steering.answer import (
     BARE,
     Plan,
-    Sampling,
     mean_log_probabilities,
-    plan_logits,
     score_choices,
 )
 from steering.errors import RequestError
-from steering.influence import ClipHeard, clips_heard, contrast_clip, with_influence
+from steering.influence import clips_heard, contrast_clip, with_influence
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
-from steering.profile import Profile
 from steering.prompt import Message, Prompt, build, silent_twin, with_choices
 from steering.readout import pool, relative_norm
-from steering.silence import Contrast, SilentPrefixes, contrast
-from steering.slots import Row, Slots, draw_rows
+from steering.silence import Contrast, contrast
+from steering.slots import Row
 from steering.style import PLAIN, Style
-
-NO_PROFILE = "this deployment has no listening profile (--profile none)"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A request as the engine takes it: checked, its audio decoded."""
-
-    id: str
-    messages: tuple[Message, ...]
-    choices: tuple[str, ...] = ()
-    steer: bool = False
-    direction: Literal["request", "calibrated"] = "request"
-    strength: float | None = None  # None is adaptive
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    with_unsteered: bool = False  # answer bare as well
-    with_silence: bool = False  # answer the silent twin as well, and score it
-    with_clips: bool = False  # find out which clip decided
-    contrast_clip: int | None = None  # contrast this clip with its silence; None is all of them
-    windowed: bool = False  # hear a clip longer than the model's window in windows
-    generate: bool = True  # False: only listen
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Listening:
-    """How far the sound decided; None where the deployment has no profile to read it with."""
-
-    score: float | None
-    percentile: float | None
-    verdict: str
-    threshold: float | None
-    silence_score: float | None
-    timeline: NDArray[np.float32]  # (F,) sums to the score
-    hop_seconds: float
-    heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
-    clips: tuple[ClipHeard, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Steering:
-    """What was done to the answer; `reason` says why nothing was."""
-
-    applied: bool
-    direction: str | None = None
-    strength: float = 0.0
-    relative_norm: float = 0.0
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Heeded:
-    """What is known before the first piece of the answer."""
-
-    listening: Listening
-    steering: Steering
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds each step took; `silence_cache` is hit, miss or None if no twin was run."""
-
-    queue_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    silence_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    first_token_seconds: float = 0.0  # from the end of the wait to the first piece of the answer
-    silence_cache: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """Everything that is known about one answered question."""
-
-    id: str
-    text: str
-    finish_reason: str  # stop, length; listen if nothing was generated
-    probabilities: tuple[float, ...]  # of the choices, in their order
-    listening: Listening
-    steering: Steering
-    unsteered: str | None
-    silent: str | None
-    prompt: Prompt
-    completion_tokens: int
-    timings: Timings
-    windows: tuple[HeardWindow, ...] = ()  # of a clip longer than the model's window
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Listener:
-    """A model, its profile, and what its questions share: silent prefixes, and rows to write in."""
-
-    model: AudioModel
-    profile: Profile | None
-    prefixes: SilentPrefixes
-    slots: Slots
-    unprofiled: str = NO_PROFILE  # why there is no profile, where there is none
-
-    @classmethod
-    def of(
-        cls,
-        model: AudioModel,
-        profile: Profile | None,
-        *,
-        silence_cache_bytes: int = 1_000_000_000,
-        rows: int = 16,
-        tokens: int = 2048,
-        unprofiled: str = NO_PROFILE,
-    ) -> Listener:
-        """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
-        tokens = min(tokens, int(model.text_config.max_position_embeddings))
-        slots = Slots(model, rows, tokens, profile.how if profile else None)
-        prefixes = SilentPrefixes(silence_cache_bytes)
-        return cls(model, profile, prefixes, slots, unprofiled)
-
-
-Writing = Generator[str | Row, None, None]
 
 
 def prepare(listener: Listener, question: Question) -> Prompt | None:
@@ -223,20 +102,20 @@ def listen_once(
     yield Heeded(listening, steering)
 
     # 4. The answer, and for comparison the bare and the silent one.
-    reply = _Reply()
-    yield from _reply(listener, heard, plan, question, reply)
+    reply = Reply()
+    yield from write(listener, heard, plan, question, reply)
     after_decode = time.perf_counter()
-    unsteered = _Reply() if question.with_unsteered and steering.applied else reply
+    unsteered = Reply() if question.with_unsteered and steering.applied else reply
     if unsteered is not reply:
-        yield from _rows(_reply(listener, heard, BARE, question, unsteered))
+        yield from rows_of(write(listener, heard, BARE, question, unsteered))
     if question.with_clips and reply.text:
         likelihood = partial(_log_probability, model, question, reply.text)
         clips = with_influence(model, prompt, heard, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
-    silent = _Reply()
+    silent = Reply()
     if question.with_silence:
         twin_heard = prefill(model, silent_twin(model, prompt))
-        yield from _rows(_reply(listener, twin_heard, BARE, question, silent))
+        yield from rows_of(write(listener, twin_heard, BARE, question, silent))
     yield Answer(
         id=question.id,
         text=reply.text,
@@ -285,17 +164,6 @@ def _check_length(listener: Listener, prompt: Prompt, question: Question) -> Non
             f" with max_tokens {answer} at most {limit - answer} fit here: shorten the text,"
             " send fewer or shorter clips, or lower max_tokens"
         )
-
-
-def refusal(listener: Listener) -> str | None:
-    """Why this deployment steers no answer, in plain words; None where it may steer."""
-    profile = listener.profile
-    if profile is None:
-        return listener.unprofiled
-    if profile.max_strength == 0:
-        why = profile.refusal or "calibration found no gain from steering this model"
-        return f"{why}: strength 0"
-    return None
 
 
 def _clip_index(wanted: int, prompt: Prompt) -> int:
@@ -369,119 +237,3 @@ def _plan(
     return Plan(direction, strength, profile.how), Steering(
         True, question.direction, strength, size
     )
-
-
-@dataclass(slots=True)
-class _Reply:
-    """An answer while it grows."""
-
-    text: str = ""
-    finish_reason: str = "stop"
-    probabilities: tuple[float, ...] = ()
-    tokens: int = 0
-    first_token_at: float = 0.0  # by the performance counter
-
-
-def _reply(
-    listener: Listener, heard: Heard, plan: Plan, question: Question, reply: _Reply
-) -> Writing:
-    """Pieces of text of one answer; `reply` holds the whole when they end."""
-    model = listener.model
-    if not question.generate:
-        reply.finish_reason = "listen"
-        return
-    if question.choices:
-        probabilities = score_choices(model, heard, plan, question.choices)
-        reply.probabilities = tuple(probabilities)
-        reply.text = question.choices[int(np.argmax(probabilities))]
-        reply.tokens = len(model.processor.tokenizer(reply.text)["input_ids"])
-        reply.first_token_at = time.perf_counter()
-        yield reply.text
-        return
-    text = _Text(model, question)
-    with closing(_tokens(listener, heard, plan, question.sampling)) as tokens:
-        for event in tokens:
-            if isinstance(event, Row):
-                yield event
-                continue
-            reply.tokens += 1
-            reply.first_token_at = reply.first_token_at or time.perf_counter()
-            piece = text.add(event)
-            reply.text += piece
-            if piece:
-                yield piece
-            if text.ended:
-                return
-    reply.finish_reason = "length"
-    rest = text.rest()
-    reply.text += rest
-    if rest:
-        yield rest
-
-
-def _tokens(
-    listener: Listener, heard: Heard, plan: Plan, sampling: Sampling
-) -> Generator[int | Row, None, None]:
-    """Tokens of one answer, at most max_tokens; a Row where it waits for the next decode step."""
-    row = Row(plan, sampling)
-    row.token = draw_rows(plan_logits(listener.model, heard.final[None], plan, 0), [row])[0]
-    try:
-        for step in range(sampling.max_tokens):
-            yield row.token
-            if step + 1 == sampling.max_tokens:
-                return
-            if row.place < 0:
-                listener.slots.seat(row, heard)
-            yield row
-    finally:
-        if row.place >= 0:
-            listener.slots.leave(row)
-
-
-def _rows(writing: Writing) -> Generator[Row, None, None]:
-    """What a writing waits for, without its text."""
-    for event in writing:
-        if isinstance(event, Row):
-            yield event
-
-
-class _Text:
-    """Tokens become text: whole characters only, nothing of a stop string."""
-
-    def __init__(self, model: AudioModel, question: Question) -> None:
-        self._tokenizer = model.processor.tokenizer.backend_tokenizer
-        self._model, self._sampling = model, question.sampling
-        self._stops = (*question.stop, *filter(None, [model.style.after]))
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._held = ""  # not handed out yet: it may be the start of a stop string
-        self.ended = False
-
-    def add(self, token: int) -> str:
-        """The text that a token completes, which may be none."""
-        if self._sampling.ends(token, self._model):
-            self.ended = True
-            return self.rest()
-        text = self._held + (self._stream.step(self._tokenizer, token) or "")
-        cut = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
-        if cut is not None:
-            self.ended, self._held = True, ""
-            return text[:cut]
-        keep = len(text) - _could_stop(text, self._stops)
-        self._held = text[keep:]
-        return text[:keep]
-
-    def rest(self) -> str:
-        """What was held back."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _could_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Characters at the end of `text` that may be the start of a stop string: held back."""
-    lengths = (n for s in stops for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
-    return max(lengths, default=0)
-
-
-def with_queue_time(answer: Answer, seconds: float) -> Answer:
-    """The answer, with the time it waited for its turn."""
-    return replace(answer, timings=replace(answer.timings, queue_seconds=seconds))

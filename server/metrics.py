@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
-from server.listen import Answer
+from server.exchange import Answer
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
 

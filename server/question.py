@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from server.listen import Question
+from server.exchange import Question
 from server.schemas import (
     MAX_TEXT_CHARACTERS,
     AudioChatRequest,

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from server import listen
-from server.listen import Answer, Question
+from server import exchange
+from server.exchange import Answer, Question
 from steering.clip import Clip
 from steering.influence import ClipHeard
 
@@ -195,13 +195,13 @@ def listening_report(
     return body.model_dump(exclude_unset=True)
 
 
-def headers(listening: listen.Listening, steering: listen.Steering) -> dict[str, str]:
+def headers(listening: exchange.Listening, steering: exchange.Steering) -> dict[str, str]:
     """The two headers of every answer; the score is `unknown` without a profile."""
     score = "unknown" if listening.score is None else f"{listening.score:.{_DIGITS}f}"
     return {"x-listening-score": score, "x-steering-strength": f"{steering.strength:.{_DIGITS}g}"}
 
 
-def _listening(found: listen.Listening, include: set[str]) -> Listening:
+def _listening(found: exchange.Listening, include: set[str]) -> Listening:
     extra: dict[str, Any] = {}
     if "timeline" in include:
         extra["timeline"] = [round(x, _DIGITS) for x in found.timeline.tolist()]
@@ -314,7 +314,7 @@ def _usage(answer: Answer) -> Usage:
     )
 
 
-def _timings(timings: listen.Timings) -> Timings:
+def _timings(timings: exchange.Timings) -> Timings:
     return Timings(
         queue_seconds=round(timings.queue_seconds, _DIGITS),
         prefill_seconds=round(timings.prefill_seconds, _DIGITS),

@@ -29,8 +29,9 @@ from server.completions import ChatCompletionRequest, UnknownModel, asked_for, j
 from server.deployment import Deployment, describe_profile, model_name
 from server.engine import Engine
 from server.errors import UnknownMedia
+from server.exchange import Answer, Heeded, Question
 from server.links import Fetcher
-from server.listen import Answer, Heeded, Question, refusal
+from server.listener import refusal
 from server.pages import DOCS, PLAYGROUND, pages
 from server.question import Submitted, links, make_question
 from server.reports import AudioChat, ErrorReport, ListeningReport

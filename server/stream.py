@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import Scope
 
 from server import errors
-from server.listen import Answer, Heeded
+from server.exchange import Answer, Heeded
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from server.exchange import Answer, HeardWindow, Heeded, Question, Timings
+from server.listener import Listener
 from steering.answer import BARE, Sampling
 from steering.clip import Clip
 from steering.errors import RequestError
@@ -25,24 +26,7 @@ from steering.prompt import Message
 from steering.slots import Row
 from steering.windows import Window, cut
 
-if TYPE_CHECKING:
-    from server.listen import Answer, Heeded, Listener, Question, Timings
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeardWindow:
-    """One window of a long clip, and what was answered about it alone."""
-
-    clip: int  # index of the clip
-    start_seconds: float
-    end_seconds: float
-    score: float | None
-    verdict: str
-    strength: float
-    answer: str
-
-
-Events = Generator["Heeded | str | Answer | Row", None, None]
+Events = Generator[Heeded | str | Answer | Row, None, None]
 _LEAST_PROBABILITY = 1e-30
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from server.bench.models import Subject
-from server.listen import Answer, Listener, Question, listen, prepare
+from server.exchange import Answer, Question
+from server.listen import listen, prepare
+from server.listener import Listener
 from steering.answer import Sampling
 from steering.baselines import audio_aware_decoding
 from steering.prefill import prefill

@@ -16,7 +16,9 @@ from fastapi import FastAPI
 from server import engine
 from server.app import create_app
 from server.deployment import Deployment
-from server.listen import Answer, Heeded, Listener, Question, listen
+from server.exchange import Answer, Heeded, Question
+from server.listen import listen
+from server.listener import Listener
 from server.settings import Settings
 from steering.model import AudioModel
 from steering.profile import Profile

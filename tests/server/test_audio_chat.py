@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.listen import Listener
+from server.listener import Listener
 
 QUESTION = "What animal is this?"
 CHOICES = ["dog", "cat", "cow", "bird"]

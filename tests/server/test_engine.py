@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from server.engine import Engine, Event, Stopped
-from server.listen import Answer, Heeded, Listener, Question
+from server.exchange import Answer, Heeded, Question
+from server.listener import Listener
 from steering.answer import Sampling
 from steering.clip import Clip
 from steering.errors import RequestError

@@ -16,7 +16,7 @@ import torch
 
 from server.app import create_app
 from server.deployment import load_listener
-from server.listen import Listener
+from server.listener import Listener
 from server.settings import Settings
 from steering import memory
 from steering.errors import ModelError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.listen import Listener
+from server.listener import Listener
 from server.windows import _weighted
 
 QUESTION = "What is this?"
