@@ -59,7 +59,7 @@ def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
             for kind, rows in picked(shown.items, shown.right).items()
         }
     pages = Environment(
-        loader=PackageLoader("steering", "."), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.filters |= {"signed": signed, "breakable": breakable}

@@ -24,7 +24,7 @@ from steering.demo.data import write_items
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
-ITEMS = 120  # over drift's MIN_SCORES
+ITEMS = 200  # over drift's MIN_SCORES
 CONTRACT = [
     "allears_requests_total",
     "allears_request_seconds_bucket",
@@ -150,7 +150,7 @@ def load(url: str, items: Path) -> None:
     with httpx.Client(base_url=url, timeout=60) as http:
         for index, item in enumerate(json.loads(items.read_text())):
             steer = str(index % 2 == 0)
-            form = {"question": item["question"], "steer": steer, "max_tokens": "1"}
+            form = {"question": item["question"], "choices": item["choices"], "steer": steer}
             sound = {"audio": (items.parent / item["audio_id"]).read_bytes()}
             http.post("/v1/audio-chat", data=form, files=sound).raise_for_status()
         assert http.post("/v1/audio-chat", json={"question": 1}).status_code == 422

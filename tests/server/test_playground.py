@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -21,6 +22,9 @@ from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "steering" / "demo" / "clips"
 SCREENSHOTS = ROOT / "build" / "screenshots"
+MARK = json.loads((ROOT / "steering/demo/profile/profile.json").read_text())["verdicts"][
+    "listening"
+]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -189,7 +193,7 @@ class TestInABrowser:
             score = float(gauge.get_attribute("aria-valuenow") or "nan")
             assert 0 < score < 0.2
             expect(page.locator("#verdict")).to_have_text(f"Not listening {score:.2f}")
-            assert "0.43, the mark" in (gauge.get_attribute("aria-valuetext") or "")
+            assert f"{MARK:.2f}, the mark" in (gauge.get_attribute("aria-valuetext") or "")
             expect(page.locator("#threshold")).to_be_visible()
             pale = heat(page)
             assert max(pale) > min(pale) > 0

@@ -28,7 +28,7 @@ from steering.model import AudioModel
 from steering.profile import load
 from tests.steering.examples import full_pass, write_items
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ITEMS = 48
 FILES = ("profile.json", "profile.safetensors")
 
