@@ -49,11 +49,17 @@ class Stage:
     root: Path
     name: str
     variables: dict[str, str] = field(default_factory=lambda: {"PATH": PATH, "HOME": "/root"})
+    arguments: dict[str, str] = field(default_factory=dict)  # ARG: gone in stages made from this
     folder: str = "/"
     user: str = "0:0"
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     health: list[str] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command sees."""
+        return self.arguments | self.variables
 
 
 def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
@@ -89,8 +95,11 @@ class Replay:
         """The last stage, after all instructions."""
         for word, arguments in instructions(dockerfile):
             print(f"{self.last.name if self.last else '-':7} {word} {arguments[:100]}", flush=True)
-            if word not in _IGNORED:
-                getattr(self, f"_{word.lower()}")(arguments)
+            act = getattr(self, f"_{word.lower()}", None)
+            if act is not None:
+                act(arguments)
+            elif word not in _IGNORED:
+                raise SystemExit(f"{word} is not among the instructions that can be replayed")
         return self._stage()
 
     def _stage(self) -> Stage:
@@ -110,14 +119,14 @@ class Replay:
 
     def _arg(self, arguments: str) -> None:
         name, _, default = arguments.partition("=")
-        value = self.given.get(name, default)
-        (self.last.variables if self.last else self.arguments)[name] = value
+        value = self.given.get(name, default or self.arguments.get(name, ""))
+        (self.last or self).arguments[name] = value
 
     def _env(self, arguments: str) -> None:
         stage = self._stage()
         for pair in shlex.split(arguments):
             name, _, value = pair.partition("=")
-            stage.variables[name] = Template(value).safe_substitute(stage.variables)
+            stage.variables[name] = Template(value).safe_substitute(stage.environment)
 
     def _workdir(self, arguments: str) -> None:
         stage = self._stage()
@@ -160,7 +169,7 @@ class Replay:
 
 def inside(stage: Stage, command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     """A command run to its end in a stage."""
-    return subprocess.run(chrooted(stage, command), env=stage.variables)
+    return subprocess.run(chrooted(stage, command), env=stage.environment)
 
 
 def chrooted(stage: Stage, command: Sequence[str]) -> list[str]:
@@ -214,7 +223,7 @@ def serve_and_ask(stage: Stage) -> dict[str, Any]:
     with mounted(stage.root, (), read_only=True):
         written = inside(stage, ["/bin/sh", "-c", "touch /opt/x /var/lib/allears/x 2>/dev/null"])
         assert written.returncode != 0, "the root could be written to"
-        process = subprocess.Popen(command, env=stage.variables)
+        process = subprocess.Popen(command, env=stage.environment)
         try:
             _wait_until_healthy(stage, process)
             return _ask(f"http://127.0.0.1:{port}")
@@ -227,7 +236,7 @@ def _wait_until_healthy(stage: Stage, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         checked = subprocess.run(
-            chrooted(stage, stage.health), env=stage.variables, stderr=subprocess.DEVNULL
+            chrooted(stage, stage.health), env=stage.environment, stderr=subprocess.DEVNULL
         )
         if checked.returncode == 0:
             return

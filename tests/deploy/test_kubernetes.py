@@ -61,11 +61,20 @@ def test_the_schemas_of_kubernetes_hold(manifests: list[dict[str, Any]]) -> None
 
 
 def test_the_schemas_of_the_prometheus_operator_hold(manifests: list[dict[str, Any]]) -> None:
-    from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+    from cloudcoil.models.prometheus_operator import v1
 
-    for monitor in of_kind(manifests, "ServiceMonitor"):
-        read = ServiceMonitor.model_validate(monitor)
-        assert read.model_dump(mode="json", by_alias=True, exclude_none=True) == monitor
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        for manifest in of_kind(manifests, kind):
+            read = getattr(v1, kind).model_validate(manifest)
+            assert read.model_dump(mode="json", by_alias=True, exclude_none=True) == manifest
+
+
+def test_the_operator_gets_the_rules_that_are_tested(manifests: list[dict[str, Any]]) -> None:
+    tested = yaml.safe_load((FOLDER.parent / "prometheus" / "rules.yaml").read_text())
+    for rules in of_kind(manifests, "PrometheusRule"):
+        assert rules["spec"] == tested
+    (monitoring,) = yaml.safe_load_all((FOLDER / "monitoring" / "rules.yaml").read_text())
+    assert monitoring["spec"] == tested
 
 
 def test_every_variable_is_a_setting_with_an_allowed_value(
