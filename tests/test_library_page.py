@@ -72,7 +72,7 @@ def test_the_page_calibrates_and_evaluates(names: dict[str, Any]) -> None:
     assert isinstance(names["own"], Profile)
     assert names["own"].calibrated_on == "synthetic"
     assert names["found"].calibrated_on == "user data"
-    assert np.isfinite(names["results"]["arms"]["adaptive"]["right_percent"]["all"])
+    assert np.isfinite(names["results"]["arms"]["adaptive"]["right_percent"])
 
 
 def test_the_page_names_all_that_the_package_offers() -> None:
