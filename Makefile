@@ -41,7 +41,7 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/mypy
 
 bench: $(READY) ## measure steering and batching beside transformers, on this machine's CPU
-	$(BIN)/python -m server.bench --model demo mid --device cpu --threads 1
+	$(BIN)/python -m server.bench --model demo mid --device cpu
 
 bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 weights, on a GPU
 	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32
