@@ -40,8 +40,10 @@ def map_case(context: Any, case: Any) -> Any:
     """A valid case, with the rules applied; any other as it is."""
     positive = case.meta is not None and case.meta.generation.mode.is_positive
     if positive and isinstance(case.body, dict) and case.method == "POST":
-        case.body = mended(case.body, form=case.media_type == "multipart/form-data")
-        case.freeze_metadata()  # else a body with bytes in it would count as an invalid one
+        body = mended(case.body, form=case.media_type == "multipart/form-data")
+        case.body.clear()  # in place and frozen: a new body with bytes in it would count as invalid
+        case.body.update(body)
+        case.freeze_metadata()
     return case
 
 
