@@ -111,7 +111,7 @@ class LastingRecords:
 
     def close(self) -> None:
         """Write what waits, as far as that takes a few seconds."""
-        if self._thread is None or self._engine is None:
+        if self._thread is None:
             return
         with self._news:
             self._closing = True
@@ -120,7 +120,6 @@ class LastingRecords:
         if self.waiting:
             self._count_lost(self.waiting)
             log.error("listening log: %d records are lost: %s is away", self.waiting, self._name)
-        self._engine.dispose()
 
     # ---- of threads that may wait -------------------------------------------------------------
 
@@ -153,33 +152,36 @@ class LastingRecords:
 
     def _work(self) -> None:
         """Until closed: gather some records, write them, remove old ones now and then."""
+        assert self._engine is not None
         retry, longest = _RETRY_SECONDS
         while True:
             self._gather()
             if self._closing and not self._writing:
-                return
+                break
             if self._wrote():
                 retry = _RETRY_SECONDS[0]
                 continue
             if self._closing:
-                return
+                break
             with self._news:
                 self._news.wait_for(lambda: self._closing, retry)
             retry = min(2 * retry, longest)
+        self._engine.dispose()
 
     def _gather(self) -> None:
         """Take the next batch, unless one is left over; empty after a while without records."""
         with self._news:
-            if self._writing or self._away_since is not None:
-                pass
-            elif self._news.wait_for(lambda: self._waiting or self._closing, self._idle_seconds()):
-                full = database.WRITE_ROWS
-                self._news.wait_for(
-                    lambda: self._closing or len(self._waiting) >= full, _GATHER_SECONDS
-                )
-            if not self._writing:
-                rows = min(len(self._waiting), database.WRITE_ROWS)
-                self._writing = tuple(self._waiting.popleft() for _ in range(rows))
+            if self._writing:
+                return
+            if self._away_since is None:
+                self._wait_for(1, self._idle_seconds())
+                self._wait_for(database.WRITE_ROWS, _GATHER_SECONDS if self._waiting else 0)
+            rows = min(len(self._waiting), database.WRITE_ROWS)
+            self._writing = tuple(self._waiting.popleft() for _ in range(rows))
+
+    def _wait_for(self, rows: int, seconds: float) -> None:
+        """Until so many records wait, or the log is closed, or the time is over."""
+        self._news.wait_for(lambda: self._closing or len(self._waiting) >= rows, seconds)
 
     def _wrote(self) -> bool:
         """Whether the batch is dealt with: it is in the database, or can never be."""

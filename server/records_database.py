@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -94,6 +95,11 @@ def parse(url: str) -> URL:
     if found.drivername != "sqlite" and find_spec("psycopg") is None:
         raise ValueError("psycopg is missing; pip install 'allears[postgres]'")
     return found
+
+
+def file(path: Path) -> URL:
+    """The database in a file."""
+    return URL.create("sqlite", database=str(path))
 
 
 def connect(url: URL) -> Engine:

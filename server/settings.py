@@ -223,10 +223,10 @@ class Settings(BaseSettings):
     @property
     def log_database(self) -> URL:
         """The listening log's database."""
-        from server.records_database import parse  # slow to import, and --help needs none
+        from server.records_database import file, parse  # slow to import, and --help needs none
 
         if self.listening_log_url is None:
-            return parse(f"sqlite:///{self.state_folder / 'listening.sqlite'}")
+            return file(self.state_folder / "listening.sqlite")
         return parse(self.listening_log_url.get_secret_value())
 
     @property

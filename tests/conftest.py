@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -213,8 +214,22 @@ class Postgres:
         log = self._folder / "log"
         self._run("pg_ctl", *self._data, "-w", "-o", how, "-l", str(log), "start")
 
-    def stop(self) -> None:
-        self._run("pg_ctl", *self._data, "-m", "fast", "-w", "stop")
+    def stop(self, how: str = "fast") -> None:
+        self._run("pg_ctl", *self._data, "-m", how, "-w", "stop")
+
+    @contextmanager
+    def frozen(self) -> Generator[None, None, None]:
+        """While it lasts every process stands still: nothing answers, nothing is refused."""
+        pid = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        main = psutil.Process(pid)
+        processes = [main, *main.children()]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def url(self, database: str) -> str:
         return f"postgresql://allears:s3cret@127.0.0.1:{self.port}/{database}"
@@ -246,7 +261,7 @@ def postgres() -> Generator[Postgres, None, None]:
     try:
         cluster.start()
         yield cluster
-        cluster.stop()
+        cluster.stop("immediate")
     finally:
         shutil.rmtree(folder)
 

@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import inspect, text
 
-from server import lasting_records, records_database
+from server import history, lasting_records, records_database
 from server.lasting_records import LastingRecords
 from server.listening_log import LogAway, Record, UnknownRecord
 from server.settings import Settings, SettingsError
@@ -392,6 +393,51 @@ def test_a_start_does_not_need_the_database(
     assert "is away" in caplog.text
 
 
+@SYSTEM
+def test_a_postgresql_that_hangs_holds_up_nobody(
+    postgres: Any, start: Any, audio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(lasting_records, "_STUCK_SECONDS", 1.0)
+    url = postgres.new_database()
+    body = {"audio": audio, "question": QUESTION, "max_tokens": 1}
+    with start(listening_log_url=url) as server:
+        server.chat(**body)
+        server.wait_until(lambda: server.metric("allears_listening_log_waiting") == 0)
+        with postgres.frozen():
+            ids = [server.chat(**body).json()["id"] for _ in range(3)]
+            began = time.monotonic()
+            summary = server.get("/listening-score").json()
+            assert time.monotonic() - began < 3
+            assert (summary["log"], summary["count"]) == ("away", 4)
+            own = server.get("/listening-score", params={"request_id": ids[0]})
+            assert own.status_code == 200
+            server.wait_until(lambda: server.metric("allears_listening_log_up") == 0)
+        server.wait_until(lambda: server.metric("allears_listening_log_waiting") == 0)
+        server.wait_until(lambda: server.get("/listening-score").json()["log"] == "database")
+        assert server.get("/listening-score").json()["count"] == 4
+
+
+@SYSTEM
+def test_the_end_does_not_wait_for_a_postgresql_that_hangs(
+    postgres: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lasting_records, "_CLOSE_SECONDS", 0.5)
+    url = postgres.new_database()
+    with log_at(url) as log:
+        log.add(record("a"))
+        wait_until(lambda: not log.waiting)
+        with postgres.frozen():
+            log.add(record("b"))
+            began = time.monotonic()
+            log.close()
+            assert time.monotonic() - began < 2
+            assert lost == [1]
+            assert "1 records are lost" in caplog.text
+        assert log._thread is not None
+        log._thread.join(10)
+
+
 # ---- servers
 
 
@@ -464,6 +510,49 @@ def test_replicas_answer_through_an_outage(start: Any, audio: Any, postgres: Any
             for name in ids:
                 one_record = server.get("/listening-score", params={"request_id": name})
                 assert one_record.status_code == 200
+
+
+@SYSTEM
+def test_no_answer_is_lost_while_postgresql_is_stopped_and_started(
+    start: Any, audio: Any, postgres: Any
+) -> None:
+    url = postgres.new_database()
+    body = {"audio": audio, "question": QUESTION, "max_tokens": 1}
+    answered: list[str] = []
+    ended = threading.Event()
+
+    def ask_on(server: Any) -> None:
+        while not ended.is_set():
+            response = server.chat(**body)
+            assert response.status_code == 200, response.text
+            answered.append(response.json()["id"])
+
+    with (
+        start(listening_log_url=url) as one,
+        start(listening_log_url=url) as other,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        running = [pool.submit(ask_on, server) for server in (one, other) * 2]
+        try:
+            time.sleep(0.5)
+            postgres.stop()
+            one.wait_until(lambda: one.metric("allears_listening_log_up") == 0)
+            before = len(answered)
+            one.wait_until(lambda: len(answered) > before + 20)
+            assert one.metric("allears_listening_log_waiting") > 0
+        finally:
+            postgres.start()
+            time.sleep(0.5)
+            ended.set()
+        for work in running:
+            work.result(20)
+        waiting = "allears_listening_log_waiting"
+        one.wait_until(lambda: one.metric(waiting) == other.metric(waiting) == 0)
+        lost_total = "allears_listening_log_lost_total"
+        assert one.metric(lost_total) == other.metric(lost_total) == 0
+    with log_at(url) as log:
+        assert {r.id for r in log.recent("tiny", "tiny-profile")} == set(answered[-1000:])
+        assert rows_of(log) == len(answered) > 40
 
 
 def test_a_killed_server_leaves_a_whole_database(
