@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from server import errors, middleware
 from server.completions import ChatCompletionRequest
-from server.deployment import Deployment
+from server.deployment import Deployment, make_deployment
 from server.listener import Listener
 from server.routes import router
 from server.schemas import AudioChatRequest, ListeningRequest
@@ -33,10 +33,11 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(deployment.records.open)
         loading = asyncio.create_task(deployment.load(listener))
         yield
         await deployment.drained(settings.drain_seconds)

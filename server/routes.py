@@ -23,10 +23,10 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from server import listening_log, metrics, reports, stream
+from server import history, listening_log, metrics, reports, stream
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
 from server.completions import ChatCompletionRequest, UnknownModel, asked_for, json_choice
-from server.deployment import Deployment, describe_profile, model_name
+from server.deployment import Deployment, describe_profile, model_name, names
 from server.engine import Engine
 from server.errors import UnknownMedia
 from server.exchange import Answer, Heeded, Question
@@ -157,12 +157,17 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
 async def listening_score(
     here: Here, request_id: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
-    """What this deployment heard lately, or the record of one request."""
+    """What this deployment heard lately, or the record of one request.
+
+    `log` says of what: the memory of this process, the database of all replicas, or, while that is
+    away, what this process knows.
+    """
     engine = here.ready()
     if request_id is not None:
-        return asdict(here.records.find(request_id))
+        return asdict(await history.find(here.records, request_id))
+    records, log = await history.recent(here.records, *names(engine.listener))
     profile = describe_profile(engine.listener)
-    return {**listening_log.summary(here.records.recent()), "profile": profile}
+    return {**listening_log.summary(records), "log": log, "profile": profile}
 
 
 @router.get("/v1/models", responses=_errors(503))
