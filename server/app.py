@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from server import document, errors, middleware
-from server.deployment import Deployment
+from server.deployment import Deployment, make_deployment
 from server.listener import Listener
 from server.routes import router
 from server.settings import Settings
@@ -30,10 +30,11 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(deployment.records.open)
         loading = asyncio.create_task(deployment.load(listener))
         yield
         await deployment.drained(settings.drain_seconds)

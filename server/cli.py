@@ -33,7 +33,7 @@ from rich.table import Table
 
 from allears_client import AllEars, AllEarsClientError, Answer
 from allears_client import commands as client_commands
-from server.settings import Settings, SettingsError, option, read_settings, variable
+from server.settings import NO_LOG, Settings, SettingsError, option, read_settings, variable
 from steering import cli as steering_commands
 from steering.errors import AllEarsError
 
@@ -155,6 +155,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
 
     served = create_app(settings)
     deployment = served.state.deployment
+    deployment.records.open()  # first, so that a log that can't be had is known at once
     config = uvicorn.Config(
         served,
         log_config=None,
@@ -272,7 +273,7 @@ def _server_process() -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("ALLEARS_")}
-    command = [sys.executable, *SERVE, "--port", str(port)]
+    command = [sys.executable, *SERVE, "--port", str(port), "--listening-log-url", NO_LOG]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=clean, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -317,7 +318,7 @@ def server_here() -> Iterator[str]:
     """The URL of a server in this process, of what ALLEARS_* name, while the context lasts."""
     from server.app import create_app  # torch is slow to import, and --help needs none
 
-    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": ()}
+    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": (), "listening_log_url": NO_LOG}
     served = create_app(read_settings({}, options))
     deployment = served.state.deployment
     logging.getLogger("allears").setLevel(logging.CRITICAL)  # what fails is raised below

@@ -17,6 +17,7 @@ import numpy as np
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
 from server.exchange import Answer, Question
+from server.lasting_records import LastingRecords
 from server.listener import NO_PROFILE, Listener, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
@@ -127,7 +128,8 @@ class Deployment:
 
     def note(self, question: Question, answer: Answer, created: int) -> None:
         """Record and count an answered question."""
-        record = _record(question, answer, created)
+        assert self.engine is not None, "answered by nobody"
+        record = _record(question, answer, created, *names(self.engine.listener))
         self.records.add(record)
         counters.count(self.metrics, answer, record)
 
@@ -177,14 +179,25 @@ class Deployment:
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end."""
+        """Let the torch thread end, and the log write what waits."""
         self.state = "draining"
         self.progress.stopping = True
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.records.close)
 
 
-async def in_own_thread(work: Callable[[], Result]) -> Result:
+def make_deployment(settings: Settings) -> Deployment:
+    """A deployment whose log is where the settings say; nothing is opened yet."""
+    metrics = make_metrics()
+    if settings.logs_to_memory:
+        return Deployment(settings, metrics)
+    records = LastingRecords(settings, metrics.log_lost.inc)
+    counters.watch_log(metrics, records)
+    return Deployment(settings, metrics, records)
+
+
+async def in_own_thread(work: Callable[[], Result], name: str = LOADING) -> Result:
     """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
@@ -203,7 +216,7 @@ async def in_own_thread(work: Callable[[], Result]) -> Result:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name=LOADING, daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return await done
 
 
@@ -266,6 +279,12 @@ def model_name(listener: Listener) -> str:
     return public_name(listener.model.name)
 
 
+def names(listener: Listener) -> tuple[str, str]:
+    """Of model and profile, as records have them: only records of the same ones compare."""
+    profile = listener.profile
+    return model_name(listener), public_name(profile.name) if profile else "none"
+
+
 def public_name(name: str) -> str:
     """`demo` and hub ids as they are, the last part of a path."""
     return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
@@ -314,8 +333,8 @@ def _first_question(listener: Listener) -> Question:
     return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
 
 
-def _record(question: Question, answer: Answer, created: int) -> Record:
-    listening, steering = answer.listening, answer.steering
+def _record(question: Question, answer: Answer, created: int, model: str, profile: str) -> Record:
+    listening, steering, timings = answer.listening, answer.steering, answer.timings
     return Record(
         id=answer.id,
         created=created,
@@ -328,4 +347,12 @@ def _record(question: Question, answer: Answer, created: int) -> Record:
         direction=steering.direction if steering.applied else None,
         strength=steering.strength,
         audio_seconds=sum(answer.prompt.heard_seconds),
+        answered=time.time(),
+        answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
+        queue_seconds=timings.queue_seconds,
+        prefill_seconds=timings.prefill_seconds,
+        silence_seconds=timings.silence_seconds,
+        decode_seconds=timings.decode_seconds,
+        model=model,
+        profile=profile,
     )

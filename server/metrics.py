@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
+from server.lasting_records import LastingRecords
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
 
@@ -33,6 +34,7 @@ class Metrics:
     not_listening: Counter
     silence_cache: Counter
     errors: Counter
+    log_lost: Counter
 
 
 def make_metrics() -> Metrics:
@@ -77,6 +79,9 @@ def make_metrics() -> Metrics:
             "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+        log_lost=Counter(
+            "allears_listening_log_lost", "Records that never reached the database", registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
@@ -106,7 +111,7 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(listener.profile, records.recent()))
+    index.set_function(lambda: drift(listener.profile, records.own()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
@@ -119,6 +124,17 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
     device = listener.model.device
     memory.labels("used").set_function(lambda: device_bytes(device, "used"))
     memory.labels("total").set_function(lambda: device_bytes(device, "total"))
+
+
+def watch_log(metrics: Metrics, records: LastingRecords) -> None:
+    """Add what tells whether the listening log's database takes records."""
+    own = metrics.collected
+    up = Gauge("allears_listening_log_up", "1: the database takes records; 0: away", registry=own)
+    up.set_function(lambda: not records.away)
+    waiting = Gauge(
+        "allears_listening_log_waiting", "Records that wait for the database", registry=own
+    )
+    waiting.set_function(lambda: records.waiting)
 
 
 def count(metrics: Metrics, answer: Answer, record: Record) -> None:

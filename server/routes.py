@@ -24,10 +24,10 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from server import listening_log, metrics, reports, stream
+from server import history, listening_log, metrics, reports, stream
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
 from server.completions import ChatCompletionRequest, UnknownModel, asked_for, json_choice
-from server.deployment import Deployment, describe_profile, model_name
+from server.deployment import Deployment, describe_profile, model_name, names
 from server.engine import Engine
 from server.errors import UnknownMedia
 from server.exchange import Answer, Heeded, Question
@@ -100,7 +100,7 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, AudioChatRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
     finish = partial(_finish, here, engine, wish, question, created)
     headers = reports.headers(heeded.listening, heeded.steering)
@@ -129,7 +129,7 @@ async def chat_completions(request: Request, here: Here, closing: Closing) -> Re
     _check_model(wanted.model, name)
     wish, form = asked_for(wanted), json_choice(wanted)
     question = await _decoded(request, here, engine, Submitted(wish), "chatcmpl")
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
     headers = reports.headers(heeded.listening, heeded.steering)
     finish = partial(_finish, here, engine, wish, question, created)
@@ -159,7 +159,7 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, ListeningRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
     heeded = await _heeded(events)
     answer = await _answer(events)
     here.note(question, answer, created)
@@ -172,12 +172,17 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
 async def listening_score(
     here: Here, request_id: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
-    """What this deployment heard lately, or the record of one request."""
+    """What this deployment heard lately, or the record of one request.
+
+    `log` says of what: the memory of this process, the database of all replicas, or, while that is
+    away, what this process knows.
+    """
     engine = here.ready()
     if request_id is not None:
-        return asdict(here.records.find(request_id))
+        return asdict(await history.find(here.records, request_id))
+    records, log = await history.recent(here.records, *names(engine.listener))
     profile = describe_profile(engine.listener)
-    return {**listening_log.summary(here.records.recent()), "profile": profile}
+    return {**listening_log.summary(records), "log": log, "profile": profile}
 
 
 @router.get("/v1/models", responses=_errors(503))

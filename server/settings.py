@@ -10,17 +10,21 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_state_path
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steering.errors import AllEarsError
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
 PREFIX = "ALLEARS_"
 # Of the same family, but read by others: the client's commands and the test suite.
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+NO_LOG = "none"
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
 
 
@@ -160,6 +164,32 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds that running requests get to finish after SIGTERM, from 0",
     )
+    listening_log_url: SecretStr | None = Field(
+        default=None,
+        description="`sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DATABASE`, or `none`"
+        " (records end with the process); unset: `listening.sqlite` in `allears` in the user's"
+        " state folder, which `XDG_STATE_HOME` may name",
+    )
+    listening_log_max_rows: int = Field(
+        default=100_000,
+        ge=1000,
+        le=1_000_000_000,
+        description="records kept in the database, from 1000; the oldest are removed",
+    )
+    listening_log_max_days: float = Field(
+        default=90.0,
+        gt=0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="days that a record is kept in the database, over 0",
+    )
+    listening_log_buffer_rows: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="records that wait in memory for the database, from 1; then the oldest are"
+        " lost, and counted",
+    )
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -180,6 +210,35 @@ class Settings(BaseSettings):
         if any(not _HOST.fullmatch(host) for host in hosts):
             raise ValueError("a host is a name or an IPv4 address, with :PORT at most behind it")
         return hosts
+
+    @field_validator("listening_log_url")
+    @classmethod
+    def _check_log(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and value.get_secret_value() != NO_LOG:
+            from server.records_database import parse  # slow to import, and --help needs none
+
+            parse(value.get_secret_value())
+        return value
+
+    @property
+    def log_database(self) -> URL:
+        """The listening log's database."""
+        from server.records_database import file, parse  # slow to import, and --help needs none
+
+        if self.listening_log_url is None:
+            return file(self.state_folder / "listening.sqlite")
+        return parse(self.listening_log_url.get_secret_value())
+
+    @property
+    def logs_to_memory(self) -> bool:
+        """Whether records end with the process."""
+        url = self.listening_log_url
+        return url is not None and url.get_secret_value() == NO_LOG
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the listening log is kept if nothing else is said."""
+        return user_state_path("allears")
 
     @property
     def cache_folder(self) -> Path:
@@ -214,6 +273,22 @@ def read_settings(environ: Mapping[str, str], options: Mapping[str, object]) -> 
     return settings
 
 
+def masked(url: str) -> str:
+    """A database's URL, also one that can't be read, without its password."""
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", url)
+
+
+def wrong_log(settings: Settings, reason: str) -> SettingsError:
+    """The error of a listening log that can't be had: the setting, its value, what is allowed."""
+    name, given = "listening_log_url", settings.listening_log_url
+    url = str(settings.log_database) if given is None else given.get_secret_value()
+    allowed = Settings.model_fields[name].description
+    return SettingsError(
+        f"{variable(name)} ({option(name)}) is {masked(url)!r}: {reason}. Allowed: {allowed}"
+    )
+
+
 def variable(field: str) -> str:
     """The environment variable of a field of Settings."""
     return PREFIX + field.upper()
@@ -242,6 +317,8 @@ def _line(details: Any) -> str:
     if field not in Settings.model_fields:
         return f"{variable(field)} is not a setting"
     value = "(hidden)" if field == "api_keys" else repr(details["input"])
+    if field == "listening_log_url":
+        value = repr(masked(str(details["input"])))
     allowed = Settings.model_fields[field].description
     reason = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable(field)} ({option(field)}) is {value}: {reason}. Allowed: {allowed}"

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from server import engine
 from server.app import create_app
@@ -19,7 +20,7 @@ from server.deployment import Deployment
 from server.exchange import Answer, Heeded, Question
 from server.listen import listen
 from server.listener import Listener
-from server.settings import Settings
+from server.settings import NO_LOG, Settings
 from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
@@ -90,7 +91,9 @@ def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
 @pytest.fixture(scope="session")
 def server(listener: Listener) -> Generator[Server, None, None]:
     """A server that all tests share which leave it as it was."""
-    with Server(create_app(Settings(), listener)).started() as started:
+    with Server(
+        create_app(Settings(listening_log_url=SecretStr(NO_LOG)), listener)
+    ).started() as started:
         yield started
 
 
@@ -99,7 +102,9 @@ def start(listener: Listener) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
     def own(*, heard_by: Listener | None = None, ready: bool = True, **settings: Any) -> Any:
-        app = create_app(Settings(**settings), heard_by or listener)
+        app = create_app(
+            Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or listener
+        )
         return Server(app).started(ready=ready)
 
     return own

@@ -175,11 +175,13 @@ def _killed(
 ) -> tuple[list[Check], list[str]]:
     failures: list[str] = []
     restarts: list[float] = []
+    databases = 0
     random = Random(seed)
     with serving(folder, *model) as served:
         for _ in range(kills):
             asyncio.run(_kill_under_load(served, clients, random))
             failures += [f"after SIGKILL: {fault}" for fault in half_written(folder)]
+            databases += len(list(folder.rglob("*.sqlite")))
             started = time.monotonic()
             served.start()
             restarts.append(time.monotonic() - started)
@@ -187,6 +189,7 @@ def _killed(
                 failures.append(f"after SIGKILL and restart: {why}")
     checks = [
         at_least("SIGKILL: times killed under load and restarted", len(restarts), kills),
+        at_least("SIGKILL: listening logs checked for their integrity", databases, kills),
         none_of("SIGKILL: half-written files, damaged databases, no answer", len(failures)),
         figure("SIGKILL: longest restart until ready", max(restarts), " s"),
     ]
