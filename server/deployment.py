@@ -22,6 +22,7 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
+from server.tracing import Traces
 from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.calibration import auto
@@ -39,6 +40,7 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
+_TRACES_SECONDS = 3.0  # what a collector that is away may delay the end by
 
 
 class Loading(Busy):
@@ -78,6 +80,7 @@ class Deployment:
     settings: Settings
     metrics: Metrics = field(default_factory=make_metrics)
     records: ListeningLog = field(default_factory=RecentRecords)
+    traces: Traces | None = None
     state: Literal["loading", "ready", "draining"] = "loading"
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
@@ -182,6 +185,11 @@ class Deployment:
         self.progress.stopping = True
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
+        if self.traces is not None:
+            try:
+                await asyncio.wait_for(in_own_thread(self.traces.close), _TRACES_SECONDS)
+            except TimeoutError:
+                log.warning("the last traces were not sent within %g s", _TRACES_SECONDS)
 
 
 async def in_own_thread(work: Callable[[], Result]) -> Result:
