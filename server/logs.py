@@ -49,7 +49,7 @@ def take_over() -> None:
 
     Where all lines are to be JSON, these libraries draw no progress bars.
     """
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     for name in _LOUD:

@@ -8,6 +8,7 @@ were taken anyway: the thread that runs torch knows nothing of traces. OpenTelem
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -107,14 +108,18 @@ def headers(span: Span | None) -> Mapping[str, str]:
 
 
 def _steps(taken: Taken | None, timings: Timings | None) -> list[tuple[str, int, int]]:
-    """Name, begin and end of each step that was taken; those of the engine follow one another.
+    """Name, begin and end of each step that was taken; those after the wait follow one another.
 
     Of a clip that is heard in windows, a step is the sum over all of them.
     """
     if taken is None:
         return []
-    steps, at = [("audio decode", *taken.decode)], taken.asked
-    for name in ("queue", "prefill", "silence", "decode") if timings else ():
+    steps = [("audio decode", *taken.decode)]
+    if timings is None:
+        return steps
+    at = time.time_ns() - time.perf_counter_ns() + round(timings.began_at * _SECOND)
+    steps.append(("queue", taken.asked, max(at, taken.asked)))
+    for name in ("prefill", "silence", "decode"):
         ended = at + round(getattr(timings, f"{name}_seconds") * _SECOND)
         if ended > at:
             steps.append((name, at, ended))
