@@ -214,6 +214,10 @@ def test_a_collector_that_is_away_costs_nobody_anything(
             assert answer.status_code == 200
         ending = time.monotonic()
     assert time.monotonic() - ending < 10
+    for thread in threading.enumerate():
+        if thread.name.startswith("Otel"):
+            thread.join(20)  # it gives up by itself; its complaints belong to this test
+            assert not thread.is_alive()
 
 
 def test_off_without_an_endpoint_and_said_without_the_extra(
