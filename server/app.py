@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -10,8 +11,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
 
-from server import document, errors, middleware
+from server import access, document, errors, middleware, tracing
 from server.deployment import Deployment, make_deployment
 from server.listener import Listener
 from server.routes import router
@@ -21,7 +23,7 @@ _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
     " did not."
 )
-_OPEN = {"/livez", "/readyz"}
+_READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
 def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
@@ -30,7 +32,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = make_deployment(settings)
+    deployment = make_deployment(settings, tracing.start(os.environ))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,10 +73,18 @@ def own_version() -> str:
 def _surround(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
-    keys = [key.get_secret_value() for key in settings.api_keys]
+    app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
     app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
-    app.add_middleware(middleware.keyed, keys=keys)
     app.add_middleware(middleware.raced)
+    app.add_middleware(middleware.caught)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_READABLE,
+        )
     app.add_middleware(middleware.observed, deployment=deployment)
 
 
@@ -88,5 +98,5 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        app.openapi_schema = document.complete(found, _OPEN)
+        app.openapi_schema = document.complete(found, access.PROBES)
     return app.openapi_schema

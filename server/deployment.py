@@ -23,6 +23,7 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
+from server.tracing import Traces
 from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.calibration import auto
@@ -40,6 +41,7 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
+_TRACES_SECONDS = 3.0  # what a collector that is away may delay the end by
 
 
 class Loading(Busy):
@@ -79,6 +81,7 @@ class Deployment:
     settings: Settings
     metrics: Metrics = field(default_factory=make_metrics)
     records: ListeningLog = field(default_factory=RecentRecords)
+    traces: Traces | None = None
     state: Literal["loading", "ready", "draining"] = "loading"
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
@@ -185,16 +188,21 @@ class Deployment:
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self.records.close)
+        if self.traces is not None:
+            try:
+                await asyncio.wait_for(in_own_thread(self.traces.close), _TRACES_SECONDS)
+            except TimeoutError:
+                log.warning("the last traces were not sent within %g s", _TRACES_SECONDS)
 
 
-def make_deployment(settings: Settings) -> Deployment:
+def make_deployment(settings: Settings, traces: Traces | None = None) -> Deployment:
     """A deployment whose log is where the settings say; nothing is opened yet."""
     metrics = make_metrics()
     if settings.logs_to_memory:
-        return Deployment(settings, metrics)
+        return Deployment(settings, metrics, traces=traces)
     records = LastingRecords(settings, metrics.log_lost.inc)
     counters.watch_log(metrics, records)
-    return Deployment(settings, metrics, records)
+    return Deployment(settings, metrics, records, traces=traces)
 
 
 async def in_own_thread(work: Callable[[], Result], name: str = LOADING) -> Result:

@@ -24,6 +24,7 @@ class Metrics:
 
     collected: CollectorRegistry
     requests: Counter
+    key_requests: Counter
     request_seconds: Histogram
     first_token_seconds: Histogram
     tokens: Counter
@@ -44,6 +45,12 @@ def make_metrics() -> Metrics:
         collected=own,
         requests=Counter(
             "allears_requests", "Requests by route and status", ["route", "status"], registry=own
+        ),
+        key_requests=Counter(
+            "allears_key_requests",
+            "Requests by the name of their key, `none` without one, and status",
+            ["key", "status"],
+            registry=own,
         ),
         request_seconds=Histogram(
             "allears_request_seconds",

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_cache_path, user_state_path
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server import keys
 from steering.errors import AllEarsError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
 PREFIX = "ALLEARS_"
-# Of the same family, but read by others: the client's commands and the test suite.
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
 NO_LOG = "none"
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+_ORIGIN = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+# Of the same family, but read by others: the client's commands and the test suite.
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
 
 
@@ -95,6 +97,38 @@ class Settings(BaseSettings):
         default=(),
         description="comma separated keys, printable ASCII without spaces; unset: open to"
         " everyone who reaches the port",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="TOML file with a table for each key: its name, `key`, limits of its own;"
+        " in place of `api_keys`",
+    )
+    key_requests_per_minute: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="requests of one key in a minute, from 0 (no limit); the next gets 429",
+    )
+    key_concurrent_requests: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="requests of one key at once, from 0 (no limit); the next gets 429",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma separated origins (`https://host`, or with `:port`) whose pages may ask"
+        " from a browser; `*` is not allowed; unset: only the server's own",
+    )
+    log_format: Literal["plain", "json"] = Field(
+        default="plain",
+        description="`plain` or `json`: log lines for people, or each a JSON object; those of"
+        " requests always are",
+    )
+    log_text: bool = Field(
+        default=False,
+        description="`true` or `false`: whether question and answer are in the log, their first 500"
+        " characters",
     )
     max_batch_rows: int = Field(
         default=16, ge=1, le=1024, description="answers written at once, from 1 to 1024"
@@ -201,6 +235,28 @@ class Settings(BaseSettings):
             raise ValueError("a key holds a space or a character that is not printable ASCII")
         return keys
 
+    @field_validator("api_keys_file")
+    @classmethod
+    def _check_keys(cls, value: Path | None, found: ValidationInfo) -> Path | None:
+        if value is not None and found.data.get("api_keys"):
+            raise ValueError("ALLEARS_API_KEYS is set, too; unset one of them")
+        if value is not None:
+            try:
+                keys.read(value)
+            except keys.KeysError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = [origin.strip().lower() for origin in value.split(",") if origin.strip()]
+        if any(not _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("an origin is http:// or https://, a host, and :PORT at most")
+        return origins
+
     @field_validator("allowed_audio_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
@@ -241,6 +297,13 @@ class Settings(BaseSettings):
         return user_state_path("allears")
 
     @property
+    def known_keys(self) -> tuple[keys.Key, ...]:
+        """The keys that open this server, a file of them read anew; none: it is open."""
+        if self.api_keys_file is not None:
+            return keys.read(self.api_keys_file)
+        return keys.listed([key.get_secret_value() for key in self.api_keys])
+
+    @property
     def cache_folder(self) -> Path:
         """Where profiles made by `auto` are kept."""
         return self.cache or user_cache_path("allears")
@@ -265,7 +328,7 @@ def read_settings(environ: Mapping[str, str], options: Mapping[str, object]) -> 
         lines += [_line(details) for details in error.errors()]
     if lines:
         raise SettingsError("\n".join(lines))
-    if environ.get("ALLEARS_API_KEY") and not settings.api_keys:
+    if environ.get("ALLEARS_API_KEY") and not settings.known_keys:
         raise SettingsError(
             "ALLEARS_API_KEY is set, which is the key of a client, but ALLEARS_API_KEYS is not:"
             " the server would be open. Set ALLEARS_API_KEYS, or unset ALLEARS_API_KEY"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -82,6 +84,21 @@ class Server:
             self._thread.join()
             self.loop.close()
 
+    @contextmanager
+    def on_a_port(self) -> Iterator[str]:
+        """The URL of this app on a real socket."""
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, server_header=False, lifespan="off"
+        )
+        listening = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            serving = self.run(listening.serve(sockets=[port]))
+            try:
+                yield f"http://127.0.0.1:{port.getsockname()[1]}"
+            finally:
+                listening.should_exit = True
+                serving.result(20)
+
 
 @pytest.fixture(scope="session")
 def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
@@ -97,7 +114,7 @@ def server(listener: Listener) -> Generator[Server, None, None]:
         yield started
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(listener: Listener) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
