@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import IO, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -126,7 +125,11 @@ def serve(settings: Settings) -> None:
         typer.echo(f"  metrics {url}/metrics   ready {url}/readyz", err=True)
         if settings.host not in _LOOPBACK and not settings.api_keys:
             typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
-        asyncio.run(_serve(settings, listening))
+        from server.serving import serve as run  # torch is slow to import, and --help needs none
+
+        code = asyncio.run(run(settings, listening))
+    if code:
+        raise typer.Exit(code)
 
 
 @contextmanager
@@ -142,52 +145,6 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         ) from None
     with listening:
         yield listening
-
-
-async def _serve(settings: Settings, listening: socket.socket) -> None:
-    """Returns after a signal and the drain; exits with 1 if loading failed, which is in the log.
-
-    The first signal stops admitting, lets running requests end, and then stops the server; the
-    second stops it at once.
-    """
-    from server.app import create_app  # torch is slow to import, and --help needs none
-    from server.deployment import LOADING
-
-    served = create_app(settings)
-    deployment = served.state.deployment
-    config = uvicorn.Config(
-        served,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server, loop = uvicorn.Server(config), asyncio.get_running_loop()
-    drains: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        await deployment.drained(settings.drain_seconds)
-        server.should_exit = True
-
-    def on_signal(sig: int, frame: FrameType | None) -> None:
-        if drains or deployment.failed.is_set():
-            server.should_exit = server.force_exit = True
-        loop.call_soon_threadsafe(lambda: drains.append(loop.create_task(drain())))
-
-    server.handle_exit = on_signal  # type: ignore[method-assign]  # uvicorn's own never drains
-    serving = loop.create_task(server.serve(sockets=[listening]))
-    failed = loop.create_task(deployment.failed.wait())
-    await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
-    failed.cancel()
-    server.should_exit = True
-    await serving
-    if deployment.failure is not None:
-        raise typer.Exit(1)
-    if any(thread.name == LOADING for thread in threading.enumerate()):
-        # Stopped while loading, in a step that can't be broken off. Nothing it writes is half
-        # there, and Python can't end cleanly beside a thread that is in torch.
-        logging.shutdown()
-        os._exit(0)
 
 
 def _set_up_logs() -> None:
