@@ -117,7 +117,7 @@ def serve(settings: Settings) -> None:
     Example: allears serve --model demo --port 8000
     """
     _set_up_logs()
-    with _listening_socket(settings.host, settings.port) as listening:
+    with _signals_end_it(), _listening_socket(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         typer.echo(f"allears: loading {settings.model}; {url}", err=True)
@@ -130,6 +130,19 @@ def serve(settings: Settings) -> None:
         code = asyncio.run(run(settings, listening))
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Until the server has its own: a signal ends the process, which has begun nothing, with 0."""
+    kept = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    for sig in kept:
+        signal.signal(sig, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        for sig, handler in kept.items():
+            signal.signal(sig, handler)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
-_ENDING_SECONDS = 10.0  # for the torch thread's last step
+_ENDING_SECONDS = 5.0  # for the torch thread's last step
 _WRITING_SECONDS = 2.0  # for the last answers to be written
 
 

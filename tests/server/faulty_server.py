@@ -2,6 +2,7 @@
 
 The faults are real where a machine without a GPU can have them: a thread that is killed, an
 allocation that fails. A lost device is the exception that torch raises for one, at every step.
+Steps take a while, so that answers are still being written when something happens to them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from server import cli, engine
 from server.listen import listen
 from steering.slots import Slots
 
+STEP_SECONDS = 0.01
 MORE_THAN_THERE_IS = 1 << 46  # bytes
 LARGE_TOKENS = 100  # prompts from here on ask for them
 
@@ -38,7 +41,7 @@ def exhaust_memory() -> None:
             torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
         yield from listen(listener, question, prompt)
 
-    vars(engine)["listen"] = greedy
+    setattr(engine, "listen", greedy)  # noqa: B010
 
 
 def lose_device() -> None:
@@ -47,10 +50,28 @@ def lose_device() -> None:
     def lost(slots: Slots) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    Slots.step = lost  # type: ignore
+    setattr(Slots, "step", lost)  # noqa: B010
 
+
+def no_fault() -> None:
+    """Nothing."""
+
+
+def slow_down() -> None:
+    """Have every decode step take a while."""
+    step = Slots.step
+
+    def slow(slots: Slots) -> None:
+        time.sleep(STEP_SECONDS)
+        step(slots)
+
+    setattr(Slots, "step", slow)  # noqa: B010
+
+
+FAULTS = (kill_thread, exhaust_memory, lose_device, no_fault)
 
 if __name__ == "__main__":
-    fault = {f.__name__: f for f in (kill_thread, exhaust_memory, lose_device)}[sys.argv.pop(1)]
+    slow_down()
+    fault = {f.__name__: f for f in FAULTS}[sys.argv.pop(1)]
     signal.signal(signal.SIGUSR1, lambda *_: fault())
     cli.app()

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from server.engine import Engine, Event, Stopped
 from server.exchange import Answer, Heeded, Question
+from server.faults import is_out_of_memory
 from server.listener import Listener
 from steering.answer import Sampling
 from steering.clip import Clip
@@ -191,6 +193,51 @@ def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
         assert (await engine.answer(asked[0])).completion_tokens == 30
 
     with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_on(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    step = listener.slots.step
+    held: list[int] = []
+
+    def greedy() -> None:
+        if not held:
+            held.append(listener.prefixes.held_bytes)
+            torch.empty(1 << 46, dtype=torch.uint8)
+        step()
+
+    async def ask() -> None:
+        alone = [await engine.answer(one) for one in asked]
+        monkeypatch.setattr(listener.slots, "step", greedy)
+        found = await all_of(engine, asked)
+        failed = [i for i, one in enumerate(found) if not isinstance(one, Answer)]
+        assert failed and all(is_out_of_memory(cast(BaseException, found[i])) for i in failed)
+        assert held[0] > 0
+        rest = [i for i in range(len(asked)) if i not in failed]
+        assert_same([answered(found[i]) for i in rest], [alone[i] for i in rest])
+        assert_same([answered(one) for one in await all_of(engine, asked)], alone)
+
+    with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_a_lost_device_ends_the_engine_and_all_that_ask(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    async def ask() -> None:
+        found = await all_of(engine, [question(seed, sampling=LONG) for seed in range(9)])
+        assert [type(one) for one in found] == [Stopped] * 9
+        assert isinstance(engine.fault, torch.AcceleratorError)
+        assert engine.dead and not engine.alive
+
+    with running(listener) as engine:
+        monkeypatch.setattr(listener.slots, "step", lost)
         asyncio.run(ask())
 
 
