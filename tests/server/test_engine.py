@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine import Engine, Event, Stopped
+from server.engine import Engine, Event, Stopped, TimedOut
 from server.exchange import Answer, Heeded, Question
 from server.faults import is_out_of_memory
 from server.listener import Listener
@@ -222,6 +222,31 @@ def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_o
 
     with running(listener) as engine:
         asyncio.run(ask())
+
+
+def test_who_reads_no_further_holds_no_row_over_the_time_limit(listener: Listener) -> None:
+    engine = Engine(
+        listener, queue_limit_requests=5, queue_timeout_seconds=60, request_timeout_seconds=0.5
+    )
+    step = listener.slots.step
+
+    def slow() -> None:
+        time.sleep(0.01)
+        step()
+
+    async def ask() -> None:
+        async with aclosing(engine.run(question(1, sampling=LONG))) as events:
+            await anext(events)
+            await until(lambda: len(listener.slots.seated) == 1)
+            await until(lambda: not listener.slots.seated)
+            with pytest.raises(TimedOut):
+                async for _ in events:
+                    pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listener.slots, "step", slow)
+        asyncio.run(ask())
+    engine.close()
 
 
 def test_a_lost_device_ends_the_engine_and_all_that_ask(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,9 @@ def test_a_signal_under_load_lets_all_that_were_admitted_end(
 def test_what_outlasts_the_drain_gets_an_error_and_the_exit_is_1(run: Start) -> None:
     with run("--max-batch-rows", "1", "--drain-seconds", "0.5") as server:
         stream, queued = server.stream(), server.ask()
-        server.wait_until(lambda: server.metric("allears_queue_depth") == 1)
         with half_a_request(server.url) as sending:
+            server.wait_until(lambda: server.metric("allears_queue_depth") == 1)
+            time.sleep(0.3)  # it is admitted
             sent = server.send(signal.SIGTERM)
             assert last_event(stream.result(10))["error"]["code"] == "stopped"
             assert code_of(queued.result(10)) == "stopped"
@@ -250,66 +251,107 @@ def test_a_signal_while_loading_ends_the_server_at_once(
 
 
 @contextmanager
-def half_a_request(url: str, *, chunk: bytes = b"{") -> Iterator[socket.socket]:
+def half_a_request(url: str) -> Iterator[socket.socket]:
     """A connection that has sent the headers of a request and a part of its body."""
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /v1/audio-chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + chunk)
-        time.sleep(0.3)  # it is admitted
+    with socket.create_connection(address(url), 20) as connection:
+        head = "POST /v1/audio-chat HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
         yield connection
 
 
+def address(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
 def ended(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
+    """All that comes until the server closes the connection; TimeoutError if it does not."""
     got = b""
-    with suppress(ConnectionResetError):
+    with suppress(ConnectionError):
         while more := connection.recv(1 << 16):
             got += more
     return got
 
 
-def test_slow_and_silent_clients_lose_their_connections(run: Start) -> None:
-    options = ("--body-timeout-seconds", "1", "--stall-timeout-seconds", "2")
-    with run(*options, "--max-connections", "8") as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        address = (host, int(port))
-        # 1. A body that does not come.
-        begun = time.monotonic()
-        with half_a_request(server.url) as connection:
-            got = ended(connection)
-        assert got.startswith(b"HTTP/1.1 408")
-        assert b"body_timeout" in got and b"retry-after" in got.lower()
-        assert time.monotonic() - begun < 4
-        # 2. Headers that come a byte at a time, and none at all.
-        begun = time.monotonic()
-        with socket.create_connection(address, 20) as slow, socket.create_connection(address, 20):
-            with suppress(ConnectionError):
-                for byte in b"GET /livez HTTP/1.1\r\nHost: " + b"a" * 200:
-                    slow.sendall(bytes([byte]))
-                    time.sleep(0.1)
-            assert 1.5 < time.monotonic() - begun < 8
-        # 3. Answers that nobody reads.
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.connect(address)
-            with suppress(TimeoutError, ConnectionError):
-                deaf.settimeout(4)
-                while True:
-                    deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 50)
-            server.wait_until(lambda: resident_bytes(server) < 1 << 31)
-            deaf.settimeout(20)
-            ended(deaf)
-        # 4. Too many connections.
-        crowd = [socket.create_connection(address, 20) for _ in range(30)]
-        server.wait_until(lambda: server.get("/livez").status_code == 200)
-        answers = [server.get("/v1/models").status_code for _ in range(3)]
-        assert set(answers) <= {200, 503}
-        server.wait_until(lambda: server.get("/v1/models").status_code == 200, 10)
-        for connection in crowd:
-            connection.close()
-        assert server.ask().result(20).status_code == 200
-        assert server.metric("allears_errors_total", code="body_timeout") == 1
+@pytest.fixture(scope="module")
+def strict(
+    serve_process: Callable[..., Any],
+    checkpoint_folder: Path,
+    profile_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    sound: bytes,
+) -> Generator[Process, None, None]:
+    """A server of little patience."""
+    log = tmp_path_factory.mktemp("strict") / "log"
+    options = ["--body-timeout-seconds", "2", "--stall-timeout-seconds", "2"]
+    options += ["--max-connections", "8"]
+    with serve_process(checkpoint_folder, profile_folder, log, *options) as (process, url):
+        yield Process(process, url, log, sound)
+
+
+def test_a_body_that_does_not_come_is_told_so_and_cut(strict: Process) -> None:
+    begun = time.monotonic()
+    with half_a_request(strict.url) as connection:
+        got = ended(connection)
+    assert got.startswith(b"HTTP/1.1 408")
+    assert b"body_timeout" in got and b"retry-after" in got.lower()
+    assert 1.9 < time.monotonic() - begun < 6
+    assert strict.metric("allears_errors_total", code="body_timeout") == 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: " + b"a" * 200])
+def test_headers_that_do_not_come_are_not_waited_for(strict: Process, sent: bytes) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(address(strict.url), 20) as connection:
+        with suppress(ConnectionError):
+            for byte in sent:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.1)
+        assert not ended(connection)
+    assert 1.5 < time.monotonic() - begun < 8
+
+
+def test_answers_that_nobody_reads_are_not_kept(strict: Process) -> None:
+    before = resident_bytes(strict)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(15)
+        deaf.connect(address(strict.url))
+        with pytest.raises(ConnectionError):  # not TimeoutError: the server cut it
+            while True:
+                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 50)
+        assert resident_bytes(strict) - before < 64 << 20
+    assert strict.get("/readyz").status_code == 200
+
+
+def test_connections_over_the_limit_are_refused_and_idle_ones_cut(strict: Process) -> None:
+    with ExitStack() as stack:
+        for _ in range(9):
+            stack.enter_context(half_a_request(strict.url))
+        refused = strict.get("/v1/models")
+        assert refused.status_code == 503
+        assert code_of(refused) == "too_many_connections"
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.headers["connection"] == "close"
+        assert strict.get("/readyz").status_code == 200
+    strict.wait_until(lambda: strict.get("/v1/models").status_code == 200)
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection(address(strict.url))) for _ in "x" * 30
+        ]
+        strict.wait_until(lambda: strict.get("/v1/models").status_code == 200)
+        assert time.monotonic() - begun < 2, "before any of them stalled"
+        for one in idle:
+            one.settimeout(0.01)
+        assert sum(is_cut(one) for one in idle) >= 22
+    assert strict.ask().result(20).status_code == 200
+
+
+def is_cut(connection: socket.socket) -> bool:
+    with suppress(TimeoutError):
+        return not ended(connection)
+    return False
 
 
 def resident_bytes(server: Process) -> int:
