@@ -71,7 +71,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
 
 
-_ASKING = _errors(400, 413, 415, 422, 429, 503)
+_ASKING = _errors(400, 408, 413, 415, 422, 429, 503, 504)
 
 
 @router.post(
