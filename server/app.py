@@ -37,11 +37,12 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(deployment.records.open)
-        loading = asyncio.create_task(deployment.load(listener))
+        life = asyncio.create_task(_load_and_watch(deployment, listener))
         yield
-        await deployment.drained(settings.drain_seconds)
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        if deployment.state != "draining":  # `allears serve` has drained before it stops serving
+            await deployment.drained(settings.drain_seconds)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
         await deployment.close()
 
     app = FastAPI(
@@ -62,6 +63,11 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     return app
 
 
+async def _load_and_watch(deployment: Deployment, listener: Listener | None) -> None:
+    await deployment.load(listener)
+    await deployment.watch()
+
+
 def own_version() -> str:
     """The installed version; 0 in a checkout that is not installed."""
     try:
@@ -74,9 +80,13 @@ def _surround(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
     app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
-    app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
-    app.add_middleware(middleware.raced)
-    app.add_middleware(middleware.caught)
+    app.add_middleware(
+        middleware.bounded,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_timeout_seconds,
+    )
+    app.add_middleware(middleware.raced, deployment=deployment)
+    app.add_middleware(middleware.caught, deployment=deployment)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -92,6 +92,7 @@ def make_metrics() -> Metrics:
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
+    metrics.errors.labels("out_of_memory")
     return metrics
 
 

@@ -83,7 +83,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
 
 
-_ASKING = {**_errors(400, 413, 415, 422, 429, 503), 200: {"headers": _ANSWER_HEADERS}}
+_ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _STREAMED = {"content": {stream.MEDIA_TYPE: {"schema": _EVENT}}}
 _ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}

@@ -17,7 +17,7 @@ from tests.torture.questions import Ask, Row
 from tests.torture.served import KEY
 
 _PATIENCE_SECONDS = 120.0
-_DRIPS = 8
+_DRIPS = 6
 _OPEN_LINGER = struct.pack("ii", 1, 0)  # close resets the connection
 
 
@@ -26,6 +26,7 @@ class Wire:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.waited = False  # in vain, as long as anybody would
 
     async def send(self, data: bytes) -> None:
         """Send what the server still takes: it may have answered and closed."""
@@ -36,10 +37,14 @@ class Wire:
     async def answer(self) -> tuple[int, bytes]:
         """Status and body; status 0 if there was none."""
         found = b""
-        with suppress(ConnectionError, TimeoutError):
+        try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 while data := await self.reader.read(65_536):
                     found += data
+        except TimeoutError:
+            self.waited = True
+        except ConnectionError:
+            pass
         head, _, body = found.partition(b"\r\n\r\n")
         words = head.split(b" ", 2)
         status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
@@ -211,6 +216,26 @@ async def with_a_slow_body(port: int, ask: Ask, row: Row, random: Random) -> str
     return await _dripping(port, ask, row, body, b"", random, first=head + gap)
 
 
+async def with_no_end_of_headers(port: int, ask: Ask, row: Row, random: Random) -> str:
+    """Begins its headers and says nothing more: it is cut off, without an answer or with 408."""
+    head, _, _ = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY)).partition(b"\r\n\r\n")
+    async with wire(port) as it:
+        await it.send(head[: random.randrange(len(head))])
+        status, body = await it.answer()
+        return (
+            "" if status in (0, 408) and not it.waited else f"{status} {body[:200]!r}, or for ever"
+        )
+
+
+async def with_no_end_of_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+    """Begins its body and says nothing more."""
+    request = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY))
+    start = request.index(b"\r\n\r\n") + 4
+    async with wire(port) as it:
+        await it.send(request[: random.randrange(start, len(request))])
+        return refused(*await it.answer(), (408,))
+
+
 async def _dripping(
     port: int, ask: Ask, row: Row, slow: bytes, rest: bytes, random: Random, first: bytes = b""
 ) -> str:
@@ -219,7 +244,7 @@ async def _dripping(
         cuts = sorted(random.randrange(len(slow)) for _ in range(_DRIPS))
         for start, end in zip([0, *cuts], [*cuts, len(slow)], strict=True):
             await it.send(slow[start:end])
-            await asyncio.sleep(random.uniform(0, 0.5))
+            await asyncio.sleep(random.uniform(0, 0.4))
         await it.send(rest)
         return answered(ask, row, *await it.answer())
 
@@ -253,4 +278,8 @@ REFUSED: Mapping[str, Nasty] = {
 SLOW: Mapping[str, Nasty] = {
     "slow headers": with_slow_headers,
     "a slow body": with_a_slow_body,
+}
+STUCK: Mapping[str, Nasty] = {
+    "headers without an end": with_no_end_of_headers,
+    "a body without an end": with_no_end_of_body,
 }

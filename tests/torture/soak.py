@@ -19,13 +19,17 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
-from tests.torture.nasty import HANG_UPS, REFUSED, SLOW, answered, refused
+from tests.torture.nasty import HANG_UPS, REFUSED, SLOW, STUCK, answered, refused
 from tests.torture.outcome import Check, Outcome, at_least, at_most, figure, none_of
 from tests.torture.questions import Ask, Row, pool
 from tests.torture.served import KEY, Served, serving
 
-LIMITS = ("--max-audio-bytes", "200000", "--queue-limit-requests", "64")
-_NASTY = {**HANG_UPS, **REFUSED, **SLOW}
+LIMITS = (
+    *("--max-audio-bytes", "200000", "--queue-limit-requests", "64"),
+    *("--stall-timeout-seconds", "6", "--body-timeout-seconds", "6"),
+)
+_NASTY = {**HANG_UPS, **REFUSED, **SLOW, **STUCK}
+_WEIGHTS = [0.1 if kind in STUCK else 1.0 for kind in _NASTY]  # they take their time
 _NASTY_SHARE = 0.3
 _POOL = 48
 _SHOWN = 20  # failures
@@ -113,7 +117,7 @@ def _jobs(random: Random, asks: int, requests: int) -> Iterator[tuple[str, int, 
     """Kind of client, which request, and a seed of its own, for each request of the run."""
     for _ in range(requests):
         nasty = random.random() < _NASTY_SHARE
-        kind = random.choice(list(_NASTY)) if nasty else "honest"
+        kind = random.choices(list(_NASTY), _WEIGHTS)[0] if nasty else "honest"
         yield kind, random.randrange(asks), random.randrange(2**31)
 
 
@@ -202,7 +206,7 @@ def _checks(
         at_least("requests", sent, requests),
         figure("of them honest", tally.sent["honest"]),
         figure("of them hung up by the client", hung_up),
-        figure("of them to be refused, or slow", sent - hung_up - tally.sent["honest"]),
+        figure("of them to be refused, slow or stuck", sent - hung_up - tally.sent["honest"]),
         none_of("lost: not answered as the contract says", len(tally.lost)),
         none_of("wrong rows: not the answer given alone", len(tally.wrong)),
         none_of("answers of status 5xx but 503", crashes),
