@@ -101,7 +101,7 @@ def test_25_mb_of_opus_do_not_become_gigabytes(
     assert len(data) > 24_900_000
     assert seconds * 48_000 * 4 > 180e9  # bytes as float32
     said, grown = decoded_alone(make_sound(29, rate_hz=48_000), data, tmp_path)
-    assert grown < 30e6
+    assert grown < 10e6  # beyond what an ordinary clip of 29 s takes
     files = {"audio": ("x.opus", data, "audio/ogg")}
     response = server.post("/v1/audio-chat", files=files, data={"question": QUESTION})
     if announced_seconds is None:
