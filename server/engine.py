@@ -272,6 +272,7 @@ class Engine:
         try:
             seat.steps = None if seat.gone else self._steps(seat.question)
         except Exception as error:
+            self._make_room_after(error)
             refused = error
         with self._news:
             self._came.popleft()

@@ -1,4 +1,6 @@
-"""`allears` with a fault that SIGUSR1 sets free: python faulty_server.py FAULT serve ...
+"""`allears` with a fault that SIGUSR1 sets free:
+
+    python -m tests.server.faulty_server FAULT serve ...
 
 The faults are real where a machine without a GPU can have them: a thread that is killed, an
 allocation that fails. A lost device is the exception that torch raises for one, at every step.

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-FAULTY = str(Path(__file__).parent / "faulty_server.py")
+FAULTY = ("-m", "tests.server.faulty_server")
 LONG_TOKENS = 1000  # some ten seconds, by faulty_server.STEP_SECONDS
 LARGE = "What is it? " * 40  # over faulty_server.LARGE_TOKENS
 
@@ -91,7 +91,7 @@ def run(
     def started(*options: str, fault: str = "no_fault") -> Generator[Process, None, None]:
         log = tmp_path / "log"
         given = (checkpoint_folder, profile_folder, log, *options)
-        with serve_process(*given, program=(FAULTY, fault)) as (process, url):
+        with serve_process(*given, program=(*FAULTY, fault)) as (process, url):
             yield Process(process, url, log, sound)
 
     return started
