@@ -16,7 +16,7 @@ from tests.torture.outcome import Outcome, at_least, none_of
 from tests.torture.served import KEY, ROOT, Served, serving
 
 _HOOKS = "tests.torture.schema_cases"
-_SHOWN_CHARACTERS = 3000
+_SHOWN_LINES, _SHOWN_CHARACTERS = 60, 300
 
 
 def run(
@@ -40,8 +40,15 @@ def run(
         none_of("errors of the run itself", len(report.get("errors", []))),
         none_of("tracebacks and errors in the server's log", len(faults)),
     ]
-    shown = [output[-_SHOWN_CHARACTERS:]] if found or not report else []
+    shown = [_told(output)] if found or not report else []
     return Outcome("schema", time.monotonic() - started, seed, tuple(checks), (*shown, *faults))
+
+
+def _told(output: str) -> str:
+    """What it says of its failures, each with the case and how to repeat it."""
+    lines = output[max(output.find("= FAILURES ="), 0) :].splitlines()
+    shown = [line[:_SHOWN_CHARACTERS] for line in lines if line.strip()]
+    return "\n".join(shown[:_SHOWN_LINES])
 
 
 def _fuzzed(
