@@ -37,6 +37,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        deployment.decoder.start()
         loading = asyncio.create_task(deployment.load(listener))
         yield
         await deployment.drained(settings.drain_seconds)

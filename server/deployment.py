@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from server import metrics as counters
+from server.decoder import Bounds, Decoder
 from server.engine import Busy, Engine, QueueFull, Stopped
 from server.exchange import Answer, Question
 from server.listener import NO_PROFILE, Listener, refusal
@@ -85,6 +86,17 @@ class Deployment:
     progress: Progress = field(default_factory=Progress)
     failure: Exception | None = None  # why loading failed
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    decoder: Decoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, decodes = self.settings, self.metrics.decodes
+        bounds = Bounds(
+            workers=settings.decode_workers,
+            timeout_seconds=settings.decode_timeout_seconds,
+            waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
+            waiting_seconds=settings.queue_timeout_seconds,
+        )
+        self.decoder = Decoder(bounds, lambda result: decodes.labels(result).inc())
 
     @property
     def limits(self) -> AudioLimits:
@@ -177,9 +189,10 @@ class Deployment:
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end."""
+        """Let the torch thread and the processes that decode end."""
         self.state = "draining"
         self.progress.stopping = True
+        await self.decoder.close()
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.decoder import RESULTS
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
@@ -33,6 +34,7 @@ class Metrics:
     not_listening: Counter
     silence_cache: Counter
     errors: Counter
+    decodes: Counter
 
 
 def make_metrics() -> Metrics:
@@ -77,9 +79,14 @@ def make_metrics() -> Metrics:
             "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+        decodes=Counter(
+            "allears_decodes", "Clips decoded, by how it ended", ["result"], registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
+    for result in RESULTS:
+        metrics.decodes.labels(result)
     return metrics
 
 
