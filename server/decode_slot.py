@@ -127,6 +127,12 @@ class Slot:
         log.error("audio can't be decoded; `%s </dev/null` on the server says why", command)
         raise Stopped("the process that decodes audio can't be started; see the server's log", 30)
 
+    def kill(self) -> None:
+        """End the process without waiting; who waits for its reply learns that it died."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                self.process.kill()
+
     async def end(self) -> int:
         """End the process, if there is one. Its exit status, 0 for none."""
         process, self.process = self.process, None

@@ -65,9 +65,10 @@ class Decoder:
     async def close(self) -> None:
         """End all processes, and what they are at."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # not cancelled: asyncio hangs if that meets the start of a process
+            for slot in self._slots:
+                slot.kill()
+            await asyncio.wait(self._tasks, timeout=0.05)
         for slot in self._slots:
             await slot.end()
 
@@ -136,7 +137,7 @@ class Decoder:
                 return await slot.ask(job, self.bounds.timeout_seconds)
             except Died as death:
                 log.error("a decoder ended with status %d over %s", death.status, size)
-                if last or death.status not in _OUTSIDE:
+                if last or self._closed or death.status not in _OUTSIDE:
                     message = f"the decoder broke down over the audio's {size}; {CHECK}"
                     raise Broken("crashed", message) from None
                 last = True
@@ -144,7 +145,7 @@ class Decoder:
     async def _refilled(self, slot: Slot) -> None:
         """Start the slot's process before the next clip needs it, and let it be taken."""
         try:
-            with suppress(Stopped):
+            with suppress(Stopped):  # which is in the log, unless it was us
                 await slot.start()
         finally:
             self._free.put_nowait(slot)
