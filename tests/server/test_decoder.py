@@ -69,7 +69,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -240,7 +240,7 @@ def test_a_process_sees_no_secret(sound: bytes, monkeypatch: pytest.MonkeyPatch)
     async def work(trial: Trial) -> dict[str, str]:
         await trial.heard(sound)
         (pid,) = trial.decoder.pids
-        return psutil.Process(pid).environ()
+        return dict(psutil.Process(pid).environ())
 
     seen = Trial().run(work)
     assert "hush" not in seen.values()
