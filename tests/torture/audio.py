@@ -83,7 +83,7 @@ async def run(
     concurrent: int = 8,
     key: str | None = None,
     pid: int | None = None,
-    limit_seconds: float = 30.0,
+    limit_seconds: float = 15.0,
 ) -> Found:
     """What `count` files got from the server at `url`, as forms and as JSON by turns.
 
@@ -94,7 +94,7 @@ async def run(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limit_seconds) as http:
         warm_up = min(_WARM_UP_FILES, count // 2)
-        senders = [_send(http, todo, found, pid, warm_up) for _ in range(concurrent)]
+        senders = [_send(http, todo, found, pid, warm_up, limit_seconds) for _ in range(concurrent)]
         await asyncio.gather(*senders)
     if pid is not None:
         found.rss_bytes.append(_rss_bytes(pid))
@@ -108,6 +108,7 @@ async def _send(
     found: Found,
     pid: int | None,
     warm_up: int,
+    limit_seconds: float,
 ) -> None:
     """Send files until none is left."""
     for number, (name, data) in todo:
@@ -125,7 +126,10 @@ async def _send(
         if seconds > found.slowest_seconds:
             found.slowest_seconds, found.slowest = seconds, named
         found.answers["/".join(name.split("/")[:2]), response.status_code] += 1
-        if wrong := fault(response):
+        wrong = fault(response)
+        if seconds > limit_seconds:
+            wrong = f"took {seconds:.1f} s of {limit_seconds:g}"
+        if wrong:
             found.fail(f"{named}: {wrong}")
 
 
