@@ -37,6 +37,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(deployment.records.open)
+        deployment.decoder.start()
         life = asyncio.create_task(_load_and_watch(deployment, listener))
         yield
         if deployment.state != "draining":  # `allears serve` has drained before it stops serving

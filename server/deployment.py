@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from server import metrics as counters
+from server.decoder import Bounds, Decoder
 from server.engine import Busy, Engine, Stopped
 from server.exchange import Answer, Question
 from server.lasting_records import LastingRecords
@@ -96,6 +97,17 @@ class Deployment:
     crowded: Callable[[], bool] = lambda: False  # whether too many connections are open
     failure: Exception | None = None  # why loading failed, or why it answers nothing any more
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    decoder: Decoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, decodes = self.settings, self.metrics.decodes
+        bounds = Bounds(
+            workers=settings.decode_workers,
+            timeout_seconds=settings.decode_timeout_seconds,
+            waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
+            waiting_seconds=settings.queue_timeout_seconds,
+        )
+        self.decoder = Decoder(bounds, lambda result: decodes.labels(result).inc())
 
     @property
     def limits(self) -> AudioLimits:
@@ -210,9 +222,10 @@ class Deployment:
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end and the log write what waits; nothing is waited for for ever."""
+        """Let all threads and processes end, and the log write what waits, for a while."""
         self.state = "draining"
         self.progress.stopping = True
+        await self.decoder.close()
         if self.engine is not None:
             ended = in_own_thread(self.engine.close, "waiting for the torch thread")
             with suppress(TimeoutError):

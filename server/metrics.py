@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.decoder import RESULTS
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
@@ -36,6 +37,7 @@ class Metrics:
     silence_cache: Counter
     errors: Counter
     log_lost: Counter
+    decodes: Counter
 
 
 def make_metrics() -> Metrics:
@@ -89,10 +91,15 @@ def make_metrics() -> Metrics:
         log_lost=Counter(
             "allears_listening_log_lost", "Records that never reached the database", registry=own
         ),
+        decodes=Counter(
+            "allears_decodes", "Clips decoded, by how it ended", ["result"], registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
     metrics.errors.labels("out_of_memory")
+    for result in RESULTS:
+        metrics.decodes.labels(result)
     return metrics
 
 

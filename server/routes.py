@@ -34,7 +34,7 @@ from server.exchange import Answer, Heeded, Question
 from server.links import Fetcher
 from server.listener import refusal
 from server.pages import DOCS, PLAYGROUND, pages
-from server.question import Submitted, links, make_question
+from server.question import Submitted, decoded, for_long_audio, links, make_question, sound_files
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, Wire, parse_form, parse_json
 
@@ -297,7 +297,7 @@ async def _decoded(
     """The question of checked fields: its links fetched, its audio decoded."""
     request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
     settings = here.settings
-    hearing = here.hearing(engine)
+    hearing = for_long_audio(here.hearing(engine), submitted.wish.long_audio)
     if urls := links(submitted.wish, hearing):
         traced = tracing.headers(getattr(request.state, "span", None))
         fetcher = Fetcher(
@@ -305,7 +305,9 @@ async def _decoded(
         )
         submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
     begun = time.time_ns()
-    question = await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+    files = await asyncio.to_thread(sound_files, submitted, hearing)
+    clips = {name: await decoded(here.decoder, name, files[name], hearing) for name in files}
+    question = make_question(request.state.answer_id, submitted.wish, hearing, clips)
     request.state.question, ended = question, time.time_ns()
     request.state.taken = tracing.Taken((begun, ended), ended)
     return question

@@ -215,6 +215,16 @@ class Settings(BaseSettings):
         description="comma separated hosts (`host`, or `host:port`) whose http(s) URLs are fetched"
         " as audio; unset: no URL is",
     )
+    decode_workers: int = Field(
+        default=2, ge=1, le=64, description="processes that decode audio, from 1 to 64"
+    )
+    decode_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        allow_inf_nan=False,
+        description="seconds that decoding one clip may take, over 0; then it is refused",
+    )
     silence_cache_bytes: int = Field(
         default=1_000_000_000,
         ge=0,

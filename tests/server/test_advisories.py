@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from server.access import PROBES
 from server.links import Fetcher
-from server.middleware import PROBES
 from steering.errors import RequestError
 
 QUESTION = "What is this?"
