@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.torture import database, schema, signals, soak
+from tests.torture import database, schema, signals, soak, sounds
 from tests.torture.outcome import Outcome
 from tests.torture.served import ROOT
 
@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the parts that are wanted, write what they found, say whether all of it held."""
     wish = _parser().parse_args(words)
     parts: dict[str, Callable[[], Outcome]] = {
+        "audio": lambda: sounds.run(wish.files, wish.seed),
         "schema": lambda: schema.run(wish.cases, wish.seed),
         "soak": lambda: soak.run(wish.requests, wish.seed, concurrent=wish.concurrent),
         "signals": lambda: signals.run(wish.clients, wish.kills, wish.seed),
@@ -102,8 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Hold real servers under load, faults and hostile input.",
         epilog="Example: python -m tests.torture --part soak --requests 2000 --seed 7",
     )
-    parser.add_argument("--part", nargs="+", choices=("schema", "soak", "signals", "database"))
+    parser.add_argument(
+        "--part", nargs="+", choices=("audio", "schema", "soak", "signals", "database")
+    )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--files", type=int, default=10_000, help="of hostile audio")
     parser.add_argument("--cases", type=int, default=2000, help="of schemathesis, at least")
     parser.add_argument("--requests", type=int, default=20_000, help="of the soak")
     parser.add_argument("--concurrent", type=int, default=32, help="clients of the soak")
