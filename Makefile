@@ -31,7 +31,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile --qu
   $(if $(UPGRADE),--upgrade) --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test check lock audit bench bench-gpu clean
+.PHONY: help demo serve train test check lock audit bench bench-gpu torture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ bench: $(READY) ## measure steering and batching beside transformers, on this ma
 
 bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 weights, on a GPU
 	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32
+
+torture: $(READY) ## hold real servers under load, faults and hostile input, and write the table
+	$(BIN)/python -m tests.torture --write
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

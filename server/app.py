@@ -11,15 +11,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from server import access, errors, middleware, tracing
-from server.completions import ChatCompletionRequest
+from server import access, document, errors, middleware, tracing
 from server.deployment import Deployment, make_deployment
 from server.listener import Listener
 from server.routes import router
-from server.schemas import AudioChatRequest, ListeningRequest
 from server.settings import Settings
 
 _DESCRIPTION = (
@@ -60,6 +57,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
         exception_handlers=errors.HANDLERS,
     )
     app.state.deployment = deployment
+    app.state.routes = router.routes
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     _surround(app, deployment)
@@ -104,35 +102,12 @@ def _surround(app: FastAPI, deployment: Deployment) -> None:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
-        document = get_openapi(
+        found = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
             description=app.description,
             routes=app.routes,
         )
-        parts = document.setdefault("components", {})
-        parts.setdefault("schemas", {}).update(_bodies())
-        bearer = {"type": "http", "scheme": "bearer"}
-        parts["securitySchemes"] = {"key": bearer}
-        for path, methods in document["paths"].items():
-            for operation in methods.values() if path not in access.PROBES else ():
-                operation["security"] = [{"key": []}, {}]
-        app.openapi_schema = document
+        app.openapi_schema = document.complete(found, access.PROBES)
     return app.openapi_schema
-
-
-def _bodies() -> dict[str, Any]:
-    """Schemas of the bodies, two of them also as forms, and of what they hold."""
-    forms = (ListeningRequest, AudioChatRequest)
-    _, found = models_json_schema(
-        [(kind, "validation") for kind in (*forms, ChatCompletionRequest)],
-        ref_template="#/components/schemas/{model}",
-    )
-    schemas: dict[str, Any] = found["$defs"]
-    for kind in forms:
-        form = dict(schemas[kind.__name__])
-        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        form["properties"] = {**form["properties"], "audio": files}
-        schemas[f"{kind.__name__}Form"] = form
-    return schemas

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from server import faults
 from server.completions import UnknownModel
@@ -125,7 +126,7 @@ def headers(error: Exception) -> dict[str, str]:
     row = row_of(error)
     found: dict[str, str] = {}
     if isinstance(error, HTTPException):
-        found.update(error.headers or {})
+        found.update({name.lower(): value for name, value in (error.headers or {}).items()})
     if row.status == 401:
         found["www-authenticate"] = "Bearer"
     if row.code in _CLOSING:
@@ -157,11 +158,26 @@ def answer_error(scope: Any, error: Exception) -> Response:
     """The response to an exception."""
     error = plain(error)
     note(scope, error)
+    found = headers(error)
+    if row_of(error).status == 405:
+        found["allow"] = _methods(scope)
     return JSONResponse(
         body(error, scope["state"].get("request_id", "")),
         status_code=row_of(error).status,
-        headers=headers(error),
+        headers=found,
     )
+
+
+def _methods(scope: Any) -> str:
+    """The methods of a path, of all its routes: starlette's own header knows the first alone."""
+    routes = scope["app"].state.routes
+    found = {
+        method
+        for route in routes
+        if route.matches(scope)[0] is not Match.NONE
+        for method in route.methods
+    }
+    return ", ".join(sorted(found))
 
 
 async def on_error(request: Request, error: Exception) -> Response:

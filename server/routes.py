@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import (
     FileResponse,
     JSONResponse,
+    PlainTextResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -59,25 +60,39 @@ Closing = Annotated[AsyncExitStack, Depends(_closing)]
 
 
 def _body(kind: type[Wire], *, form: bool = True) -> dict[str, Any]:
-    """What /docs says of a body: app.py writes the schemas of these among the others."""
+    """What /docs says of a body: document.py writes the schemas of these among the others."""
     ref = f"#/components/schemas/{kind.__name__}"
-    content = {"application/json": {"schema": {"$ref": ref}}}
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
     if form:
-        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}}
+        files = {"audio": {"contentType": "audio/*"}}
+        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}, "encoding": files}
     return {"requestBody": {"required": True, "content": content}}
+
+
+_ANSWER_HEADERS = {
+    name: {"description": says, "required": True, "schema": {"type": "string"}}
+    for name, says in (
+        ("x-request-id", "the request's own id, or a fresh one"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-steering-strength", "as `steering.strength`"),
+    )
+}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
 
 
-_ASKING = _errors(400, 408, 413, 415, 422, 429, 503, 504)
+_ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAMED = {"content": {stream.MEDIA_TYPE: {"schema": _EVENT}}}
+_ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}
 
 
 @router.post(
     "/v1/audio-chat",
     response_model=AudioChat,
-    responses=_ASKING,
+    responses=_ANSWERING,
     openapi_extra=_body(AudioChatRequest),
 )
 async def audio_chat(request: Request, here: Here, closing: Closing) -> Response:
@@ -103,7 +118,7 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={**_ASKING, **_errors(404)},
+    responses={**_ANSWERING, **_errors(404)},
     openapi_extra=_body(ChatCompletionRequest, form=False),
 )
 async def chat_completions(request: Request, here: Here, closing: Closing) -> Response:
@@ -209,7 +224,7 @@ async def readyz(here: Here) -> dict[str, str]:
     return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
-@router.get("/metrics", responses=_errors())
+@router.get("/metrics", response_class=PlainTextResponse, responses=_errors())
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
     return Response(metrics.page(here.metrics), media_type=CONTENT_TYPE_LATEST)
