@@ -29,6 +29,7 @@ _ROOT = Path(__file__).parents[1]
 # As little of the environment as Python needs to start: keys and addresses are no decoder's.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "PYTHONHOME", "TMPDIR")
 _START_SECONDS = 60.0
+_DEATH_SECONDS = 1.0  # from the end of what a process says to its own
 _PIPE_BYTES = 2**20  # read at once
 _MESSAGE_CHARACTERS = 2_000
 CHECK = "check that the file plays, or convert it to WAV"
@@ -138,10 +139,14 @@ class Slot:
         process, self.process = self.process, None
         if process is None:
             return 0
-        with suppress(ProcessLookupError):
-            process.kill()
         assert process.stdin is not None
         assert process.stdout is not None
+        if process.stdout.at_eof() or process.stdin.is_closing():  # it has died by itself
+            with suppress(TimeoutError):  # kill() would race asyncio for its status, and lose it
+                async with asyncio.timeout(_DEATH_SECONDS):
+                    await process.wait()
+        with suppress(ProcessLookupError):
+            process.kill()
         process.stdin.close()
         await process.stdout.read()  # to its end: else the pipe stays open
         return await process.wait()

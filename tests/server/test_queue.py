@@ -216,6 +216,7 @@ def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any,
     chance = random.Random(7)
     with start(queue_limit_requests=500) as server:
         engine, loop = server.deployment.engine, server.loop
+        assert server.chat(**ask).status_code == 200  # the process that decodes has started
         tasks = len(asyncio.all_tasks(loop))
         long = {**ask, "max_tokens": 300}
         for _ in range(20):
