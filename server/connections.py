@@ -26,8 +26,9 @@ class Connections:
     _stuck: dict[Any, tuple[int, float]] = field(default_factory=dict)  # bytes unread, since when
 
     def crowded(self) -> bool:
-        """Whether more are open than may be."""
-        return len(self.open) > self.limit
+        """Whether more are open than may be, although idle ones were cut."""
+        over = len(self.open) - self.limit
+        return over > 0 and self.sweep(time.monotonic()) < over
 
     async def watch(self) -> None:
         """Cut those that are stuck, until cancelled."""
@@ -35,8 +36,11 @@ class Connections:
             await asyncio.sleep(min(_SWEEP_SECONDS, self.stall_timeout_seconds / 4))
             self.sweep(time.monotonic())
 
-    def sweep(self, now: float) -> None:
-        """Cut those that have been stuck for too long and, if too many are open, idle ones."""
+    def sweep(self, now: float) -> int:
+        """Cut those that have been stuck for too long and, if too many are open, idle ones.
+
+        Returns how many were cut.
+        """
         stuck: dict[Any, tuple[int, float]] = {}
         for one in self.open:
             unread = _unread(one)
@@ -44,12 +48,13 @@ class Connections:
                 before, since = self._stuck.get(one, (unread, now))
                 stuck[one] = (unread, since if before == unread else now)
         self._stuck = stuck
-        over = len(self.open) - self.limit
+        cut, over = 0, len(self.open) - self.limit
         for one, (unread, since) in sorted(stuck.items(), key=lambda item: item[1][1]):
-            too_many = over > 0 and unread == _IDLE
+            too_many = cut < over and unread == _IDLE
             if too_many or now - since > self.stall_timeout_seconds:
                 one.transport.abort()
-                over -= 1
+                cut += 1
+        return cut
 
 
 def _unread(connection: Any) -> int | None:
