@@ -77,3 +77,16 @@ def test_streams_and_headers_are_in_the_document(server: Any) -> None:
         assert answer["content"].keys() == {"application/json", "text/event-stream"}
         assert {"x-request-id", "x-listening-score"} <= answer["headers"].keys()
     assert "text/plain" in paths["/metrics"]["get"]["responses"]["200"]["content"]
+
+
+def test_a_key_is_asked_for_where_there_are_keys(server: Any, start: Any) -> None:
+    openly = server.get("/openapi.json").json()["paths"]
+    assert openly["/v1/models"]["get"]["security"] == [{"key": []}, {}]
+    with start(api_keys="the-key") as own:
+        headers = {"authorization": "Bearer the-key"}
+        paths = own.get("/openapi.json", headers=headers).json()["paths"]
+    asking = {
+        path for path, methods in paths.items() for one in methods.values() if "security" in one
+    }
+    assert asking == paths.keys() - {"/livez", "/readyz"}
+    assert paths["/v1/models"]["get"]["security"] == [{"key": []}]
