@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,8 +15,9 @@ from pydantic.json_schema import models_json_schema
 from server import errors, middleware
 from server.completions import ChatCompletionRequest
 from server.deployment import Deployment
+from server.fleet import Fleet, Replicas
 from server.listener import Listener
-from server.routes import router
+from server.routes import forwarded_routes, router
 from server.schemas import AudioChatRequest, ListeningRequest
 from server.settings import Settings
 
@@ -34,15 +35,42 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     /docs is 503.
     """
     deployment = Deployment(settings)
+    app = _app(deployment, lambda: deployment.load(listener), deployment.close)
+    _surround(app, deployment)
+    return app
+
+
+def create_replica(settings: Settings) -> FastAPI:
+    """The app of one replica of several: all that is around a request is done by the front."""
+    deployment = Deployment(settings)
+    return _app(deployment, lambda: deployment.load(None), deployment.close)
+
+
+def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
+    """The app before several replicas: it asks them what the model or its log must answer."""
+    deployment = Deployment(settings)
+    fleet = Fleet(deployment, replicas)
+    app = _app(deployment, fleet.load, fleet.close)
+    app.add_middleware(middleware.forwarded, forward=fleet.forward, routes=forwarded_routes())
+    _surround(app, deployment)
+    return app
+
+
+def _app(
+    deployment: Deployment,
+    load: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+) -> FastAPI:
+    """The routes and the exception table, and a deployment's life around them."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(deployment.load(listener))
+        loading = asyncio.ensure_future(load())
         yield
-        await deployment.drained(settings.drain_seconds)
+        await deployment.drained(deployment.settings.drain_seconds)
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await deployment.close()
+        await close()
 
     app = FastAPI(
         title="allears",
@@ -57,7 +85,6 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     app.state.deployment = deployment
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    _surround(app, deployment)
     return app
 
 

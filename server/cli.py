@@ -150,10 +150,9 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     The first signal stops admitting, lets running requests end, and then stops the server; the
     second stops it at once.
     """
-    from server.app import create_app  # torch is slow to import, and --help needs none
-    from server.deployment import LOADING
+    from server.deployment import LOADING  # torch is slow to import, and --help needs none
 
-    served = create_app(settings)
+    served = _app(settings)
     deployment = served.state.deployment
     config = uvicorn.Config(
         served,
@@ -188,6 +187,17 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         # there, and Python can't end cleanly beside a thread that is in torch.
         logging.shutdown()
         os._exit(0)
+
+
+def _app(settings: Settings) -> Any:
+    """The app that answers by itself, or the one before several replicas."""
+    if settings.replicas == 1 and settings.max_replicas in (None, 1):
+        from server.app import create_app
+
+        return create_app(settings)
+    from server.cluster import local_front
+
+    return local_front(settings)
 
 
 def _set_up_logs() -> None:

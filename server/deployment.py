@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
+from server.totals import Samples
 from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.calibration import auto
@@ -47,6 +48,10 @@ class Loading(Busy):
 
 class Draining(Busy):
     """The server finishes what it has begun and takes nothing new."""
+
+
+class ReplicaLost(Busy):
+    """The replica that had the request in hand has ended."""
 
 
 class GivenUp(Exception):
@@ -85,6 +90,7 @@ class Deployment:
     progress: Progress = field(default_factory=Progress)
     failure: Exception | None = None  # why loading failed
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
 
     @property
     def limits(self) -> AudioLimits:

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from server.completions import UnknownModel
-from server.deployment import Draining, Loading
+from server.deployment import Draining, Loading, ReplicaLost
 from server.engine import Busy, QueueFull, QueueTimeout, Stopped
 from server.listening_log import UnknownRecord
 from server.schemas import wrong_field
@@ -63,6 +63,7 @@ TABLE: Mapping[type[Exception], Row] = {
     Loading: Row(503, "loading", "server_error"),
     Draining: Row(503, "draining", "server_error"),
     Stopped: Row(503, "stopped", "server_error"),
+    ReplicaLost: Row(503, "replica_lost", "server_error"),
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: Row(499, "client_gone"),

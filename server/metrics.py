@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,7 @@ from server.engine import Engine
 from server.exchange import Answer
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
+from server.totals import Samples, text
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -33,6 +35,8 @@ class Metrics:
     not_listening: Counter
     silence_cache: Counter
     errors: Counter
+    replicas_ready: Gauge
+    replicas_wanted: Gauge
 
 
 def make_metrics() -> Metrics:
@@ -77,6 +81,12 @@ def make_metrics() -> Metrics:
             "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+        replicas_ready=Gauge(
+            "allears_replicas_ready", "Replicas that answer, 0 without a front", registry=own
+        ),
+        replicas_wanted=Gauge(
+            "allears_replicas_wanted", "Replicas there should be, 0 without a front", registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
@@ -142,6 +152,17 @@ def count(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.steered.labels(record.direction).inc()
 
 
-def page(metrics: Metrics) -> bytes:
-    """All of them in Prometheus' text format."""
-    return generate_latest(metrics.collected)
+def page(metrics: Metrics, others: Sequence[Samples] = ()) -> bytes:
+    """All of them in Prometheus' text format, with those of replicas added."""
+    return text([samples(metrics), *others]) if others else generate_latest(metrics.collected)
+
+
+def note_replicas(metrics: Metrics, ready: int, wanted: int) -> None:
+    """How many replicas a front has."""
+    metrics.replicas_ready.set(ready)
+    metrics.replicas_wanted.set(wanted)
+
+
+def samples(metrics: Metrics) -> Samples:
+    """All of them as they are now."""
+    return list(metrics.collected.collect())

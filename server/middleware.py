@@ -1,7 +1,8 @@
 """What happens around every request, as plain ASGI: each a function from an app to an app.
 
 From the outside in: `observed` gives the id, headers, log line and metrics; `raced` ends the work
-of a client that hung up; `keyed` asks for a key; `bounded` holds the body to its limit.
+of a client that hung up; `keyed` asks for a key; `bounded` holds the body to its limit. A front
+has `forwarded` within them, which hands a request on to a replica.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.deployment import Deployment
@@ -242,3 +244,16 @@ async def _throw_away(receive: Receive) -> None:
                 more = (await receive()).get("more_body", False)
     except TimeoutError:
         return
+
+
+def forwarded(app: ASGIApp, forward: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Gives a request of one of the routes to `forward`, any other to the app."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        found = [one for one in routes if one.matches(scope)[0] is Match.FULL]
+        if scope["type"] != "http" or not found:
+            return await app(scope, receive, send)
+        scope["route"] = found[0]
+        await forward(scope, receive, send)
+
+    return call

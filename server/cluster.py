@@ -1,0 +1,242 @@
+"""Several replicas of the app, each with a model of its own, run by Ray Serve.
+
+`allears serve --replicas N` makes `LocalCluster`: this process is the front, and Ray's processes
+are on this host only, unless RAY_ADDRESS names a cluster that runs. On KubeRay `build` is what a
+RayService imports: there the front is a deployment of its own behind Ray's HTTP proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from server import errors
+from server import metrics as counters
+from server.app import create_front, create_replica
+from server.deployment import ReplicaLost
+from server.engine import QueueFull
+from server.fleet import NOTE, TAKEN, Asked, Message, Standing
+from server.settings import Settings, SettingsError, read_settings
+from server.totals import Samples
+
+APP = "allears"
+REPLICA = "Replica"
+_MORE_REQUESTS = 32  # that a replica takes beside questions: for the log, the models
+_HEALTH_SECONDS = 1.0
+_OBJECT_BYTES = 500_000_000  # shared memory for bodies on their way
+
+
+class Replica:
+    """One copy of the app and its model. Ray Serve calls it, always in one event loop."""
+
+    async def __init__(self, settings: Settings) -> None:
+        """Return when the model has answered a question; raises what went wrong."""
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+        logging.getLogger("allears").setLevel(logging.INFO)
+        self._app = create_replica(settings)
+        self._deployment = self._app.state.deployment
+        self._life = AsyncExitStack()
+        await self._life.enter_async_context(self._app.router.lifespan_context(self._app))
+        while self._deployment.state == "loading" and self._deployment.failure is None:
+            await asyncio.sleep(0.02)
+        if self._deployment.failure is not None:
+            raise self._deployment.failure
+
+    async def check_health(self) -> None:
+        """Raises where this replica can answer no more; Serve then makes another."""
+        self._deployment.ready()
+
+    async def samples(self) -> tuple[str, Samples]:
+        """The name of this replica, and its metrics."""
+        name = serve.get_replica_context().replica_id.unique_id
+        return name, counters.samples(self._deployment.metrics)
+
+    async def answer(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
+        """TAKEN, what the app sends as it comes, and NOTE. Closing it ends the request."""
+        yield [{"type": TAKEN}]
+        scope = {**asked.scope, "asgi": {"version": "3.0"}, "extensions": {}}
+        scope["state"] = {"request_id": asked.request_id}
+        sent: asyncio.Queue[Message | None] = asyncio.Queue()
+        work = asyncio.create_task(self._run(scope, asked.body, sent))
+        try:
+            ended = False
+            while not ended:
+                messages = [await sent.get()]
+                while not sent.empty():
+                    messages.append(sent.get_nowait())
+                ended = messages[-1] is None
+                yield [message for message in messages if message is not None]
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _run(
+        self, scope: dict[str, Any], body: bytes, sent: asyncio.Queue[Message | None]
+    ) -> None:
+        """Put what the app sends to a request into `sent`, then the NOTE, then None."""
+        incoming = [{"type": "http.request", "body": body, "more_body": False}]
+        started = False
+
+        async def receive() -> Message:
+            if not incoming:
+                await asyncio.Event().wait()  # who hangs up ends this task
+            return incoming.pop()
+
+        async def send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await sent.put(message)
+
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            response = errors.answer_error(scope, error)
+            if not started:
+                await response(scope, receive, send)
+        finally:
+            known = ("error_code", "answer_id")
+            state = {key: scope["state"][key] for key in known if key in scope["state"]}
+            sent.put_nowait({"type": NOTE, "state": state})
+            sent.put_nowait(None)
+
+    async def __del__(self) -> None:
+        await self._life.aclose()
+
+
+class ServeReplicas:
+    """The replicas that a handle of Ray Serve reaches. `start` gives the handle."""
+
+    def __init__(self, start: Callable[[], DeploymentHandle[Any]], stop: Callable[[], None]) -> None:
+        self._start = start
+        self.stop = stop
+        self._handle: DeploymentHandle[Any] | None = None
+
+    def start(self) -> None:
+        """Have the replicas started, which goes on behind."""
+        self._handle = self._start()
+
+    def standing(self) -> Standing:
+        """How Serve says the replicas are."""
+        found = serve.status().applications.get(APP)
+        if found is None or REPLICA not in found.deployments:
+            return Standing(0, 0)
+        states = found.deployments[REPLICA].replica_states
+        running = sum(n for state, n in states.items() if state == "RUNNING")
+        wanted = sum(n for state, n in states.items() if state != "STOPPING")
+        failed = found.status == ApplicationStatus.DEPLOY_FAILED
+        message = found.deployments[REPLICA].message or found.message
+        return Standing(running, wanted, message if failed else None)
+
+    async def ask(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
+        """What one replica answers; raises ReplicaLost, or QueueFull where none takes it."""
+        assert self._handle is not None, "asked before the start"
+        answers = self._handle.options(stream=True, method_name="answer").remote(asked)
+        try:
+            async for messages in answers:
+                yield messages
+        except (RayActorError, DeploymentUnavailableError):
+            raise ReplicaLost("the replica that had this request has ended; send it again") from None
+        except BackPressureError as error:
+            waiting = error.args[0]
+            raise QueueFull(f"{waiting} requests wait for a replica, as many as may wait") from None
+        finally:
+            answers.cancel()
+
+    async def samples(self, timeout_seconds: float) -> dict[str, Samples]:
+        """The metrics of each replica, by its name; of those that answer in time."""
+        assert self._handle is not None, "asked before the start"
+        found = await self._handle.broadcast("samples").results_async(
+            timeout_s=timeout_seconds, return_exceptions=True
+        )
+        return dict(one for one in found if not isinstance(one, BaseException))
+
+
+def local_front(settings: Settings) -> Any:
+    """The app of a front in this process, which starts Ray and the replicas and stops them."""
+    return create_front(settings, ServeReplicas(lambda: _start(settings), _stop))
+
+
+def _start(settings: Settings) -> DeploymentHandle[Any]:
+    """Start Ray, or join the cluster of RAY_ADDRESS, and have the replicas started."""
+    there = os.environ.get("RAY_ADDRESS")
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if there:
+        ray.init(there, logging_level="WARNING")
+    else:
+        ray.init(
+            "local",
+            num_cpus=max(os.cpu_count() or 1, _most(settings)),
+            object_store_memory=_OBJECT_BYTES,
+            include_dashboard=False,
+            logging_level="WARNING",
+        )
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    target = serve.RunTarget(replicas(settings), name=APP, route_prefix=None, logging_config=quiet)
+    (handle,) = serve.run_many(
+        [target],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    return handle
+
+
+def _stop() -> None:
+    """Stop what `_start` began: all of it, or on a cluster that was there only our application."""
+    if not ray.is_initialized():
+        return
+    serve.delete(APP) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
+    ray.shutdown()
+
+
+def replicas(settings: Settings) -> serve.Application:
+    """The application whose deployment is the replicas. Needs Ray to run."""
+    most, has_gpu = _most(settings), ray.cluster_resources().get("GPU", 0) > 0
+    device = "cuda" if settings.device == "auto" and has_gpu else settings.device
+    cores = 1 if device == "cuda" else max(1, (os.cpu_count() or 1) // most)
+    size: dict[str, Any] = {"num_replicas": settings.replicas}
+    if most > settings.replicas:
+        size = {
+            "autoscaling_config": {
+                "min_replicas": settings.replicas,
+                "max_replicas": most,
+                "target_ongoing_requests": settings.max_batch_rows,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 300,
+            }
+        }
+    deployment = serve.deployment(
+        Replica,
+        name=REPLICA,
+        ray_actor_options={"num_cpus": cores, "num_gpus": int(device == "cuda")},
+        max_ongoing_requests=settings.max_batch_rows
+        + settings.queue_limit_requests
+        + _MORE_REQUESTS,
+        max_queued_requests=settings.queue_limit_requests,
+        health_check_period_s=_HEALTH_SECONDS,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=1,
+        **size,
+    )
+    return deployment.bind(settings.model_copy(update={"api_keys": (), "device": device}))
+
+
+def _most(settings: Settings) -> int:
+    return max(settings.replicas, settings.max_replicas or 0)
