@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,8 +196,18 @@ def _app(settings: Settings) -> Any:
         from server.app import create_app
 
         return create_app(settings)
-    from server.cluster import local_front
-
+    if not re.fullmatch("auto|cpu|cuda", settings.device):
+        raise SettingsError(
+            f"ALLEARS_DEVICE (--device) is {settings.device!r}, and each of several replicas gets a"
+            " GPU of its own: set cuda, cpu or auto, or one replica"
+        )
+    try:
+        from server.cluster import local_front
+    except ImportError as error:
+        raise SettingsError(
+            f"more than one replica needs Ray Serve ({error.name} is missing): `pip install"
+            " 'allears[ray]'`, or leave --replicas and --max-replicas out"
+        ) from None
     return local_front(settings)
 
 

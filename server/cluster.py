@@ -10,13 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-# Read by Ray when it is imported.
+# Read by Ray when it is imported, and by its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
+os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not 15
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # only who knows it may speak to a process
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import serve
@@ -36,7 +42,7 @@ from server.totals import Samples
 
 APP = "allears"
 REPLICA = "Replica"
-_MORE_REQUESTS = 32  # that a replica takes beside questions: for the log, the models
+_MORE_REQUESTS = 16  # that a replica takes beside questions: for the log, the models
 _HEALTH_SECONDS = 1.0
 _OBJECT_BYTES = 500_000_000  # shared memory for bodies on their way
 
@@ -177,14 +183,14 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if there:
-        ray.init(there, logging_level="WARNING")
+        ray.init(there, logging_level="ERROR")
     else:
         ray.init(
             "local",
             num_cpus=max(os.cpu_count() or 1, _most(settings)),
             object_store_memory=_OBJECT_BYTES,
             include_dashboard=False,
-            logging_level="WARNING",
+            logging_level="ERROR",
         )
     serve.start(proxy_location="Disabled", logging_config=quiet)
     target = serve.RunTarget(replicas(settings), name=APP, route_prefix=None, logging_config=quiet)
@@ -197,11 +203,11 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
 
 
 def _stop() -> None:
-    """Stop what `_start` began: all of it, or on a cluster that was there only our application."""
-    if not ray.is_initialized():
-        return
-    serve.delete(APP) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
-    ray.shutdown()
+    """Stop what `_start` began: Ray itself, or on a cluster that was there only our application."""
+    if ray.is_initialized():
+        if "RAY_ADDRESS" in os.environ:
+            serve.delete(APP)
+        ray.shutdown()
 
 
 def replicas(settings: Settings) -> serve.Application:

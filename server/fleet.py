@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +101,7 @@ class Fleet:
         here.replicas = self.samples
         try:
             await self._call(self.replicas.start)
+            _keep_signals()
             while here.state != "draining":
                 self._note(await self._call(self.replicas.standing))
                 await asyncio.sleep(_WATCH_SECONDS)
@@ -121,7 +124,7 @@ class Fleet:
         here, many = self.deployment, f"{standing.ready} of {standing.wanted} replicas are ready"
         if standing.failure is not None and here.loaded_at == 0:
             raise ModelError(standing.failure)
-        if many != here.progress.stage:
+        if many != here.progress.stage and standing.wanted:
             log.info("%s", many)
         here.progress.stage = many
         counters.note_replicas(here.metrics, standing.ready, standing.wanted)
@@ -150,6 +153,13 @@ class Fleet:
                 wait = f"{here.settings.queue_timeout_seconds:g} s"
                 raise QueueTimeout(f"the request waited {wait} for a replica") from None
             await _relay(answers, scope, send)
+
+
+def _keep_signals() -> None:
+    """Have this process's signals handled as they were: Ray puts a stack trace before that."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _asked(scope: Scope, body: bytes) -> Asked:
