@@ -13,11 +13,12 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 # Read by Ray when it is imported, and by its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log stays in Ray's session
 if "RAY_ADDRESS" not in os.environ:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
     os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not 15
@@ -37,7 +38,7 @@ from server.app import create_front, create_replica
 from server.deployment import ReplicaLost
 from server.engine import QueueFull
 from server.fleet import NOTE, TAKEN, Asked, Message, Standing
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import Settings
 from server.totals import Samples
 
 APP = "allears"
@@ -50,7 +51,7 @@ _OBJECT_BYTES = 500_000_000  # shared memory for bodies on their way
 class Replica:
     """One copy of the app and its model. Ray Serve calls it, always in one event loop."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         """Return when the model has answered a question; raises what went wrong."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         logging.getLogger("allears").setLevel(logging.INFO)
@@ -127,7 +128,9 @@ class Replica:
 class ServeReplicas:
     """The replicas that a handle of Ray Serve reaches. `start` gives the handle."""
 
-    def __init__(self, start: Callable[[], DeploymentHandle[Any]], stop: Callable[[], None]) -> None:
+    def __init__(
+        self, start: Callable[[], DeploymentHandle[Any]], stop: Callable[[], None]
+    ) -> None:
         self._start = start
         self.stop = stop
         self._handle: DeploymentHandle[Any] | None = None
@@ -145,23 +148,26 @@ class ServeReplicas:
         running = sum(n for state, n in states.items() if state == "RUNNING")
         wanted = sum(n for state, n in states.items() if state != "STOPPING")
         failed = found.status == ApplicationStatus.DEPLOY_FAILED
-        message = found.deployments[REPLICA].message or found.message
-        return Standing(running, wanted, message if failed else None)
+        reason = found.deployments[REPLICA].message.strip().splitlines()[-1:]  # of a traceback
+        return Standing(running, wanted, " ".join(reason) if failed else None)
 
     async def ask(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
         """What one replica answers; raises ReplicaLost, or QueueFull where none takes it."""
         assert self._handle is not None, "asked before the start"
-        answers = self._handle.options(stream=True, method_name="answer").remote(asked)
+        answers: Any = self._handle.options(stream=True, method_name="answer").remote(asked)
         try:
             async for messages in answers:
                 yield messages
         except (RayActorError, DeploymentUnavailableError):
-            raise ReplicaLost("the replica that had this request has ended; send it again") from None
+            raise ReplicaLost(
+                "the replica that had this request has ended; send it again"
+            ) from None
         except BackPressureError as error:
             waiting = error.args[0]
             raise QueueFull(f"{waiting} requests wait for a replica, as many as may wait") from None
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):
             answers.cancel()
+            raise
 
     async def samples(self, timeout_seconds: float) -> dict[str, Samples]:
         """The metrics of each replica, by its name; of those that answer in time."""
@@ -181,16 +187,15 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
     """Start Ray, or join the cluster of RAY_ADDRESS, and have the replicas started."""
     there = os.environ.get("RAY_ADDRESS")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if there:
-        ray.init(there, logging_level="ERROR")
+        ray.init(there, logging_level=logging.ERROR)
     else:
         ray.init(
             "local",
             num_cpus=max(os.cpu_count() or 1, _most(settings)),
             object_store_memory=_OBJECT_BYTES,
             include_dashboard=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     serve.start(proxy_location="Disabled", logging_config=quiet)
     target = serve.RunTarget(replicas(settings), name=APP, route_prefix=None, logging_config=quiet)
@@ -226,7 +231,7 @@ def replicas(settings: Settings) -> serve.Application:
                 "downscale_delay_s": 300,
             }
         }
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name=REPLICA,
         ray_actor_options={"num_cpus": cores, "num_gpus": int(device == "cuda")},
@@ -241,7 +246,8 @@ def replicas(settings: Settings) -> serve.Application:
         max_constructor_retry_count=1,
         **size,
     )
-    return deployment.bind(settings.model_copy(update={"api_keys": (), "device": device}))
+    own = settings.model_copy(update={"api_keys": (), "device": device})
+    return cast(serve.Application, deployment.bind(own))
 
 
 def _most(settings: Settings) -> int:

@@ -37,7 +37,7 @@ class Totals:
 
 def text(pages: Sequence[Samples]) -> bytes:
     """Prometheus' text format of several pages as one."""
-    return generate_latest(Totals(added(pages)))  # type: ignore[arg-type]
+    return generate_latest(Totals(added(pages)))
 
 
 def counts(page: Samples) -> Samples:

@@ -65,7 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--url") is None:
         return
     inside = {"start", "gate", "monkeypatch", "caplog", "serve_process"}
-    kept, left = [], []
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
     for item in items:
         assert isinstance(item, pytest.Function)
         asks = {"server", "running_url"} & set(item.fixturenames)
