@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml depends on, torch left out, a line each: a layer of its own."""
+"""Prints what the image needs of pyproject.toml but torch, a line each: a layer of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 def dependencies(pyproject: str) -> list[str]:
-    """The requirements of a project but torch, which has a layer and an index of its own."""
-    wanted: list[str] = tomllib.loads(pyproject)["project"]["dependencies"]
+    """The requirements of a project, its extra `postgres` included, but torch, which has a layer
+    and an index of its own.
+    """
+    project = tomllib.loads(pyproject)["project"]
+    wanted: list[str] = project["dependencies"] + project["optional-dependencies"]["postgres"]
     return [one for one in wanted if not re.match(r"torch\b(?!-)", one)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +12,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
-from server import errors, middleware
+from server import access, errors, middleware, tracing
 from server.completions import ChatCompletionRequest
-from server.deployment import Deployment
+from server.deployment import Deployment, make_deployment
 from server.fleet import Fleet, Replicas
 from server.listener import Listener
 from server.routes import forwarded_routes, router
@@ -25,7 +27,7 @@ _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
     " did not."
 )
-_OPEN = {"/livez", "/readyz"}
+_READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
 def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
@@ -34,7 +36,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings, tracing.start(os.environ))
     app = _app(deployment, lambda: deployment.load(listener), deployment.close)
     _surround(app, deployment)
     return app
@@ -42,13 +44,13 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
 
 def create_replica(settings: Settings) -> FastAPI:
     """The app of one replica of several: all that is around a request is done by the front."""
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings)
     return _app(deployment, lambda: deployment.load(None), deployment.close)
 
 
 def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
     """The app before several replicas: it asks them what the model or its log must answer."""
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings, tracing.start(os.environ))
     fleet = Fleet(deployment, replicas)
     app = _app(deployment, fleet.load, fleet.close)
     app.add_middleware(middleware.forwarded, forward=fleet.forward, routes=forwarded_routes())
@@ -65,6 +67,7 @@ def _app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(deployment.records.open)
         loading = asyncio.ensure_future(load())
         yield
         await deployment.drained(deployment.settings.drain_seconds)
@@ -99,10 +102,18 @@ def own_version() -> str:
 def _surround(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
-    keys = [key.get_secret_value() for key in settings.api_keys]
+    app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
     app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
-    app.add_middleware(middleware.keyed, keys=keys)
     app.add_middleware(middleware.raced)
+    app.add_middleware(middleware.caught)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_READABLE,
+        )
     app.add_middleware(middleware.observed, deployment=deployment)
 
 
@@ -121,7 +132,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         bearer = {"type": "http", "scheme": "bearer"}
         parts["securitySchemes"] = {"key": bearer}
         for path, methods in document["paths"].items():
-            for operation in methods.values() if path not in _OPEN else ():
+            for operation in methods.values() if path not in access.PROBES else ():
                 operation["security"] = [{"key": []}, {}]
         app.openapi_schema = document
     return app.openapi_schema

@@ -34,10 +34,12 @@ from rich.table import Table
 
 from allears_client import AllEars, AllEarsClientError, Answer
 from allears_client import commands as client_commands
-from server.settings import Settings, SettingsError, option, read_settings, variable
+from server import logs
+from server.settings import NO_LOG, Settings, SettingsError, option, read_settings, variable
 from steering import cli as steering_commands
 from steering.errors import AllEarsError
 
+log = logging.getLogger("allears")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -65,13 +67,21 @@ def one_line_errors(command: Callable[Given, Result]) -> Callable[Given, Result]
         try:
             return command(*args, **kwargs)
         except SettingsError as error:
-            typer.echo(f"allears: {error}", err=True)
+            _say(f"allears: {error}", logging.ERROR)
             raise typer.Exit(2) from None
         except (AllEarsError, AllEarsClientError) as error:
-            typer.echo(f"allears: {error}", err=True)
+            _say(f"allears: {error}", logging.ERROR)
             raise typer.Exit(1) from None
 
     return careful
+
+
+def _say(text: str, level: int = logging.INFO) -> None:
+    """A line on stderr; one of the log, where all of them are to be JSON."""
+    if logs.written_as_json():
+        log.log(level, text.strip())
+    else:
+        typer.echo(text, err=True)
 
 
 def with_settings(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -118,15 +128,15 @@ def serve(settings: Settings) -> None:
 
     Example: allears serve --model demo --port 8000
     """
-    _set_up_logs()
+    logs.set_up(settings.log_format)
     with _listening_socket(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        typer.echo(f"allears: loading {settings.model}; {url}", err=True)
-        typer.echo(f"  playground {url}/   docs {url}/docs", err=True)
-        typer.echo(f"  metrics {url}/metrics   ready {url}/readyz", err=True)
-        if settings.host not in _LOOPBACK and not settings.api_keys:
-            typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
+        _say(f"allears: loading {settings.model}; {url}")
+        _say(f"  playground {url}/   docs {url}/docs")
+        _say(f"  metrics {url}/metrics   ready {url}/readyz")
+        if settings.host not in _LOOPBACK and not settings.known_keys:
+            _say(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", logging.WARNING)
         asyncio.run(_serve(settings, listening))
 
 
@@ -153,13 +163,16 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     """
     from server.deployment import LOADING  # torch is slow to import, and --help needs none
 
+    logs.take_over()
     served = _app(settings)
     deployment = served.state.deployment
+    deployment.records.open()  # first, so that a log that can't be had is known at once
     config = uvicorn.Config(
         served,
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_graceful_shutdown=1,
     )
     server, loop = uvicorn.Server(config), asyncio.get_running_loop()
@@ -209,18 +222,6 @@ def _app(settings: Settings) -> Any:
             " 'allears[ray]'`, or leave --replicas and --max-replicas out"
         ) from None
     return local_front(settings)
-
-
-def _set_up_logs() -> None:
-    """Log lines on stderr; those of requests are JSON and carry their own time."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("allears").setLevel(logging.INFO)
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(logging.Formatter("%(message)s"))
-    requests = logging.getLogger("allears.requests")
-    requests.handlers, requests.propagate = [lines], False
 
 
 # ---- demo
@@ -293,7 +294,7 @@ def _server_process() -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("ALLEARS_")}
-    command = [sys.executable, *SERVE, "--port", str(port)]
+    command = [sys.executable, *SERVE, "--port", str(port), "--listening-log-url", NO_LOG]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=clean, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -338,7 +339,7 @@ def server_here() -> Iterator[str]:
     """The URL of a server in this process, of what ALLEARS_* name, while the context lasts."""
     from server.app import create_app  # torch is slow to import, and --help needs none
 
-    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": ()}
+    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": (), "listening_log_url": NO_LOG}
     served = create_app(read_settings({}, options))
     deployment = served.state.deployment
     logging.getLogger("allears").setLevel(logging.CRITICAL)  # what fails is raised below

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -32,19 +33,24 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from server import errors
+from server import errors, logs
 from server import metrics as counters
 from server.app import create_front, create_replica
 from server.deployment import ReplicaLost
 from server.engine import QueueFull
 from server.fleet import NOTE, TAKEN, Asked, Message, Standing
+from server.lasting_records import LastingRecords
 from server.settings import Settings
 from server.totals import Samples
+
+log = logging.getLogger("allears")
 
 APP = "allears"
 REPLICA = "Replica"
 _MORE_REQUESTS = 16  # that a replica takes beside questions: for the log, the models
 _HEALTH_SECONDS = 1.0
+_ALL_SECONDS = 3.0  # for something of all replicas
+_SETTLE_SECONDS = 1.0
 _OBJECT_BYTES = 500_000_000  # shared memory for bodies on their way
 
 
@@ -53,8 +59,8 @@ class Replica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         """Return when the model has answered a question; raises what went wrong."""
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-        logging.getLogger("allears").setLevel(logging.INFO)
+        logs.set_up(settings.log_format)
+        logs.take_over()
         self._app = create_replica(settings)
         self._deployment = self._app.state.deployment
         self._life = AsyncExitStack()
@@ -72,6 +78,13 @@ class Replica:
         """The name of this replica, and its metrics."""
         name = serve.get_replica_context().replica_id.unique_id
         return name, counters.samples(self._deployment.metrics)
+
+    async def settle(self) -> None:
+        """Return when the log's database has all records of this replica, or is late."""
+        if isinstance(records := self._deployment.records, LastingRecords):
+            deadline = time.monotonic() + _SETTLE_SECONDS
+            while records.waiting and not records.away and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
 
     async def answer(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
         """TAKEN, what the app sends as it comes, and NOTE. Closing it ends the request."""
@@ -116,10 +129,18 @@ class Replica:
             if not started:
                 await response(scope, receive, send)
         finally:
-            known = ("error_code", "answer_id")
-            state = {key: scope["state"][key] for key in known if key in scope["state"]}
-            sent.put_nowait({"type": NOTE, "state": state})
+            sent.put_nowait({"type": NOTE, "state": self._left(scope["state"])})
             sent.put_nowait(None)
+
+    def _left(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What a request's state says to the front's line, metrics and trace."""
+        left = {key: state[key] for key in ("error_code", "taken") if key in state}
+        left["told"] = logs.told(state)
+        if "answer" in state:
+            left["timings"] = state["answer"].timings
+        if self._deployment.settings.log_text and "question" in state:
+            left["words"] = logs.wording(state["question"], state.get("answer"))
+        return left
 
     async def __del__(self) -> None:
         await self._life.aclose()
@@ -169,13 +190,25 @@ class ServeReplicas:
             answers.cancel()
             raise
 
-    async def samples(self, timeout_seconds: float) -> dict[str, Samples]:
+    async def samples(self) -> dict[str, Samples]:
         """The metrics of each replica, by its name; of those that answer in time."""
+        return dict(await self._of_all("samples"))
+
+    async def settle(self) -> None:
+        """Return when the log holds what all replicas heard, or that takes too long."""
+        await self._of_all("settle")
+
+    async def _of_all(self, method: str) -> list[Any]:
+        """What a method of each replica gives; nothing of one that fails, or if one is too late."""
         assert self._handle is not None, "asked before the start"
-        found = await self._handle.broadcast("samples").results_async(
-            timeout_s=timeout_seconds, return_exceptions=True
-        )
-        return dict(one for one in found if not isinstance(one, BaseException))
+        try:
+            found = await self._handle.broadcast(method).results_async(
+                timeout_s=_ALL_SECONDS, return_exceptions=True
+            )
+        except TimeoutError:
+            log.warning("not all replicas answer within %g s", _ALL_SECONDS)
+            return []
+        return [one for one in found if not isinstance(one, BaseException)]
 
 
 def local_front(settings: Settings) -> Any:

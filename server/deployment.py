@@ -17,12 +17,14 @@ import numpy as np
 from server import metrics as counters
 from server.engine import Busy, Engine, QueueFull, Stopped
 from server.exchange import Answer, Question
+from server.lasting_records import LastingRecords
 from server.listener import NO_PROFILE, Listener, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
 from server.totals import Samples
+from server.tracing import Traces
 from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.calibration import auto
@@ -40,6 +42,7 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
+_TRACES_SECONDS = 3.0  # what a collector that is away may delay the end by
 
 
 class Loading(Busy):
@@ -83,6 +86,7 @@ class Deployment:
     settings: Settings
     metrics: Metrics = field(default_factory=make_metrics)
     records: ListeningLog = field(default_factory=RecentRecords)
+    traces: Traces | None = None
     state: Literal["loading", "ready", "draining"] = "loading"
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
@@ -133,7 +137,8 @@ class Deployment:
 
     def note(self, question: Question, answer: Answer, created: int) -> None:
         """Record and count an answered question."""
-        record = _record(question, answer, created)
+        assert self.engine is not None, "answered by nobody"
+        record = _record(question, answer, created, *names(self.engine.listener))
         self.records.add(record)
         counters.count(self.metrics, answer, record)
 
@@ -183,14 +188,30 @@ class Deployment:
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end."""
+        """Let the torch thread end, and the log write what waits."""
         self.state = "draining"
         self.progress.stopping = True
         if self.engine is not None:
             await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.records.close)
+        if self.traces is not None:
+            try:
+                await asyncio.wait_for(in_own_thread(self.traces.close), _TRACES_SECONDS)
+            except TimeoutError:
+                log.warning("the last traces were not sent within %g s", _TRACES_SECONDS)
 
 
-async def in_own_thread(work: Callable[[], Result]) -> Result:
+def make_deployment(settings: Settings, traces: Traces | None = None) -> Deployment:
+    """A deployment whose log is where the settings say; nothing is opened yet."""
+    metrics = make_metrics()
+    if settings.logs_to_memory:
+        return Deployment(settings, metrics, traces=traces)
+    records = LastingRecords(settings, metrics.log_lost.inc)
+    counters.watch_log(metrics, records)
+    return Deployment(settings, metrics, records, traces=traces)
+
+
+async def in_own_thread(work: Callable[[], Result], name: str = LOADING) -> Result:
     """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
@@ -209,7 +230,7 @@ async def in_own_thread(work: Callable[[], Result]) -> Result:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name=LOADING, daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return await done
 
 
@@ -272,6 +293,12 @@ def model_name(listener: Listener) -> str:
     return public_name(listener.model.name)
 
 
+def names(listener: Listener) -> tuple[str, str]:
+    """Of model and profile, as records have them: only records of the same ones compare."""
+    profile = listener.profile
+    return model_name(listener), public_name(profile.name) if profile else "none"
+
+
 def public_name(name: str) -> str:
     """`demo` and hub ids as they are, the last part of a path."""
     return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
@@ -320,8 +347,8 @@ def _first_question(listener: Listener) -> Question:
     return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
 
 
-def _record(question: Question, answer: Answer, created: int) -> Record:
-    listening, steering = answer.listening, answer.steering
+def _record(question: Question, answer: Answer, created: int, model: str, profile: str) -> Record:
+    listening, steering, timings = answer.listening, answer.steering, answer.timings
     return Record(
         id=answer.id,
         created=created,
@@ -334,4 +361,12 @@ def _record(question: Question, answer: Answer, created: int) -> Record:
         direction=steering.direction if steering.applied else None,
         strength=steering.strength,
         audio_seconds=sum(answer.prompt.heard_seconds),
+        answered=time.time(),
+        answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
+        queue_seconds=timings.queue_seconds,
+        prefill_seconds=timings.prefill_seconds,
+        silence_seconds=timings.silence_seconds,
+        decode_seconds=timings.decode_seconds,
+        model=model,
+        profile=profile,
     )

@@ -1,6 +1,8 @@
 """The engine: one torch thread that writes many answers at once, asyncio on the other side.
 
-Prompts are made beside it, in asyncio's worker threads: they need no network.
+Prompts need no network. Where it runs on a card they are made beside the thread, in asyncio's
+workers; on a CPU in the thread itself, between two steps: two threads of a process that both
+compute with OpenMP wait for each other's cores, and each is slower than one alone.
 
 What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
 until it needs a next token; then it yields its Row and waits, while the thread makes one decode
@@ -51,14 +53,17 @@ class Begun:
 
 
 BEGUN = Begun()
+_ENTER_BETWEEN_STEPS = 4  # questions: more would hold up the rows that are being written
 
 
 @dataclass(slots=True, eq=False)
 class Seat:
     """A question in the engine; its fields are the torch thread's, but for `gone`."""
 
-    steps: Generator[Event | Row, None, None]
+    question: Question
+    pieces: bool  # whether anybody reads the text as it comes
     post: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
+    steps: Generator[Event | Row, None, None] | None = None  # once its prompt is made
     gone: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
@@ -72,7 +77,9 @@ class Engine:
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
-        self._queue: deque[Seat] = deque()
+        self._beside = listener.model.device.type != "cpu"  # whether prompts are made there
+        self._came: deque[Seat] = deque()  # their prompts are to be made
+        self._queue: deque[Seat] = deque()  # theirs are; they wait for a row
         self._seats: list[Seat] = []
         self._news = threading.Condition()
         self._closing = False
@@ -81,8 +88,8 @@ class Engine:
 
     # ---- the event loop's side ----------------------------------------------------------------
 
-    async def run(self, question: Question) -> AsyncGenerator[Event, None]:
-        """Heeded, pieces of the answer's text, then the Answer.
+    async def run(self, question: Question, *, pieces: bool = True) -> AsyncGenerator[Event, None]:
+        """Heeded, pieces of the answer's text unless nobody wants them, then the Answer.
 
         Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
         longest wait, and what `listen` raises. Closing the iterator frees the row before its next
@@ -101,15 +108,14 @@ class Engine:
 
         asked = time.perf_counter()
         self.waiting += 1
-        seat: Seat | None = None
+        seat = Seat(question, pieces, post)
         try:
-            prompt = await asyncio.to_thread(prepare, self.listener, question)
-            seat = Seat(listen(self.listener, question, prompt), post)
+            if self._beside:
+                seat.steps = await asyncio.to_thread(self._steps, question)
             self._enter(seat)
             await self._begun(inbox)
         except BaseException:
-            if seat is not None:
-                seat.gone = True
+            seat.gone = True
             raise
         finally:
             self.waiting -= 1
@@ -125,7 +131,7 @@ class Engine:
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
-        async with aclosing(self.run(question)) as events:
+        async with aclosing(self.run(question, pieces=False)) as events:
             async for event in events:
                 if isinstance(event, Answer):
                     return event
@@ -163,35 +169,60 @@ class Engine:
         with self._news:
             if self._closing or not self.alive:
                 raise Stopped("the server is shutting down", 5)
-            self._queue.append(seat)
+            (self._queue if seat.steps else self._came).append(seat)
             self._news.notify()
+
+    def _steps(self, question: Question) -> Generator[Event | Row, None, None]:
+        """What a question does; its prompt is made at once. Raises what `prepare` raises."""
+        return listen(self.listener, question, prepare(self.listener, question))
 
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """Until closed: drop those that nobody waits for, let one question in, one decode step."""
+        """Until closed: drop whom nobody waits for, let some questions in, one decode step."""
         try:
             while not self._closing:
-                self._drop_gone()
-                entering = self._next()
-                if entering is not None:
+                for _ in range(_ENTER_BETWEEN_STEPS):
+                    self._drop_gone()
+                    self._prepare()
+                    entering = self._next()
+                    if entering is None:
+                        break
                     self._seats.append(entering)
                     entering.post(BEGUN)
                     self._advance(entering)
-                    self._drop_gone()
+                self._drop_gone()
                 if self._seats:
                     self._step()
         finally:
             with self._news:  # nobody enters any more, so nobody is left waiting for ever
                 self._closing = True
-                left = [*self._seats, *self._queue]
+                left = [*self._seats, *self._queue, *self._came]
                 self._queue.clear()
+                self._came.clear()
             for seat in left:
                 self._end(seat, Stopped("the engine has stopped", 5))
 
     def _drop_gone(self) -> None:
         for seat in [seat for seat in self._seats if seat.gone]:
             self._end(seat, None)
+
+    def _prepare(self) -> None:
+        """Make the prompt of the next question that came, or refuse it."""
+        if not self._came:
+            return
+        seat = self._came[0]  # it stays there until it is made: nobody is lost if the thread dies
+        refused: Exception | None = None
+        try:
+            seat.steps = None if seat.gone else self._steps(seat.question)
+        except Exception as error:
+            refused = error
+        with self._news:
+            self._came.popleft()
+            if seat.steps is not None:
+                self._queue.append(seat)
+        if refused is not None:
+            self._end(seat, refused)
 
     def _next(self) -> Seat | None:
         """The next question, if there is a row for it; waits while there is nothing to do."""
@@ -203,7 +234,7 @@ class Engine:
                     return None
                 if self._queue and len(self._seats) < self.listener.slots.rows:
                     return self._queue.popleft()
-                if self._seats:
+                if self._seats or self._came:
                     return None
                 self._news.wait()
 
@@ -220,11 +251,13 @@ class Engine:
 
     def _advance(self, seat: Seat) -> None:
         """Run a question until it waits for its row's next token, or ends."""
+        assert seat.steps is not None
         try:
             for event in seat.steps:
                 if isinstance(event, Row):
                     return
-                seat.post(event)
+                if seat.pieces or not isinstance(event, str):
+                    seat.post(event)
         except Exception as error:
             self._end(seat, error)
         else:
@@ -235,7 +268,8 @@ class Engine:
         if seat in self._seats:
             self._seats.remove(seat)
         try:
-            seat.steps.close()
+            if seat.steps is not None:
+                seat.steps.close()
         except Exception as fault:  # ours; the others go on
             error = error or fault
         seat.post(error)

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from server.completions import UnknownModel
 from server.deployment import Draining, Loading, ReplicaLost
 from server.engine import Busy, QueueFull, QueueTimeout, Stopped
-from server.listening_log import UnknownRecord
+from server.limits import RateLimited, TooManyConcurrent
+from server.listening_log import LogAway, UnknownRecord
 from server.schemas import wrong_field
 from steering.errors import AudioError, AudioTooLarge, RequestError
 
@@ -58,6 +59,9 @@ TABLE: Mapping[type[Exception], Row] = {
     UnknownMedia: Row(415, "unsupported_media_type"),
     UnknownModel: Row(404, "model_not_found", param="model"),
     UnknownRecord: Row(404, "not_found", param="request_id"),
+    LogAway: Row(503, "listening_log_away", "server_error", retry_after_seconds=5),
+    RateLimited: Row(429, "rate_limited", "rate_limit_error"),
+    TooManyConcurrent: Row(429, "too_many_concurrent", "rate_limit_error"),
     QueueFull: Row(429, "queue_full", "rate_limit_error"),
     QueueTimeout: Row(503, "queue_timeout", "server_error"),
     Loading: Row(503, "loading", "server_error"),

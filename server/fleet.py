@@ -42,7 +42,6 @@ Send = Callable[[Message], Awaitable[None]]
 TAKEN = "allears.taken"  # the type of a replica's first message
 NOTE = "allears.note"  # the type of its last: what the front logs and counts
 _WATCH_SECONDS = 1.0
-_METRICS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,11 @@ class Replicas(Protocol):
     def ask(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
         """What one replica answers; raises ReplicaLost, or QueueFull where none takes it."""
 
-    async def samples(self, timeout_seconds: float) -> dict[str, Samples]:
-        """The metrics of each replica, by its name."""
+    async def samples(self) -> dict[str, Samples]:
+        """The metrics of each replica, by its name; of those that answer in time."""
+
+    async def settle(self) -> None:
+        """Return when the log holds what all replicas heard, or that takes too long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,9 +114,10 @@ class Fleet:
             here.failed.set()
 
     async def close(self) -> None:
-        """Stop the replicas."""
+        """Stop the replicas, and what the front has of its own."""
         await self._call(self.replicas.stop)
         self._thread.shutdown(wait=False)
+        await self.deployment.close()
 
     async def _call(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -134,7 +137,7 @@ class Fleet:
 
     async def samples(self) -> list[Samples]:
         """The metrics of all replicas, and what those that ended had counted."""
-        now = await self.replicas.samples(_METRICS_SECONDS) if self.deployment.loaded_at else {}
+        now = await self.replicas.samples() if self.deployment.loaded_at else {}
         gone = [counts(page) for name, page in self._seen.items() if name not in now]
         self._seen.update(now)
         return [*now.values(), *gone]
@@ -145,6 +148,8 @@ class Fleet:
         if here.state != "ready" or here.failure is not None:
             here.ready()  # raises what says why not
         asked = _asked(scope, await _whole(receive))
+        if asked.scope["method"] == "GET" and "listening-score" in asked.scope["path"]:
+            await self.replicas.settle()
         async with aclosing(self.replicas.ask(asked)) as answers:
             try:
                 async with asyncio.timeout(here.settings.queue_timeout_seconds):

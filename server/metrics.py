@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
+from server.lasting_records import LastingRecords
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
 from server.totals import Samples, text
@@ -25,6 +26,7 @@ class Metrics:
 
     collected: CollectorRegistry
     requests: Counter
+    key_requests: Counter
     request_seconds: Histogram
     first_token_seconds: Histogram
     tokens: Counter
@@ -37,6 +39,7 @@ class Metrics:
     errors: Counter
     replicas_ready: Gauge
     replicas_wanted: Gauge
+    log_lost: Counter
 
 
 def make_metrics() -> Metrics:
@@ -46,6 +49,12 @@ def make_metrics() -> Metrics:
         collected=own,
         requests=Counter(
             "allears_requests", "Requests by route and status", ["route", "status"], registry=own
+        ),
+        key_requests=Counter(
+            "allears_key_requests",
+            "Requests by the name of their key, `none` without one, and status",
+            ["key", "status"],
+            registry=own,
         ),
         request_seconds=Histogram(
             "allears_request_seconds",
@@ -87,6 +96,9 @@ def make_metrics() -> Metrics:
         replicas_wanted=Gauge(
             "allears_replicas_wanted", "Replicas there should be, 0 without a front", registry=own
         ),
+        log_lost=Counter(
+            "allears_listening_log_lost", "Records that never reached the database", registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
@@ -116,7 +128,7 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(listener.profile, records.recent()))
+    index.set_function(lambda: drift(listener.profile, records.own()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
@@ -129,6 +141,17 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
     device = listener.model.device
     memory.labels("used").set_function(lambda: device_bytes(device, "used"))
     memory.labels("total").set_function(lambda: device_bytes(device, "total"))
+
+
+def watch_log(metrics: Metrics, records: LastingRecords) -> None:
+    """Add what tells whether the listening log's database takes records."""
+    own = metrics.collected
+    up = Gauge("allears_listening_log_up", "1: the database takes records; 0: away", registry=own)
+    up.set_function(lambda: not records.away)
+    waiting = Gauge(
+        "allears_listening_log_waiting", "Records that wait for the database", registry=own
+    )
+    waiting.set_function(lambda: records.waiting)
 
 
 def count(metrics: Metrics, answer: Answer, record: Record) -> None:

@@ -1,16 +1,14 @@
 """What happens around every request, as plain ASGI: each a function from an app to an app.
 
-From the outside in: `observed` gives the id, headers, log line and metrics; `raced` ends the work
-of a client that hung up; `keyed` asks for a key; `bounded` holds the body to its limit. A front
-has `forwarded` within them, which hands a request on to a replica.
+From the outside in: `observed` gives the id, headers, log line, metrics and trace; `caught` answers
+what nobody expected; `raced` ends the work of a client that hung up; `bounded` holds the body to
+its limit; `keyed` (access.py) asks for a key. A front has `forwarded` within them, which hands a
+request on to a replica.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import json
 import logging
 import re
 import time
@@ -22,12 +20,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access import PROBES
 from server.deployment import Deployment
-from server.errors import BodyTooLarge, Unauthorized, answer_error
+from server.errors import BodyTooLarge, answer_error
+from server.keys import NOBODY
+from server.logs import told, wording
 
 log = logging.getLogger("allears.requests")
 
-PROBES = frozenset({"/livez", "/readyz"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
 _LINGER_SECONDS = 3.0  # how long a body is thrown away, so that the client gets to read the answer
@@ -41,7 +41,7 @@ _NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
 
 def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
-    """Adds x-request-id and security headers, counts, logs, and answers what nobody expected."""
+    """Adds x-request-id and security headers; counts, logs and traces when all is over."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,6 +49,9 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         state = scope.setdefault("state", {})
         state["request_id"] = _request_id(scope)
         started, status = time.perf_counter(), 0
+        traces = deployment.traces if scope["path"] not in PROBES else None
+        if traces:
+            state["span"] = traces.begin(Headers(scope=scope))
 
         async def dressed(message: Message) -> None:
             nonlocal status
@@ -61,13 +64,36 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         deployment.in_flight += counted
         try:
             await app(scope, receive, dressed)
-        except Exception as error:
-            response = answer_error(scope, error)
-            if not status:
-                await response(scope, receive, dressed)
         finally:
             deployment.in_flight -= counted
-            _observe(deployment, scope, status or _CLIENT_GONE, time.perf_counter() - started)
+            line = _line(scope, status or _CLIENT_GONE, time.perf_counter() - started)
+            if traces:
+                timings = state["answer"].timings if "answer" in state else state.get("timings")
+                line["trace_id"] = traces.end(state["span"], line, state.get("taken"), timings)
+            _observe(deployment, scope, line)
+
+    return call
+
+
+def caught(app: ASGIApp) -> ASGIApp:
+    """Answers what nobody expected; the log has its details."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        begun = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noticed)
+        except Exception as error:
+            response = answer_error(scope, error)
+            if not begun:
+                await response(scope, receive, send)
 
     return call
 
@@ -88,23 +114,32 @@ def _dress(message: Message, request_id: str) -> None:
         headers.setdefault("cache-control", "no-store")
 
 
-def _observe(deployment: Deployment, scope: Scope, status: int, seconds: float) -> None:
-    """One log line and the metrics of a request; nothing of what the user wrote."""
-    route, state, metrics = _route(scope), scope["state"], deployment.metrics
-    metrics.requests.labels(route, str(status)).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
-    if "error_code" in state:
-        metrics.errors.labels(state["error_code"]).inc()
-    line: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+def _line(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+    """What the log and the trace say of a request."""
+    state = scope["state"]
+    return {
         "request_id": state["request_id"],
+        "key": state.get("key", NOBODY),
         "method": scope["method"] if scope["method"].isalpha() else "?",
-        "route": route,
+        "route": _route(scope),
         "status": status,
         "seconds": round(seconds, 4),
-        **{key: state[key] for key in ("error_code", "answer_id") if key in state},
+        **told(state),
     }
-    log.log(logging.DEBUG if route in PROBES else logging.INFO, json.dumps(line))
+
+
+def _observe(deployment: Deployment, scope: Scope, line: dict[str, Any]) -> None:
+    """One log line and the metrics of a request; nothing of what the user wrote, if not told to."""
+    route, state, metrics = line["route"], scope["state"], deployment.metrics
+    metrics.requests.labels(route, str(line["status"])).inc()
+    metrics.key_requests.labels(line["key"], str(line["status"])).inc()
+    metrics.request_seconds.labels(route).observe(line["seconds"])
+    if "error_code" in state:
+        metrics.errors.labels(state["error_code"]).inc()
+    if deployment.settings.log_text and "question" in state:
+        line |= wording(state["question"], state.get("answer"))
+    line |= state.get("words", {})
+    log.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=line)
 
 
 def _route(scope: Scope) -> str:
@@ -160,39 +195,6 @@ def raced(app: ASGIApp) -> ASGIApp:
             work.result()
 
     return call
-
-
-def keyed(app: ASGIApp, keys: Sequence[str]) -> ASGIApp:
-    """Lets a request pass that has one of the keys, or asks for a probe or a static page.
-
-    Open without keys.
-    """
-    wanted = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        open_ = scope.get("path") in PROBES or _is_page(scope)
-        if scope["type"] == "http" and wanted and not open_ and not _has_key(scope, wanted):
-            error = Unauthorized(
-                "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
-            )
-            return await answer_error(scope, error)(scope, receive, send)
-        await app(scope, receive, send)
-
-    return call
-
-
-def _is_page(scope: Scope) -> bool:
-    """Whether a static file of the playground is asked for; they hold no secret."""
-    path = str(scope.get("path"))
-    return path in ("/", "/playground") or path.startswith("/playground/")
-
-
-def _has_key(scope: Scope, wanted: Sequence[bytes]) -> bool:
-    """Whether a wanted key was sent, in a time that does not depend on how much of it is right."""
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    sent = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-    matches = [hmac.compare_digest(sent, one) for one in wanted]
-    return any(matches) and scheme.lower() == "bearer"
 
 
 def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:

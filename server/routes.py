@@ -24,10 +24,10 @@ from starlette.responses import (
 )
 from starlette.routing import BaseRoute
 
-from server import listening_log, metrics, reports, stream
+from server import history, listening_log, metrics, reports, stream, tracing
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
 from server.completions import ChatCompletionRequest, UnknownModel, asked_for, json_choice
-from server.deployment import Deployment, describe_profile, model_name
+from server.deployment import Deployment, describe_profile, model_name, names
 from server.engine import Engine
 from server.errors import UnknownMedia
 from server.exchange import Answer, Heeded, Question
@@ -86,9 +86,9 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, AudioChatRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
-    finish = partial(_finish, here, engine, wish, question, created)
+    finish = partial(_finish, request, here, engine, wish, question, created)
     headers = reports.headers(heeded.listening, heeded.steering)
     if not wish.stream:
         return JSONResponse(finish(await _answer(events)), headers=headers)
@@ -115,10 +115,10 @@ async def chat_completions(request: Request, here: Here, closing: Closing) -> Re
     _check_model(wanted.model, name)
     wish, form = asked_for(wanted), json_choice(wanted)
     question = await _decoded(request, here, engine, Submitted(wish), "chatcmpl")
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
     headers = reports.headers(heeded.listening, heeded.steering)
-    finish = partial(_finish, here, engine, wish, question, created)
+    finish = partial(_finish, request, here, engine, wish, question, created)
     content = form.write if form else str
     if not wish.stream:
         native = finish(await _answer(events))
@@ -145,9 +145,9 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, ListeningRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
     heeded = await _heeded(events)
-    answer = await _answer(events)
+    request.state.answer = answer = await _answer(events)
     here.note(question, answer, created)
     body = reports.listening_report(model_name(engine.listener), created, answer, wish.include)
     return JSONResponse(body, headers=reports.headers(heeded.listening, heeded.steering))
@@ -158,12 +158,17 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
 async def listening_score(
     here: Here, request_id: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
-    """What this deployment heard lately, or the record of one request."""
+    """What this deployment heard lately, or the record of one request.
+
+    `log` says of what: the memory of this process, the database of all replicas, or, while that is
+    away, what this process knows.
+    """
     engine = here.ready()
     if request_id is not None:
-        return asdict(here.records.find(request_id))
+        return asdict(await history.find(here.records, request_id))
+    records, log = await history.recent(here.records, *names(engine.listener))
     profile = describe_profile(engine.listener)
-    return {**listening_log.summary(here.records.recent()), "profile": profile}
+    return {**listening_log.summary(records), "log": log, "profile": profile}
 
 
 @router.get("/v1/models", responses=_errors(503))
@@ -287,9 +292,16 @@ async def _decoded(
     settings = here.settings
     hearing = here.hearing(engine)
     if urls := links(submitted.wish, hearing):
-        fetcher = Fetcher(frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes)
+        traced = tracing.headers(getattr(request.state, "span", None))
+        fetcher = Fetcher(
+            frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes, headers=traced
+        )
         submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
-    return await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+    begun = time.time_ns()
+    question = await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+    request.state.question, ended = question, time.time_ns()
+    request.state.taken = tracing.Taken((begun, ended), ended)
+    return question
 
 
 def _streamed(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
@@ -328,6 +340,7 @@ async def _answer(events: AsyncGenerator[Heeded | str | Answer, None]) -> Answer
 
 
 def _finish(
+    request: Request,
     here: Deployment,
     engine: Engine,
     wish: AudioChatRequest,
@@ -336,5 +349,6 @@ def _finish(
     answer: Answer,
 ) -> dict[str, Any]:
     """The body of an answer, after it was recorded."""
+    request.state.answer = answer
     here.note(question, answer, created)
     return reports.audio_chat(model_name(engine.listener), created, question, answer, wish.include)

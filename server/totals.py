@@ -1,7 +1,7 @@
 """The metrics of several replicas as those of one server, so that rules and dashboards fit both.
 
 Counters and histograms are added up. So are gauges of what each replica has for itself; of the
-others, which say how things stand, the largest counts: an alert must see the worst replica.
+others, which say how things stand, the worst counts: an alert must see it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _ADDED_GAUGES = frozenset(
         "allears_queue_limit_requests",
         "allears_batch_rows",
         "allears_silence_cache_bytes",
+        "allears_listening_log_waiting",
     }
 )
 
@@ -74,7 +75,7 @@ def _total(family: Metric, name: str, values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return math.nan
-    if name.endswith("_created"):
+    if name.endswith("_created") or name == "allears_listening_log_up":
         return min(known)
     if family.type == "gauge" and family.name not in _ADDED_GAUGES:
         return max(known)

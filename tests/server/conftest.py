@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from server import engine
 from server.app import create_app
@@ -20,7 +23,7 @@ from server.deployment import Deployment
 from server.exchange import Answer, Heeded, Question
 from server.listen import listen
 from server.listener import Listener
-from server.settings import Settings
+from server.settings import NO_LOG, Settings
 from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
@@ -86,6 +89,21 @@ class Server:
             self._thread.join()
             self.loop.close()
 
+    @contextmanager
+    def on_a_port(self) -> Iterator[str]:
+        """The URL of this app on a real socket."""
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, server_header=False, lifespan="off"
+        )
+        listening = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            serving = self.run(listening.serve(sockets=[port]))
+            try:
+                yield f"http://127.0.0.1:{port.getsockname()[1]}"
+            finally:
+                listening.should_exit = True
+                serving.result(20)
+
 
 class Remote:
     """A server elsewhere, asked over HTTP as `Server` is."""
@@ -131,16 +149,20 @@ def server(given_url: str | None, listener: Listener) -> Generator[Server | Remo
         with closing(Remote(given_url)) as remote:
             yield remote
         return
-    with Server(create_app(Settings(), listener)).started() as started:
+    with Server(
+        create_app(Settings(listening_log_url=SecretStr(NO_LOG)), listener)
+    ).started() as started:
         yield started
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(listener: Listener) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
     def own(*, heard_by: Listener | None = None, ready: bool = True, **settings: Any) -> Any:
-        app = create_app(Settings(**settings), heard_by or listener)
+        app = create_app(
+            Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or listener
+        )
         return Server(app).started(ready=ready)
 
     return own
