@@ -89,6 +89,7 @@ class Replica:
     async def answer(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
         """TAKEN, what the app sends as it comes, and NOTE. Closing it ends the request."""
         yield [{"type": TAKEN}]
+        self._deployment.loaded_at = asked.since
         scope = {**asked.scope, "asgi": {"version": "3.0"}, "extensions": {}}
         scope["state"] = {"request_id": asked.request_id}
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -231,6 +232,7 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
             logging_level=logging.ERROR,
         )
     serve.start(proxy_location="Disabled", logging_config=quiet)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     target = serve.RunTarget(replicas(settings), name=APP, route_prefix=None, logging_config=quiet)
     (handle,) = serve.run_many(
         [target],

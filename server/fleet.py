@@ -49,6 +49,7 @@ class Asked:
     """A request as a replica gets it: what ASGI's scope says of it, and its body."""
 
     request_id: str
+    since: int  # seconds since 1970 when the first replica was ready: all say the same
     scope: dict[str, Any]
     body: bytes
 
@@ -147,7 +148,7 @@ class Fleet:
         here = self.deployment
         if here.state != "ready" or here.failure is not None:
             here.ready()  # raises what says why not
-        asked = _asked(scope, await _whole(receive))
+        asked = _asked(scope, here.loaded_at, await _whole(receive))
         if asked.scope["method"] == "GET" and "listening-score" in asked.scope["path"]:
             await self.replicas.settle()
         async with aclosing(self.replicas.ask(asked)) as answers:
@@ -167,11 +168,11 @@ def _keep_signals() -> None:
             signal.signal(number, signal.getsignal(number))
 
 
-def _asked(scope: Scope, body: bytes) -> Asked:
+def _asked(scope: Scope, since: int, body: bytes) -> Asked:
     """A request without what belongs to the front's process only."""
     kept = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string")
     said = {name: scope[name] for name in (*kept, "headers", "root_path", "client", "server")}
-    return Asked(scope["state"]["request_id"], said, body)
+    return Asked(scope["state"]["request_id"], since, said, body)
 
 
 async def _whole(receive: Receive) -> bytes:
