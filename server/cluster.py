@@ -11,8 +11,9 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from typing import Any, cast
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log stays in Ray's session
-if "RAY_ADDRESS" not in os.environ:
+if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # not in Ray's own processes
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
     os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not 15
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # only who knows it may speak to a process
@@ -38,14 +39,15 @@ from server import metrics as counters
 from server.app import create_front, create_replica
 from server.deployment import ReplicaLost
 from server.engine import QueueFull
-from server.fleet import NOTE, TAKEN, Asked, Message, Standing
+from server.fleet import NOTE, TAKEN, Asked, Message, Receive, Scope, Send, Standing
 from server.lasting_records import LastingRecords
-from server.settings import Settings
+from server.settings import Settings, read_settings
 from server.totals import Samples
 
 log = logging.getLogger("allears")
 
 APP = "allears"
+FRONT = "Front"
 REPLICA = "Replica"
 _MORE_REQUESTS = 16  # that a replica takes beside questions: for the log, the models
 _HEALTH_SECONDS = 1.0
@@ -215,6 +217,40 @@ class ServeReplicas:
 def local_front(settings: Settings) -> Any:
     """The app of a front in this process, which starts Ray and the replicas and stops them."""
     return create_front(settings, ServeReplicas(lambda: _start(settings), _stop))
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application that a RayService imports: the front and, behind it, the replicas.
+
+    Settings are `args`, by their names, and the environment of Ray's pods. Raises SettingsError.
+    """
+    settings = read_settings(os.environ, args)
+    found = ServeReplicas(lambda: serve.get_deployment_handle(REPLICA, APP), lambda: None)
+    front: Any = serve.ingress(lambda: _with_one_id(create_front(settings, found)))
+    deployment: Any = serve.deployment(
+        front(),
+        name=FRONT,
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=10_000,  # what they wait for is bounded by the replicas
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=settings.drain_seconds + 5,
+    )
+    return cast(serve.Application, deployment.bind(replicas(settings)))
+
+
+def _with_one_id(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> Any:
+    """The app without x-request-id in its answers: Serve's proxy adds the same one."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [one for one in message["headers"] if one[0] != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, dressed)
+
+    return call
 
 
 def _start(settings: Settings) -> DeploymentHandle[Any]:
