@@ -11,16 +11,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from server import access, errors, middleware, tracing
-from server.completions import ChatCompletionRequest
+from server import access, document, errors, middleware, tracing
 from server.deployment import Deployment, make_deployment
 from server.fleet import Fleet, Replicas
 from server.listener import Listener
 from server.routes import forwarded_routes, router
-from server.schemas import AudioChatRequest, ListeningRequest
 from server.settings import Settings
 
 _DESCRIPTION = (
@@ -37,7 +34,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     /docs is 503.
     """
     deployment = make_deployment(settings, tracing.start(os.environ))
-    app = _app(deployment, lambda: deployment.load(listener), deployment.close)
+    app = _app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
     _surround(app, deployment)
     return app
 
@@ -45,7 +42,7 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
 def create_replica(settings: Settings) -> FastAPI:
     """The app of one replica of several: all that is around a request is done by the front."""
     deployment = make_deployment(settings)
-    return _app(deployment, lambda: deployment.load(None), deployment.close)
+    return _app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
 
 
 def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
@@ -60,7 +57,7 @@ def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
 
 def _app(
     deployment: Deployment,
-    load: Callable[[], Awaitable[None]],
+    live: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The routes and the exception table, and a deployment's life around them."""
@@ -68,11 +65,12 @@ def _app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(deployment.records.open)
-        loading = asyncio.ensure_future(load())
+        life = asyncio.ensure_future(live())
         yield
-        await deployment.drained(deployment.settings.drain_seconds)
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        if deployment.state != "draining":  # `allears serve` has drained before it stops serving
+            await deployment.drained(deployment.settings.drain_seconds)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
         await close()
 
     app = FastAPI(
@@ -86,9 +84,16 @@ def _app(
         exception_handlers=errors.HANDLERS,
     )
     app.state.deployment = deployment
+    app.state.routes = router.routes
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+async def _load_and_watch(deployment: Deployment, listener: Listener | None) -> None:
+    deployment.decoder.start()
+    await deployment.load(listener)
+    await deployment.watch()
 
 
 def own_version() -> str:
@@ -103,9 +108,13 @@ def _surround(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
     app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
-    app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
-    app.add_middleware(middleware.raced)
-    app.add_middleware(middleware.caught)
+    app.add_middleware(
+        middleware.bounded,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_timeout_seconds,
+    )
+    app.add_middleware(middleware.raced, deployment=deployment)
+    app.add_middleware(middleware.caught, deployment=deployment)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -120,35 +129,12 @@ def _surround(app: FastAPI, deployment: Deployment) -> None:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
-        document = get_openapi(
+        found = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
             description=app.description,
             routes=app.routes,
         )
-        parts = document.setdefault("components", {})
-        parts.setdefault("schemas", {}).update(_bodies())
-        bearer = {"type": "http", "scheme": "bearer"}
-        parts["securitySchemes"] = {"key": bearer}
-        for path, methods in document["paths"].items():
-            for operation in methods.values() if path not in access.PROBES else ():
-                operation["security"] = [{"key": []}, {}]
-        app.openapi_schema = document
+        app.openapi_schema = document.complete(found, access.PROBES)
     return app.openapi_schema
-
-
-def _bodies() -> dict[str, Any]:
-    """Schemas of the bodies, two of them also as forms, and of what they hold."""
-    forms = (ListeningRequest, AudioChatRequest)
-    _, found = models_json_schema(
-        [(kind, "validation") for kind in (*forms, ChatCompletionRequest)],
-        ref_template="#/components/schemas/{model}",
-    )
-    schemas: dict[str, Any] = found["$defs"]
-    for kind in forms:
-        form = dict(schemas[kind.__name__])
-        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        form["properties"] = {**form["properties"], "audio": files}
-        schemas[f"{kind.__name__}Form"] = form
-    return schemas

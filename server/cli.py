@@ -11,7 +11,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import IO, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -129,7 +127,7 @@ def serve(settings: Settings) -> None:
     Example: allears serve --model demo --port 8000
     """
     logs.set_up(settings.log_format)
-    with _listening_socket(settings.host, settings.port) as listening:
+    with _signals_end_it(), _listening_socket(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         _say(f"allears: loading {settings.model}; {url}")
@@ -137,7 +135,24 @@ def serve(settings: Settings) -> None:
         _say(f"  metrics {url}/metrics   ready {url}/readyz")
         if settings.host not in _LOOPBACK and not settings.known_keys:
             _say(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", logging.WARNING)
-        asyncio.run(_serve(settings, listening))
+        from server.serving import serve as run  # torch is slow to import, and --help needs none
+
+        code = asyncio.run(run(settings, listening))
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Until the server has its own: a signal ends the process, which has begun nothing, with 0."""
+    kept = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    for sig in kept:
+        signal.signal(sig, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        for sig, handler in kept.items():
+            signal.signal(sig, handler)
 
 
 @contextmanager
@@ -153,75 +168,6 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         ) from None
     with listening:
         yield listening
-
-
-async def _serve(settings: Settings, listening: socket.socket) -> None:
-    """Returns after a signal and the drain; exits with 1 if loading failed, which is in the log.
-
-    The first signal stops admitting, lets running requests end, and then stops the server; the
-    second stops it at once.
-    """
-    from server.deployment import LOADING  # torch is slow to import, and --help needs none
-
-    logs.take_over()
-    served = _app(settings)
-    deployment = served.state.deployment
-    deployment.records.open()  # first, so that a log that can't be had is known at once
-    config = uvicorn.Config(
-        served,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    server, loop = uvicorn.Server(config), asyncio.get_running_loop()
-    drains: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        await deployment.drained(settings.drain_seconds)
-        server.should_exit = True
-
-    def on_signal(sig: int, frame: FrameType | None) -> None:
-        if drains or deployment.failed.is_set():
-            server.should_exit = server.force_exit = True
-        loop.call_soon_threadsafe(lambda: drains.append(loop.create_task(drain())))
-
-    server.handle_exit = on_signal  # type: ignore[method-assign]  # uvicorn's own never drains
-    serving = loop.create_task(server.serve(sockets=[listening]))
-    failed = loop.create_task(deployment.failed.wait())
-    await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
-    failed.cancel()
-    server.should_exit = True
-    await serving
-    if deployment.failure is not None:
-        raise typer.Exit(1)
-    if any(thread.name == LOADING for thread in threading.enumerate()):
-        # Stopped while loading, in a step that can't be broken off. Nothing it writes is half
-        # there, and Python can't end cleanly beside a thread that is in torch.
-        logging.shutdown()
-        os._exit(0)
-
-
-def _app(settings: Settings) -> Any:
-    """The app that answers by itself, or the one before several replicas."""
-    if settings.replicas == 1 and settings.max_replicas in (None, 1):
-        from server.app import create_app
-
-        return create_app(settings)
-    if not re.fullmatch("auto|cpu|cuda", settings.device):
-        raise SettingsError(
-            f"ALLEARS_DEVICE (--device) is {settings.device!r}, and each of several replicas gets a"
-            " GPU of its own: set cuda, cpu or auto, or one replica"
-        )
-    try:
-        from server.cluster import local_front
-    except ImportError as error:
-        raise SettingsError(
-            f"more than one replica needs Ray Serve ({error.name} is missing): `pip install"
-            " 'allears[ray]'`, or leave --replicas and --max-replicas out"
-        ) from None
-    return local_front(settings)
 
 
 # ---- demo

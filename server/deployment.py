@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from server import metrics as counters
-from server.engine import Busy, Engine, QueueFull, Stopped
+from server.decoder import Bounds, Decoder
+from server.engine import Busy, Engine, Stopped
 from server.exchange import Answer, Question
 from server.lasting_records import LastingRecords
 from server.listener import NO_PROFILE, Listener, refusal
@@ -42,7 +43,9 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
+_ENDING_SECONDS = 5.0  # for the torch thread's last step
 _TRACES_SECONDS = 3.0  # what a collector that is away may delay the end by
+_WRITING_SECONDS = 2.0  # for the last answers to be written
 
 
 class Loading(Busy):
@@ -55,6 +58,10 @@ class Draining(Busy):
 
 class ReplicaLost(Busy):
     """The replica that had the request in hand has ended."""
+
+
+class Crowded(Busy):
+    """More connections are open than allowed."""
 
 
 class GivenUp(Exception):
@@ -92,9 +99,21 @@ class Deployment:
     loaded_at: int = 0  # seconds since 1970
     in_flight: int = 0  # HTTP requests, those to probes left out
     progress: Progress = field(default_factory=Progress)
-    failure: Exception | None = None  # why loading failed
+    crowded: Callable[[], bool] = lambda: False  # whether too many connections are open
+    failure: Exception | None = None  # why loading failed, or why it answers nothing any more
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
+    decoder: Decoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, decodes = self.settings, self.metrics.decodes
+        bounds = Bounds(
+            workers=settings.decode_workers,
+            timeout_seconds=settings.decode_timeout_seconds,
+            waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
+            waiting_seconds=settings.queue_timeout_seconds,
+        )
+        self.decoder = Decoder(bounds, lambda result: decodes.labels(result).inc())
 
     @property
     def limits(self) -> AudioLimits:
@@ -119,20 +138,19 @@ class Deployment:
         """The engine; raises Loading, Draining or Stopped, which say when to come back."""
         if self.state == "draining":
             raise Draining("the server is shutting down; ask another one, or later", 5)
+        if self.engine is not None and not self.engine.alive:
+            raise Stopped("the model does not run any more; the server is about to end", 5)
         if self.failure is not None:
             raise Loading("the model could not be loaded; the server's log says why", 60)
         if self.engine is None or self.state == "loading":
             stage = self.progress.stage
             raise Loading(f"{stage}; GET /readyz says when it is done", 2)
-        if not self.engine.alive:
-            raise Stopped("the thread that runs the model has ended; restart this server", 60)
         return self.engine
 
     def admit(self) -> Engine:
         """The engine, if another question may come in; raises QueueFull before any is read."""
         engine = self.ready()
-        if engine.waiting >= engine.queue_limit_requests:
-            raise QueueFull(f"{engine.waiting} requests wait already, as many as may wait here")
+        engine.check_room()
         return engine
 
     def note(self, question: Question, answer: Answer, created: int) -> None:
@@ -168,11 +186,13 @@ class Deployment:
         """An engine that has answered a question."""
         settings = self.settings
         if listener is None:
-            listener = await in_own_thread(lambda: load_listener(settings, self.progress.say))
+            loaded = in_own_thread(lambda: load_listener(settings, self.progress.say), LOADING)
+            listener = await loaded
         engine = Engine(
             listener,
             queue_limit_requests=settings.queue_limit_requests,
             queue_timeout_seconds=settings.queue_timeout_seconds,
+            request_timeout_seconds=settings.request_timeout_seconds,
         )
         await engine.answer(_first_question(listener))
         await asyncio.to_thread(listener.slots.warm_up)
@@ -182,21 +202,45 @@ class Deployment:
         """Whether all requests ended within `seconds`; from now on no question is admitted."""
         self.state = "draining"
         self.progress.stopping = True
+        return await self._empty(seconds)
+
+    async def cut_off(self) -> None:
+        """End what still runs with Stopped, and give those answers time to be written."""
+        if self.engine is not None:
+            self.engine.stop()
+        await self._empty(_WRITING_SECONDS)
+
+    async def watch(self) -> None:
+        """Wait for the torch thread's end; `failure` and `failed` say if nobody asked for it."""
+        engine = self.engine
+        if engine is None:
+            return
+        await in_own_thread(engine.join, "watching the torch thread")
+        if engine.dead:
+            self.failure = Stopped("the thread that runs the model has ended")
+            self.failed.set()
+
+    async def _empty(self, seconds: float) -> bool:
+        """Whether no request was left within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end, and the log write what waits."""
+        """Let all threads and processes end, and the log write what waits, for a while."""
         self.state = "draining"
         self.progress.stopping = True
+        await self.decoder.close()
         if self.engine is not None:
-            await asyncio.to_thread(self.engine.close)
+            ended = in_own_thread(self.engine.close, "waiting for the torch thread")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended, _ENDING_SECONDS)
         await asyncio.to_thread(self.records.close)
         if self.traces is not None:
+            sent = in_own_thread(self.traces.close, "sending the last traces")
             try:
-                await asyncio.wait_for(in_own_thread(self.traces.close), _TRACES_SECONDS)
+                await asyncio.wait_for(sent, _TRACES_SECONDS)
             except TimeoutError:
                 log.warning("the last traces were not sent within %g s", _TRACES_SECONDS)
 
@@ -211,7 +255,7 @@ def make_deployment(settings: Settings, traces: Traces | None = None) -> Deploym
     return Deployment(settings, metrics, records, traces=traces)
 
 
-async def in_own_thread(work: Callable[[], Result], name: str = LOADING) -> Result:
+async def in_own_thread(work: Callable[[], Result], name: str) -> Result:
     """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()

@@ -13,19 +13,27 @@ one question lives in its own generator and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from server import faults
 from server.exchange import Answer, Heeded, Question, with_queue_time
 from server.listen import listen, prepare
 from server.listener import Listener
 from steering.slots import Row
 
+log = logging.getLogger("allears")
 Event = Heeded | str | Answer
+
+_LONGEST_GUESS_SECONDS = 60
+_NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
 
 
 class Busy(Exception):
@@ -42,6 +50,10 @@ class QueueFull(Busy):
 
 class QueueTimeout(Busy):
     """The question waited longer than allowed."""
+
+
+class TimedOut(Busy):
+    """Answering took longer than allowed."""
 
 
 class Stopped(Busy):
@@ -71,12 +83,20 @@ class Engine:
     """Answers questions, up to `rows` at a time, in one thread."""
 
     def __init__(
-        self, listener: Listener, *, queue_limit_requests: int, queue_timeout_seconds: float
+        self,
+        listener: Listener,
+        *,
+        queue_limit_requests: int,
+        queue_timeout_seconds: float,
+        request_timeout_seconds: float = math.inf,
     ) -> None:
         self.listener = listener
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.request_timeout_seconds = request_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
+        self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
+        self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
         self._beside = listener.model.device.type != "cpu"  # whether prompts are made there
         self._came: deque[Seat] = deque()  # their prompts are to be made
         self._queue: deque[Seat] = deque()  # theirs are; they wait for a row
@@ -92,13 +112,10 @@ class Engine:
         """Heeded, pieces of the answer's text unless nobody wants them, then the Answer.
 
         Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
-        longest wait, and what `listen` raises. Closing the iterator frees the row before its next
-        token.
+        longest wait, TimedOut after the longest answer, and what `listen` raises. Closing the
+        iterator frees the row before its next token.
         """
-        if self.waiting >= self.queue_limit_requests:
-            raise QueueFull(
-                f"{self.waiting} requests wait already, as many as this server lets wait"
-            )
+        self.check_room()
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
 
@@ -109,12 +126,21 @@ class Engine:
         asked = time.perf_counter()
         self.waiting += 1
         seat = Seat(question, pieces, post)
+
+        def out_of_time() -> None:
+            seat.gone = True  # frees the row, whether or not anybody reads on
+            took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
+            inbox.put_nowait(TimedOut(f"{took}; ask for fewer tokens, or again later", 5))
+
+        limit_seconds = min(self.request_timeout_seconds, _NEVER_SECONDS)
+        timer = loop.call_later(limit_seconds, out_of_time)
         try:
             if self._beside:
                 seat.steps = await asyncio.to_thread(self._steps, question)
             self._enter(seat)
             await self._begun(inbox)
         except BaseException:
+            timer.cancel()
             seat.gone = True
             raise
         finally:
@@ -125,8 +151,11 @@ class Engine:
                 if isinstance(event, BaseException):
                     raise event
                 assert not isinstance(event, Begun)
+                if isinstance(event, Answer):
+                    self._recent_seconds.append(time.perf_counter() - asked - waited)
                 yield with_queue_time(event, waited) if isinstance(event, Answer) else event
         finally:
+            timer.cancel()
             seat.gone = True
 
     async def answer(self, question: Question) -> Answer:
@@ -137,12 +166,31 @@ class Engine:
                     return event
         raise AssertionError("a question ended without its Answer")
 
-    def close(self) -> None:
-        """Wait for the torch thread to end; what waits or runs ends with Stopped."""
+    def check_room(self) -> None:
+        """Nothing, if one more may wait; else QueueFull, with a guess at when one leaves."""
+        if self.waiting < self.queue_limit_requests:
+            return
+        recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
+        guess = math.ceil(recent * self.waiting / self.listener.slots.rows)
+        raise QueueFull(
+            f"{self.waiting} requests wait already, as many as this server lets wait",
+            min(max(guess, 1), _LONGEST_GUESS_SECONDS),
+        )
+
+    def stop(self) -> None:
+        """Have the torch thread end after its step; what waits or runs ends with Stopped."""
         with self._news:
             self._closing = True
             self._news.notify()
+
+    def join(self) -> None:
+        """Wait for the torch thread to end, for whatever reason it does."""
         self._thread.join()
+
+    def close(self) -> None:
+        """Stop the torch thread and wait for its end."""
+        self.stop()
+        self.join()
 
     @property
     def running(self) -> int:
@@ -152,7 +200,12 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the torch thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.fault is None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the torch thread ended though nobody stopped it."""
+        return self.fault is not None or not (self._thread.is_alive() or self._closing)
 
     async def _begun(self, inbox: asyncio.Queue[Event | Begun | BaseException | None]) -> None:
         try:
@@ -194,6 +247,9 @@ class Engine:
                 self._drop_gone()
                 if self._seats:
                     self._step()
+        except BaseException as error:  # whatever it is: nobody runs torch any more
+            self.fault = error
+            log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
             with self._news:  # nobody enters any more, so nobody is left waiting for ever
                 self._closing = True
@@ -216,6 +272,7 @@ class Engine:
         try:
             seat.steps = None if seat.gone else self._steps(seat.question)
         except Exception as error:
+            self._make_room_after(error)
             refused = error
         with self._news:
             self._came.popleft()
@@ -243,6 +300,7 @@ class Engine:
         try:
             self.listener.slots.step()
         except Exception as error:
+            self._make_room_after(error)
             for seat in list(self._seats):
                 self._end(seat, error)
             return
@@ -259,6 +317,7 @@ class Engine:
                 if seat.pieces or not isinstance(event, str):
                     seat.post(event)
         except Exception as error:
+            self._make_room_after(error)
             self._end(seat, error)
         else:
             self._end(seat, None)
@@ -273,3 +332,12 @@ class Engine:
         except Exception as fault:  # ours; the others go on
             error = error or fault
         seat.post(error)
+
+    def _make_room_after(self, error: Exception) -> None:
+        """Free what is kept if memory ran out; raise the error again if the device is lost."""
+        if faults.is_lost_device(error):
+            raise error  # ends the thread: nothing that runs on the device can be answered
+        if faults.is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what had been allocated so far
+            self.listener.make_room()
+            log.warning("out of memory: what was kept of silence is freed")

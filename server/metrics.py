@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.decoder import RESULTS
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
@@ -40,6 +41,7 @@ class Metrics:
     replicas_ready: Gauge
     replicas_wanted: Gauge
     log_lost: Counter
+    decodes: Counter
 
 
 def make_metrics() -> Metrics:
@@ -99,9 +101,15 @@ def make_metrics() -> Metrics:
         log_lost=Counter(
             "allears_listening_log_lost", "Records that never reached the database", registry=own
         ),
+        decodes=Counter(
+            "allears_decodes", "Clips decoded, by how it ended", ["result"], registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
+    metrics.errors.labels("out_of_memory")
+    for result in RESULTS:
+        metrics.decodes.labels(result)
     return metrics
 
 

@@ -1,9 +1,9 @@
 """What happens around every request, as plain ASGI: each a function from an app to an app.
 
 From the outside in: `observed` gives the id, headers, log line, metrics and trace; `caught` answers
-what nobody expected; `raced` ends the work of a client that hung up; `bounded` holds the body to
-its limit; `keyed` (access.py) asks for a key. A front has `forwarded` within them, which hands a
-request on to a replica.
+what nobody expected, and whom there is no room for; `raced` ends the work of a client that hung up,
+or that took too long; `bounded` holds the body to its limits; `keyed` (access.py) asks for a key.
+A front has `forwarded` within them, which hands a request on to a replica.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import PROBES
-from server.deployment import Deployment
-from server.errors import BodyTooLarge, answer_error
+from server.deployment import Crowded, Deployment, Draining
+from server.engine import TimedOut
+from server.errors import BodyTimeout, BodyTooLarge, answer_error
 from server.keys import NOBODY
 from server.logs import told, wording
 
@@ -30,6 +31,7 @@ log = logging.getLogger("allears.requests")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
+_GRACE_SECONDS = 2.0  # over the engine's own limit, which can still say so in a stream
 _LINGER_SECONDS = 3.0  # how long a body is thrown away, so that the client gets to read the answer
 _SECURITY = {
     "x-content-type-options": "nosniff",
@@ -58,6 +60,8 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _dress(message, state["request_id"])
+                if deployment.state == "draining":
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         counted = scope["path"] not in PROBES
@@ -75,8 +79,8 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
     return call
 
 
-def caught(app: ASGIApp) -> ASGIApp:
-    """Answers what nobody expected; the log has its details."""
+def caught(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Answers what nobody expected, with its details in the log, and whom there is no room for."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,6 +93,8 @@ def caught(app: ASGIApp) -> ASGIApp:
             await send(message)
 
         try:
+            if scope["path"] not in PROBES and deployment.crowded():
+                raise Crowded("more connections are open than this server allows; close some")
             await app(scope, receive, noticed)
         except Exception as error:
             response = answer_error(scope, error)
@@ -149,11 +155,14 @@ def _route(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
-def raced(app: ASGIApp) -> ASGIApp:
-    """Runs the app against the receive channel: who hangs up ends the work.
+def raced(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Runs the app against the receive channel: who hangs up ends the work, and so does time.
 
-    Nothing is received before the app asks, so a body that nobody wants is never invited.
+    TimedOut after the longest time, Draining where the server can't wait for the end. Nothing is
+    received before the app asks, so a body that nobody wants is never invited.
     """
+    settings = deployment.settings
+    limit_seconds = settings.body_timeout_seconds + settings.request_timeout_seconds
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -184,34 +193,53 @@ def raced(app: ASGIApp) -> ASGIApp:
                 answered = True
 
         work = asyncio.ensure_future(app(scope, next_message, noticed))
+        done: set[asyncio.Future[None]] = set()
         try:
-            await asyncio.wait([work])
+            done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
+        except asyncio.CancelledError:
+            if deployment.state == "draining":  # the server ends, and this is the last to be said
+                raise Draining("the server shut down before the answer was there", 5) from None
+            raise
         finally:
             tasks = [task for task in (work, watcher) if task is not None]
             for task in tasks:
                 task.cancel()  # without effect on what has ended
             await asyncio.gather(*tasks, return_exceptions=True)
+        if not done:
+            raise TimedOut("the request took longer than is allowed here; ask again later", 5)
         if not gone:
             work.result()
 
     return call
 
 
-def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """Raises BodyTooLarge in the app as soon as a body is announced, or gets, over the limit."""
+def bounded(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
+    """Raises BodyTooLarge in the app as soon as a body is announced, or gets, over the limit.
+
+    And BodyTimeout if it has not arrived so long after the app first asked for it.
+    """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         headers = Headers(scope=scope)
+        deadline: float | None = None
         size, ended = 0, not ({"content-length", "transfer-encoding"} & set(headers.keys()))
 
         async def counted() -> Message:
-            nonlocal size, ended
+            nonlocal size, ended, deadline
             announced = headers.get("content-length", "")
             if announced.isascii() and announced.isdecimal() and int(announced[:20]) > max_bytes:
                 raise _too_large(int(announced[:20]), max_bytes)
-            message = await receive()
+            deadline = deadline or asyncio.get_running_loop().time() + seconds
+            try:
+                async with asyncio.timeout_at(None if ended else deadline):
+                    message = await receive()
+            except TimeoutError:
+                ended = True  # as far as anybody waits for it
+                raise BodyTimeout(
+                    f"the body did not arrive within {seconds:g} s; send it faster, or less of it"
+                ) from None
             size += len(message.get("body", b""))
             ended = not message.get("more_body", False)
             if size > max_bytes:

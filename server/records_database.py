@@ -36,7 +36,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from server.listening_log import Record
@@ -214,7 +214,7 @@ def may_come_back(error: Exception) -> bool:
     """
     if isinstance(error, NoConnection):
         return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, OperationalError):
         return False
     said = str(error.orig)
     if _NOT_NOW.search(said):

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import (
     FileResponse,
     JSONResponse,
+    PlainTextResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -34,7 +35,7 @@ from server.exchange import Answer, Heeded, Question
 from server.links import Fetcher
 from server.listener import refusal
 from server.pages import DOCS, PLAYGROUND, pages
-from server.question import Submitted, links, make_question
+from server.question import Submitted, decoded, for_long_audio, links, make_question, sound_files
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, Wire, parse_form, parse_json
 
@@ -60,25 +61,39 @@ Closing = Annotated[AsyncExitStack, Depends(_closing)]
 
 
 def _body(kind: type[Wire], *, form: bool = True) -> dict[str, Any]:
-    """What /docs says of a body: app.py writes the schemas of these among the others."""
+    """What /docs says of a body: document.py writes the schemas of these among the others."""
     ref = f"#/components/schemas/{kind.__name__}"
-    content = {"application/json": {"schema": {"$ref": ref}}}
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
     if form:
-        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}}
+        files = {"audio": {"contentType": "audio/*"}}
+        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}, "encoding": files}
     return {"requestBody": {"required": True, "content": content}}
+
+
+_ANSWER_HEADERS = {
+    name: {"description": says, "required": True, "schema": {"type": "string"}}
+    for name, says in (
+        ("x-request-id", "the request's own id, or a fresh one"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-steering-strength", "as `steering.strength`"),
+    )
+}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
 
 
-_ASKING = _errors(400, 413, 415, 422, 429, 503)
+_ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAMED = {"content": {stream.MEDIA_TYPE: {"schema": _EVENT}}}
+_ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}
 
 
 @router.post(
     "/v1/audio-chat",
     response_model=AudioChat,
-    responses=_ASKING,
+    responses=_ANSWERING,
     openapi_extra=_body(AudioChatRequest),
 )
 async def audio_chat(request: Request, here: Here, closing: Closing) -> Response:
@@ -104,7 +119,7 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={**_ASKING, **_errors(404)},
+    responses={**_ANSWERING, **_errors(404)},
     openapi_extra=_body(ChatCompletionRequest, form=False),
 )
 async def chat_completions(request: Request, here: Here, closing: Closing) -> Response:
@@ -210,7 +225,7 @@ async def readyz(here: Here) -> dict[str, str]:
     return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
-@router.get("/metrics", responses=_errors())
+@router.get("/metrics", response_class=PlainTextResponse, responses=_errors())
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
     others = await here.replicas() if here.replicas else ()
@@ -290,7 +305,7 @@ async def _decoded(
     """The question of checked fields: its links fetched, its audio decoded."""
     request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
     settings = here.settings
-    hearing = here.hearing(engine)
+    hearing = for_long_audio(here.hearing(engine), submitted.wish.long_audio)
     if urls := links(submitted.wish, hearing):
         traced = tracing.headers(getattr(request.state, "span", None))
         fetcher = Fetcher(
@@ -298,7 +313,9 @@ async def _decoded(
         )
         submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
     begun = time.time_ns()
-    question = await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+    files = await asyncio.to_thread(sound_files, submitted, hearing)
+    clips = {name: await decoded(here.decoder, name, files[name], hearing) for name in files}
+    question = make_question(request.state.answer_id, submitted.wish, hearing, clips)
     request.state.question, ended = question, time.time_ns()
     request.state.taken = tracing.Taken((begun, ended), ended)
     return question

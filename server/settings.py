@@ -152,6 +152,35 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds a request may wait, over 0; then it gets 503",
     )
+    request_timeout_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds an answer may take once its audio is decoded, the wait for its turn"
+        " included, over 0; then it gets 504",
+    )
+    body_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds the body of a request may take to arrive, over 0; then it gets 408",
+    )
+    stall_timeout_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds a connection may take to send the headers of a request, or to read"
+        " nothing of what was written to it, over 0; then it is cut",
+    )
+    max_connections: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="connections open at once, from 1; requests on further ones get 503",
+    )
     max_audio_bytes: int = Field(
         default=25_000_000,
         ge=1_000,
@@ -185,6 +214,16 @@ class Settings(BaseSettings):
         default=(),
         description="comma separated hosts (`host`, or `host:port`) whose http(s) URLs are fetched"
         " as audio; unset: no URL is",
+    )
+    decode_workers: int = Field(
+        default=2, ge=1, le=64, description="processes that decode audio, from 1 to 64"
+    )
+    decode_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        allow_inf_nan=False,
+        description="seconds that decoding one clip may take, over 0; then it is refused",
     )
     silence_cache_bytes: int = Field(
         default=1_000_000_000,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from steering.readout import Intervention
 from steering.strength import Gate
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = ("-m", "server.cli")
 
 # ---- skips: where everything a test may use is installed, a skip hides a failure
 
@@ -204,10 +205,10 @@ def running_url(
 
 @contextmanager
 def serving(
-    checkpoint: Path, folder: Path, log: Path, *options: str
+    checkpoint: Path, folder: Path, log: Path, *options: str, program: Sequence[str] = PROGRAM
 ) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
     """A ready server in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--model"]
+    command = [sys.executable, *program, "serve", "--port", "0", "--model"]
     command += [str(checkpoint), "--profile", str(folder), *options]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
     clean["XDG_STATE_HOME"] = str(log.parent)  # a listening log of its own

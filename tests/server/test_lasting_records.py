@@ -308,6 +308,7 @@ def test_a_postgresql_that_refuses_stops_the_start(postgres: Any) -> None:
     )
     message = wrong_start(postgres.url("nowhere"))
     assert '"nowhere" does not exist' in message
+    assert 'invalid connection option "oops"' in wrong_start(postgres.url("postgres?oops=1"))
     assert "s3cret" not in message
 
 
