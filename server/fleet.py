@@ -187,7 +187,7 @@ async def _whole(receive: Receive) -> bytes:
 
 async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send) -> None:
     """Send what a replica sends. One that is lost amid a stream of events ends it with an error."""
-    streaming = False
+    streaming = ended = False
     try:
         async for messages in answers:
             for message in messages:
@@ -198,7 +198,10 @@ async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send
                     kind = dict(message["headers"]).get(b"content-type", b"")
                     streaming = kind.startswith(stream.MEDIA_TYPE.encode())
                 await send(message)
+                ended = message["type"] == "http.response.body" and not message.get("more_body")
     except ReplicaLost as error:
+        if ended:  # all but the NOTE has come
+            return
         if not streaming:
             raise
         errors.note(scope, error)
