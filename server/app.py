@@ -136,5 +136,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        app.openapi_schema = document.complete(found, access.PROBES)
+        keyed = bool(app.state.deployment.settings.known_keys)
+        app.openapi_schema = document.complete(found, access.PROBES, keyed=keyed)
     return app.openapi_schema

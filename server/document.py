@@ -53,14 +53,19 @@ _ASKED_BY_FORM = [
 ]
 
 
-def complete(document: dict[str, Any], open_paths: Collection[str]) -> dict[str, Any]:
-    """The document with the schemas of the bodies, and with the key that all other paths need."""
+def complete(
+    document: dict[str, Any], open_paths: Collection[str], *, keyed: bool
+) -> dict[str, Any]:
+    """The document with the schemas of the bodies, and with the key that all other paths need.
+
+    Where this deployment has no keys, one may be sent and none is asked for.
+    """
     parts = document.setdefault("components", {})
     parts.setdefault("schemas", {}).update(_bodies())
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in document["paths"].items():
         for operation in methods.values() if path not in open_paths else ():
-            operation["security"] = [{"key": []}, {}]
+            operation["security"] = [{"key": []}] if keyed else [{"key": []}, {}]
     return document
 
 

@@ -38,10 +38,15 @@ def run(requests: int, outages: int, seed: int) -> Outcome:
     return Outcome("database", time.monotonic() - started, seed, tuple(checks), told)
 
 
+def programs() -> list[Path]:
+    """Folders of PostgreSQL's programs where Debian puts them, the newest last."""
+    return sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
 @contextmanager
 def _cluster() -> Iterator[Postgres]:
     """A running PostgreSQL of its own; FileNotFoundError where Debian's package is missing."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = programs()
     if not found:
         raise FileNotFoundError("PostgreSQL is missing: apt install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="allears-torture-"))

@@ -43,9 +43,14 @@ def none_of(says: str, seen: int) -> Check:
 
 def at_most(says: str, seen: float, bound: float, unit: str = "") -> Check:
     """A figure with an upper bound."""
-    return Check(says, f"{seen:,.3g}{unit}", f"<= {bound:,.3g}{unit}", seen <= bound)
+    return Check(says, f"{_short(seen)}{unit}", f"<= {_short(bound)}{unit}", seen <= bound)
 
 
 def figure(says: str, seen: float, unit: str = "") -> Check:
     """A figure without a bound."""
-    return Check(says, f"{seen:,.3g}{unit}", "")
+    return Check(says, f"{_short(seen)}{unit}", "")
+
+
+def _short(number: float) -> str:
+    """Three digits, or all of them before the point."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"

@@ -40,9 +40,7 @@ def mended(body: dict[str, Any], *, form: bool) -> dict[str, Any]:
     """A body that keeps to the rules."""
     found = dict(body)
     if form:
-        found.update({"audio": [Binary(_CLIP)]} if "audio" in found else {})
-        if "messages" in found:  # schemathesis makes forms with both, which `oneOf` forbids
-            found.pop("question", None)
+        found = _form(found)
     elif found.get("audio") is not None and "model" not in found:
         found["audio"] = {"data": _CLIP_DATA, "format": "wav"}
     beside = found.get("audio") is not None and "model" not in found
@@ -59,6 +57,19 @@ def mended(body: dict[str, Any], *, form: bool) -> dict[str, Any]:
     if found.get("max_tokens") is not None:
         found["max_tokens"] = min(int(found["max_tokens"]), 32)
     return _openai(found) if "model" in found else found
+
+
+def _form(found: dict[str, Any]) -> dict[str, Any]:
+    """A form with files, and one way of asking: schemathesis makes forms without, and calls them
+    valid though the document's `oneOf` forbids them.
+    """
+    if "messages" in found:
+        found.pop("question", None)
+    else:
+        found.setdefault("question", "What is this?")
+    if "audio" in found or not list(_clip_parts(found.get("messages", []))):
+        found["audio"] = [Binary(_CLIP)]
+    return found
 
 
 def _openai(found: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.torture import __main__ as torture
-from tests.torture import schema, signals, soak
+from tests.torture import database, schema, signals, soak
 from tests.torture.nasty import refused, unchunked
 from tests.torture.outcome import Check, Outcome, at_least, at_most, none_of
 from tests.torture.questions import Row, pool
@@ -31,6 +31,12 @@ def test_a_short_soak() -> None:
 
 def test_signals_under_load() -> None:
     held(signals.run(clients=6, kills=1, seed=3))
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not database.programs(), reason="PostgreSQL is missing; .ci/run installs it")
+def test_an_outage_of_the_database() -> None:
+    held(database.run(requests=40, outages=1, seed=3))
 
 
 def test_some_cases_of_the_document() -> None:
