@@ -84,6 +84,9 @@ class Replicas(Protocol):
     async def settle(self) -> None:
         """Return when the log holds what all replicas heard, or that takes too long."""
 
+    async def halt(self) -> None:
+        """Have all replicas end what they run with Stopped."""
+
 
 @dataclass(slots=True, eq=False)
 class Fleet:
@@ -101,7 +104,7 @@ class Fleet:
         """Start the replicas, then watch them until cancelled; `failure` says what went wrong."""
         here = self.deployment
         here.progress.stage = "the replicas are still loading"
-        here.replicas = self.samples
+        here.replicas, here.stop_replicas = self.samples, self.replicas.halt
         try:
             await self._call(self.replicas.start)
             _keep_signals()
