@@ -291,7 +291,7 @@ def server_here() -> Iterator[str]:
     served = create_app(read_settings({}, options))
     deployment = served.state.deployment
     logging.getLogger("allears").setLevel(logging.CRITICAL)  # what fails is raised below
-    server = uvicorn.Server(uvicorn.Config(served, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(served, http="h11", log_config=None, access_log=False))
     with _listening_socket(_LOOPBACK[0], 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
