@@ -20,6 +20,7 @@ from typing import Any, cast
 # Read by Ray when it is imported, and by its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # a replica's decoder is exec'ed; no notes
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log stays in Ray's session
 if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # not in Ray's own processes
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
@@ -87,6 +88,11 @@ class Replica:
             deadline = time.monotonic() + _SETTLE_SECONDS
             while records.waiting and not records.away and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
+
+    async def halt(self) -> None:
+        """End what is running with Stopped; nothing is answered any more."""
+        if self._deployment.engine is not None:
+            self._deployment.engine.stop()
 
     async def answer(self, asked: Asked) -> AsyncGenerator[list[Message], None]:
         """TAKEN, what the app sends as it comes, and NOTE. Closing it ends the request."""
@@ -200,6 +206,11 @@ class ServeReplicas:
     async def settle(self) -> None:
         """Return when the log holds what all replicas heard, or that takes too long."""
         await self._of_all("settle")
+
+    async def halt(self) -> None:
+        """Have all replicas end what they run with Stopped."""
+        if self._handle is not None:
+            await self._of_all("halt")
 
     async def _of_all(self, method: str) -> list[Any]:
         """What a method of each replica gives; nothing of one that fails, or if one is too late."""

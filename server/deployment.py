@@ -103,6 +103,7 @@ class Deployment:
     failure: Exception | None = None  # why loading failed, or why it answers nothing any more
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
+    stop_replicas: Callable[[], Awaitable[None]] | None = None  # of a front: end what they run
     decoder: Decoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -208,6 +209,8 @@ class Deployment:
         """End what still runs with Stopped, and give those answers time to be written."""
         if self.engine is not None:
             self.engine.stop()
+        if self.stop_replicas is not None:
+            await self.stop_replicas()
         await self._empty(_WRITING_SECONDS)
 
     async def watch(self) -> None:

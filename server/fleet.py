@@ -84,6 +84,9 @@ class Replicas(Protocol):
     async def settle(self) -> None:
         """Return when the log holds what all replicas heard, or that takes too long."""
 
+    async def halt(self) -> None:
+        """Have all replicas end what they run with Stopped."""
+
 
 @dataclass(slots=True, eq=False)
 class Fleet:
@@ -101,7 +104,7 @@ class Fleet:
         """Start the replicas, then watch them until cancelled; `failure` says what went wrong."""
         here = self.deployment
         here.progress.stage = "the replicas are still loading"
-        here.replicas = self.samples
+        here.replicas, here.stop_replicas = self.samples, self.replicas.halt
         try:
             await self._call(self.replicas.start)
             _keep_signals()
@@ -187,7 +190,7 @@ async def _whole(receive: Receive) -> bytes:
 
 async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send) -> None:
     """Send what a replica sends. One that is lost amid a stream of events ends it with an error."""
-    streaming = False
+    streaming = ended = False
     try:
         async for messages in answers:
             for message in messages:
@@ -198,7 +201,10 @@ async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send
                     kind = dict(message["headers"]).get(b"content-type", b"")
                     streaming = kind.startswith(stream.MEDIA_TYPE.encode())
                 await send(message)
+                ended = message["type"] == "http.response.body" and not message.get("more_body")
     except ReplicaLost as error:
+        if ended:  # all but the NOTE has come
+            return
         if not streaming:
             raise
         errors.note(scope, error)

@@ -93,7 +93,12 @@ class Server:
     def on_a_port(self) -> Iterator[str]:
         """The URL of this app on a real socket."""
         config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, server_header=False, lifespan="off"
+            self.app,
+            http="h11",  # as `allears serve`, also where httptools is installed
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
         )
         listening = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as port:

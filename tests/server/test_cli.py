@@ -188,3 +188,12 @@ def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
     assert "nothing was loaded" in found["model"]
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     assert run("doctor", "--model", str(tmp_path)).exit_code == 1
+
+
+def test_an_answer_does_not_wait_for_the_client_s_acknowledgement() -> None:
+    with (
+        cli._listening_socket("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

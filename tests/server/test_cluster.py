@@ -126,7 +126,7 @@ def test_more_than_may_wait_is_429(cluster: Cluster, audio: Any) -> None:
         answers = list(threads.map(ask, range(80)))
     found = Counter(answer.status_code for answer in answers)
     assert found.keys() == {200, 429}
-    assert found[200] > ROWS + QUEUE, "both replicas take some"
+    assert found[200] > ROWS + QUEUE, "more than one replica has room for"
     for answer in answers:
         if answer.status_code == 429:
             assert answer.json()["error"]["code"] == "queue_full"
@@ -142,8 +142,8 @@ def test_a_killed_replica_loses_what_it_held_and_comes_back(cluster: Cluster, au
     victim.kill()
     after = [cluster.remote.begin("POST", "/v1/audio-chat", json=body) for _ in range(4)]
     found = [one.result(90) for one in (*begun, *after)]
-    lost = [one for one in found if one.status_code != 200]
-    assert {one.status_code for one in lost} <= {503}
+    lost = [one for one in found if one.status_code == 503]
+    assert {one.status_code for one in found} <= {200, 429, 503}
     assert 0 < len(lost) <= ROWS + QUEUE
     for one in lost:
         assert one.json()["error"]["code"] == "replica_lost"
