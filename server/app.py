@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,8 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import access, document, errors, middleware, tracing
 from server.deployment import Deployment, make_deployment
+from server.fleet import Fleet, Replicas
 from server.listener import Listener
-from server.routes import router
+from server.routes import forwarded_routes, router
 from server.settings import Settings
 
 _DESCRIPTION = (
@@ -33,18 +34,44 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     /docs is 503.
     """
     deployment = make_deployment(settings, tracing.start(os.environ))
+    app = _app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
+    _surround(app, deployment)
+    return app
+
+
+def create_replica(settings: Settings) -> FastAPI:
+    """The app of one replica of several: all that is around a request is done by the front."""
+    deployment = make_deployment(settings)
+    return _app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
+
+
+def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
+    """The app before several replicas: it asks them what the model or its log must answer."""
+    deployment = make_deployment(settings, tracing.start(os.environ))
+    fleet = Fleet(deployment, replicas)
+    app = _app(deployment, fleet.load, fleet.close)
+    app.add_middleware(middleware.forwarded, forward=fleet.forward, routes=forwarded_routes())
+    _surround(app, deployment)
+    return app
+
+
+def _app(
+    deployment: Deployment,
+    live: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+) -> FastAPI:
+    """The routes and the exception table, and a deployment's life around them."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(deployment.records.open)
-        deployment.decoder.start()
-        life = asyncio.create_task(_load_and_watch(deployment, listener))
+        life = asyncio.ensure_future(live())
         yield
         if deployment.state != "draining":  # `allears serve` has drained before it stops serving
-            await deployment.drained(settings.drain_seconds)
+            await deployment.drained(deployment.settings.drain_seconds)
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
-        await deployment.close()
+        await close()
 
     app = FastAPI(
         title="allears",
@@ -60,11 +87,11 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     app.state.routes = router.routes
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    _surround(app, deployment)
     return app
 
 
 async def _load_and_watch(deployment: Deployment, listener: Listener | None) -> None:
+    deployment.decoder.start()
     await deployment.load(listener)
     await deployment.watch()
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
+from server.totals import Samples
 from server.tracing import Traces
 from steering import memory, model, profile
 from steering.answer import Sampling
@@ -53,6 +54,10 @@ class Loading(Busy):
 
 class Draining(Busy):
     """The server finishes what it has begun and takes nothing new."""
+
+
+class ReplicaLost(Busy):
+    """The replica that had the request in hand has ended."""
 
 
 class Crowded(Busy):
@@ -97,6 +102,7 @@ class Deployment:
     crowded: Callable[[], bool] = lambda: False  # whether too many connections are open
     failure: Exception | None = None  # why loading failed, or why it answers nothing any more
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
     decoder: Decoder = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from starlette.routing import Match
 
 from server import faults
 from server.completions import UnknownModel
-from server.deployment import Crowded, Draining, Loading
+from server.deployment import Crowded, Draining, Loading, ReplicaLost
 from server.engine import Busy, QueueFull, QueueTimeout, Stopped, TimedOut
 from server.limits import RateLimited, TooManyConcurrent
 from server.listening_log import LogAway, UnknownRecord
@@ -76,6 +76,7 @@ TABLE: Mapping[type[Exception], Row] = {
     Loading: Row(503, "loading", "server_error"),
     Draining: Row(503, "draining", "server_error"),
     Stopped: Row(503, "stopped", "server_error"),
+    ReplicaLost: Row(503, "replica_lost", "server_error"),
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: Row(499, "client_gone"),

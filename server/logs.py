@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +65,14 @@ def written_as_json() -> bool:
     """Whether every line on stderr is to be JSON."""
     handlers = logging.getLogger().handlers
     return any(isinstance(one.formatter, JsonFormatter) for one in handlers)
+
+
+def told(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the app left for a request's line; of a replica's app that came with the answer."""
+    if "told" in state:
+        return dict(state["told"])
+    known = {key: state[key] for key in ("error_code", "answer_id") if key in state}
+    return {**known, **(answered(state["answer"]) if "answer" in state else {})}
 
 
 def answered(answer: Answer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,7 @@ from server.exchange import Answer
 from server.lasting_records import LastingRecords
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
+from server.totals import Samples, text
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -36,6 +38,8 @@ class Metrics:
     not_listening: Counter
     silence_cache: Counter
     errors: Counter
+    replicas_ready: Gauge
+    replicas_wanted: Gauge
     log_lost: Counter
     decodes: Counter
 
@@ -88,6 +92,12 @@ def make_metrics() -> Metrics:
             "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+        replicas_ready=Gauge(
+            "allears_replicas_ready", "Replicas that answer, 0 without a front", registry=own
+        ),
+        replicas_wanted=Gauge(
+            "allears_replicas_wanted", "Replicas there should be, 0 without a front", registry=own
+        ),
         log_lost=Counter(
             "allears_listening_log_lost", "Records that never reached the database", registry=own
         ),
@@ -173,6 +183,17 @@ def count(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.steered.labels(record.direction).inc()
 
 
-def page(metrics: Metrics) -> bytes:
-    """All of them in Prometheus' text format."""
-    return generate_latest(metrics.collected)
+def page(metrics: Metrics, others: Sequence[Samples] = ()) -> bytes:
+    """All of them in Prometheus' text format, with those of replicas added."""
+    return text([samples(metrics), *others]) if others else generate_latest(metrics.collected)
+
+
+def note_replicas(metrics: Metrics, ready: int, wanted: int) -> None:
+    """How many replicas a front has."""
+    metrics.replicas_ready.set(ready)
+    metrics.replicas_wanted.set(wanted)
+
+
+def samples(metrics: Metrics) -> Samples:
+    """All of them as they are now."""
+    return list(metrics.collected.collect())

@@ -3,6 +3,7 @@
 From the outside in: `observed` gives the id, headers, log line, metrics and trace; `caught` answers
 what nobody expected, and whom there is no room for; `raced` ends the work of a client that hung up,
 or that took too long; `bounded` holds the body to its limits; `keyed` (access.py) asks for a key.
+A front has `forwarded` within them, which hands a request on to a replica.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access import PROBES
@@ -22,7 +25,7 @@ from server.deployment import Crowded, Deployment, Draining
 from server.engine import TimedOut
 from server.errors import BodyTimeout, BodyTooLarge, answer_error
 from server.keys import NOBODY
-from server.logs import answered, wording
+from server.logs import told, wording
 
 log = logging.getLogger("allears.requests")
 
@@ -69,7 +72,7 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             deployment.in_flight -= counted
             line = _line(scope, status or _CLIENT_GONE, time.perf_counter() - started)
             if traces:
-                timings = state["answer"].timings if "answer" in state else None
+                timings = state["answer"].timings if "answer" in state else state.get("timings")
                 line["trace_id"] = traces.end(state["span"], line, state.get("taken"), timings)
             _observe(deployment, scope, line)
 
@@ -127,8 +130,7 @@ def _line(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "route": _route(scope),
         "status": status,
         "seconds": round(seconds, 4),
-        **{key: state[key] for key in ("error_code", "answer_id") if key in state},
-        **(answered(state["answer"]) if "answer" in state else {}),
+        **told(state),
     }
 
 
@@ -142,6 +144,7 @@ def _observe(deployment: Deployment, scope: Scope, line: dict[str, Any]) -> None
         metrics.errors.labels(state["error_code"]).inc()
     if deployment.settings.log_text and "question" in state:
         line |= wording(state["question"], state.get("answer"))
+    line |= state.get("words", {})
     log.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=line)
 
 
@@ -271,3 +274,16 @@ async def _throw_away(receive: Receive) -> None:
                 more = (await receive()).get("more_body", False)
     except TimeoutError:
         return
+
+
+def forwarded(app: ASGIApp, forward: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Gives a request of one of the routes to `forward`, any other to the app."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        found = [one for one in routes if one.matches(scope)[0] is Match.FULL]
+        if scope["type"] != "http" or not found:
+            return await app(scope, receive, send)
+        scope["route"] = found[0]
+        await forward(scope, receive, send)
+
+    return call

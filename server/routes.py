@@ -22,6 +22,7 @@ from starlette.responses import (
     Response,
     StreamingResponse,
 )
+from starlette.routing import BaseRoute
 
 from server import history, listening_log, metrics, reports, stream, tracing
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
@@ -227,7 +228,8 @@ async def readyz(here: Here) -> dict[str, str]:
 @router.get("/metrics", response_class=Response, responses={**_errors(), 200: _TEXT})
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
-    return Response(metrics.page(here.metrics), media_type=CONTENT_TYPE_LATEST)
+    others = await here.replicas() if here.replicas else ()
+    return Response(metrics.page(here.metrics, others), media_type=CONTENT_TYPE_LATEST)
 
 
 # ---- pages
@@ -250,6 +252,12 @@ async def docs() -> Response:
 async def playground(name: str) -> Response:
     """A file of the playground."""
     return _file(name or PLAYGROUND)
+
+
+def forwarded_routes() -> list[BaseRoute]:
+    """The routes that a front asks its replicas: all but pages and what it knows of itself."""
+    own = {"/livez", "/metrics", "/docs", "/", "/playground", "/playground/{name:path}"}
+    return [route for route in router.routes if getattr(route, "path", None) not in own]
 
 
 def _file(name: str) -> Response:

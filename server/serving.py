@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import threading
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -19,7 +21,7 @@ from server import logs
 from server.app import create_app
 from server.connections import Connections
 from server.deployment import LOADING, Deployment
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 
 _FAREWELL_SECONDS = 2.0  # of a server whose model died: every client and probe gets its 503
 
@@ -32,7 +34,7 @@ async def serve(settings: Settings, listening: socket.socket) -> int:
     cleanly beside it, so the process ends here, and nothing it writes is half there.
     """
     logs.take_over()
-    app = create_app(settings)
+    app = _app(settings)
     deployment: Deployment = app.state.deployment
     deployment.records.open()  # first, so that a log that can't be had is known at once
     server = uvicorn.Server(_config(app))
@@ -65,6 +67,25 @@ async def serve(settings: Settings, listening: socket.socket) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def _app(settings: Settings) -> Any:
+    """The app that answers by itself, or the front of several replicas; may raise SettingsError."""
+    if settings.replicas == 1 and settings.max_replicas in (None, 1):
+        return create_app(settings)
+    if not re.fullmatch("auto|cpu|cuda", settings.device):
+        raise SettingsError(
+            f"ALLEARS_DEVICE (--device) is {settings.device!r}, and each of several replicas gets a"
+            " GPU of its own: set cuda, cpu or auto, or one replica"
+        )
+    try:
+        from server.cluster import local_front
+    except ImportError as error:
+        raise SettingsError(
+            f"more than one replica needs Ray Serve ({error.name} is missing): `pip install"
+            " 'allears[ray]'`, or leave --replicas and --max-replicas out"
+        ) from None
+    return local_front(settings)
 
 
 def _config(app: object) -> uvicorn.Config:

@@ -230,6 +230,19 @@ class Settings(BaseSettings):
         ge=0,
         description="bytes for keys and values of silent audio, from 0 (none are kept)",
     )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="copies of the model that answer, each with a GPU of its own where there are"
+        " any; over 1 needs `allears[ray]`",
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="replicas that load may make of them; unset: no more than `replicas`",
+    )
     drain_seconds: float = Field(
         default=20.0,
         ge=0,

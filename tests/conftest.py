@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
@@ -56,6 +57,36 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+# ---- the server that tests ask
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--url", help="of a running server, asked in place of the tests' own")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --url only the tests stay that ask a server over HTTP and look at nothing inside."""
+    if config.getoption("--url") is None:
+        return
+    inside = {"start", "gate", "monkeypatch", "caplog", "serve_process"}
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        asks = {"server", "running_url"} & set(item.fixturenames)
+        looks = inside & set(inspect.signature(item.function).parameters)
+        (kept if asks and not looks else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture(scope="session")
+def given_url(pytestconfig: pytest.Config) -> str | None:
+    """The URL of a server that was started outside."""
+    found: str | None = pytestconfig.getoption("--url")
+    return found
 
 
 # ---- a tiny model of random weights, its profile, and clips to send
@@ -158,9 +189,15 @@ def sound() -> bytes:
 
 @pytest.fixture(scope="session")
 def running_url(
-    checkpoint_folder: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    given_url: str | None,
+    checkpoint_folder: Path,
+    profile_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Generator[str, None, None]:
     """The URL of a real `allears serve` of the tiny model."""
+    if given_url is not None:
+        yield given_url
+        return
     log = tmp_path_factory.mktemp("serve") / "log"
     with serving(checkpoint_folder, profile_folder, log) as (_, url):
         yield url

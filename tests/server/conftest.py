@@ -6,14 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from server import engine
@@ -27,6 +28,13 @@ from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.slots import Row
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
 
 
 class Server:
@@ -63,10 +71,7 @@ class Server:
         return collected.get_sample_value(name, labels) or 0.0
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.005)
+        wait_until(condition)
 
     @contextmanager
     def started(self, *, ready: bool = True) -> Iterator[Server]:
@@ -100,14 +105,50 @@ class Server:
                 serving.result(20)
 
 
+class Remote:
+    """A server elsewhere, asked over HTTP as `Server` is."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=url, timeout=60)
+        self._threads = ThreadPoolExecutor(32)
+
+    def begin(self, method: str, path: str, **content: Any) -> Future[httpx.Response]:
+        return self._threads.submit(self._http.request, method, path, **content)
+
+    def get(self, path: str, **content: Any) -> httpx.Response:
+        return self._http.get(path, **content)
+
+    def post(self, path: str, **content: Any) -> httpx.Response:
+        return self._http.post(path, **content)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.post("/v1/audio-chat", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(one.value for one in samples if (one.name, one.labels) == (name, labels))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        wait_until(condition)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._http.close()
+
+
 @pytest.fixture(scope="session")
 def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
     return Listener.of(tiny_model, tiny_profile)
 
 
 @pytest.fixture(scope="session")
-def server(listener: Listener) -> Generator[Server, None, None]:
+def server(given_url: str | None, listener: Listener) -> Generator[Server | Remote, None, None]:
     """A server that all tests share which leave it as it was."""
+    if given_url is not None:
+        with closing(Remote(given_url)) as remote:
+            yield remote
+        return
     with Server(
         create_app(Settings(listening_log_url=SecretStr(NO_LOG)), listener)
     ).started() as started:
