@@ -126,7 +126,7 @@ def test_more_than_may_wait_is_429(cluster: Cluster, audio: Any) -> None:
         answers = list(threads.map(ask, range(80)))
     found = Counter(answer.status_code for answer in answers)
     assert found.keys() == {200, 429}
-    assert found[200] >= 2 * (ROWS + QUEUE)
+    assert found[200] > ROWS + QUEUE, "both replicas take some"
     for answer in answers:
         if answer.status_code == 429:
             assert answer.json()["error"]["code"] == "queue_full"
