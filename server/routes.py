@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import (
     FileResponse,
     JSONResponse,
-    PlainTextResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -87,6 +86,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _STREAMED = {"content": {stream.MEDIA_TYPE: {"schema": _EVENT}}}
+_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 _ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}
 
 
@@ -225,7 +225,7 @@ async def readyz(here: Here) -> dict[str, str]:
     return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=_errors())
+@router.get("/metrics", response_class=Response, responses={**_errors(), 200: _TEXT})
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
     others = await here.replicas() if here.replicas else ()

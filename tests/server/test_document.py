@@ -76,7 +76,11 @@ def test_streams_and_headers_are_in_the_document(server: Any) -> None:
         answer = paths[path]["post"]["responses"]["200"]
         assert answer["content"].keys() == {"application/json", "text/event-stream"}
         assert {"x-request-id", "x-listening-score"} <= answer["headers"].keys()
-    assert "text/plain" in paths["/metrics"]["get"]["responses"]["200"]["content"]
+    metrics = paths["/metrics"]["get"]["responses"]
+    assert [list(metrics[status]["content"]) for status in ("200", "401")] == [
+        ["text/plain"],
+        ["application/json"],
+    ]
 
 
 def test_a_key_is_asked_for_where_there_are_keys(server: Any, start: Any) -> None:
