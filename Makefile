@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.allears-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test check bench bench-gpu clean
+.PHONY: help demo serve train test check bench bench-gpu capacity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ bench: $(READY) ## measure steering and batching beside transformers, on this ma
 
 bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 weights, on a GPU
 	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32
+
+capacity: $(READY) ## measure, simulate and forecast what docs/capacity.md says, and write it anew
+	$(BIN)/python -m server.bench.capacity
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

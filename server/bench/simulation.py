@@ -7,16 +7,16 @@ on. Its silence cache is the real one, holding tensors without memory.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from server.bench.seconds import Seconds, Stages
 from server.bench.traffic import Asked, Outcome
 from steering.errors import AllEarsError
 from steering.silence import SilentPrefixes
@@ -29,44 +29,8 @@ except ImportError as error:
     ) from error
 
 Routing = Literal["random", "least_loaded", "by_length"]
+ROUTINGS: tuple[Routing, ...] = ("random", "least_loaded", "by_length")
 Process = Generator[simpy.Event, Any, None]
-
-
-class Seconds:
-    """Measured seconds at some sizes (of a clip, or rows); drawn at any size between them."""
-
-    def __init__(self, samples: Mapping[float, Sequence[float]]) -> None:
-        self._sizes = sorted(samples)
-        self._samples = [sorted(samples[size]) for size in self._sizes]
-
-    def draw(self, size: float, draw: float) -> float:
-        """The sample at the share `draw`, in [0, 1), of the sorted ones; linear between sizes."""
-        above = bisect.bisect_left(self._sizes, size)
-        if above == 0 or above == len(self._sizes):
-            return _at(self._samples[min(above, len(self._sizes) - 1)], draw)
-        low, high = self._sizes[above - 1], self._sizes[above]
-        share = (size - low) / (high - low)
-        before, after = _at(self._samples[above - 1], draw), _at(self._samples[above], draw)
-        return before + share * (after - before)
-
-
-def _at(samples: Sequence[float], draw: float) -> float:
-    return samples[int(draw * len(samples))]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stages:
-    """How long a replica takes for what; by seconds of the clip, a round by its rows."""
-
-    open: Seconds  # a body becomes a question, in a worker thread
-    prepare: Seconds  # a question becomes a prompt, likewise
-    bare: Seconds  # in the engine, up to the first token
-    hit: Seconds  # the same with a twin whose silent prefix is at hand
-    words: Seconds  # whose prefix is not, but the encoder's silence is
-    cold: Seconds  # of which nothing is at hand
-    round: Seconds  # one token more for every row
-    entry_bytes: Callable[[float], int]  # of a silent prefix, by seconds of the clip
-    feature_bytes: Callable[[float], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +164,9 @@ class Replica:
             return "hit"
         known = self.prefixes.features(frames) is not None
         if not known:
-            self.prefixes.put_features(frames, _blank(self.stages.feature_bytes(asked.clip_seconds)))
+            self.prefixes.put_features(
+                frames, _blank(self.stages.feature_bytes(asked.clip_seconds))
+            )
         pair = (_blank(self.stages.entry_bytes(asked.clip_seconds)), _blank(0))
         self.prefixes.put(key, [pair])
         return "words" if known else "cold"

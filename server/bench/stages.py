@@ -33,11 +33,11 @@ from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.prompt import Prompt, build
 from steering.silence import SilentPrefixes, contrast
-from steering.slots import Row
+from steering.slots import Row, Slots
 
 ROWS = (1, 2, 4, 8, 16)
 _TOKENS = 64  # of an answer: steps read the prompt's keys, and half of these on average
-_STEPS = 6  # measured of each number of rows, a round
+_STEPS = 12  # measured of each number of rows, in the first round and in the last
 
 Samples = dict[str, dict[str, list[float]]]  # cpu or wall -> size -> seconds
 
@@ -76,12 +76,14 @@ def measure(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str
             _front(watch, subject, clip, turn, model.rate_hz)
             _passes(watch, subject, listener, clip, turn)
             _entries(watch, subject, listener, clip, turn)
-        _steps(watch, subject, listener, max(clips))
+        if turn in (1, rounds):
+            _steps(watch, subject, listener, max(clips))
         watch = watch if turn else Watch.new()
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "shape": asdict(Shape.of(model, depth)),
         "prompts": {f"{clip:g}": _lengths(prompt) for clip, prompt in prompts.items()},
+        "kept_bytes": {f"{clip:g}": _kept(listener, prompts[clip]) for clip in clips},
         "stages": watch.stages,
         "rates": rates(model),
     }
@@ -138,6 +140,16 @@ def _lengths(prompt: Prompt) -> dict[str, int]:
     }
 
 
+def _kept(listener: Listener, prompt: Prompt) -> dict[str, int]:
+    """Bytes that a silence cache holds after one twin, and of a row as long as the prompt."""
+    model, profile = listener.model, listener.profile
+    assert profile is not None
+    kept = SilentPrefixes(listener.prefixes.limit_bytes)
+    heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
+    contrast(model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=kept)
+    return {"silence": kept.held_bytes, "row": Slots.bytes_of(model, 1, len(prompt.tokens))}
+
+
 def _front(watch: Watch, subject: Subject, clip: float, seed: int, rate_hz: int) -> None:
     """From a body's bytes to the prompt, as the routes and the engine do in worker threads."""
     limits = AudioLimits(max_bytes=25_000_000, max_seconds=30.0)
@@ -163,10 +175,10 @@ def _passes(watch: Watch, subject: Subject, listener: Listener, clip: float, see
     worded = (f"Number {seed}. ", *subject.messages(seed, clip)[0].parts)
     other = build(model, (replace(subject.messages(seed, clip)[0], parts=worded),))
     others: Heard = prefill(model, other, heads=profile.heads, layers=profile.layers)
-    asked = {"heads": profile.heads, "layers": profile.layers, "prefixes": fresh}
-    watch.time("twin cold", clip, lambda: contrast(model, prompt, heard, **asked))
-    watch.time("twin hit", clip, lambda: contrast(model, prompt, heard, **asked))
-    watch.time("twin words", clip, lambda: contrast(model, other, others, **asked))
+    ask = partial(contrast, heads=profile.heads, layers=profile.layers, prefixes=fresh)
+    watch.time("twin cold", clip, lambda: ask(model, prompt, heard))
+    watch.time("twin hit", clip, lambda: ask(model, prompt, heard))
+    watch.time("twin words", clip, lambda: ask(model, other, others))
 
 
 def _entries(watch: Watch, subject: Subject, listener: Listener, clip: float, seed: int) -> None:
