@@ -14,7 +14,7 @@ from server.bench.markdown import mb, ms, table
 
 Results = Mapping[str, Any]
 _BLOCK = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
-_STAGES = (
+STAGES = (
     ("open", "body to clip"),
     ("prepare", "clip to prompt"),
     ("encoder", "encoder"),
@@ -43,7 +43,7 @@ def _measured(results: Results) -> str:
     """A line a stage and size: the distribution of its CPU seconds."""
     rows = []
     for name, model in results["models"].items():
-        for stage, says in _STAGES:
+        for stage, says in STAGES:
             for size, samples in model["stages"][stage]["cpu"].items():
                 what = f"{size} rows" if stage in ("step", "round") else f"{size} s"
                 cuts = [ms(float(np.quantile(samples, q))) for q in (0.1, 0.5, 0.9, 1.0)]
@@ -108,6 +108,20 @@ def _checked(results: Results) -> str:
             )
     head = ["model", "stage", "10⁹ operations", "floor ms", "predicted ms", "measured ms"]
     return table([*head, "measured / predicted"], rows)
+
+
+def _gap(results: Results) -> str:
+    """How far the model of costs is off, for each model."""
+    says = []
+    for name, model in results["models"].items():
+        machine = Machine(**model["rates"], layer_seconds=results["forecast"]["layer_seconds"])
+        ratios = [
+            float(np.median(model["stages"][stage]["cpu"][size])) / machine.seconds(work)
+            for stage, size, work in _works(model)
+        ]
+        low, mid, high = min(ratios), float(np.median(ratios)), max(ratios)
+        says.append(f"`{name}` {mid:.2f} (from {low:.2f} to {high:.2f})")
+    return f"Measured over predicted, the median of all passes: {', '.join(says)}."
 
 
 def _works(model: Results) -> list[tuple[str, str, Work]]:
@@ -179,6 +193,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "measured": _measured,
     "bytes": _bytes,
     "checked": _checked,
+    "gap": _gap,
     "trial": _trial,
     "strain": _strain,
     **forecast_tables.TABLES,
