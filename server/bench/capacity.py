@@ -27,7 +27,7 @@ from server.bench.forecast import most_a_second
 from server.bench.models import REAL, Subject, random_model, random_profile, subject
 from server.bench.seconds import Seconds, Stages
 from server.bench.simulation import Fleet, simulate
-from server.bench.traffic import Traffic, figures, requests
+from server.bench.traffic import Asked, Outcome, Traffic, figures, requests
 from steering import profile as profiles
 from steering.checkpoint import DEMO
 
@@ -37,8 +37,9 @@ REAL_CLIPS = (1.0, 10.0, 30.0)
 TRIAL_CLIPS = (1.8, 2.1, 2.4, 2.7, 3.0)
 TRIAL_LOADS = (0.5, 0.9, 1.4)  # of what the engine can do at most
 _TRIAL_TOKENS = (4, 32)
-_TRIAL_CACHE_BYTES = 3_000_000  # room for three of the five lengths
-_TRIAL_QUEUE = 16
+_TRAFFIC = Traffic(1.0, TRIAL_CLIPS, _TRIAL_TOKENS, steered=0.5)
+_TRIAL_FLEET = Fleet(1, 16, 16, 30.0, 3_000_000)  # room for three of the five silences
+_PROBE_SECONDS = 10.0
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -87,33 +88,48 @@ def tried(model: Mapping[str, Any], seconds: float) -> list[dict[str, Any]]:
     """The same requests to a real server and through the simulation, at loads around the most."""
     demo = subject(DEMO, torch.device("cpu"))
     folder = profiles.DEMO_PROFILE
-    traffic = Traffic(0.0, TRIAL_CLIPS, _TRIAL_TOKENS, steered=0.5)
-    options = {"--queue-limit-requests": _TRIAL_QUEUE, "--silence-cache-bytes": _TRIAL_CACHE_BYTES}
-    words = [f"{word}" for pair in options.items() for word in pair]
-    most, slower, found = engine_most(model), waited(model), []
+    words = ["--queue-limit-requests", f"{_TRIAL_FLEET.queue_limit}"]
+    words += ["--silence-cache-bytes", f"{_TRIAL_FLEET.silence_cache_bytes}"]
+    most, found = engine_most(model), []
+    probe, strain = trial.run(demo, folder, requests(_TRAFFIC, _PROBE_SECONDS, 1), *words)
+    slower = float(np.mean(stretches(model, probe)))
     for load in TRIAL_LOADS:
         rate = load * most / slower
         _note(f"a real server, {rate:.3g} requests a second for {seconds:g} s")
-        asked = requests(replace(traffic, requests_a_second=rate), seconds, 0)
+        asked = requests(replace(_TRAFFIC, requests_a_second=rate), seconds, 0)
         outcomes, strain = trial.run(demo, folder, asked, *words)
-        slower = strain.torch_dilation
-        drawn = cpu_stages(model, strain.torch_dilation, strain.other_dilation)
-        course = simulate(asked, drawn, Fleet(1, 16, _TRIAL_QUEUE, 30.0, _TRIAL_CACHE_BYTES))
-        busy = course.replicas[0].busy_seconds / strain.torch_dilation
-        found.append(
-            {
-                "requests": len(asked),
-                "load": rate * strain.torch_dilation / most,
-                "seconds": seconds,
-                "strain": asdict(strain),
-                "torch_dilation": strain.torch_dilation,
-                "other_dilation": strain.other_dilation,
-                "simulated_torch_cpu": busy,
-                "real": figures(outcomes, seconds),
-                "simulated": figures(course.outcomes, seconds),
-            }
-        )
+        found.append(_beside(model, asked, outcomes, strain, seconds))
+        slower = found[-1]["stretch"]["mean"]
     return found
+
+
+def _beside(
+    model: Mapping[str, Any],
+    asked: Sequence[Asked],
+    outcomes: Sequence[Outcome],
+    strain: trial.Strain,
+    seconds: float,
+) -> dict[str, Any]:
+    """What a real server did, and what the simulation makes of the same requests."""
+    stretch = stretches(model, outcomes)
+    mean = float(np.mean(stretch))
+    drawn = cpu_stages(model, stretch, [strain.other_dilation])
+    course = simulate(asked, drawn, _TRIAL_FLEET)
+    return {
+        "requests": len(asked),
+        "load": len(asked) / seconds * mean / engine_most(model),
+        "seconds": seconds,
+        "strain": asdict(strain),
+        "torch_dilation": strain.torch_dilation,
+        "other_dilation": strain.other_dilation,
+        "stretch": {
+            "mean": mean,
+            **{f"p{q}": float(np.percentile(stretch, q)) for q in (10, 50, 90)},
+        },
+        "simulated_torch_cpu": course.replicas[0].busy_seconds / mean,
+        "real": figures(outcomes, seconds),
+        "simulated": figures(course.outcomes, seconds),
+    }
 
 
 def forecast_of(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,34 +147,33 @@ def forecast_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "layer_seconds": host.layer_seconds,
         "row_seconds": host.row_seconds,
-        "curve": curve(results["models"][DEMO], results["trial"]),
+        "curve": curve(results["models"][DEMO]),
+        "most_a_second": engine_most(results["models"][DEMO]),
         **found,
     }
 
 
-def curve(model: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The trial's traffic simulated at many rates, on a machine as busy as it was on average."""
-    engine, front = (
-        float(np.mean([run[f"{of}_dilation"] for run in runs])) for of in ("torch", "other")
-    )
-    drawn, most = cpu_stages(model, engine, front), engine_most(model) / engine
-    fleet = Fleet(1, 16, _TRIAL_QUEUE, 30.0, _TRIAL_CACHE_BYTES)
-    seconds = 600 / most
+def curve(model: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The trial's traffic simulated at many loads, on a machine that nobody else uses."""
+    drawn, most = cpu_stages(model), engine_most(model)
+    seconds = 1200 / most
     found = []
     for load in np.linspace(0.1, 1.6, 16):
-        traffic = Traffic(float(load) * most, TRIAL_CLIPS, _TRIAL_TOKENS, steered=0.5)
-        course = simulate(requests(traffic, seconds, 4), drawn, fleet)
-        found.append(figures(course.outcomes, seconds))
+        traffic = replace(_TRAFFIC, requests_a_second=float(load) * most)
+        course = simulate(requests(traffic, seconds, 4), drawn, _TRIAL_FLEET)
+        found.append({"load": float(load), **figures(course.outcomes, seconds)})
     return found
 
 
 # ---- what the measured stages say
 
 
-def samples(model: Mapping[str, Any], stage: str, factor: float = 1.0) -> dict[float, list[float]]:
-    """CPU seconds of a stage by size."""
+def samples(
+    model: Mapping[str, Any], stage: str, factors: Sequence[float] = (1.0,)
+) -> dict[float, list[float]]:
+    """CPU seconds of a stage by size, each once with every factor."""
     found = model["stages"][stage]["cpu"]
-    return {float(size): [factor * one for one in each] for size, each in found.items()}
+    return {float(size): [f * one for one in each for f in factors] for size, each in found.items()}
 
 
 def median(model: Mapping[str, Any], stage: str, size: float) -> float:
@@ -166,14 +181,16 @@ def median(model: Mapping[str, Any], stage: str, size: float) -> float:
     return float(np.median(samples(model, stage)[size]))
 
 
-def cpu_stages(model: Mapping[str, Any], engine: float = 1.0, front: float = 1.0) -> Stages:
-    """Measured CPU seconds for the simulation, made longer by what threads wait for a core."""
+def cpu_stages(
+    model: Mapping[str, Any], engine: Sequence[float] = (1.0,), front: Sequence[float] = (1.0,)
+) -> Stages:
+    """Measured CPU seconds for the simulation, times what a second of them takes by the wall."""
     shape, prompts = Shape(**model["shape"]), model["prompts"]
     clips = sorted(map(float, prompts))
     prefixes, audio = ([prompts[f"{c:g}"][key] for c in clips] for key in ("prefix", "audio"))
 
-    def at(stage: str, factor: float) -> Seconds:
-        return Seconds(samples(model, stage, factor))
+    def at(stage: str, factors: Sequence[float]) -> Seconds:
+        return Seconds(samples(model, stage, factors))
 
     return Stages(
         open=at("open", front),
@@ -195,10 +212,18 @@ def engine_most(model: Mapping[str, Any]) -> float:
     return most_a_second(16, float(np.mean(_TRIAL_TOKENS)), entering, median(model, "round", 16))
 
 
-def waited(model: Mapping[str, Any]) -> float:
-    """Seconds by the wall of one second of this thread's work while it was measured."""
-    wall = np.median(model["stages"]["enter bare"]["wall"]["2"])
-    return float(wall) / median(model, "enter bare", 2.0)
+def stretches(model: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[float]:
+    """Seconds by the wall, as the server itself reports them, of a second of its passes' work.
+
+    A core that others have stretches them, and Python's lock that other threads have.
+    """
+    found = []
+    for one in outcomes:
+        if one.status == 200:
+            passes = ["prefill", *{"hit": ["twin hit"], "miss": ["twin words"]}.get(one.twin, [])]
+            work = sum(median(model, stage, 2.0) for stage in passes)
+            found.append(float(f"{one.passes_seconds / work:.3g}"))
+    return found
 
 
 def layer_seconds(model: Mapping[str, Any]) -> float:

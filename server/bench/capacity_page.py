@@ -174,18 +174,17 @@ def _trial(results: Results) -> str:
 
 def _strain(results: Results) -> str:
     """How busy the machine was while the trial ran."""
-    rows = [
-        [
-            f"{run['real']['asked_a_second']:.2f}",
-            str(run["requests"]),
-            f"{run['torch_dilation']:.2f}",
-            f"{run['other_dilation']:.2f}",
+    rows = []
+    for run in results["trial"]:
+        stretch, core = run["stretch"], run["torch_dilation"]
+        rows.append([f"{run['real']['asked_a_second']:.2f}", str(run["requests"])])
+        rows[-1] += [
+            f"{stretch['mean']:.2f} ({stretch['p10']:.2f}, {stretch['p90']:.2f})",
+            *(f"{core:.2f}", f"{stretch['mean'] / core:.2f}"),
             ms(run["strain"]["other_cpu"] / run["requests"]),
         ]
-        for run in results["trial"]
-    ]
-    head = ["asked a second", "requests", "torch thread: wall / CPU", "other threads: wall / CPU"]
-    return table([*head, "other threads: CPU ms a request"], rows)
+    head = ["asked a second", "requests", "stretch: mean (p10, p90)", "of it: no core"]
+    return table([*head, "of it: the rest", "CPU ms a request outside the engine"], rows)
 
 
 TABLES: Mapping[str, Callable[[Results], str]] = {

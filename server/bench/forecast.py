@@ -130,6 +130,7 @@ def limits(card: Replica, tokens: float) -> dict[str, float]:
     front = sum(float(np.median(each[30.0])) for each in (card.host.open, card.host.prepare))
     return {
         "rows": rows,
+        "rows_fit": _rows(card, 1e9),
         "entering_seconds": card.entering(30.0, ""),
         "entering_hit_seconds": card.entering(30.0, "hit"),
         "entering_cold_seconds": card.entering(30.0, "cold"),

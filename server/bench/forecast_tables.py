@@ -81,7 +81,7 @@ def _limits(results: Results) -> str:
             f"a round of 1; 16; {rows} rows",
             "; ".join(f"{ms(found[f'round_{n}_seconds'])} ms" for n in ("1", "16", "rows")),
         ),
-        ("rows of 1,024 tokens that there is memory for, 64 looked at at most", str(rows)),
+        ("rows of 1,024 tokens that there is memory for", str(found["rows_fit"])),
         ("prefill alone", f"{found['prefill_alone']:.1f} a second"),
         ("decoding alone, 16 rows", f"{found['decode_alone_16']:.1f} a second"),
         (f"decoding alone, {rows} rows", f"{found['decode_alone_rows']:.1f} a second"),

@@ -79,6 +79,7 @@ class Outcome:
     seconds: float  # until the whole answer was there
     first_token_seconds: float = 0.0  # from the engine's door to the first token
     twin: str = ""  # hit or miss; empty for none
+    passes_seconds: float = 0.0  # by the wall, of prefill and twin; a real server's only
 
 
 def figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:

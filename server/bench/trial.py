@@ -2,7 +2,7 @@
 
 The server is `allears serve` in a process of its own; requests are sent when they are due, however
 many are under way. On a machine that others use, Linux tells how long the server's threads had
-work and no core, which is what `dilation` says: 1 on a quiet machine.
+work and no core, which is what a dilation says: 1 on a quiet machine.
 """
 
 from __future__ import annotations
@@ -150,8 +150,9 @@ def _outcome(asked: Asked, response: httpx.Response, seconds: float) -> Outcome:
     if answer["usage"]["completion_tokens"] != asked.answer_tokens:
         raise RuntimeError(f"an answer of other length than {asked.answer_tokens}: {answer}")
     took = answer["timings"]
-    first = took["queue_seconds"] + took["prefill_seconds"] + took["silence_seconds"]
-    return Outcome(asked.at, 200, seconds, first, took["silence_cache"] or "")
+    passes = took["prefill_seconds"] + took["silence_seconds"]
+    first = took["queue_seconds"] + passes
+    return Outcome(asked.at, 200, seconds, first, took["silence_cache"] or "", passes)
 
 
 def _threads(process: int) -> dict[str, tuple[float, float]]:

@@ -85,6 +85,7 @@ def test_a_real_server_hits_what_the_simulation_hits(demo: Subject) -> None:
     assert all(0 < one.first_token_seconds < one.seconds for one in outcomes)
     assert strain.torch_cpu > strain.other_cpu > 0
     assert strain.torch_dilation >= 1
+    assert min(capacity.stretches(model, outcomes)) > 0
     assert figures(outcomes, 60.0)["answered_a_second"] == pytest.approx(len(asked) / 60, rel=1e-3)
 
 
