@@ -42,3 +42,4 @@ class Stages:
     round: Seconds  # one token more for every row
     entry_bytes: Callable[[float], int]  # of a silent prefix, by seconds of the clip
     feature_bytes: Callable[[float], int]
+    stretch: Callable[[float], float] = lambda _: 1.0  # of all these, by seconds from the start

@@ -74,7 +74,8 @@ class Replica:
     rows: list[Visit] = field(default_factory=list)
     load: int = 0  # requests that are here
     waiting: int = 0  # those of them that have not begun
-    busy_seconds: float = 0.0
+    work_seconds: float = 0.0  # of the engine
+    busy_seconds: float = 0.0  # the same, stretched
     rounds: int = 0
     row_rounds: int = 0
 
@@ -111,7 +112,8 @@ class Replica:
     def _in_front(self, stage: Seconds, visit: Visit) -> Process:
         with self.front.request() as turn:
             yield turn
-            yield self.env.timeout(stage.draw(visit.asked.clip_seconds, self.draws.random()))
+            seconds = stage.draw(visit.asked.clip_seconds, self.draws.random())
+            yield self.env.timeout(seconds * self.stages.stretch(self.env.now))
 
     def _engine(self) -> Process:
         """The torch thread: as `Engine._work`, one question in, then one step."""
@@ -135,8 +137,10 @@ class Replica:
                 self._next_tokens(self.rows)
 
     def _work(self, seconds: float) -> simpy.Event:
-        self.busy_seconds += seconds
-        return self.env.timeout(seconds)
+        self.work_seconds += seconds
+        stretched = seconds * self.stages.stretch(self.env.now)
+        self.busy_seconds += stretched
+        return self.env.timeout(stretched)
 
     def _next_tokens(self, visits: Sequence[Visit]) -> None:
         """A token more for each; those that had their last one leave."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.bench import capacity, capacity_page, stages, trial
+from server.bench import capacity_page, comparison, measurements, stages, trial
 from server.bench.card import Host, Replica, Shares, replica
 from server.bench.costs import Shape
 from server.bench.markdown import table
@@ -67,7 +67,7 @@ def test_every_stage_of_a_model_is_measured(demo: Subject) -> None:
     silence = shape.entry_bytes(sizes["prefix"]) + shape.feature_bytes(sizes["audio"])
     row = shape.row_bytes(sizes["tokens"])
     assert found["kept_bytes"] == {"1": {"silence": silence, "row": row}}
-    assert capacity.layer_seconds(found) > 0
+    assert measurements.layer_seconds(found) > 0
 
 
 def test_a_real_server_hits_what_the_simulation_hits(demo: Subject) -> None:
@@ -78,14 +78,14 @@ def test_a_real_server_hits_what_the_simulation_hits(demo: Subject) -> None:
     words = ["--silence-cache-bytes", str(cache)]
     outcomes, strain = trial.run(demo, DEMO_PROFILE, asked, *words)
     model = json.loads(FIGURES.read_text())["models"]["demo"]
-    course = simulate(asked, capacity.cpu_stages(model), Fleet(silence_cache_bytes=cache))
+    course = simulate(asked, measurements.cpu_stages(model), Fleet(silence_cache_bytes=cache))
     assert [one.status for one in outcomes] == [200] * len(asked)
     assert [one.twin for one in outcomes] == [one.twin for one in course.outcomes]
     assert {one.twin for one in outcomes} == {"", "hit", "miss"}
     assert all(0 < one.first_token_seconds < one.seconds for one in outcomes)
     assert strain.torch_cpu > strain.other_cpu > 0
     assert strain.torch_dilation >= 1
-    assert min(capacity.stretches(model, outcomes)) > 0
+    assert min(comparison.stretches(model, outcomes)) > 0
     assert figures(outcomes, 60.0)["answered_a_second"] == pytest.approx(len(asked) / 60, rel=1e-3)
 
 

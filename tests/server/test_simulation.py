@@ -150,6 +150,15 @@ def test_a_bare_question_asks_nothing_of_the_cache() -> None:
     assert not course.replicas[0].prefixes.held_bytes
 
 
+def test_what_is_stretched_takes_as_much_longer() -> None:
+    """By hand: twice as slow from the tenth second on."""
+    asked = [Asked(at, 1.0, 1, False, 0) for at in (0.0, 20.0)]
+    slow = replace(stages(CONSTANT), stretch=lambda at: 2.0 if at >= 10 else 1.0)
+    course = simulate(asked, slow, ENDLESS)
+    assert [one.done_at for one in course.visits] == [1.0, 22.0]
+    assert (course.replicas[0].work_seconds, course.replicas[0].busy_seconds) == (2.0, 3.0)
+
+
 def test_seconds_are_drawn_between_sizes_and_kept_at_the_ends() -> None:
     found = Seconds({1.0: [2.0, 4.0], 3.0: [4.0, 8.0]})
     assert [found.draw(size, 0.0) for size in (0.5, 1.0, 2.0, 3.0, 9.0)] == [2, 2, 3, 4, 4]
