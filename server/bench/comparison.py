@@ -86,7 +86,7 @@ def curve(model: Mapping[str, Any]) -> list[dict[str, float]]:
     drawn, most = cpu_stages(model), engine_most(model)
     seconds = 1200 / most
     found = []
-    for load in np.linspace(0.1, 1.6, 16):
+    for load in np.linspace(0.1, 2.2, 22):
         traffic = replace(_TRAFFIC, requests_a_second=float(load) * most)
         course = simulate(requests(traffic, seconds, 4), drawn, _TRIAL_FLEET)
         found.append({"load": float(load), **figures(course.outcomes, seconds)})
