@@ -36,8 +36,8 @@ QUESTION = "A friend wrote wind next to it. Identify the sound in the clip."
 CHOICES = ["wind", "engine", "siren", "dog"]
 _OPTION = re.compile(r"--([\w-]+)=(\S+)\s+")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_IGNORED = {"EXPOSE", "STOPSIGNAL"}  # said to an engine, nothing to do here
-_WRITABLE = ("/var/cache/allears", "/tmp")  # a volume and a tmpfs in compose.yaml
+_IGNORED = {"EXPOSE", "LABEL", "STOPSIGNAL"}  # said to an engine, nothing to do here
+_WRITABLE = ("/var/cache/allears", "/var/lib/allears", "/tmp")  # volumes, a tmpfs in compose.yaml
 
 Bind = tuple[Path, str]  # of the host, and where the steps see it
 

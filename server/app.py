@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
-from server import errors, middleware
-from server.completions import ChatCompletionRequest
-from server.deployment import Deployment
+from server import access, document, errors, middleware, tracing
+from server.deployment import Deployment, make_deployment
+from server.fleet import Fleet, Replicas
 from server.listener import Listener
-from server.routes import router
-from server.schemas import AudioChatRequest, ListeningRequest
+from server.routes import forwarded_routes, router
 from server.settings import Settings
 
 _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
     " did not."
 )
-_OPEN = {"/livez", "/readyz"}
+_READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
 def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
@@ -33,16 +33,45 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = Deployment(settings)
+    deployment = make_deployment(settings, tracing.start(os.environ))
+    app = _app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
+    _surround(app, deployment)
+    return app
+
+
+def create_replica(settings: Settings) -> FastAPI:
+    """The app of one replica of several: all that is around a request is done by the front."""
+    deployment = make_deployment(settings)
+    return _app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
+
+
+def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
+    """The app before several replicas: it asks them what the model or its log must answer."""
+    deployment = make_deployment(settings, tracing.start(os.environ))
+    fleet = Fleet(deployment, replicas)
+    app = _app(deployment, fleet.load, fleet.close)
+    app.add_middleware(middleware.forwarded, forward=fleet.forward, routes=forwarded_routes())
+    _surround(app, deployment)
+    return app
+
+
+def _app(
+    deployment: Deployment,
+    live: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+) -> FastAPI:
+    """The routes and the exception table, and a deployment's life around them."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(deployment.load(listener))
+        await asyncio.to_thread(deployment.records.open)
+        life = asyncio.ensure_future(live())
         yield
-        await deployment.drained(settings.drain_seconds)
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
-        await deployment.close()
+        if deployment.state != "draining":  # `allears serve` has drained before it stops serving
+            await deployment.drained(deployment.settings.drain_seconds)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await close()
 
     app = FastAPI(
         title="allears",
@@ -55,10 +84,16 @@ def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
         exception_handlers=errors.HANDLERS,
     )
     app.state.deployment = deployment
+    app.state.routes = router.routes
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    _surround(app, deployment)
     return app
+
+
+async def _load_and_watch(deployment: Deployment, listener: Listener | None) -> None:
+    deployment.decoder.start()
+    await deployment.load(listener)
+    await deployment.watch()
 
 
 def own_version() -> str:
@@ -72,45 +107,35 @@ def own_version() -> str:
 def _surround(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
-    keys = [key.get_secret_value() for key in settings.api_keys]
-    app.add_middleware(middleware.bounded, max_bytes=settings.max_body_bytes)
-    app.add_middleware(middleware.keyed, keys=keys)
-    app.add_middleware(middleware.raced)
+    app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
+    app.add_middleware(
+        middleware.bounded,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_timeout_seconds,
+    )
+    app.add_middleware(middleware.raced, deployment=deployment)
+    app.add_middleware(middleware.caught, deployment=deployment)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_READABLE,
+        )
     app.add_middleware(middleware.observed, deployment=deployment)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
-        document = get_openapi(
+        found = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
             description=app.description,
             routes=app.routes,
         )
-        parts = document.setdefault("components", {})
-        parts.setdefault("schemas", {}).update(_bodies())
-        bearer = {"type": "http", "scheme": "bearer"}
-        parts["securitySchemes"] = {"key": bearer}
-        for path, methods in document["paths"].items():
-            for operation in methods.values() if path not in _OPEN else ():
-                operation["security"] = [{"key": []}, {}]
-        app.openapi_schema = document
+        keyed = bool(app.state.deployment.settings.known_keys)
+        app.openapi_schema = document.complete(found, access.PROBES, keyed=keyed)
     return app.openapi_schema
-
-
-def _bodies() -> dict[str, Any]:
-    """Schemas of the bodies, two of them also as forms, and of what they hold."""
-    forms = (ListeningRequest, AudioChatRequest)
-    _, found = models_json_schema(
-        [(kind, "validation") for kind in (*forms, ChatCompletionRequest)],
-        ref_template="#/components/schemas/{model}",
-    )
-    schemas: dict[str, Any] = found["$defs"]
-    for kind in forms:
-        form = dict(schemas[kind.__name__])
-        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        form["properties"] = {**form["properties"], "audio": files}
-        schemas[f"{kind.__name__}Form"] = form
-    return schemas

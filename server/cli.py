@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import IO, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -33,10 +32,12 @@ from rich.table import Table
 
 from allears_client import AllEars, AllEarsClientError, Answer
 from allears_client import commands as client_commands
-from server.settings import Settings, SettingsError, option, read_settings, variable
+from server import logs
+from server.settings import NO_LOG, Settings, SettingsError, option, read_settings, variable
 from steering import cli as steering_commands
 from steering.errors import AllEarsError
 
+log = logging.getLogger("allears")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -64,13 +65,21 @@ def one_line_errors(command: Callable[Given, Result]) -> Callable[Given, Result]
         try:
             return command(*args, **kwargs)
         except SettingsError as error:
-            typer.echo(f"allears: {error}", err=True)
+            _say(f"allears: {error}", logging.ERROR)
             raise typer.Exit(2) from None
         except (AllEarsError, AllEarsClientError) as error:
-            typer.echo(f"allears: {error}", err=True)
+            _say(f"allears: {error}", logging.ERROR)
             raise typer.Exit(1) from None
 
     return careful
+
+
+def _say(text: str, level: int = logging.INFO) -> None:
+    """A line on stderr; one of the log, where all of them are to be JSON."""
+    if logs.written_as_json():
+        log.log(level, text.strip())
+    else:
+        typer.echo(text, err=True)
 
 
 def with_settings(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -117,16 +126,33 @@ def serve(settings: Settings) -> None:
 
     Example: allears serve --model demo --port 8000
     """
-    _set_up_logs()
-    with _listening_socket(settings.host, settings.port) as listening:
+    logs.set_up(settings.log_format)
+    with _signals_end_it(), _listening_socket(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        typer.echo(f"allears: loading {settings.model}; {url}", err=True)
-        typer.echo(f"  playground {url}/   docs {url}/docs", err=True)
-        typer.echo(f"  metrics {url}/metrics   ready {url}/readyz", err=True)
-        if settings.host not in _LOOPBACK and not settings.api_keys:
-            typer.echo(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", err=True)
-        asyncio.run(_serve(settings, listening))
+        _say(f"allears: loading {settings.model}; {url}")
+        _say(f"  playground {url}/   docs {url}/docs")
+        _say(f"  metrics {url}/metrics   ready {url}/readyz")
+        if settings.host not in _LOOPBACK and not settings.known_keys:
+            _say(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", logging.WARNING)
+        from server.serving import serve as run  # torch is slow to import, and --help needs none
+
+        code = asyncio.run(run(settings, listening))
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Until the server has its own: a signal ends the process, which has begun nothing, with 0."""
+    kept = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    for sig in kept:
+        signal.signal(sig, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        for sig, handler in kept.items():
+            signal.signal(sig, handler)
 
 
 @contextmanager
@@ -142,64 +168,6 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         ) from None
     with listening:
         yield listening
-
-
-async def _serve(settings: Settings, listening: socket.socket) -> None:
-    """Returns after a signal and the drain; exits with 1 if loading failed, which is in the log.
-
-    The first signal stops admitting, lets running requests end, and then stops the server; the
-    second stops it at once.
-    """
-    from server.app import create_app  # torch is slow to import, and --help needs none
-    from server.deployment import LOADING
-
-    served = create_app(settings)
-    deployment = served.state.deployment
-    config = uvicorn.Config(
-        served,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server, loop = uvicorn.Server(config), asyncio.get_running_loop()
-    drains: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        await deployment.drained(settings.drain_seconds)
-        server.should_exit = True
-
-    def on_signal(sig: int, frame: FrameType | None) -> None:
-        if drains or deployment.failed.is_set():
-            server.should_exit = server.force_exit = True
-        loop.call_soon_threadsafe(lambda: drains.append(loop.create_task(drain())))
-
-    server.handle_exit = on_signal  # type: ignore[method-assign]  # uvicorn's own never drains
-    serving = loop.create_task(server.serve(sockets=[listening]))
-    failed = loop.create_task(deployment.failed.wait())
-    await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
-    failed.cancel()
-    server.should_exit = True
-    await serving
-    if deployment.failure is not None:
-        raise typer.Exit(1)
-    if any(thread.name == LOADING for thread in threading.enumerate()):
-        # Stopped while loading, in a step that can't be broken off. Nothing it writes is half
-        # there, and Python can't end cleanly beside a thread that is in torch.
-        logging.shutdown()
-        os._exit(0)
-
-
-def _set_up_logs() -> None:
-    """Log lines on stderr; those of requests are JSON and carry their own time."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("allears").setLevel(logging.INFO)
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(logging.Formatter("%(message)s"))
-    requests = logging.getLogger("allears.requests")
-    requests.handlers, requests.propagate = [lines], False
 
 
 # ---- demo
@@ -272,7 +240,7 @@ def _server_process() -> Iterator[str]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     clean = {k: v for k, v in os.environ.items() if not k.upper().startswith("ALLEARS_")}
-    command = [sys.executable, *SERVE, "--port", str(port)]
+    command = [sys.executable, *SERVE, "--port", str(port), "--listening-log-url", NO_LOG]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=clean, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -317,7 +285,7 @@ def server_here() -> Iterator[str]:
     """The URL of a server in this process, of what ALLEARS_* name, while the context lasts."""
     from server.app import create_app  # torch is slow to import, and --help needs none
 
-    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": ()}
+    options = {"host": _LOOPBACK[0], "port": 0, "api_keys": (), "listening_log_url": NO_LOG}
     served = create_app(read_settings({}, options))
     deployment = served.state.deployment
     logging.getLogger("allears").setLevel(logging.CRITICAL)  # what fails is raised below

@@ -20,6 +20,8 @@ from server.schemas import (
     ChatMessage,
     Choices,
     Content,
+    MaxTokens,
+    Seed,
     SteeringWish,
     StopString,
     Wire,
@@ -115,17 +117,17 @@ class ChatCompletionRequest(Wire):
     )
 
     # heeded
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=1024, description="64 where neither this nor max_tokens is given"
+    max_completion_tokens: MaxTokens | None = Field(
+        default=None, description="64 where neither this nor max_tokens is given"
     )
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=1024, description="the older name of max_completion_tokens"
+    max_tokens: MaxTokens | None = Field(
+        default=None, description="the older name of max_completion_tokens"
     )
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="0, which is greedy, unless given: OpenAI's is 1"
     )
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Seed | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

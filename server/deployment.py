@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from server import metrics as counters
-from server.engine import Busy, Engine, QueueFull, Stopped
+from server.decoder import Bounds, Decoder
+from server.engine import Busy, Engine, Stopped
 from server.exchange import Answer, Question
+from server.lasting_records import LastingRecords
 from server.listener import NO_PROFILE, Listener, refusal
 from server.listening_log import ListeningLog, RecentRecords, Record
 from server.metrics import Metrics, make_metrics
 from server.question import Hearing
 from server.settings import Settings
+from server.totals import Samples
+from server.tracing import Traces
 from steering import memory, model, profile
 from steering.answer import Sampling
 from steering.calibration import auto
@@ -39,6 +43,9 @@ Result = TypeVar("Result")
 
 LOADING = "loading"  # the thread's name
 _LOG_SECONDS = 5.0
+_ENDING_SECONDS = 5.0  # for the torch thread's last step
+_TRACES_SECONDS = 3.0  # what a collector that is away may delay the end by
+_WRITING_SECONDS = 2.0  # for the last answers to be written
 
 
 class Loading(Busy):
@@ -47,6 +54,14 @@ class Loading(Busy):
 
 class Draining(Busy):
     """The server finishes what it has begun and takes nothing new."""
+
+
+class ReplicaLost(Busy):
+    """The replica that had the request in hand has ended."""
+
+
+class Crowded(Busy):
+    """More connections are open than allowed."""
 
 
 class GivenUp(Exception):
@@ -78,13 +93,27 @@ class Deployment:
     settings: Settings
     metrics: Metrics = field(default_factory=make_metrics)
     records: ListeningLog = field(default_factory=RecentRecords)
+    traces: Traces | None = None
     state: Literal["loading", "ready", "draining"] = "loading"
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
     in_flight: int = 0  # HTTP requests, those to probes left out
     progress: Progress = field(default_factory=Progress)
-    failure: Exception | None = None  # why loading failed
+    crowded: Callable[[], bool] = lambda: False  # whether too many connections are open
+    failure: Exception | None = None  # why loading failed, or why it answers nothing any more
     failed: asyncio.Event = field(default_factory=asyncio.Event)
+    replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
+    decoder: Decoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, decodes = self.settings, self.metrics.decodes
+        bounds = Bounds(
+            workers=settings.decode_workers,
+            timeout_seconds=settings.decode_timeout_seconds,
+            waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
+            waiting_seconds=settings.queue_timeout_seconds,
+        )
+        self.decoder = Decoder(bounds, lambda result: decodes.labels(result).inc())
 
     @property
     def limits(self) -> AudioLimits:
@@ -109,25 +138,25 @@ class Deployment:
         """The engine; raises Loading, Draining or Stopped, which say when to come back."""
         if self.state == "draining":
             raise Draining("the server is shutting down; ask another one, or later", 5)
+        if self.engine is not None and not self.engine.alive:
+            raise Stopped("the model does not run any more; the server is about to end", 5)
         if self.failure is not None:
             raise Loading("the model could not be loaded; the server's log says why", 60)
         if self.engine is None or self.state == "loading":
             stage = self.progress.stage
             raise Loading(f"{stage}; GET /readyz says when it is done", 2)
-        if not self.engine.alive:
-            raise Stopped("the thread that runs the model has ended; restart this server", 60)
         return self.engine
 
     def admit(self) -> Engine:
         """The engine, if another question may come in; raises QueueFull before any is read."""
         engine = self.ready()
-        if engine.waiting >= engine.queue_limit_requests:
-            raise QueueFull(f"{engine.waiting} requests wait already, as many as may wait here")
+        engine.check_room()
         return engine
 
     def note(self, question: Question, answer: Answer, created: int) -> None:
         """Record and count an answered question."""
-        record = _record(question, answer, created)
+        assert self.engine is not None, "answered by nobody"
+        record = _record(question, answer, created, *names(self.engine.listener))
         self.records.add(record)
         counters.count(self.metrics, answer, record)
 
@@ -157,11 +186,13 @@ class Deployment:
         """An engine that has answered a question."""
         settings = self.settings
         if listener is None:
-            listener = await in_own_thread(lambda: load_listener(settings, self.progress.say))
+            loaded = in_own_thread(lambda: load_listener(settings, self.progress.say), LOADING)
+            listener = await loaded
         engine = Engine(
             listener,
             queue_limit_requests=settings.queue_limit_requests,
             queue_timeout_seconds=settings.queue_timeout_seconds,
+            request_timeout_seconds=settings.request_timeout_seconds,
         )
         await engine.answer(_first_question(listener))
         await asyncio.to_thread(listener.slots.warm_up)
@@ -171,20 +202,60 @@ class Deployment:
         """Whether all requests ended within `seconds`; from now on no question is admitted."""
         self.state = "draining"
         self.progress.stopping = True
+        return await self._empty(seconds)
+
+    async def cut_off(self) -> None:
+        """End what still runs with Stopped, and give those answers time to be written."""
+        if self.engine is not None:
+            self.engine.stop()
+        await self._empty(_WRITING_SECONDS)
+
+    async def watch(self) -> None:
+        """Wait for the torch thread's end; `failure` and `failed` say if nobody asked for it."""
+        engine = self.engine
+        if engine is None:
+            return
+        await in_own_thread(engine.join, "watching the torch thread")
+        if engine.dead:
+            self.failure = Stopped("the thread that runs the model has ended")
+            self.failed.set()
+
+    async def _empty(self, seconds: float) -> bool:
+        """Whether no request was left within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return self.in_flight == 0
 
     async def close(self) -> None:
-        """Let the torch thread end."""
+        """Let all threads and processes end, and the log write what waits, for a while."""
         self.state = "draining"
         self.progress.stopping = True
+        await self.decoder.close()
         if self.engine is not None:
-            await asyncio.to_thread(self.engine.close)
+            ended = in_own_thread(self.engine.close, "waiting for the torch thread")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended, _ENDING_SECONDS)
+        await asyncio.to_thread(self.records.close)
+        if self.traces is not None:
+            sent = in_own_thread(self.traces.close, "sending the last traces")
+            try:
+                await asyncio.wait_for(sent, _TRACES_SECONDS)
+            except TimeoutError:
+                log.warning("the last traces were not sent within %g s", _TRACES_SECONDS)
 
 
-async def in_own_thread(work: Callable[[], Result]) -> Result:
+def make_deployment(settings: Settings, traces: Traces | None = None) -> Deployment:
+    """A deployment whose log is where the settings say; nothing is opened yet."""
+    metrics = make_metrics()
+    if settings.logs_to_memory:
+        return Deployment(settings, metrics, traces=traces)
+    records = LastingRecords(settings, metrics.log_lost.inc)
+    counters.watch_log(metrics, records)
+    return Deployment(settings, metrics, records, traces=traces)
+
+
+async def in_own_thread(work: Callable[[], Result], name: str) -> Result:
     """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
@@ -203,7 +274,7 @@ async def in_own_thread(work: Callable[[], Result]) -> Result:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name=LOADING, daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return await done
 
 
@@ -266,6 +337,12 @@ def model_name(listener: Listener) -> str:
     return public_name(listener.model.name)
 
 
+def names(listener: Listener) -> tuple[str, str]:
+    """Of model and profile, as records have them: only records of the same ones compare."""
+    profile = listener.profile
+    return model_name(listener), public_name(profile.name) if profile else "none"
+
+
 def public_name(name: str) -> str:
     """`demo` and hub ids as they are, the last part of a path."""
     return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
@@ -314,8 +391,8 @@ def _first_question(listener: Listener) -> Question:
     return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
 
 
-def _record(question: Question, answer: Answer, created: int) -> Record:
-    listening, steering = answer.listening, answer.steering
+def _record(question: Question, answer: Answer, created: int, model: str, profile: str) -> Record:
+    listening, steering, timings = answer.listening, answer.steering, answer.timings
     return Record(
         id=answer.id,
         created=created,
@@ -328,4 +405,12 @@ def _record(question: Question, answer: Answer, created: int) -> Record:
         direction=steering.direction if steering.applied else None,
         strength=steering.strength,
         audio_seconds=sum(answer.prompt.heard_seconds),
+        answered=time.time(),
+        answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
+        queue_seconds=timings.queue_seconds,
+        prefill_seconds=timings.prefill_seconds,
+        silence_seconds=timings.silence_seconds,
+        decode_seconds=timings.decode_seconds,
+        model=model,
+        profile=profile,
     )

@@ -1,6 +1,8 @@
 """The engine: one torch thread that writes many answers at once, asyncio on the other side.
 
-Prompts are made beside it, in asyncio's worker threads: they need no network.
+Prompts need no network. Where it runs on a card they are made beside the thread, in asyncio's
+workers; on a CPU in the thread itself, between two steps: two threads of a process that both
+compute with OpenMP wait for each other's cores, and each is slower than one alone.
 
 What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
 until it needs a next token; then it yields its Row and waits, while the thread makes one decode
@@ -11,19 +13,27 @@ one question lives in its own generator and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from server import faults
 from server.exchange import Answer, Heeded, Question, with_queue_time
 from server.listen import listen, prepare
 from server.listener import Listener
 from steering.slots import Row
 
+log = logging.getLogger("allears")
 Event = Heeded | str | Answer
+
+_LONGEST_GUESS_SECONDS = 60
+_NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
 
 
 class Busy(Exception):
@@ -42,6 +52,10 @@ class QueueTimeout(Busy):
     """The question waited longer than allowed."""
 
 
+class TimedOut(Busy):
+    """Answering took longer than allowed."""
+
+
 class Stopped(Busy):
     """The torch thread has ended; this server answers nothing any more."""
 
@@ -51,14 +65,17 @@ class Begun:
 
 
 BEGUN = Begun()
+_ENTER_BETWEEN_STEPS = 4  # questions: more would hold up the rows that are being written
 
 
 @dataclass(slots=True, eq=False)
 class Seat:
     """A question in the engine; its fields are the torch thread's, but for `gone`."""
 
-    steps: Generator[Event | Row, None, None]
+    question: Question
+    pieces: bool  # whether anybody reads the text as it comes
     post: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
+    steps: Generator[Event | Row, None, None] | None = None  # once its prompt is made
     gone: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
@@ -66,13 +83,23 @@ class Engine:
     """Answers questions, up to `rows` at a time, in one thread."""
 
     def __init__(
-        self, listener: Listener, *, queue_limit_requests: int, queue_timeout_seconds: float
+        self,
+        listener: Listener,
+        *,
+        queue_limit_requests: int,
+        queue_timeout_seconds: float,
+        request_timeout_seconds: float = math.inf,
     ) -> None:
         self.listener = listener
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.request_timeout_seconds = request_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
-        self._queue: deque[Seat] = deque()
+        self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
+        self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
+        self._beside = listener.model.device.type != "cpu"  # whether prompts are made there
+        self._came: deque[Seat] = deque()  # their prompts are to be made
+        self._queue: deque[Seat] = deque()  # theirs are; they wait for a row
         self._seats: list[Seat] = []
         self._news = threading.Condition()
         self._closing = False
@@ -81,17 +108,14 @@ class Engine:
 
     # ---- the event loop's side ----------------------------------------------------------------
 
-    async def run(self, question: Question) -> AsyncGenerator[Event, None]:
-        """Heeded, pieces of the answer's text, then the Answer.
+    async def run(self, question: Question, *, pieces: bool = True) -> AsyncGenerator[Event, None]:
+        """Heeded, pieces of the answer's text unless nobody wants them, then the Answer.
 
         Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
-        longest wait, and what `listen` raises. Closing the iterator frees the row before its next
-        token.
+        longest wait, TimedOut after the longest answer, and what `listen` raises. Closing the
+        iterator frees the row before its next token.
         """
-        if self.waiting >= self.queue_limit_requests:
-            raise QueueFull(
-                f"{self.waiting} requests wait already, as many as this server lets wait"
-            )
+        self.check_room()
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
 
@@ -101,15 +125,23 @@ class Engine:
 
         asked = time.perf_counter()
         self.waiting += 1
-        seat: Seat | None = None
+        seat = Seat(question, pieces, post)
+
+        def out_of_time() -> None:
+            seat.gone = True  # frees the row, whether or not anybody reads on
+            took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
+            inbox.put_nowait(TimedOut(f"{took}; ask for fewer tokens, or again later", 5))
+
+        limit_seconds = min(self.request_timeout_seconds, _NEVER_SECONDS)
+        timer = loop.call_later(limit_seconds, out_of_time)
         try:
-            prompt = await asyncio.to_thread(prepare, self.listener, question)
-            seat = Seat(listen(self.listener, question, prompt), post)
+            if self._beside:
+                seat.steps = await asyncio.to_thread(self._steps, question)
             self._enter(seat)
             await self._begun(inbox)
         except BaseException:
-            if seat is not None:
-                seat.gone = True
+            timer.cancel()
+            seat.gone = True
             raise
         finally:
             self.waiting -= 1
@@ -119,24 +151,46 @@ class Engine:
                 if isinstance(event, BaseException):
                     raise event
                 assert not isinstance(event, Begun)
+                if isinstance(event, Answer):
+                    self._recent_seconds.append(time.perf_counter() - asked - waited)
                 yield with_queue_time(event, waited) if isinstance(event, Answer) else event
         finally:
+            timer.cancel()
             seat.gone = True
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
-        async with aclosing(self.run(question)) as events:
+        async with aclosing(self.run(question, pieces=False)) as events:
             async for event in events:
                 if isinstance(event, Answer):
                     return event
         raise AssertionError("a question ended without its Answer")
 
-    def close(self) -> None:
-        """Wait for the torch thread to end; what waits or runs ends with Stopped."""
+    def check_room(self) -> None:
+        """Nothing, if one more may wait; else QueueFull, with a guess at when one leaves."""
+        if self.waiting < self.queue_limit_requests:
+            return
+        recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
+        guess = math.ceil(recent * self.waiting / self.listener.slots.rows)
+        raise QueueFull(
+            f"{self.waiting} requests wait already, as many as this server lets wait",
+            min(max(guess, 1), _LONGEST_GUESS_SECONDS),
+        )
+
+    def stop(self) -> None:
+        """Have the torch thread end after its step; what waits or runs ends with Stopped."""
         with self._news:
             self._closing = True
             self._news.notify()
+
+    def join(self) -> None:
+        """Wait for the torch thread to end, for whatever reason it does."""
         self._thread.join()
+
+    def close(self) -> None:
+        """Stop the torch thread and wait for its end."""
+        self.stop()
+        self.join()
 
     @property
     def running(self) -> int:
@@ -146,7 +200,12 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the torch thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.fault is None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the torch thread ended though nobody stopped it."""
+        return self.fault is not None or not (self._thread.is_alive() or self._closing)
 
     async def _begun(self, inbox: asyncio.Queue[Event | Begun | BaseException | None]) -> None:
         try:
@@ -163,35 +222,64 @@ class Engine:
         with self._news:
             if self._closing or not self.alive:
                 raise Stopped("the server is shutting down", 5)
-            self._queue.append(seat)
+            (self._queue if seat.steps else self._came).append(seat)
             self._news.notify()
+
+    def _steps(self, question: Question) -> Generator[Event | Row, None, None]:
+        """What a question does; its prompt is made at once. Raises what `prepare` raises."""
+        return listen(self.listener, question, prepare(self.listener, question))
 
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """Until closed: drop those that nobody waits for, let one question in, one decode step."""
+        """Until closed: drop whom nobody waits for, let some questions in, one decode step."""
         try:
             while not self._closing:
-                self._drop_gone()
-                entering = self._next()
-                if entering is not None:
+                for _ in range(_ENTER_BETWEEN_STEPS):
+                    self._drop_gone()
+                    self._prepare()
+                    entering = self._next()
+                    if entering is None:
+                        break
                     self._seats.append(entering)
                     entering.post(BEGUN)
                     self._advance(entering)
-                    self._drop_gone()
+                self._drop_gone()
                 if self._seats:
                     self._step()
+        except BaseException as error:  # whatever it is: nobody runs torch any more
+            self.fault = error
+            log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
             with self._news:  # nobody enters any more, so nobody is left waiting for ever
                 self._closing = True
-                left = [*self._seats, *self._queue]
+                left = [*self._seats, *self._queue, *self._came]
                 self._queue.clear()
+                self._came.clear()
             for seat in left:
                 self._end(seat, Stopped("the engine has stopped", 5))
 
     def _drop_gone(self) -> None:
         for seat in [seat for seat in self._seats if seat.gone]:
             self._end(seat, None)
+
+    def _prepare(self) -> None:
+        """Make the prompt of the next question that came, or refuse it."""
+        if not self._came:
+            return
+        seat = self._came[0]  # it stays there until it is made: nobody is lost if the thread dies
+        refused: Exception | None = None
+        try:
+            seat.steps = None if seat.gone else self._steps(seat.question)
+        except Exception as error:
+            self._make_room_after(error)
+            refused = error
+        with self._news:
+            self._came.popleft()
+            if seat.steps is not None:
+                self._queue.append(seat)
+        if refused is not None:
+            self._end(seat, refused)
 
     def _next(self) -> Seat | None:
         """The next question, if there is a row for it; waits while there is nothing to do."""
@@ -203,7 +291,7 @@ class Engine:
                     return None
                 if self._queue and len(self._seats) < self.listener.slots.rows:
                     return self._queue.popleft()
-                if self._seats:
+                if self._seats or self._came:
                     return None
                 self._news.wait()
 
@@ -212,6 +300,7 @@ class Engine:
         try:
             self.listener.slots.step()
         except Exception as error:
+            self._make_room_after(error)
             for seat in list(self._seats):
                 self._end(seat, error)
             return
@@ -220,12 +309,15 @@ class Engine:
 
     def _advance(self, seat: Seat) -> None:
         """Run a question until it waits for its row's next token, or ends."""
+        assert seat.steps is not None
         try:
             for event in seat.steps:
                 if isinstance(event, Row):
                     return
-                seat.post(event)
+                if seat.pieces or not isinstance(event, str):
+                    seat.post(event)
         except Exception as error:
+            self._make_room_after(error)
             self._end(seat, error)
         else:
             self._end(seat, None)
@@ -235,7 +327,17 @@ class Engine:
         if seat in self._seats:
             self._seats.remove(seat)
         try:
-            seat.steps.close()
+            if seat.steps is not None:
+                seat.steps.close()
         except Exception as fault:  # ours; the others go on
             error = error or fault
         seat.post(error)
+
+    def _make_room_after(self, error: Exception) -> None:
+        """Free what is kept if memory ran out; raise the error again if the device is lost."""
+        if faults.is_lost_device(error):
+            raise error  # ends the thread: nothing that runs on the device can be answered
+        if faults.is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what had been allocated so far
+            self.listener.make_room()
+            log.warning("out of memory: what was kept of silence is freed")

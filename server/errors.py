@@ -12,11 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
+from server import faults
 from server.completions import UnknownModel
-from server.deployment import Draining, Loading
-from server.engine import Busy, QueueFull, QueueTimeout, Stopped
-from server.listening_log import UnknownRecord
+from server.deployment import Crowded, Draining, Loading, ReplicaLost
+from server.engine import Busy, QueueFull, QueueTimeout, Stopped, TimedOut
+from server.limits import RateLimited, TooManyConcurrent
+from server.listening_log import LogAway, UnknownRecord
 from server.schemas import wrong_field
 from steering.errors import AudioError, AudioTooLarge, RequestError
 
@@ -29,6 +32,10 @@ class Unauthorized(Exception):
 
 class BodyTooLarge(Exception):
     """The request's body is over the limit."""
+
+
+class BodyTimeout(Exception):
+    """The request's body did not arrive in time."""
 
 
 class UnknownMedia(Exception):
@@ -55,18 +62,26 @@ TABLE: Mapping[type[Exception], Row] = {
     RequestValidationError: Row(422, "invalid_request"),
     Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
     BodyTooLarge: Row(413, "body_too_large"),
+    BodyTimeout: Row(408, "body_timeout", retry_after_seconds=1),
     UnknownMedia: Row(415, "unsupported_media_type"),
     UnknownModel: Row(404, "model_not_found", param="model"),
     UnknownRecord: Row(404, "not_found", param="request_id"),
+    LogAway: Row(503, "listening_log_away", "server_error", retry_after_seconds=5),
+    RateLimited: Row(429, "rate_limited", "rate_limit_error"),
+    TooManyConcurrent: Row(429, "too_many_concurrent", "rate_limit_error"),
     QueueFull: Row(429, "queue_full", "rate_limit_error"),
     QueueTimeout: Row(503, "queue_timeout", "server_error"),
+    TimedOut: Row(504, "timeout", "server_error"),
+    Crowded: Row(503, "too_many_connections", "server_error"),
     Loading: Row(503, "loading", "server_error"),
     Draining: Row(503, "draining", "server_error"),
     Stopped: Row(503, "stopped", "server_error"),
+    ReplicaLost: Row(503, "replica_lost", "server_error"),
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: Row(499, "client_gone"),
 }
+_CLOSING = ("body_timeout", "too_many_connections")  # codes after which a connection is of no use
 _ROUTING: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "there is nothing at this path; GET /docs shows what there is"),
     405: ("method_not_allowed", "this path knows other methods; the header Allow names them"),
@@ -78,6 +93,8 @@ def row_of(error: Exception) -> Row:
     if isinstance(error, HTTPException):
         code, _ = _ROUTING.get(error.status_code, ("http_error", ""))
         return Row(error.status_code, code)
+    if faults.is_out_of_memory(error):
+        return OUT_OF_MEMORY
     found = (TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
     return next(found, UNEXPECTED)
 
@@ -110,9 +127,11 @@ def headers(error: Exception) -> dict[str, str]:
     row = row_of(error)
     found: dict[str, str] = {}
     if isinstance(error, HTTPException):
-        found.update(error.headers or {})
+        found.update({name.lower(): value for name, value in (error.headers or {}).items()})
     if row.status == 401:
         found["www-authenticate"] = "Bearer"
+    if row.code in _CLOSING:
+        found["connection"] = "close"
     wait = error.retry_after_seconds if isinstance(error, Busy) else row.retry_after_seconds
     if wait is not None:
         found["retry-after"] = str(wait)
@@ -140,11 +159,26 @@ def answer_error(scope: Any, error: Exception) -> Response:
     """The response to an exception."""
     error = plain(error)
     note(scope, error)
+    found = headers(error)
+    if row_of(error).status == 405:
+        found["allow"] = _methods(scope)
     return JSONResponse(
         body(error, scope["state"].get("request_id", "")),
         status_code=row_of(error).status,
-        headers=headers(error),
+        headers=found,
     )
+
+
+def _methods(scope: Any) -> str:
+    """The methods of a path, of all its routes: starlette's own header knows the first alone."""
+    routes = scope["app"].state.routes
+    found = {
+        method
+        for route in routes
+        if route.matches(scope)[0] is not Match.NONE
+        for method in route.methods
+    }
+    return ", ".join(sorted(found))
 
 
 async def on_error(request: Request, error: Exception) -> Response:

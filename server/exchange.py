@@ -77,6 +77,7 @@ class Timings:
     decode_seconds: float = 0.0
     first_token_seconds: float = 0.0  # from the end of the wait to the first piece of the answer
     silence_cache: str | None = None
+    began_at: float = 0.0  # time.perf_counter() when the wait was over and prefill began
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -66,6 +66,7 @@ class Fetcher:
     seconds: float = 10.0
     resolve: Resolve = resolve
     allow: Callable[[str], bool] = is_public  # of addresses
+    headers: Mapping[str, str] = field(default_factory=dict)  # sent along
 
     async def fetch_all(self, urls: Sequence[str]) -> Mapping[str, bytes]:
         """The bytes behind each URL.
@@ -128,6 +129,7 @@ class Fetcher:
         address = await self._address(link)
         pinned = link.url.copy_with(host=address)
         headers = {"host": link.url.netloc.decode("ascii"), "accept-encoding": "identity"}
+        headers |= self.headers
         async with (
             httpx.AsyncClient(trust_env=False, timeout=self.seconds) as client,
             client.stream(

@@ -133,6 +133,7 @@ def listen_once(
             decode_seconds=after_decode - after_silence,
             first_token_seconds=reply.first_token_at - started if reply.tokens else 0.0,
             silence_cache=("hit" if twin.from_cache else "miss") if twin else None,
+            began_at=started,
         ),
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
+
+import torch
 
 from steering.model import AudioModel
 from steering.profile import Profile
@@ -38,6 +41,13 @@ class Listener:
         slots = Slots(model, rows, tokens, profile.how if profile else None)
         prefixes = SilentPrefixes(silence_cache_bytes)
         return cls(model, profile, prefixes, slots, unprofiled)
+
+    def make_room(self) -> None:
+        """Free what is kept only to save time, and give it back to the device."""
+        self.prefixes.clear()
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def refusal(listener: Listener) -> str | None:

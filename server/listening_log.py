@@ -1,11 +1,14 @@
-"""What this deployment heard lately: a record of each answer, and their summary. No user text."""
+"""What this deployment heard lately: a record of each answer, and their summary. No user text.
+
+`RecentRecords` forgets with the process; `server/lasting_records.py` has the log in a database.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,6 +17,10 @@ WINDOW = 1000
 
 class UnknownRecord(Exception):
     """The log holds no record of that id."""
+
+
+class LogAway(Exception):
+    """The log's database can't be read now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,41 +38,81 @@ class Record:
     direction: str | None
     strength: float
     audio_seconds: float
+    answered: float = 0.0  # seconds since 1970
+    answer_changed: bool | None = None  # by steering; None where nobody asked for the bare answer
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    silence_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    model: str = ""
+    profile: str = "none"
 
 
 class ListeningLog(Protocol):
-    """Where records go; `recent` gives them oldest first."""
+    """Where records go. `recent` and `find` may wait for a database, and may raise LogAway."""
 
-    def add(self, record: Record) -> None: ...
+    @property
+    def kind(self) -> Literal["memory", "database"]: ...
 
-    def find(self, request_id: str) -> Record: ...
+    def open(self) -> None:
+        """Take records from now on; SettingsError where the log can't be had."""
 
-    def recent(self) -> Sequence[Record]: ...
+    def add(self, record: Record) -> None:
+        """Keep a record; never waits."""
+
+    def own(self) -> Sequence[Record]:
+        """The last records of this process, oldest first; never waits."""
+
+    def recent(self, model: str, profile: str) -> Sequence[Record]:
+        """The last records of a model with a profile, oldest first."""
+
+    def find(self, request_id: str) -> Record:
+        """The newest record of that id; UnknownRecord if there is none."""
+
+    def close(self) -> None:
+        """Keep what is not yet kept; bounded in time."""
 
 
 class RecentRecords:
     """The last records, in memory: gone when the process ends."""
 
+    kind: Literal["memory"] = "memory"
+
     def __init__(self, window: int = WINDOW) -> None:
         self._records: deque[Record] = deque(maxlen=window)
+
+    def open(self) -> None:
+        """Nothing to do."""
 
     def add(self, record: Record) -> None:
         """Keep a record; the oldest goes when the window is full."""
         self._records.append(record)
 
-    def find(self, request_id: str) -> Record:
-        """The newest record of that id; UnknownRecord if there is none."""
-        for record in reversed(self._records):
-            if record.id == request_id:
-                return record
-        raise UnknownRecord(
-            f"no request {request_id[:64]!r} among the last {len(self._records)} (at most"
-            f" {self._records.maxlen} are kept); take `id` from an answer of this deployment"
-        )
-
-    def recent(self) -> Sequence[Record]:
+    def own(self) -> Sequence[Record]:
         """The kept records, oldest first."""
         return list(self._records)
+
+    def recent(self, model: str, profile: str) -> Sequence[Record]:
+        """The kept records of a model with a profile, oldest first."""
+        return [one for one in self.own() if (one.model, one.profile) == (model, profile)]
+
+    def find(self, request_id: str) -> Record:
+        """The newest record of that id; UnknownRecord if there is none."""
+        return newest(self.own(), request_id)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def newest(records: Sequence[Record], request_id: str) -> Record:
+    """The newest of some records that has this id. Raises UnknownRecord."""
+    for record in reversed(records):
+        if record.id == request_id:
+            return record
+    raise UnknownRecord(
+        f"no record of a request {request_id[:64]!r}: old ones are removed; take `id` from an"
+        " answer of this deployment"
+    )
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.decoder import RESULTS
 from server.drift import drift, expected_not_listening
 from server.engine import Engine
 from server.exchange import Answer
+from server.lasting_records import LastingRecords
 from server.listening_log import ListeningLog, Record
 from server.memory import device_bytes
+from server.totals import Samples, text
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -23,6 +27,7 @@ class Metrics:
 
     collected: CollectorRegistry
     requests: Counter
+    key_requests: Counter
     request_seconds: Histogram
     first_token_seconds: Histogram
     tokens: Counter
@@ -33,6 +38,10 @@ class Metrics:
     not_listening: Counter
     silence_cache: Counter
     errors: Counter
+    replicas_ready: Gauge
+    replicas_wanted: Gauge
+    log_lost: Counter
+    decodes: Counter
 
 
 def make_metrics() -> Metrics:
@@ -42,6 +51,12 @@ def make_metrics() -> Metrics:
         collected=own,
         requests=Counter(
             "allears_requests", "Requests by route and status", ["route", "status"], registry=own
+        ),
+        key_requests=Counter(
+            "allears_key_requests",
+            "Requests by the name of their key, `none` without one, and status",
+            ["key", "status"],
+            registry=own,
         ),
         request_seconds=Histogram(
             "allears_request_seconds",
@@ -77,9 +92,24 @@ def make_metrics() -> Metrics:
             "allears_silence_cache", "Silent prefixes: hit or miss", ["result"], registry=own
         ),
         errors=Counter("allears_errors", "Errors by code", ["code"], registry=own),
+        replicas_ready=Gauge(
+            "allears_replicas_ready", "Replicas that answer, 0 without a front", registry=own
+        ),
+        replicas_wanted=Gauge(
+            "allears_replicas_wanted", "Replicas there should be, 0 without a front", registry=own
+        ),
+        log_lost=Counter(
+            "allears_listening_log_lost", "Records that never reached the database", registry=own
+        ),
+        decodes=Counter(
+            "allears_decodes", "Clips decoded, by how it ended", ["result"], registry=own
+        ),
     )
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
+    metrics.errors.labels("out_of_memory")
+    for result in RESULTS:
+        metrics.decodes.labels(result)
     return metrics
 
 
@@ -106,7 +136,7 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(listener.profile, records.recent()))
+    index.set_function(lambda: drift(listener.profile, records.own()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
@@ -119,6 +149,17 @@ def watch_listening(metrics: Metrics, engine: Engine, records: ListeningLog) -> 
     device = listener.model.device
     memory.labels("used").set_function(lambda: device_bytes(device, "used"))
     memory.labels("total").set_function(lambda: device_bytes(device, "total"))
+
+
+def watch_log(metrics: Metrics, records: LastingRecords) -> None:
+    """Add what tells whether the listening log's database takes records."""
+    own = metrics.collected
+    up = Gauge("allears_listening_log_up", "1: the database takes records; 0: away", registry=own)
+    up.set_function(lambda: not records.away)
+    waiting = Gauge(
+        "allears_listening_log_waiting", "Records that wait for the database", registry=own
+    )
+    waiting.set_function(lambda: records.waiting)
 
 
 def count(metrics: Metrics, answer: Answer, record: Record) -> None:
@@ -142,6 +183,17 @@ def count(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.steered.labels(record.direction).inc()
 
 
-def page(metrics: Metrics) -> bytes:
-    """All of them in Prometheus' text format."""
-    return generate_latest(metrics.collected)
+def page(metrics: Metrics, others: Sequence[Samples] = ()) -> bytes:
+    """All of them in Prometheus' text format, with those of replicas added."""
+    return text([samples(metrics), *others]) if others else generate_latest(metrics.collected)
+
+
+def note_replicas(metrics: Metrics, ready: int, wanted: int) -> None:
+    """How many replicas a front has."""
+    metrics.replicas_ready.set(ready)
+    metrics.replicas_wanted.set(wanted)
+
+
+def samples(metrics: Metrics) -> Samples:
+    """All of them as they are now."""
+    return list(metrics.collected.collect())

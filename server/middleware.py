@@ -1,15 +1,14 @@
 """What happens around every request, as plain ASGI: each a function from an app to an app.
 
-From the outside in: `observed` gives the id, headers, log line and metrics; `raced` ends the work
-of a client that hung up; `keyed` asks for a key; `bounded` holds the body to its limit.
+From the outside in: `observed` gives the id, headers, log line, metrics and trace; `caught` answers
+what nobody expected, and whom there is no room for; `raced` ends the work of a client that hung up,
+or that took too long; `bounded` holds the body to its limits; `keyed` (access.py) asks for a key.
+A front has `forwarded` within them, which hands a request on to a replica.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import json
 import logging
 import re
 import time
@@ -18,16 +17,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.deployment import Deployment
-from server.errors import BodyTooLarge, Unauthorized, answer_error
+from server.access import PROBES
+from server.deployment import Crowded, Deployment, Draining
+from server.engine import TimedOut
+from server.errors import BodyTimeout, BodyTooLarge, answer_error
+from server.keys import NOBODY
+from server.logs import told, wording
 
 log = logging.getLogger("allears.requests")
 
-PROBES = frozenset({"/livez", "/readyz"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
+_GRACE_SECONDS = 2.0  # over the engine's own limit, which can still say so in a stream
 _LINGER_SECONDS = 3.0  # how long a body is thrown away, so that the client gets to read the answer
 _SECURITY = {
     "x-content-type-options": "nosniff",
@@ -39,7 +43,7 @@ _NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
 
 def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
-    """Adds x-request-id and security headers, counts, logs, and answers what nobody expected."""
+    """Adds x-request-id and security headers; counts, logs and traces when all is over."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,25 +51,55 @@ def observed(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         state = scope.setdefault("state", {})
         state["request_id"] = _request_id(scope)
         started, status = time.perf_counter(), 0
+        traces = deployment.traces if scope["path"] not in PROBES else None
+        if traces:
+            state["span"] = traces.begin(Headers(scope=scope))
 
         async def dressed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _dress(message, state["request_id"])
+                if deployment.state == "draining":
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         counted = scope["path"] not in PROBES
         deployment.in_flight += counted
         try:
             await app(scope, receive, dressed)
-        except Exception as error:
-            response = answer_error(scope, error)
-            if not status:
-                await response(scope, receive, dressed)
         finally:
             deployment.in_flight -= counted
-            _observe(deployment, scope, status or _CLIENT_GONE, time.perf_counter() - started)
+            line = _line(scope, status or _CLIENT_GONE, time.perf_counter() - started)
+            if traces:
+                timings = state["answer"].timings if "answer" in state else state.get("timings")
+                line["trace_id"] = traces.end(state["span"], line, state.get("taken"), timings)
+            _observe(deployment, scope, line)
+
+    return call
+
+
+def caught(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Answers what nobody expected, with its details in the log, and whom there is no room for."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        begun = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            if scope["path"] not in PROBES and deployment.crowded():
+                raise Crowded("more connections are open than this server allows; close some")
+            await app(scope, receive, noticed)
+        except Exception as error:
+            response = answer_error(scope, error)
+            if not begun:
+                await response(scope, receive, send)
 
     return call
 
@@ -86,23 +120,32 @@ def _dress(message: Message, request_id: str) -> None:
         headers.setdefault("cache-control", "no-store")
 
 
-def _observe(deployment: Deployment, scope: Scope, status: int, seconds: float) -> None:
-    """One log line and the metrics of a request; nothing of what the user wrote."""
-    route, state, metrics = _route(scope), scope["state"], deployment.metrics
-    metrics.requests.labels(route, str(status)).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
-    if "error_code" in state:
-        metrics.errors.labels(state["error_code"]).inc()
-    line: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+def _line(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+    """What the log and the trace say of a request."""
+    state = scope["state"]
+    return {
         "request_id": state["request_id"],
+        "key": state.get("key", NOBODY),
         "method": scope["method"] if scope["method"].isalpha() else "?",
-        "route": route,
+        "route": _route(scope),
         "status": status,
         "seconds": round(seconds, 4),
-        **{key: state[key] for key in ("error_code", "answer_id") if key in state},
+        **told(state),
     }
-    log.log(logging.DEBUG if route in PROBES else logging.INFO, json.dumps(line))
+
+
+def _observe(deployment: Deployment, scope: Scope, line: dict[str, Any]) -> None:
+    """One log line and the metrics of a request; nothing of what the user wrote, if not told to."""
+    route, state, metrics = line["route"], scope["state"], deployment.metrics
+    metrics.requests.labels(route, str(line["status"])).inc()
+    metrics.key_requests.labels(line["key"], str(line["status"])).inc()
+    metrics.request_seconds.labels(route).observe(line["seconds"])
+    if "error_code" in state:
+        metrics.errors.labels(state["error_code"]).inc()
+    if deployment.settings.log_text and "question" in state:
+        line |= wording(state["question"], state.get("answer"))
+    line |= state.get("words", {})
+    log.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra=line)
 
 
 def _route(scope: Scope) -> str:
@@ -112,11 +155,14 @@ def _route(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
-def raced(app: ASGIApp) -> ASGIApp:
-    """Runs the app against the receive channel: who hangs up ends the work.
+def raced(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Runs the app against the receive channel: who hangs up ends the work, and so does time.
 
-    Nothing is received before the app asks, so a body that nobody wants is never invited.
+    TimedOut after the longest time, Draining where the server can't wait for the end. Nothing is
+    received before the app asks, so a body that nobody wants is never invited.
     """
+    settings = deployment.settings
+    limit_seconds = settings.body_timeout_seconds + settings.request_timeout_seconds
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,67 +193,53 @@ def raced(app: ASGIApp) -> ASGIApp:
                 answered = True
 
         work = asyncio.ensure_future(app(scope, next_message, noticed))
+        done: set[asyncio.Future[None]] = set()
         try:
-            await asyncio.wait([work])
+            done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
+        except asyncio.CancelledError:
+            if deployment.state == "draining":  # the server ends, and this is the last to be said
+                raise Draining("the server shut down before the answer was there", 5) from None
+            raise
         finally:
             tasks = [task for task in (work, watcher) if task is not None]
             for task in tasks:
                 task.cancel()  # without effect on what has ended
             await asyncio.gather(*tasks, return_exceptions=True)
+        if not done:
+            raise TimedOut("the request took longer than is allowed here; ask again later", 5)
         if not gone:
             work.result()
 
     return call
 
 
-def keyed(app: ASGIApp, keys: Sequence[str]) -> ASGIApp:
-    """Lets a request pass that has one of the keys, or asks for a probe or a static page.
+def bounded(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
+    """Raises BodyTooLarge in the app as soon as a body is announced, or gets, over the limit.
 
-    Open without keys.
+    And BodyTimeout if it has not arrived so long after the app first asked for it.
     """
-    wanted = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        open_ = scope.get("path") in PROBES or _is_page(scope)
-        if scope["type"] == "http" and wanted and not open_ and not _has_key(scope, wanted):
-            error = Unauthorized(
-                "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
-            )
-            return await answer_error(scope, error)(scope, receive, send)
-        await app(scope, receive, send)
-
-    return call
-
-
-def _is_page(scope: Scope) -> bool:
-    """Whether a static file of the playground is asked for; they hold no secret."""
-    path = str(scope.get("path"))
-    return path in ("/", "/playground") or path.startswith("/playground/")
-
-
-def _has_key(scope: Scope, wanted: Sequence[bytes]) -> bool:
-    """Whether a wanted key was sent, in a time that does not depend on how much of it is right."""
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    sent = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-    matches = [hmac.compare_digest(sent, one) for one in wanted]
-    return any(matches) and scheme.lower() == "bearer"
-
-
-def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """Raises BodyTooLarge in the app as soon as a body is announced, or gets, over the limit."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         headers = Headers(scope=scope)
+        deadline: float | None = None
         size, ended = 0, not ({"content-length", "transfer-encoding"} & set(headers.keys()))
 
         async def counted() -> Message:
-            nonlocal size, ended
+            nonlocal size, ended, deadline
             announced = headers.get("content-length", "")
             if announced.isascii() and announced.isdecimal() and int(announced[:20]) > max_bytes:
                 raise _too_large(int(announced[:20]), max_bytes)
-            message = await receive()
+            deadline = deadline or asyncio.get_running_loop().time() + seconds
+            try:
+                async with asyncio.timeout_at(None if ended else deadline):
+                    message = await receive()
+            except TimeoutError:
+                ended = True  # as far as anybody waits for it
+                raise BodyTimeout(
+                    f"the body did not arrive within {seconds:g} s; send it faster, or less of it"
+                ) from None
             size += len(message.get("body", b""))
             ended = not message.get("more_body", False)
             if size > max_bytes:
@@ -242,3 +274,16 @@ async def _throw_away(receive: Receive) -> None:
                 more = (await receive()).get("more_body", False)
     except TimeoutError:
         return
+
+
+def forwarded(app: ASGIApp, forward: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Gives a request of one of the routes to `forward`, any other to the app."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        found = [one for one in routes if one.matches(scope)[0] is Match.FULL]
+        if scope["type"] != "http" or not found:
+            return await app(scope, receive, send)
+        scope["route"] = found[0]
+        await forward(scope, receive, send)
+
+    return call

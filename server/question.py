@@ -1,6 +1,7 @@
 """A request's body becomes a Question: audio decoded, clips put where the model hears them.
 
-Runs in a worker thread: base64 and decoding take their time.
+Three steps, for each has its own place: `sound_files` in a worker thread, for base64 takes its
+time; `decoded` in a process of its own; `make_question` anywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from server.decoder import Decoder
 from server.exchange import Question
 from server.schemas import (
     MAX_TEXT_CHARACTERS,
@@ -25,7 +27,7 @@ from server.schemas import (
 )
 from steering.answer import Sampling
 from steering.clip import Clip
-from steering.decode import AudioLimits, decode
+from steering.decode import AudioLimits
 from steering.errors import AudioError, AudioTooLarge, RequestError
 from steering.prompt import Message
 
@@ -53,28 +55,73 @@ class Submitted:
 
 def links(wish: ListeningRequest, hearing: Hearing) -> tuple[str, ...]:
     """The URLs of clips that have to be fetched; RequestError for more clips than allowed."""
-    parts = list(_heard_parts(wish.messages or ()))
+    parts = [part for _, part in _heard_parts(wish.messages or ())]
     if len(parts) > hearing.max_clips:
         raise _too_many(len(parts), "messages", hearing)
     urls = [part.audio_url.url for part in parts if isinstance(part, AudioUrlPart)]
     return tuple(dict.fromkeys(url for url in urls if not _is_data(url)))
 
 
-def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
-    """The question of a body. Raises RequestError for fields that clash, AudioError for audio."""
+def for_long_audio(hearing: Hearing, wish: Literal["refuse", "cut", "window"] | None) -> Hearing:
+    """What is heard of a request that says what is to become of long clips."""
+    chosen = replace(hearing, long_audio=wish or hearing.long_audio)
+    if chosen.long_audio != "window":
+        return chosen
+    longest = max(hearing.max_long_seconds, hearing.limits.max_seconds)
+    return replace(chosen, limits=replace(hearing.limits, max_seconds=longest))
+
+
+def sound_files(submitted: Submitted, hearing: Hearing) -> dict[str, bytes]:
+    """The audio files of a body by the names of their fields, those of `audio` first.
+
+    Raises RequestError for fields that clash and for too many clips, AudioError for what is no
+    base64.
+    """
     wish = submitted.wish
-    hearing = _for_long_audio(hearing, wish.long_audio)
     if (wish.question is None) == (wish.messages is None):
         count = "neither" if wish.question is None else "both"
         raise RequestError(
             f"{count} of question and messages was sent; send one of them",
             "question" if wish.question is None else "messages",
         )
-    clips = _clips(submitted, hearing)
+    files = dict(_files_of_audio(submitted, hearing))
+    for name, part in _heard_parts(wish.messages or ()):
+        if isinstance(part, InputAudioPart):
+            files[name] = _bytes(name, part.input_audio)
+        else:
+            files[name] = _linked(name, part.audio_url.url, submitted)
+    return files
+
+
+async def decoded(decoder: Decoder, name: str, data: bytes, hearing: Hearing) -> Clip:
+    """The clip of a file; the error of one that can't be heard names its field."""
+    try:
+        clip = await decoder.decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
+    except AudioTooLarge as error:
+        hint = ', or long_audio "window"' * (hearing.long_audio != "window")
+        raise AudioTooLarge(f"{name}: {error}{hint}") from None
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
+    if hearing.long_audio == "refuse" and clip.seconds > hearing.window_seconds:
+        raise AudioTooLarge(
+            f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
+            f' {hearing.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
+        )
+    return clip
+
+
+def make_question(
+    id: str,
+    wish: ListeningRequest | AudioChatRequest,
+    hearing: Hearing,
+    clips: Mapping[str, Clip],
+) -> Question:
+    """The question of a body whose `clips`, by the names of their fields, were decoded."""
+    before = tuple(clip for name, clip in clips.items() if name.startswith("audio."))
     if wish.messages is None:
-        messages: tuple[Message, ...] = (Message("user", (*clips, str(wish.question))),)
+        messages: tuple[Message, ...] = (Message("user", (*before, str(wish.question))),)
     else:
-        messages = _conversation(wish.messages, clips, submitted, hearing)
+        messages = _conversation(wish.messages, before, clips)
     question = Question(
         id=id,
         messages=messages,
@@ -84,15 +131,6 @@ def make_question(id: str, submitted: Submitted, hearing: Hearing) -> Question:
         generate=False,
     )
     return _with_answer(question, wish) if isinstance(wish, AudioChatRequest) else question
-
-
-def _for_long_audio(hearing: Hearing, wish: Literal["refuse", "cut", "window"] | None) -> Hearing:
-    """The limits of a request that says what is to become of long clips."""
-    chosen = replace(hearing, long_audio=wish or hearing.long_audio)
-    if chosen.long_audio != "window":
-        return chosen
-    longest = max(hearing.max_long_seconds, hearing.limits.max_seconds)
-    return replace(chosen, limits=replace(hearing.limits, max_seconds=longest))
 
 
 def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
@@ -115,8 +153,8 @@ def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
     )
 
 
-def _clips(submitted: Submitted, hearing: Hearing) -> tuple[Clip, ...]:
-    """The clips of `audio`; they go before the question."""
+def _files_of_audio(submitted: Submitted, hearing: Hearing) -> Iterator[tuple[str, bytes]]:
+    """The files of `audio`; their clips go before the question."""
     audio, messages = submitted.wish.audio, submitted.wish.messages
     carried = sum(1 for _ in _heard_parts(messages or ()))
     sent: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
@@ -134,9 +172,9 @@ def _clips(submitted: Submitted, hearing: Hearing) -> tuple[Clip, ...]:
         )
     if here + carried > hearing.max_clips:
         raise _too_many(here + carried, "audio" if here else "messages", hearing)
-    named = [(f"audio.{i}", data) for i, data in enumerate(submitted.files)]
-    named += [(f"audio.{i}", _bytes(f"audio.{i}", file)) for i, file in enumerate(sent)]
-    return tuple(_clip(name, data, hearing) for name, data in named)
+    yield from ((f"audio.{i}", data) for i, data in enumerate(submitted.files))
+    for i, file in enumerate(sent, len(submitted.files)):
+        yield f"audio.{i}", _bytes(f"audio.{i}", file)
 
 
 def _too_many(count: int, param: str, hearing: Hearing) -> RequestError:
@@ -146,54 +184,52 @@ def _too_many(count: int, param: str, hearing: Hearing) -> RequestError:
 
 
 def _conversation(
-    messages: Sequence[ChatMessage],
-    clips: tuple[Clip, ...],
-    submitted: Submitted,
-    hearing: Hearing,
+    messages: Sequence[ChatMessage], before: tuple[Clip, ...], clips: Mapping[str, Clip]
 ) -> tuple[Message, ...]:
-    """The messages, with `clips` before the first text of the last one."""
+    """The messages, with the clips `before` the first text of the last one."""
     if messages[-1].role != "user":
         raise RequestError(
             f"the last message is of role {messages[-1].role!r}; it must be the user's",
             f"messages.{len(messages) - 1}.role",
         )
-    *before, last = [
-        Message(message.role, tuple(_parts(i, message, submitted, hearing)))
+    found = [
+        Message(message.role, tuple(_parts(i, message, clips)))
         for i, message in enumerate(messages)
     ]
-    size = sum(len(part) for m in (*before, last) for part in m.parts if isinstance(part, str))
+    size = sum(len(part) for m in found for part in m.parts if isinstance(part, str))
     if size > MAX_TEXT_CHARACTERS:
         raise RequestError(
             f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
             "messages",
         )
-    return (*before, Message(last.role, (*clips, *last.parts)))
+    return (*found[:-1], Message(found[-1].role, (*before, *found[-1].parts)))
 
 
-def _parts(
-    index: int, message: ChatMessage, submitted: Submitted, hearing: Hearing
-) -> Iterator[str | Clip]:
+def _parts(index: int, message: ChatMessage, clips: Mapping[str, Clip]) -> Iterator[str | Clip]:
     if isinstance(message.content, str):
         yield message.content
         return
     for k, part in enumerate(message.content):
-        name = f"messages.{index}.content.{k}"
-        if isinstance(part, TextPart):
-            yield part.text
-        elif message.role != "user":
-            raise RequestError(f"audio stands in a message of role {message.role!r}", name)
-        elif isinstance(part, InputAudioPart):
-            yield _clip(name, _bytes(name, part.input_audio), hearing)
-        else:
-            yield _clip(name, _linked(name, part.audio_url.url, submitted), hearing)
+        yield part.text if isinstance(part, TextPart) else clips[_part_name(index, k)]
 
 
-def _heard_parts(messages: Sequence[ChatMessage]) -> Iterator[InputAudioPart | AudioUrlPart]:
-    """The clips that stand inside messages."""
-    for message in messages:
-        for part in () if isinstance(message.content, str) else message.content:
-            if not isinstance(part, TextPart):
-                yield part
+def _part_name(message: int, part: int) -> str:
+    return f"messages.{message}.content.{part}"
+
+
+def _heard_parts(
+    messages: Sequence[ChatMessage],
+) -> Iterator[tuple[str, InputAudioPart | AudioUrlPart]]:
+    """The clips that stand inside messages, with the names of their fields."""
+    for i, message in enumerate(messages):
+        for k, part in enumerate(() if isinstance(message.content, str) else message.content):
+            if isinstance(part, TextPart):
+                continue
+            if message.role != "user":
+                raise RequestError(
+                    f"audio stands in a message of role {message.role!r}", _part_name(i, k)
+                )
+            yield _part_name(i, k), part
 
 
 def _is_data(url: str) -> bool:
@@ -221,19 +257,3 @@ def _bytes(name: str, file: AudioFile) -> bytes:
         raise AudioError(
             f"{name}: {len(file.data):,} characters are not base64{hint or '; encode the file'}"
         ) from None
-
-
-def _clip(name: str, data: bytes, hearing: Hearing) -> Clip:
-    try:
-        clip = decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
-    except AudioTooLarge as error:
-        hint = ', or long_audio "window"' * (hearing.long_audio != "window")
-        raise AudioTooLarge(f"{name}: {error}{hint}") from None
-    except AudioError as error:
-        raise type(error)(f"{name}: {error}") from None
-    if hearing.long_audio == "refuse" and clip.seconds > hearing.window_seconds:
-        raise AudioTooLarge(
-            f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
-            f' {hearing.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
-        )
-    return clip

@@ -47,9 +47,10 @@ def _answers(told: Mapping[str, Any]) -> Mapping[str, list[str]]:
     """The statuses of an operation by what they answer."""
     found: dict[str, list[str]] = {}
     for status, answer in sorted(told["responses"].items()):
-        for content in answer.get("content", {}).values():
+        for media, content in answer.get("content", {}).items():
+            kind = "server-sent events" if "event-stream" in media else _kind(content["schema"])
             if "HTTPValidationError" not in json.dumps(content):
-                found.setdefault(_kind(content["schema"]), []).append(status)
+                found.setdefault(kind, []).append(status)
     return found
 
 

@@ -18,22 +18,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import (
     FileResponse,
     JSONResponse,
+    PlainTextResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
 )
+from starlette.routing import BaseRoute
 
-from server import listening_log, metrics, reports, stream
+from server import history, listening_log, metrics, reports, stream, tracing
 from server.completion_reports import ChatCompletion, chunk, completion, last_chunks
 from server.completions import ChatCompletionRequest, UnknownModel, asked_for, json_choice
-from server.deployment import Deployment, describe_profile, model_name
+from server.deployment import Deployment, describe_profile, model_name, names
 from server.engine import Engine
 from server.errors import UnknownMedia
 from server.exchange import Answer, Heeded, Question
 from server.links import Fetcher
 from server.listener import refusal
 from server.pages import DOCS, PLAYGROUND, pages
-from server.question import Submitted, links, make_question
+from server.question import Submitted, decoded, for_long_audio, links, make_question, sound_files
 from server.reports import AudioChat, ErrorReport, ListeningReport
 from server.schemas import AudioChatRequest, ListeningRequest, Wire, parse_form, parse_json
 
@@ -59,25 +61,39 @@ Closing = Annotated[AsyncExitStack, Depends(_closing)]
 
 
 def _body(kind: type[Wire], *, form: bool = True) -> dict[str, Any]:
-    """What /docs says of a body: app.py writes the schemas of these among the others."""
+    """What /docs says of a body: document.py writes the schemas of these among the others."""
     ref = f"#/components/schemas/{kind.__name__}"
-    content = {"application/json": {"schema": {"$ref": ref}}}
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
     if form:
-        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}}
+        files = {"audio": {"contentType": "audio/*"}}
+        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}, "encoding": files}
     return {"requestBody": {"required": True, "content": content}}
+
+
+_ANSWER_HEADERS = {
+    name: {"description": says, "required": True, "schema": {"type": "string"}}
+    for name, says in (
+        ("x-request-id", "the request's own id, or a fresh one"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-steering-strength", "as `steering.strength`"),
+    )
+}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
 
 
-_ASKING = _errors(400, 413, 415, 422, 429, 503)
+_ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_STREAMED = {"content": {stream.MEDIA_TYPE: {"schema": _EVENT}}}
+_ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}
 
 
 @router.post(
     "/v1/audio-chat",
     response_model=AudioChat,
-    responses=_ASKING,
+    responses=_ANSWERING,
     openapi_extra=_body(AudioChatRequest),
 )
 async def audio_chat(request: Request, here: Here, closing: Closing) -> Response:
@@ -85,9 +101,9 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, AudioChatRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
-    finish = partial(_finish, here, engine, wish, question, created)
+    finish = partial(_finish, request, here, engine, wish, question, created)
     headers = reports.headers(heeded.listening, heeded.steering)
     if not wish.stream:
         return JSONResponse(finish(await _answer(events)), headers=headers)
@@ -103,7 +119,7 @@ async def audio_chat(request: Request, here: Here, closing: Closing) -> Response
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={**_ASKING, **_errors(404)},
+    responses={**_ANSWERING, **_errors(404)},
     openapi_extra=_body(ChatCompletionRequest, form=False),
 )
 async def chat_completions(request: Request, here: Here, closing: Closing) -> Response:
@@ -114,10 +130,10 @@ async def chat_completions(request: Request, here: Here, closing: Closing) -> Re
     _check_model(wanted.model, name)
     wish, form = asked_for(wanted), json_choice(wanted)
     question = await _decoded(request, here, engine, Submitted(wish), "chatcmpl")
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
     heeded = await _heeded(events)
     headers = reports.headers(heeded.listening, heeded.steering)
-    finish = partial(_finish, here, engine, wish, question, created)
+    finish = partial(_finish, request, here, engine, wish, question, created)
     content = form.write if form else str
     if not wish.stream:
         native = finish(await _answer(events))
@@ -144,9 +160,9 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
     engine = here.admit()
     created = int(time.time())
     wish, question = await _question(request, here, engine, ListeningRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question)))
+    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
     heeded = await _heeded(events)
-    answer = await _answer(events)
+    request.state.answer = answer = await _answer(events)
     here.note(question, answer, created)
     body = reports.listening_report(model_name(engine.listener), created, answer, wish.include)
     return JSONResponse(body, headers=reports.headers(heeded.listening, heeded.steering))
@@ -157,12 +173,17 @@ async def listening_score_of(request: Request, here: Here, closing: Closing) -> 
 async def listening_score(
     here: Here, request_id: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
-    """What this deployment heard lately, or the record of one request."""
+    """What this deployment heard lately, or the record of one request.
+
+    `log` says of what: the memory of this process, the database of all replicas, or, while that is
+    away, what this process knows.
+    """
     engine = here.ready()
     if request_id is not None:
-        return asdict(here.records.find(request_id))
+        return asdict(await history.find(here.records, request_id))
+    records, log = await history.recent(here.records, *names(engine.listener))
     profile = describe_profile(engine.listener)
-    return {**listening_log.summary(here.records.recent()), "profile": profile}
+    return {**listening_log.summary(records), "log": log, "profile": profile}
 
 
 @router.get("/v1/models", responses=_errors(503))
@@ -204,10 +225,11 @@ async def readyz(here: Here) -> dict[str, str]:
     return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
-@router.get("/metrics", responses=_errors())
+@router.get("/metrics", response_class=PlainTextResponse, responses=_errors())
 async def metrics_page(here: Here) -> Response:
     """Prometheus' text format."""
-    return Response(metrics.page(here.metrics), media_type=CONTENT_TYPE_LATEST)
+    others = await here.replicas() if here.replicas else ()
+    return Response(metrics.page(here.metrics, others), media_type=CONTENT_TYPE_LATEST)
 
 
 # ---- pages
@@ -230,6 +252,12 @@ async def docs() -> Response:
 async def playground(name: str) -> Response:
     """A file of the playground."""
     return _file(name or PLAYGROUND)
+
+
+def forwarded_routes() -> list[BaseRoute]:
+    """The routes that a front asks its replicas: all but pages and what it knows of itself."""
+    own = {"/livez", "/metrics", "/docs", "/", "/playground", "/playground/{name:path}"}
+    return [route for route in router.routes if getattr(route, "path", None) not in own]
 
 
 def _file(name: str) -> Response:
@@ -277,11 +305,20 @@ async def _decoded(
     """The question of checked fields: its links fetched, its audio decoded."""
     request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
     settings = here.settings
-    hearing = here.hearing(engine)
+    hearing = for_long_audio(here.hearing(engine), submitted.wish.long_audio)
     if urls := links(submitted.wish, hearing):
-        fetcher = Fetcher(frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes)
+        traced = tracing.headers(getattr(request.state, "span", None))
+        fetcher = Fetcher(
+            frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes, headers=traced
+        )
         submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
-    return await asyncio.to_thread(make_question, request.state.answer_id, submitted, hearing)
+    begun = time.time_ns()
+    files = await asyncio.to_thread(sound_files, submitted, hearing)
+    clips = {name: await decoded(here.decoder, name, files[name], hearing) for name in files}
+    question = make_question(request.state.answer_id, submitted.wish, hearing, clips)
+    request.state.question, ended = question, time.time_ns()
+    request.state.taken = tracing.Taken((begun, ended), ended)
+    return question
 
 
 def _streamed(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
@@ -320,6 +357,7 @@ async def _answer(events: AsyncGenerator[Heeded | str | Answer, None]) -> Answer
 
 
 def _finish(
+    request: Request,
     here: Deployment,
     engine: Engine,
     wish: AudioChatRequest,
@@ -328,5 +366,6 @@ def _finish(
     answer: Answer,
 ) -> dict[str, Any]:
     """The body of an answer, after it was recorded."""
+    request.state.answer = answer
     here.note(question, answer, created)
     return reports.audio_chat(model_name(engine.listener), created, question, answer, wish.include)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -36,7 +37,22 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_not_blank)]
+_NOT_BLANK = {"pattern": r"\S"}  # for the document; what says so to users is _not_blank
+Text = Annotated[
+    str,
+    Field(max_length=MAX_TEXT_CHARACTERS, json_schema_extra=dict(_NOT_BLANK)),
+    AfterValidator(_not_blank),
+]
+
+
+def _whole(value: Any) -> Any:
+    """3.0 as 3: JSON has one kind of number, and some clients write all of them with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+MaxTokens = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
+ClipIndex = Annotated[int, Field(ge=0, le=63), BeforeValidator(_whole)]
 
 
 class Wire(BaseModel):
@@ -64,7 +80,11 @@ class Wire(BaseModel):
 class AudioFile(Wire):
     """An audio file in base64. What it is, is read from its bytes; `format` may say it as well."""
 
-    data: str = Field(min_length=1, description="a whole WAV, FLAC, OGG or MP3 file in base64")
+    data: str = Field(
+        min_length=1,
+        description="a whole WAV, FLAC, OGG or MP3 file in base64",
+        json_schema_extra={"format": "byte"},
+    )
     format: Literal["wav", "flac", "ogg", "opus", "mp3"] | None = None
 
 
@@ -165,8 +185,14 @@ def _distinct(choices: list[str]) -> list[str]:
     return choices
 
 
-Choice = Annotated[str, Field(max_length=1000), AfterValidator(_not_blank)]
-Choices = Annotated[list[Choice], Field(min_length=2, max_length=26), AfterValidator(_distinct)]
+Choice = Annotated[
+    str, Field(max_length=1000, json_schema_extra=dict(_NOT_BLANK)), AfterValidator(_not_blank)
+]
+Choices = Annotated[
+    list[Choice],
+    Field(min_length=2, max_length=26, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_distinct),
+]
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -178,8 +204,8 @@ class SteeringWish(Wire):
         default="adaptive",
         description='"adaptive", or a number from 0 to the profile\'s max_strength',
     )
-    clip: int | None = Field(
-        default=None, ge=0, le=63, description="contrast only this clip with silence; null: all"
+    clip: ClipIndex | None = Field(
+        default=None, description="contrast only this clip with silence; null: all"
     )
 
 
@@ -208,10 +234,10 @@ class AudioChatRequest(ListeningRequest):
     steering: SteeringWish | None = Field(
         default=None, description="null: adaptive, live direction"
     )
-    max_tokens: int = Field(default=64, ge=1, le=1024)
+    max_tokens: MaxTokens = 64
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Seed | None = None
     stop: list[StopString] = Field(default=[], max_length=4)
     stream: bool = False
     include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]

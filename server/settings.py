@@ -10,17 +10,23 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from platformdirs import user_cache_path, user_state_path
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server import keys
 from steering.errors import AllEarsError
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
 PREFIX = "ALLEARS_"
-# Of the same family, but read by others: the client's commands and the test suite.
+NO_LOG = "none"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+_ORIGIN = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+# Of the same family, but read by others: the client's commands and the test suite.
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
 
 
@@ -92,6 +98,38 @@ class Settings(BaseSettings):
         description="comma separated keys, printable ASCII without spaces; unset: open to"
         " everyone who reaches the port",
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="TOML file with a table for each key: its name, `key`, limits of its own;"
+        " in place of `api_keys`",
+    )
+    key_requests_per_minute: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="requests of one key in a minute, from 0 (no limit); the next gets 429",
+    )
+    key_concurrent_requests: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="requests of one key at once, from 0 (no limit); the next gets 429",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma separated origins (`https://host`, or with `:port`) whose pages may ask"
+        " from a browser; `*` is not allowed; unset: only the server's own",
+    )
+    log_format: Literal["plain", "json"] = Field(
+        default="plain",
+        description="`plain` or `json`: log lines for people, or each a JSON object; those of"
+        " requests always are",
+    )
+    log_text: bool = Field(
+        default=False,
+        description="`true` or `false`: whether question and answer are in the log, their first 500"
+        " characters",
+    )
     max_batch_rows: int = Field(
         default=16, ge=1, le=1024, description="answers written at once, from 1 to 1024"
     )
@@ -113,6 +151,35 @@ class Settings(BaseSettings):
         le=86_400,
         allow_inf_nan=False,
         description="seconds a request may wait, over 0; then it gets 503",
+    )
+    request_timeout_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds an answer may take once its audio is decoded, the wait for its turn"
+        " included, over 0; then it gets 504",
+    )
+    body_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds the body of a request may take to arrive, over 0; then it gets 408",
+    )
+    stall_timeout_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds a connection may take to send the headers of a request, or to read"
+        " nothing of what was written to it, over 0; then it is cut",
+    )
+    max_connections: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="connections open at once, from 1; requests on further ones get 503",
     )
     max_audio_bytes: int = Field(
         default=25_000_000,
@@ -148,10 +215,33 @@ class Settings(BaseSettings):
         description="comma separated hosts (`host`, or `host:port`) whose http(s) URLs are fetched"
         " as audio; unset: no URL is",
     )
+    decode_workers: int = Field(
+        default=2, ge=1, le=64, description="processes that decode audio, from 1 to 64"
+    )
+    decode_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        allow_inf_nan=False,
+        description="seconds that decoding one clip may take, over 0; then it is refused",
+    )
     silence_cache_bytes: int = Field(
         default=1_000_000_000,
         ge=0,
         description="bytes for keys and values of silent audio, from 0 (none are kept)",
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="copies of the model that answer, each with a GPU of its own where there are"
+        " any; over 1 needs `allears[ray]`",
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="replicas that load may make of them; unset: no more than `replicas`",
     )
     drain_seconds: float = Field(
         default=20.0,
@@ -159,6 +249,32 @@ class Settings(BaseSettings):
         le=86_400,
         allow_inf_nan=False,
         description="seconds that running requests get to finish after SIGTERM, from 0",
+    )
+    listening_log_url: SecretStr | None = Field(
+        default=None,
+        description="`sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DATABASE`, or `none`"
+        " (records end with the process); unset: `listening.sqlite` in `allears` in the user's"
+        " state folder, which `XDG_STATE_HOME` may name",
+    )
+    listening_log_max_rows: int = Field(
+        default=100_000,
+        ge=1000,
+        le=1_000_000_000,
+        description="records kept in the database, from 1000; the oldest are removed",
+    )
+    listening_log_max_days: float = Field(
+        default=90.0,
+        gt=0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="days that a record is kept in the database, over 0",
+    )
+    listening_log_buffer_rows: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="records that wait in memory for the database, from 1; then the oldest are"
+        " lost, and counted",
     )
 
     @field_validator("api_keys", mode="before")
@@ -171,6 +287,28 @@ class Settings(BaseSettings):
             raise ValueError("a key holds a space or a character that is not printable ASCII")
         return keys
 
+    @field_validator("api_keys_file")
+    @classmethod
+    def _check_keys(cls, value: Path | None, found: ValidationInfo) -> Path | None:
+        if value is not None and found.data.get("api_keys"):
+            raise ValueError("ALLEARS_API_KEYS is set, too; unset one of them")
+        if value is not None:
+            try:
+                keys.read(value)
+            except keys.KeysError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = [origin.strip().lower() for origin in value.split(",") if origin.strip()]
+        if any(not _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("an origin is http:// or https://, a host, and :PORT at most")
+        return origins
+
     @field_validator("allowed_audio_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
@@ -180,6 +318,42 @@ class Settings(BaseSettings):
         if any(not _HOST.fullmatch(host) for host in hosts):
             raise ValueError("a host is a name or an IPv4 address, with :PORT at most behind it")
         return hosts
+
+    @field_validator("listening_log_url")
+    @classmethod
+    def _check_log(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and value.get_secret_value() != NO_LOG:
+            from server.records_database import parse  # slow to import, and --help needs none
+
+            parse(value.get_secret_value())
+        return value
+
+    @property
+    def log_database(self) -> URL:
+        """The listening log's database."""
+        from server.records_database import file, parse  # slow to import, and --help needs none
+
+        if self.listening_log_url is None:
+            return file(self.state_folder / "listening.sqlite")
+        return parse(self.listening_log_url.get_secret_value())
+
+    @property
+    def logs_to_memory(self) -> bool:
+        """Whether records end with the process."""
+        url = self.listening_log_url
+        return url is not None and url.get_secret_value() == NO_LOG
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the listening log is kept if nothing else is said."""
+        return user_state_path("allears")
+
+    @property
+    def known_keys(self) -> tuple[keys.Key, ...]:
+        """The keys that open this server, a file of them read anew; none: it is open."""
+        if self.api_keys_file is not None:
+            return keys.read(self.api_keys_file)
+        return keys.listed([key.get_secret_value() for key in self.api_keys])
 
     @property
     def cache_folder(self) -> Path:
@@ -206,12 +380,28 @@ def read_settings(environ: Mapping[str, str], options: Mapping[str, object]) -> 
         lines += [_line(details) for details in error.errors()]
     if lines:
         raise SettingsError("\n".join(lines))
-    if environ.get("ALLEARS_API_KEY") and not settings.api_keys:
+    if environ.get("ALLEARS_API_KEY") and not settings.known_keys:
         raise SettingsError(
             "ALLEARS_API_KEY is set, which is the key of a client, but ALLEARS_API_KEYS is not:"
             " the server would be open. Set ALLEARS_API_KEYS, or unset ALLEARS_API_KEY"
         )
     return settings
+
+
+def masked(url: str) -> str:
+    """A database's URL, also one that can't be read, without its password."""
+    url = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", url)
+
+
+def wrong_log(settings: Settings, reason: str) -> SettingsError:
+    """The error of a listening log that can't be had: the setting, its value, what is allowed."""
+    name, given = "listening_log_url", settings.listening_log_url
+    url = str(settings.log_database) if given is None else given.get_secret_value()
+    allowed = Settings.model_fields[name].description
+    return SettingsError(
+        f"{variable(name)} ({option(name)}) is {masked(url)!r}: {reason}. Allowed: {allowed}"
+    )
 
 
 def variable(field: str) -> str:
@@ -242,6 +432,8 @@ def _line(details: Any) -> str:
     if field not in Settings.model_fields:
         return f"{variable(field)} is not a setting"
     value = "(hidden)" if field == "api_keys" else repr(details["input"])
+    if field == "listening_log_url":
+        value = repr(masked(str(details["input"])))
     allowed = Settings.model_fields[field].description
     reason = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable(field)} ({option(field)}) is {value}: {reason}. Allowed: {allowed}"

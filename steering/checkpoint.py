@@ -17,6 +17,8 @@ from steering.errors import ModelError
 
 DEMO = "demo"
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "weights"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _SAMPLE_BYTES = 4096
@@ -47,10 +49,15 @@ def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path
 
 
 def check_whole(name: str, folder: Path) -> None:
-    """Nothing, if every weight file that is announced is there, whole; else ModelError."""
+    """Nothing, if every weight file that is announced is there, whole and safe; else ModelError."""
     index = folder / _INDEX
     if index.is_file():
         wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if odd := [one for one in wanted if "/" in one or not one.endswith(".safetensors")]:
+            raise ModelError(
+                f"{name}: {_INDEX} names {odd[0]!r}; only .safetensors files in its own folder are"
+                " read: convert the checkpoint"
+            )
         missing = [file for file in wanted if not (folder / file).is_file()]
         if missing:
             raise ModelError(
@@ -65,6 +72,37 @@ def check_whole(name: str, folder: Path) -> None:
         )
     for file in files:
         _check_file(name, file)
+
+
+def check_adapter(name: str, folder: Path) -> None:
+    """Nothing, if a folder holds a LoRA in safetensors that asks for no code; else ModelError.
+
+    peft falls back to a pickle where its safetensors file is missing, and imports the module that
+    a config for Megatron names.
+    """
+    for file in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"adapter {name!r} has no {file} in {folder}; save it with peft, as safetensors"
+            )
+    check_whole(name, folder)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    kind = config.get("peft_type")
+    if kind != "LORA" or config.get("megatron_config") is not None:
+        what = "a megatron_config" if kind == "LORA" else f"peft_type {kind}"
+        raise ModelError(f"adapter {name!r} has {what}; only a plain LoRA can be merged")
+
+
+def check_bare(name: str, folder: Path) -> None:
+    """Nothing, if a checkpoint has no adapter in its folder; else ModelError.
+
+    Transformers would put it into the model unasked, from a pickle if there is nothing else.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{name}: {folder} holds an {ADAPTER_CONFIG}; serve the model it was made for, and give"
+            " this folder with --adapter, or take the file away"
+        )
 
 
 def only_config(folder: Path) -> bool:

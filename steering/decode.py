@@ -3,11 +3,13 @@
 Nothing in the bytes is trusted:
 
 1. the first bytes must be those of one of four containers, so no other parser ever runs;
-2. the header's channels, rate and length are held against the limits before a sample is decoded;
-3. decoding goes block by block into a buffer of the length just checked. A header that lies can
+2. a second file behind the first is refused: decoders would leave it out without a word;
+3. the header's channels, rate and length are held against the limits before a sample is decoded;
+4. decoding goes block by block into a buffer of the length just checked. A header that lies can
    shorten what we hear; it can't lengthen it.
 
-The decoder's own error text stays inside: it may hold addresses.
+The decoder's own error text stays inside: it may hold addresses. The libraries that decode are
+imported when the first clip comes: everything else works where they are missing.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from steering.clip import Clip
 from steering.errors import AudioError, AudioTooLarge
+from steering.joined import second_start
+
+if TYPE_CHECKING:
+    import soundfile
 
 _FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 _ALLOWED = "WAV, FLAC, OGG (Vorbis or Opus) or MP3"
@@ -82,6 +87,8 @@ def decode(data: bytes, *, rate_hz: int, limits: AudioLimits) -> Clip:
     mono, submitted_rate_hz, channels = _waveform(data, limits)
     samples = mono
     if submitted_rate_hz != rate_hz:
+        import soxr
+
         samples = soxr.resample(mono, submitted_rate_hz, rate_hz, quality="HQ")
     return Clip(
         samples=samples,
@@ -94,8 +101,11 @@ def decode(data: bytes, *, rate_hz: int, limits: AudioLimits) -> Clip:
 
 def _waveform(data: bytes, limits: AudioLimits) -> tuple[NDArray[np.float32], int, int]:
     """(S,) mono at the file's own rate, that rate in Hz, and the channels it had."""
+    import soundfile
+
     _check_bytes(len(data), limits)
     container = _container(data)
+    _check_alone(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_header(file, limits)
@@ -180,6 +190,16 @@ def _container(data: bytes) -> str:
     )
 
 
+def _check_alone(data: bytes) -> None:
+    """Nothing, if `data` is one file; AudioError for two, one behind the other."""
+    second = second_start(data)
+    if second is not None:
+        raise AudioError(
+            f"the audio is several files in one: of its {len(data):,} bytes a second file starts at"
+            f" byte {second:,}, which would not be heard; send one file, or each as a clip"
+        )
+
+
 def _hint(data: bytes) -> str:
     """What the bytes look like instead, as the end of a sentence; empty if we can't tell."""
     start = data[:512].lstrip()
@@ -245,4 +265,6 @@ def _read_mono(file: soundfile.SoundFile) -> NDArray[np.float32]:
 
 def libsndfile_version() -> str:
     """The version of the library that decodes."""
+    import soundfile
+
     return str(soundfile.__libsndfile_version__)

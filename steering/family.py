@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from steering import omni
 from steering.errors import ModelError
@@ -45,14 +46,34 @@ def _qwen2_audio_tokens(config: Any, frames: int) -> int:
 
 def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
     """Audio embeddings of C clips: each (F, D), from log-mels (C, M, N) and frame counts (C,)."""
-    core = network.model
-    filled = (frames.to(mels.device) - 1) // 2 + 1  # encoder positions after the strided layer
-    positions = torch.arange((mels.shape[-1] - 2) // 2 + 1, device=mels.device)
-    mask = (positions[None] < filled[:, None])[:, None, None]  # (C, 1, 1, N/2) bool
-    heard = core.audio_tower(mels, attention_mask=mask).last_hidden_state
-    audio = core.multi_modal_projector(heard)  # (C, N/4, D)
-    counts = [_qwen2_audio_tokens(None, int(count)) for count in frames]
-    return [audio[i, :count] for i, count in enumerate(counts)]
+    counts = frames.tolist()
+    filled = [(count - 1) // 2 + 1 for count in counts]  # encoder positions before the padding
+    ends = torch.tensor(filled, device=mels.device)[:, None, None, None]
+    mask = torch.arange((mels.shape[-1] - 1) // 2 + 1, device=mels.device) < ends  # (C, 1, 1, N/2)
+    if len(set(getattr(network, "hf_device_map", {}).values())) > 1:  # spread: whole, it moves
+        heard = network.model.audio_tower(mels, attention_mask=mask).last_hidden_state
+    else:
+        longest = max(filled)
+        heard = _encode(network.model.audio_tower, mels, mask[..., :longest])
+    audio = network.model.multi_modal_projector(heard)  # (C, N/4 or longest/2, D)
+    return [audio[i, : _qwen2_audio_tokens(None, count)] for i, count in enumerate(counts)]
+
+
+def _encode(tower: Any, mels: Tensor, mask: Tensor) -> Tensor:
+    """(C, P/2, E) of log-mels (C, M, N), by the encoder's own layers, for the P positions of `mask`
+    (C, 1, 1, P) only: nothing attends to the padding behind, so a short clip costs its own length.
+    """
+    longest = mask.shape[-1]
+    states = gelu(tower.conv1(mels[..., : 2 * longest + 1]))  # as far as the last position reads
+    states = gelu(tower.conv2(states))[..., :longest].transpose(1, 2)
+    states = states + tower.embed_positions.weight[:longest]
+    seen = None if len(mask) == 1 else mask  # the longest clip sees all of itself
+    for layer in tower.layers:
+        found = layer(states, seen)
+        states = found[0] if isinstance(found, tuple) else found
+    pooled: Tensor = tower.avg_pooler(states.transpose(1, 2)).transpose(1, 2)
+    heard: Tensor = tower.layer_norm(pooled)
+    return heard
 
 
 QWEN2_AUDIO = Family(

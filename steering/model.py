@@ -14,7 +14,16 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from steering import memory
-from steering.checkpoint import DEMO, check_whole, find, fingerprint, first_line
+from steering.checkpoint import (
+    ADAPTER_CONFIG,
+    DEMO,
+    check_adapter,
+    check_bare,
+    check_whole,
+    find,
+    fingerprint,
+    first_line,
+)
 from steering.errors import ModelError
 from steering.family import Family, family_of
 from steering.memory import DTYPES, QUANTIZED
@@ -128,6 +137,7 @@ def load(
     folder, commit = find(name, revision)
     config = read_config(name, folder)
     family = family_of(config.model_type)
+    check_bare(name, folder)
     check_whole(name, folder)
     place = _device("auto" if device == SPREAD else device)
     kind, reason = _dtype(dtype, place)
@@ -234,9 +244,7 @@ def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str
     from peft import PeftModel  # an optional package
 
     folder, _ = find(adapter, None)
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"adapter {adapter!r} has no adapter_config.json in {folder}")
-    check_whole(adapter, folder)
+    check_adapter(adapter, folder)
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -248,7 +256,7 @@ def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str
         raise ModelError(
             f"adapter {adapter!r} is not of this model: {str(missing[0].message)[:200]}…"
         )
-    return merged, fingerprint(folder, "adapter_config.json", base_print)
+    return merged, fingerprint(folder, ADAPTER_CONFIG, base_print)
 
 
 def _require(package: str, extra: str, what: str) -> None:

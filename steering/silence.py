@@ -109,6 +109,12 @@ class SilentPrefixes:
         _, oldest = self._features.popitem(last=False)
         self.held_bytes -= oldest.nbytes
 
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._kept.clear()
+        self._features.clear()
+        self.held_bytes = 0
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -27,8 +27,9 @@ from steering.readout import Intervention, logits
 
 log = logging.getLogger("allears")
 
-_GRAIN = 64  # tokens: keys are read up to the longest row, rounded up to this
-_GRAPH_REACHES_PER_DOUBLING = 4  # of a graph: coarser, for every reach is recorded
+_GRAIN = 16  # tokens: keys are read up to the longest row, rounded up to this
+_GRAPH_GRAIN = 64  # at least, where every reach is recorded as a graph of its own
+_GRAPH_REACHES_PER_DOUBLING = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +149,9 @@ class Slots(Cache):
         grain = _GRAIN
         if self.rounded:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
-            grain = max(grain, (1 << reach.bit_length()) // (2 * _GRAPH_REACHES_PER_DOUBLING))
+            grain = max(
+                _GRAPH_GRAIN, (1 << reach.bit_length()) // (2 * _GRAPH_REACHES_PER_DOUBLING)
+            )
         return rows, min(-(-reach // grain) * grain, self.tokens)
 
     @torch.inference_mode()

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Generator
+import uuid
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -24,6 +30,7 @@ from steering.readout import Intervention
 from steering.strength import Gate
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = ("-m", "server.cli")
 
 # ---- skips: where everything a test may use is installed, a skip hides a failure
 
@@ -52,6 +59,36 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+# ---- the server that tests ask
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--url", help="of a running server, asked in place of the tests' own")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --url only the tests stay that ask a server over HTTP and look at nothing inside."""
+    if config.getoption("--url") is None:
+        return
+    inside = {"start", "gate", "monkeypatch", "caplog", "serve_process"}
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        asks = {"server", "running_url"} & set(item.fixturenames)
+        looks = inside & set(inspect.signature(item.function).parameters)
+        (kept if asks and not looks else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture(scope="session")
+def given_url(pytestconfig: pytest.Config) -> str | None:
+    """The URL of a server that was started outside."""
+    found: str | None = pytestconfig.getoption("--url")
+    return found
+
+
 # ---- a tiny model of random weights, its profile, and clips to send
 
 
@@ -61,6 +98,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.upper().startswith("ALLEARS_")]:
         if name != "ALLEARS_REQUIRE_SYSTEM":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_state_outside(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """The listening log of the developer's own servers plays no part either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -144,9 +189,15 @@ def sound() -> bytes:
 
 @pytest.fixture(scope="session")
 def running_url(
-    checkpoint_folder: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    given_url: str | None,
+    checkpoint_folder: Path,
+    profile_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Generator[str, None, None]:
     """The URL of a real `allears serve` of the tiny model."""
+    if given_url is not None:
+        yield given_url
+        return
     log = tmp_path_factory.mktemp("serve") / "log"
     with serving(checkpoint_folder, profile_folder, log) as (_, url):
         yield url
@@ -154,12 +205,13 @@ def running_url(
 
 @contextmanager
 def serving(
-    checkpoint: Path, folder: Path, log: Path, *options: str
+    checkpoint: Path, folder: Path, log: Path, *options: str, program: Sequence[str] = PROGRAM
 ) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
     """A ready server in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--model"]
+    command = [sys.executable, *program, "serve", "--port", "0", "--model"]
     command += [str(checkpoint), "--profile", str(folder), *options]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
+    clean["XDG_STATE_HOME"] = str(log.parent)  # a listening log of its own
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, cwd=ROOT, env=clean, stderr=stderr)
     try:
@@ -173,6 +225,83 @@ def serving(
 def serve_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], str]]]:
     """The context manager that runs a server."""
     return serving
+
+
+# ---- a PostgreSQL of our own
+
+
+class Postgres:
+    """A cluster in a folder of its own, on a free port; its superuser is allears."""
+
+    def __init__(self, programs: Path, folder: Path, user: str | None) -> None:
+        self._programs, self._folder, self._user = programs, folder, user
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        password = folder / "password"
+        password.write_text("s3cret")
+        if user is not None:
+            shutil.chown(folder, user)
+            shutil.chown(password, user)
+        data = ["-D", str(folder / "data")]
+        self._run("initdb", *data, "-U", "allears", "-A", "scram-sha-256", "--pwfile", password)
+        self._data = data
+
+    def start(self) -> None:
+        how = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c fsync=off"
+        how += f" -c unix_socket_directories={self._folder}"
+        log = self._folder / "log"
+        self._run("pg_ctl", *self._data, "-w", "-o", how, "-l", str(log), "start")
+
+    def stop(self, how: str = "fast") -> None:
+        self._run("pg_ctl", *self._data, "-m", how, "-w", "stop")
+
+    @contextmanager
+    def frozen(self) -> Generator[None, None, None]:
+        """While it lasts every process stands still: nothing answers, nothing is refused."""
+        pid = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        main = psutil.Process(pid)
+        processes = [main, *main.children()]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://allears:s3cret@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self) -> str:
+        """The URL of a fresh, empty database."""
+        import psycopg
+
+        name = f"log_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+    def _run(self, program: str, *words: str | Path) -> None:
+        become = ["runuser", "-u", self._user, "--"] if self._user else []
+        command = [*become, str(self._programs / program), *map(str, words)]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[Postgres, None, None]:
+    """A running cluster; a test that stops it starts it again. Tests that use it are `system`."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
+    if not found:
+        pytest.skip("PostgreSQL is missing; .ci/run installs it")
+    folder = Path(tempfile.mkdtemp(prefix="allears-postgres-"))
+    cluster = Postgres(found[-1], folder, "postgres" if os.getuid() == 0 else None)
+    try:
+        cluster.start()
+        yield cluster
+        cluster.stop("immediate")
+    finally:
+        shutil.rmtree(folder)
 
 
 def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:

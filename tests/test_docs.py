@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,3 +48,27 @@ def test_commands_of_a_page_exist(page: Path) -> None:
         re.findall(r"(?:^|[`/ ])allears ([a-z][a-z-]+) (?:--|[A-Z./])", page.read_text(), re.M)
     )
     assert named <= known
+
+
+def functions(path: Path) -> set[str]:
+    """The names of a file's functions."""
+    tree = ast.parse(path.read_text())
+    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {
+        one for page in PAGES for one in re.findall(r"`(tests/\S+\.py)::(\w+)`", page.read_text())
+    }
+    assert len(named) > 15
+    assert not [f"{path}::{test}" for path, test in named if test not in functions(ROOT / path)]
+
+
+def test_every_advisory_has_a_test_that_tries_it() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    section = re.split(r"^## ", page, flags=re.MULTILINE)
+    (advisories,) = (one for one in section if one.startswith("Advisories\n"))
+    rows = re.findall(r"^\| (?!what happened)(.*) \|$", advisories, re.MULTILINE)
+    assert len(rows) == 11
+    assert all("`tests/" in row.split(" | ")[3] for row in rows)
+    assert len(set(re.findall(r"CVE-\d{4}-\d+", advisories))) == 9

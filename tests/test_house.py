@@ -17,7 +17,7 @@ SOURCES = sorted(
 )
 
 WEB = {"fastapi", "starlette"}
-WEB_NAMES = ("routes", "schemas", "app", "errors", "middleware", "stream")
+WEB_NAMES = ("routes", "schemas", "app", "errors", "middleware", "access", "stream")
 WEB_FILES = {f"server/{name}.py" for name in WEB_NAMES}
 SOUND = {"soundfile", "soxr"}
 VAGUE = {"util", "helper", "common", "base", "manager", "factory", "registry", "handler", "service"}
@@ -32,9 +32,11 @@ def forbidden(file: str) -> set[str]:
     if package == "steering":
         modules |= {"server", CLIENT, "uvicorn", "pydantic", "pydantic_settings"}
     if package == "server" and file != "server/cli.py":
-        modules |= {CLIENT, "uvicorn"}
+        modules |= {CLIENT} if file == "server/serving.py" else {CLIENT, "uvicorn"}
     if file not in WEB_FILES:
         modules |= WEB
+    if file != "server/tracing.py":
+        modules |= {"opentelemetry"}
     if file != "steering/decode.py" and not file.startswith("steering/demo/"):
         modules |= SOUND
     return modules
@@ -67,6 +69,7 @@ def test_the_rule_sees_every_kind_of_import() -> None:
     assert {"server", "steering"} <= forbidden("clients/allears_client/client.py")
     assert {"server", CLIENT, "fastapi", "pydantic"} <= forbidden("steering/model.py")
     assert {"fastapi", "starlette", "soxr"} <= forbidden("server/engine.py")
+    assert "opentelemetry" in forbidden("server/engine.py")
     assert not {CLIENT, "uvicorn", "steering"} & forbidden("server/cli.py")
 
 

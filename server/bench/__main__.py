@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import transformers
 from server.bench import figures
 from server.bench.arms import ARMS, Bench
 from server.bench.floors import different_directions, floors
-from server.bench.load import one_at_a_time, through_engine
+from server.bench.load import apart, one_at_a_time, through_engine
 from server.bench.models import subject
 from steering.prompt import build
 
@@ -61,11 +62,11 @@ def measure(
     clock: str = "wall",
 ) -> dict[str, Any]:
     """Everything that was measured of a model, as it goes to the JSON file."""
-    measured = subject(model, device, scale_down=scale_down)
-    bench = Bench.of(measured, tokens, max([1, *concurrency]), CLOCKS[clock])
-    prompt = build(measured.model, measured.messages(0))
+    measured = apart(lambda: subject(model, device, scale_down=scale_down))
+    bench = apart(lambda: Bench.of(measured, tokens, max([1, *concurrency]), CLOCKS[clock]))
+    prompt = apart(lambda: build(measured.model, measured.messages(0)))
     promises = None if scale_down else model  # whose bounds are looked at
-    runs = _rounds(bench, rounds)
+    runs = apart(lambda: _rounds(bench, rounds))
     load = _load(bench, (rounds + 2) // 3, concurrency)
     results: dict[str, Any] = {
         "model": model,
@@ -90,9 +91,9 @@ def measure(
         results["floors"] = rates
         results["ratios"] += _floor_ratios(results["arms"], rates, promised=not scale_down)
         rows = 16 if scale_down else 256
-        apart = different_directions(measured.model, measured.messages(0, 1.0), rows)
+        cost = different_directions(measured.model, measured.messages(0, 1.0), rows)
         says = f"{rows} directions / none, a decode step"
-        results["ratios"].append(figures.ratio(says, [apart], "<=", None if scale_down else 1.02))
+        results["ratios"].append(figures.ratio(says, [cost], "<=", None if scale_down else 1.02))
     return results
 
 
@@ -134,7 +135,7 @@ def _load(bench: Bench, rounds: int, concurrency: Sequence[int]) -> dict[str, li
     found: dict[str, list[float]] = {}
     for i in range(rounds if concurrency else 0):
         seed = 10_000 * (i + 1)
-        one = one_at_a_time(bench, 4, seed)
+        one = apart(partial(one_at_a_time, bench, 4, seed))
         found.setdefault("transformers, one at a time", []).append(one)
         for clients in concurrency:
             for steer in (False, True):

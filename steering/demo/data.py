@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from steering.demo import sounds, speech, world
@@ -61,6 +60,8 @@ def _write_clip(
     path: Path, split: str, index: int, rng: np.random.Generator
 ) -> tuple[world.Facts, float]:
     """Facts and trust of a clip after it was recorded to a 16-bit WAV file."""
+    import soundfile  # here: the server imports this module and needs no such library
+
     voices = speech.TEST_VOICES if split == UNSEEN_VOICES else speech.TRAIN_VOICES
     facts = world.draw_facts(rng, DOMAINS[index % len(DOMAINS)])
     clean = world.synthesise(facts, voices, rng)

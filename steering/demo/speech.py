@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import espeakng_loader
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
 from steering.demo.sounds import SAMPLE_RATE_HZ, Rng, Samples, Signal, draw_length, peak_normalised
@@ -99,6 +98,8 @@ def _check(status: int, what: str) -> None:
 
 def _spoken(word: str, voice: str, settings: dict[int, int]) -> Signal:
     # The word at SAMPLE_RATE_HZ, (S,), peak not normalised.
+    import soxr  # here: the server imports this module and needs no such library
+
     blocks: list[NDArray[np.int16]] = []
 
     def receive(wav: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:

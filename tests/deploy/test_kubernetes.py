@@ -82,7 +82,8 @@ def test_every_variable_is_a_setting_with_an_allowed_value(
 ) -> None:
     found = environment(manifests)
     assert found.keys() - FOREIGN <= KNOWN
-    values = {name: value or "key" for name, value in found.items() if name in KNOWN}
+    secret = {"ALLEARS_API_KEYS": "key", "ALLEARS_LISTENING_LOG_URL": "postgresql://a:b@c/d"}
+    values = {name: value or secret[name] for name, value in found.items() if name in KNOWN}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert read_settings(values, {}).host == "0.0.0.0"
@@ -91,6 +92,7 @@ def test_every_variable_is_a_setting_with_an_allowed_value(
 def test_secrets_are_references(manifests: list[dict[str, Any]]) -> None:
     assert not of_kind(manifests, "Secret")
     assert environment(manifests)["ALLEARS_API_KEYS"] is None
+    assert environment(manifests)["ALLEARS_LISTENING_LOG_URL"] is None
 
 
 def test_a_pod_is_locked_down(manifests: list[dict[str, Any]]) -> None:

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from server import engine
 from server.app import create_app
@@ -19,11 +23,18 @@ from server.deployment import Deployment
 from server.exchange import Answer, Heeded, Question
 from server.listen import listen
 from server.listener import Listener
-from server.settings import Settings
+from server.settings import NO_LOG, Settings
 from steering.model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.slots import Row
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
 
 
 class Server:
@@ -60,10 +71,7 @@ class Server:
         return collected.get_sample_value(name, labels) or 0.0
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.005)
+        wait_until(condition)
 
     @contextmanager
     def started(self, *, ready: bool = True) -> Iterator[Server]:
@@ -81,6 +89,53 @@ class Server:
             self._thread.join()
             self.loop.close()
 
+    @contextmanager
+    def on_a_port(self) -> Iterator[str]:
+        """The URL of this app on a real socket."""
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, server_header=False, lifespan="off"
+        )
+        listening = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            serving = self.run(listening.serve(sockets=[port]))
+            try:
+                yield f"http://127.0.0.1:{port.getsockname()[1]}"
+            finally:
+                listening.should_exit = True
+                serving.result(20)
+
+
+class Remote:
+    """A server elsewhere, asked over HTTP as `Server` is."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=url, timeout=60)
+        self._threads = ThreadPoolExecutor(32)
+
+    def begin(self, method: str, path: str, **content: Any) -> Future[httpx.Response]:
+        return self._threads.submit(self._http.request, method, path, **content)
+
+    def get(self, path: str, **content: Any) -> httpx.Response:
+        return self._http.get(path, **content)
+
+    def post(self, path: str, **content: Any) -> httpx.Response:
+        return self._http.post(path, **content)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.post("/v1/audio-chat", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(one.value for one in samples if (one.name, one.labels) == (name, labels))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        wait_until(condition)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._http.close()
+
 
 @pytest.fixture(scope="session")
 def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
@@ -88,18 +143,26 @@ def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
 
 
 @pytest.fixture(scope="session")
-def server(listener: Listener) -> Generator[Server, None, None]:
+def server(given_url: str | None, listener: Listener) -> Generator[Server | Remote, None, None]:
     """A server that all tests share which leave it as it was."""
-    with Server(create_app(Settings(), listener)).started() as started:
+    if given_url is not None:
+        with closing(Remote(given_url)) as remote:
+            yield remote
+        return
+    with Server(
+        create_app(Settings(listening_log_url=SecretStr(NO_LOG)), listener)
+    ).started() as started:
         yield started
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(listener: Listener) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
     def own(*, heard_by: Listener | None = None, ready: bool = True, **settings: Any) -> Any:
-        app = create_app(Settings(**settings), heard_by or listener)
+        app = create_app(
+            Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or listener
+        )
         return Server(app).started(ready=ready)
 
     return own

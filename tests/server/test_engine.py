@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
-from server.engine import Engine, Event, Stopped
+from server.engine import Engine, Event, Stopped, TimedOut
 from server.exchange import Answer, Heeded, Question
+from server.faults import is_out_of_memory
 from server.listener import Listener
 from steering.answer import Sampling
 from steering.clip import Clip
@@ -25,7 +27,7 @@ LONG = Sampling(max_tokens=400, ignore_end=True)
 
 
 @pytest.fixture
-def listener(tiny_model: Any, tiny_profile: Any) -> Listener:
+def small(tiny_model: Any, tiny_profile: Any) -> Listener:
     """A listener of one's own, with few rows."""
     return Listener.of(tiny_model, tiny_profile, rows=6, tokens=1200)
 
@@ -122,7 +124,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(listener: Listener) -> None:
+def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Listener) -> None:
     questions = [random_question(seed) for seed in range(200)]
 
     async def ask() -> None:
@@ -132,7 +134,7 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(listener: Lis
         assert len({one.text for one in alone}) > 60, "they say different things"
         assert sum(one.steering.applied for one in alone) > 50
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(ask())
 
 
@@ -151,7 +153,7 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
         asyncio.run(ask())
 
 
-def test_a_question_that_fails_disturbs_nobody(listener: Listener) -> None:
+def test_a_question_that_fails_disturbs_nobody(small: Listener) -> None:
     good = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
     wrong = question(9, steer=True, strength=50.0)
     too_long = question(8, sampling=Sampling(max_tokens=5000))
@@ -163,24 +165,24 @@ def test_a_question_that_fails_disturbs_nobody(listener: Listener) -> None:
         rest = [answered(one) for i, one in enumerate(found) if i not in (1, 5)]
         assert_same(rest, alone)
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(ask())
 
 
 def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    small: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [question(seed, sampling=Sampling(max_tokens=30, ignore_end=True)) for seed in range(9)]
     sizes: list[int] = []
-    step = listener.slots.step
+    step = small.slots.step
 
     def failing() -> None:
-        sizes.append(len(listener.slots.seated))
+        sizes.append(len(small.slots.seated))
         if len(sizes) == 4:
             raise RuntimeError("no memory")
         step()
 
-    monkeypatch.setattr(listener.slots, "step", failing)
+    monkeypatch.setattr(small.slots, "step", failing)
 
     async def ask() -> None:
         found = await all_of(engine, asked)
@@ -190,21 +192,91 @@ def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
         assert engine.alive
         assert (await engine.answer(asked[0])).completion_tokens == 30
 
-    with running(listener) as engine:
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_on(
+    small: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    step = small.slots.step
+    held: list[int] = []
+
+    def greedy() -> None:
+        if not held:
+            held.append(small.prefixes.held_bytes)
+            torch.empty(1 << 46, dtype=torch.uint8)
+        step()
+
+    async def ask() -> None:
+        alone = [await engine.answer(one) for one in asked]
+        monkeypatch.setattr(small.slots, "step", greedy)
+        found = await all_of(engine, asked)
+        failed = [i for i, one in enumerate(found) if not isinstance(one, Answer)]
+        assert failed and all(is_out_of_memory(cast(BaseException, found[i])) for i in failed)
+        assert held[0] > 0
+        rest = [i for i in range(len(asked)) if i not in failed]
+        assert_same([answered(found[i]) for i in rest], [alone[i] for i in rest])
+        assert_same([answered(one) for one in await all_of(engine, asked)], alone)
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_who_reads_no_further_holds_no_row_over_the_time_limit(small: Listener) -> None:
+    engine = Engine(
+        small, queue_limit_requests=5, queue_timeout_seconds=60, request_timeout_seconds=0.5
+    )
+    step = small.slots.step
+
+    def slow() -> None:
+        time.sleep(0.01)
+        step()
+
+    async def ask() -> None:
+        async with aclosing(engine.run(question(1, sampling=LONG))) as events:
+            await anext(events)
+            await until(lambda: len(small.slots.seated) == 1)
+            await until(lambda: not small.slots.seated)
+            with pytest.raises(TimedOut):
+                async for _ in events:
+                    pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small.slots, "step", slow)
+        asyncio.run(ask())
+    engine.close()
+
+
+def test_a_lost_device_ends_the_engine_and_all_that_ask(
+    small: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    async def ask() -> None:
+        found = await all_of(engine, [question(seed, sampling=LONG) for seed in range(9)])
+        assert [type(one) for one in found] == [Stopped] * 9
+        assert isinstance(engine.fault, torch.AcceleratorError)
+        assert engine.dead and not engine.alive
+
+    with running(small) as engine:
+        monkeypatch.setattr(small.slots, "step", lost)
         asyncio.run(ask())
 
 
 def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    small: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    step = listener.slots.step
+    step = small.slots.step
 
     def counted() -> None:
-        rows.append(len(listener.slots.seated))
+        rows.append(len(small.slots.seated))
         step()
 
-    monkeypatch.setattr(listener.slots, "step", counted)
+    monkeypatch.setattr(small.slots, "step", counted)
 
     async def ask() -> None:
         async with aclosing(engine.run(question(1, steer=True, sampling=LONG))) as events:
@@ -214,7 +286,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
         steps = len(rows)
         await until(lambda: engine.running == 0)
         assert len(rows) <= steps + 1
-        assert not listener.slots.seated
+        assert not small.slots.seated
         assert len(rows) < 300, "the answer was cut"
 
         # and beside one that stays
@@ -225,11 +297,11 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
                 if isinstance(event, str):
                     break
         steps = len(rows)
-        await until(lambda: len(listener.slots.seated) == 1)
+        await until(lambda: len(small.slots.seated) == 1)
         assert 2 not in rows[steps + 1 :]
         assert (await stays).completion_tokens == LONG.max_tokens
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(ask())
 
 
@@ -265,20 +337,20 @@ def test_closing_ends_what_runs_and_what_waits(tiny_model: Any) -> None:
         asyncio.run(ask())
 
 
-def test_a_loop_that_is_gone_stops_nobody(listener: Listener) -> None:
+def test_a_loop_that_is_gone_stops_nobody(small: Listener) -> None:
     async def leave() -> None:
         await anext(engine.run(question(1, sampling=LONG)))
 
     async def ask() -> Answer:
         return await engine.answer(question(2))
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(leave())
         assert asyncio.run(ask()).completion_tokens > 0
         assert engine.alive
 
 
-def test_an_answers_first_token_comes_before_its_last(listener: Listener) -> None:
+def test_an_answers_first_token_comes_before_its_last(small: Listener) -> None:
     async def ask() -> None:
         begun = time.perf_counter()
         events: list[Event] = []
@@ -294,7 +366,7 @@ def test_an_answers_first_token_comes_before_its_last(listener: Listener) -> Non
         assert found.prefill_seconds < found.first_token_seconds < arrived[1]
         assert found.first_token_seconds < found.prefill_seconds + 0.5 * found.decode_seconds
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(ask())
 
 
@@ -330,15 +402,15 @@ def test_a_dead_thread_is_noticed_by_all_and_by_readyz(
 
 
 def test_a_question_whose_end_fails_frees_its_row(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    small: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error on the way out is told to the one who asked, and the engine goes on."""
     from server import engine as module
     from server.listen import listen
 
-    def faulty(listener: Listener, asked: Question, prompt: Any) -> Generator[Any, None, None]:
+    def faulty(small: Listener, asked: Question, prompt: Any) -> Generator[Any, None, None]:
         try:
-            yield from listen(listener, asked, prompt)
+            yield from listen(small, asked, prompt)
         finally:
             if asked.id == "question-1":
                 raise ValueError("on the way out")
@@ -354,5 +426,5 @@ def test_a_question_whose_end_fails_frees_its_row(
         await until(lambda: engine.running == 0)
         assert engine.alive
 
-    with running(listener) as engine:
+    with running(small) as engine:
         asyncio.run(ask())

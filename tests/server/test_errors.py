@@ -362,3 +362,16 @@ def test_every_error_that_a_request_may_meet_has_its_row() -> None:
     assert tree <= errors.TABLE.keys()
     busy = {one for one in errors.TABLE if issubclass(one, engine.Busy)}
     assert busy == set(engine.Busy.__subclasses__())
+
+
+def test_a_path_names_the_methods_of_all_its_routes(server: Any) -> None:
+    response = server.begin("DELETE", "/v1/listening-score").result(20)
+    refused(response, 405, "method_not_allowed", None)
+    assert response.headers["allow"] == "GET, POST"
+
+
+def test_a_whole_number_may_have_a_point(server: Any, audio: dict[str, str]) -> None:
+    fields = {"audio": audio, "question": QUESTION}
+    assert server.chat(**fields, max_tokens=1.0, seed=7.0).status_code == 200
+    refused(server.chat(**fields, max_tokens=1.5), 422, "invalid_request", "max_tokens")
+    refused(server.chat(**fields, seed=-1.0), 422, "invalid_request", "seed")

@@ -133,7 +133,7 @@ def test_the_oldest_record_goes() -> None:
     log = RecentRecords(window=2)
     for name in "abc":
         log.add(record(name))
-    assert [one.id for one in log.recent()] == ["b", "c"]
+    assert [one.id for one in log.own()] == ["b", "c"]
     assert log.find("c").id == "c"
     with pytest.raises(UnknownRecord):
         log.find("a")

@@ -131,7 +131,7 @@ def test_others_are_answered_between_two_windows(
 ) -> None:
     wish = {"audio": minute, "question": QUESTION, "choices": CHOICES, "long_audio": "window"}
     long = server.begin("POST", "/v1/audio-chat", json=wish)
-    server.wait_until(lambda: server.deployment.engine.running > 0)
+    server.wait_until(lambda: server.metric("allears_batch_rows") > 0)
     short = server.chat(audio=audio, question=QUESTION, max_tokens=2)
     assert short.status_code == 200
     assert not long.done(), "it was answered while the minute was heard"

@@ -122,7 +122,7 @@ def test_a_request_is_one_line_of_json_without_user_text(
     caplog.set_level(logging.INFO, "allears.requests")
     chatted = server.chat(audio=audio, question="my secret", max_tokens=1, stream=True)
     server.get("/my-secret?q=secret")
-    lines = [json.loads(r.message) for r in caplog.records if r.name == "allears.requests"]
+    lines = [vars(r) for r in caplog.records if r.name == "allears.requests"]
     assert [line["route"] for line in lines] == ["/v1/audio-chat", "unmatched"]
     assert [line["status"] for line in lines] == [200, 404]
     assert lines[0]["request_id"] == chatted.headers["x-request-id"]

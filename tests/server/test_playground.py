@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -104,20 +102,6 @@ def demo_url(
     log = tmp_path_factory.mktemp("demo") / "log"
     with serve_process(Path("demo"), ROOT / "steering" / "demo" / "profile", log) as (_, url):
         yield url
-
-
-@contextmanager
-def on_a_port(server: Any) -> Iterator[str]:
-    """The URL of an app that runs here already."""
-    config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
-    listening = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as port:
-        serving = server.run(listening.serve(sockets=[port]))
-        try:
-            yield f"http://127.0.0.1:{port.getsockname()[1]}"
-        finally:
-            listening.should_exit = True
-            serving.result(20)
 
 
 @contextmanager
@@ -277,7 +261,7 @@ class TestInABrowser:
         caplog.set_level(logging.INFO)
         with (
             start(api_keys="the-key") as server,
-            on_a_port(server) as url,
+            server.on_a_port() as url,
             visit(browser, f"{url}/") as page,
         ):
             field = page.get_by_label("API key")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from typing import Any
 
 import pytest
+
+from server.listener import Listener
 
 QUESTION = "What is this?"
 
@@ -51,12 +55,12 @@ def test_many_at_once_get_the_answers_they_get_alone(server: Any, ask: Any) -> N
 
 
 class Caller:
-    """A client over bare ASGI, that hangs up when told to."""
+    """A client over bare ASGI, that hangs up when told to; without `ask` it sends no body."""
 
-    def __init__(self, server: Any, ask: dict[str, Any]) -> None:
+    def __init__(self, server: Any, ask: dict[str, Any] | None) -> None:
         self.messages: list[Any] = []
         self._gone = asyncio.Event()
-        self._body: bytes | None = json.dumps(ask).encode()
+        self._body = None if ask is None else json.dumps(ask).encode()
         self._server = server
         self.done = server.run(self._call())
 
@@ -137,3 +141,94 @@ def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
         assert server.run(server.deployment.drained(0.05)).result(5) is False
         gate.open()
         assert running.result(10).status_code == 200
+
+
+# ---- time limits
+
+
+def test_who_takes_too_long_frees_the_row_within_a_step(
+    start: Any, tiny_model: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener.of(tiny_model, None, rows=1)
+    step = listener.slots.step
+
+    def slow() -> None:
+        time.sleep(0.02)
+        step()
+
+    own = {"heard_by": listener, "profile": "none", "request_timeout_seconds": 1.0}
+    with start(**own) as server:
+        monkeypatch.setattr(listener.slots, "step", slow)
+        long = {**ask, "max_tokens": 1000}
+        begun = time.monotonic()
+        late, streamed = begin(server, long), begin(server, {**long, "stream": True})
+        found = [late.result(10), streamed.result(10)]
+        assert time.monotonic() - begun < 5
+        server.wait_until(lambda: not listener.slots.seated and server.deployment.in_flight == 0)
+        codes = []
+        for one in found:  # which of them got the row is open
+            if one.headers["content-type"].startswith("text/event-stream"):
+                last = json.loads(one.text.strip().splitlines()[-1].removeprefix("data: "))
+                codes.append(last["error"]["code"])
+            else:
+                assert one.status_code == 504
+                codes.append(one.json()["error"]["code"])
+        assert codes == ["timeout", "timeout"]
+        assert server.metric("allears_errors_total", code="timeout") == 2
+        assert server.chat(**{**ask, "max_tokens": 1}).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408(start: Any) -> None:
+    with start(body_timeout_seconds=0.2) as server:
+        caller = Caller(server, None)
+        caller.done.result(10)
+        assert caller.messages[0]["status"] == 408
+        headers = dict(caller.messages[0]["headers"])
+        assert headers[b"connection"] == b"close" and int(headers[b"retry-after"]) > 0
+        assert server.deployment.in_flight == 0
+
+
+def test_retry_after_of_a_full_queue_is_what_the_last_answers_took(
+    start: Any, gate: Any, ask: Any
+) -> None:
+    with start(queue_limit_requests=2, max_batch_rows=1) as server:
+        engine = server.deployment.engine
+        rows = engine.listener.slots.rows
+        gate.close()
+        begin(server, ask)
+        server.wait_until(lambda: gate.held == 1)
+        waiting = [begin(server, ask) for _ in range(2)]
+        server.wait_until(lambda: engine.waiting == 2)
+        found = []
+        for seconds in (0.01, 9.6 * rows, 1e6):
+            engine._recent_seconds.clear()
+            engine._recent_seconds.append(seconds)
+            found.append(int(server.chat(**ask).headers["retry-after"]))
+        gate.open()
+        assert found == [1, 20, 60]
+        assert [one.result(10).status_code for one in waiting] == [200, 200]
+
+
+# ---- who leaves at any moment
+
+
+def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any, ask: Any) -> None:
+    chance = random.Random(7)
+    with start(queue_limit_requests=500) as server:
+        engine, loop = server.deployment.engine, server.loop
+        assert server.chat(**ask).status_code == 200  # the process that decodes has started
+        tasks = len(asyncio.all_tasks(loop))
+        long = {**ask, "max_tokens": 300}
+        for _ in range(20):
+            callers = [Caller(server, {**long, "stream": chance.random() < 0.5}) for _ in range(10)]
+            for caller in callers:
+                time.sleep(chance.random() * 0.02)
+                caller.hang_up()
+            for caller in callers:
+                caller.done.result(20)
+        server.wait_until(lambda: engine.running == engine.waiting == 0)
+        server.wait_until(lambda: not engine.listener.slots.seated)
+        server.wait_until(lambda: len(asyncio.all_tasks(loop)) == tasks)
+        assert server.deployment.in_flight == 0
+        assert not engine._queue
+        assert server.chat(**ask).status_code == 200

@@ -65,3 +65,18 @@ def test_what_pads_a_clip_is_not_heard(untrained: AudioModel) -> None:
     other[:, :, 122:] = 9.0  # the encoder's first convolution sees one frame beyond
     one, two = (QWEN2_AUDIO.hear(untrained.network, m, frames)[0] for m in (mels, other))
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("frames", [[5], [8, 9], [101, 300, 40], [299], [300, 300]])
+def test_clips_are_heard_as_by_the_whole_encoder(untrained: AudioModel, frames: list[int]) -> None:
+    shape = (len(frames), 64, 300)
+    mels = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor(frames)
+    core = untrained.network.model
+    mask = (torch.arange(150) < ((counts - 1) // 2 + 1)[:, None])[:, None, None]
+    whole = core.multi_modal_projector(
+        core.audio_tower(mels, attention_mask=mask).last_hidden_state
+    )
+    for i, made in enumerate(QWEN2_AUDIO.hear(untrained.network, mels, counts)):
+        torch.testing.assert_close(made, whole[i, : len(made)], atol=1e-5, rtol=0)

@@ -1,0 +1,92 @@
+"""The OpenAPI document allows what the server answers, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+PLACE = "#/components/schemas/"
+
+
+def allowed(document: dict[str, Any], name: str, body: dict[str, Any]) -> bool:
+    """Whether a body keeps to a schema of the document."""
+    schema = {"$ref": PLACE + name, "components": document["components"]}
+    return bool(jsonschema_rs.validator_for(schema).is_valid(body))
+
+
+def message(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+TEXT = {"type": "text", "text": "What is this?"}
+CASES: list[tuple[str, dict[str, Any], bool]] = [
+    ("a question about a clip", {"audio": 1, "question": "What?"}, True),
+    ("a list of clips", {"audio": [1, 1], "question": "What?"}, True),
+    ("no clip", {"question": "What?"}, False),
+    ("null for a clip", {"audio": None, "question": "What?"}, False),
+    ("a clip alone", {"audio": 1}, False),
+    ("messages beside a clip", {"audio": 1, "messages": [message(TEXT)]}, True),
+    ("messages with a clip", {"messages": [message(2, TEXT)]}, True),
+    ("messages without a clip", {"messages": [message(TEXT)]}, False),
+    ("both", {"audio": 1, "question": "What?", "messages": [message(TEXT)]}, False),
+    ("a blank question", {"audio": 1, "question": " "}, False),
+    ("one choice", {"audio": 1, "question": "What?", "choices": ["a"]}, False),
+    ("a choice twice", {"audio": 1, "question": "What?", "choices": ["a", "a"]}, False),
+    ("a whole number with a point", {"audio": 1, "question": "What?", "seed": 7.0}, True),
+    ("half a seed", {"audio": 1, "question": "What?", "seed": 7.5}, False),
+    ("a seed below 0", {"audio": 1, "question": "What?", "seed": -1}, False),
+    ("no tokens", {"audio": 1, "question": "What?", "max_tokens": 0}, False),
+]
+
+
+@pytest.mark.parametrize(("body", "fine"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_the_document_and_the_server_agree(
+    server: Any, audio: dict[str, str], body: dict[str, Any], fine: bool
+) -> None:
+    """In the cases 1 stands for a clip, and 2 for a part with one."""
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(one) if key != "max_tokens" else one for key, one in value.items()}
+        if isinstance(value, list):
+            return [filled(one) for one in value]
+        places: dict[Any, Any] = {1: audio, 2: {"type": "input_audio", "input_audio": audio}}
+        return places.get(value, value)
+
+    sent = {"max_tokens": 1, **filled(body)}
+    document = server.get("/openapi.json").json()
+    assert allowed(document, "AudioChatRequest", sent) is fine
+    assert (server.chat(**sent).status_code == 200) is fine
+
+
+def test_a_form_holds_files_and_no_null(server: Any) -> None:
+    document = server.get("/openapi.json").json()
+    for name in ("AudioChatRequestForm", "ListeningRequestForm"):
+        assert allowed(document, name, {"audio": ["bytes"], "question": "What?"})
+        assert not allowed(document, name, {"audio": [], "question": "What?"})
+        assert not allowed(document, name, {"audio": ["bytes"], "question": None})
+        assert not allowed(document, name, {"question": "What?"})
+
+
+def test_streams_and_headers_are_in_the_document(server: Any) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    for path in ("/v1/audio-chat", "/v1/chat/completions"):
+        answer = paths[path]["post"]["responses"]["200"]
+        assert answer["content"].keys() == {"application/json", "text/event-stream"}
+        assert {"x-request-id", "x-listening-score"} <= answer["headers"].keys()
+    assert "text/plain" in paths["/metrics"]["get"]["responses"]["200"]["content"]
+
+
+def test_a_key_is_asked_for_where_there_are_keys(server: Any, start: Any) -> None:
+    openly = server.get("/openapi.json").json()["paths"]
+    assert openly["/v1/models"]["get"]["security"] == [{"key": []}, {}]
+    with start(api_keys="the-key") as own:
+        headers = {"authorization": "Bearer the-key"}
+        paths = own.get("/openapi.json", headers=headers).json()["paths"]
+    asking = {
+        path for path, methods in paths.items() for one in methods.values() if "security" in one
+    }
+    assert asking == paths.keys() - {"/livez", "/readyz"}
+    assert paths["/v1/models"]["get"]["security"] == [{"key": []}]
