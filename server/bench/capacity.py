@@ -13,7 +13,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,8 @@ def measured(rounds: int) -> dict[str, Any]:
     _note("bodies and prompts of the true sizes")
     model = random_model("real", REAL, torch.device("meta"), torch.bfloat16)
     whole = Subject(model, random_profile(model, REAL), REAL.clip_seconds, question)
-    real = stages.front(whole, REAL_CLIPS, rounds)
-    real["shape"] = asdict(Shape.of(model, REAL.deepest_layer + 1))
+    shape = Shape.of(model, REAL.deepest_layer + 1)
+    real = stages.front(whole, shape, REAL_CLIPS, rounds)
     real["parameters"] = sum(p.numel() for p in model.network.parameters())
     machine = {
         "processor": platform.machine(),
@@ -81,6 +80,7 @@ def forecast_of(results: Mapping[str, Any]) -> dict[str, Any]:
     text = (sizes["prefix"] - sizes["audio"], sizes["tokens"] - sizes["prefix"])
     host = Host(
         open=samples(real, "open"),
+        decode=samples(real, "decode"),
         prepare=samples(real, "prepare"),
         layer_seconds=layer_seconds(results["models"][DEMO]),
         row_seconds=row_seconds(results["models"][DEMO]),

@@ -11,12 +11,14 @@ import numpy as np
 from server.bench import costs, forecast_tables
 from server.bench.costs import Machine, Shape, Work
 from server.bench.markdown import mb, ms, table
+from server.bench.measurements import step_reach
 
 Results = Mapping[str, Any]
 _BLOCK = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 STAGES = (
-    ("open", "body to clip"),
-    ("prepare", "clip to prompt"),
+    ("open", "body to question, without decoding"),
+    ("decode", "file to clip"),
+    ("prepare", "question to prompt"),
     ("encoder", "encoder"),
     ("prefill", "prefill, encoder included"),
     ("twin hit", "twin, hit"),
@@ -129,15 +131,16 @@ def _works(model: Results) -> list[tuple[str, str, Work]]:
     shape, found = Shape(**model["shape"]), []
     for clip, sizes in model["prompts"].items():
         tokens, prefix = sizes["tokens"], sizes["prefix"]
+        heard = costs.encoder(shape, sizes["positions"])
         text, silent = costs.question(shape, tokens, prefix), costs.silent_prefix(shape, prefix)
         found += [
-            ("encoder", clip, costs.encoder(shape)),
-            ("prefill", clip, costs.prefill(shape, tokens)),
+            ("encoder", clip, heard),
+            ("prefill", clip, costs.prefill(shape, tokens, sizes["positions"])),
             ("twin hit", clip, text),
             ("twin words", clip, text + silent),
-            ("twin cold", clip, text + silent + costs.encoder(shape)),
+            ("twin cold", clip, text + silent + heard),
         ]
-    reach = 64 * -(-max(one["tokens"] for one in model["prompts"].values()) // 64)
+    reach = step_reach(model)
     return found + [
         ("step", rows, costs.step(shape, int(rows), reach)) for rows in ("1", "4", "16")
     ]
@@ -184,7 +187,9 @@ def _strain(results: Results) -> str:
             ms(run["strain"]["other_cpu"] / run["requests"]),
         ]
     head = ["asked a second", "requests", "stretch: mean (p10, p90)", "of it: no core"]
-    return table([*head, "of it: the rest", "CPU ms a request outside the engine"], rows)
+    return table(
+        [*head, "of it: the rest", "CPU ms a request outside the engine, decoders included"], rows
+    )
 
 
 TABLES: Mapping[str, Callable[[Results], str]] = {

@@ -9,6 +9,8 @@ from server.bench import costs
 from server.bench.costs import Machine, Shape
 from server.bench.seconds import Seconds, Stages
 
+_MEL_FRAMES_A_SECOND = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -37,6 +39,7 @@ class Host:
     """What a CPU does whatever the card: measured here, taken to be the same there."""
 
     open: Mapping[float, Sequence[float]]
+    decode: Mapping[float, Sequence[float]]
     prepare: Mapping[float, Sequence[float]]
     layer_seconds: float  # to start the operators of one layer
     row_seconds: float  # between two steps, for every answer that is written
@@ -64,13 +67,14 @@ class Replica:
     def entering(self, seconds: float, twin: str) -> float:
         """Seconds from the queue to the first token."""
         shape, prefix, length = self.shape, self.prefix(seconds), self.length(seconds)
-        passes = [costs.prefill(shape, length)]
+        positions = shape.positions_of(round(_MEL_FRAMES_A_SECOND * seconds))
+        passes = [costs.prefill(shape, length, positions)]
         if twin:
             passes.append(costs.question(shape, length, prefix))
         if twin in ("words", "cold"):
             passes.append(costs.silent_prefix(shape, prefix))
         if twin == "cold":
-            passes.append(costs.encoder(shape))
+            passes.append(costs.encoder(shape, positions))
         return sum(self.machine.seconds(one) for one in passes)
 
     def round(self, rows: int, reach: int) -> float:
@@ -91,6 +95,7 @@ class Replica:
 
         return Stages(
             open=Seconds(self.host.open),
+            decode=Seconds(self.host.decode),
             prepare=Seconds(self.host.prepare),
             bare=entering(""),
             hit=entering("hit"),

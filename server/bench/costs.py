@@ -18,7 +18,7 @@ class Shape:
     """Sizes of a Qwen2-Audio, as its config has them, and how deep its profile looks."""
 
     mel_bins: int
-    positions: int  # of the encoder, which always runs its whole window
+    positions: int  # of the encoder's window; a clip takes as many as it is long
     encoder_width: int
     encoder_layers: int
     encoder_feed_forward: int
@@ -96,6 +96,10 @@ class Shape:
         """Keys and values of one token in one layer."""
         return 2 * self.kv_heads * self.head_width * self.item_bytes
 
+    def positions_of(self, mel_frames: int) -> int:
+        """Encoder positions of a clip: every second of its mel frames."""
+        return (mel_frames - 1) // 2 + 1
+
     def row_bytes(self, tokens: int) -> int:
         """Keys and values of one answer's row."""
         return self.layers * tokens * self.kv_token_bytes
@@ -125,10 +129,14 @@ class Work:
         )
 
 
-def encoder(shape: Shape) -> Work:
-    """One clip of any length: it is padded to the window."""
-    n, width = shape.positions, shape.encoder_width
-    convolutions = 6 * n * width * (2 * shape.mel_bins + width)
+def encoder(shape: Shape, positions: int) -> Work:
+    """One clip, of so many positions: what is padded behind it up to the window is left out.
+
+    The convolutions go one further, as far as the last position reads.
+    """
+    n, width = positions, shape.encoder_width
+    frames, strided = (min(2 * n + 1, 2 * shape.positions), min(n + 1, shape.positions))
+    convolutions = 6 * width * (frames * shape.mel_bins + strided * width)
     layers = shape.encoder_layers * (2 * n * shape.encoder_layer_weights + 4 * n * n * width)
     projector = 2 * (n // 2) * width * shape.width
     weights = shape.encoder_weights * shape.item_bytes
@@ -154,10 +162,10 @@ def readout(shape: Shape, rows: int = 1) -> Work:
     return Work(2 * rows * shape.readout_weights, shape.readout_weights * shape.item_bytes)
 
 
-def prefill(shape: Shape, tokens: int) -> Work:
-    """A prompt, with its clip through the encoder, up to the first token."""
+def prefill(shape: Shape, tokens: int, positions: int) -> Work:
+    """A prompt, with its clip of so many positions through the encoder, up to the first token."""
     decoder = walk(shape, tokens, tokens, shape.layers, last_feed_forward=1)
-    return encoder(shape) + decoder + readout(shape)
+    return encoder(shape, positions) + decoder + readout(shape)
 
 
 def question(shape: Shape, tokens: int, prefix: int) -> Work:

@@ -99,7 +99,7 @@ def forecast(
             for count in (16, rows) if cache == 1e9 else (rows,):
                 note(f"one card: {name}, steered {steered:g}, {count} rows")
                 traffic = Traffic(0.0, lengths, tokens, steered)
-                fleet = Fleet(1, count, _QUEUE, 30.0, int(cache), _FRONT_WORKERS)
+                fleet = _card_fleet(count, int(cache))
                 row = {"mix": name, "steered": steered, "rows": count, "cache_bytes": cache}
                 singles.append({**row, **one_card(card, fleet, traffic, 0.8)})
     shares = {}
@@ -111,7 +111,7 @@ def forecast(
         other = replica(shape, host, text, each)
         shares[label] = _most(other, 30.0, "", 64, float(np.mean(tokens)))
     usual = Traffic(0.0, TWELVE_LENGTHS, tokens, 0.5)
-    fleet = Fleet(1, 32, _QUEUE, 30.0, 4_000_000_000, _FRONT_WORKERS)
+    fleet = _card_fleet(32, 4_000_000_000)
     one = one_card(card, fleet, usual, 0.7)
     rate = 0.7 * one["most_a_second"]
     return {
@@ -127,7 +127,8 @@ def limits(card: Replica, tokens: float) -> dict[str, float]:
     """Where each part by itself ends: requests a second with clips of 30 s, bare and steered."""
     reach = card.length(30.0) + round(tokens / 2)
     rows = min(_rows(card, 1e9), 64)
-    front = sum(float(np.median(each[30.0])) for each in (card.host.open, card.host.prepare))
+    host = card.host
+    front = sum(float(np.median(each[30.0])) for each in (host.open, host.decode, host.prepare))
     return {
         "rows": rows,
         "rows_fit": _rows(card, 1e9),
@@ -148,6 +149,10 @@ def limits(card: Replica, tokens: float) -> dict[str, float]:
         "cold_rows": _most(card, 30.0, "cold", rows, tokens),
         "front_one_core": 1 / front,
     }
+
+
+def _card_fleet(rows: int, cache_bytes: int) -> Fleet:
+    return Fleet(1, rows, _QUEUE, 30.0, cache_bytes, _FRONT_WORKERS, prepares_beside=True)
 
 
 def _most(card: Replica, seconds: float, twin: str, rows: int, tokens: float) -> float:

@@ -44,8 +44,8 @@ def _true_sizes(results: Results) -> str:
         overlapped=True,
     )
     passes = {
-        "encoder": costs.encoder(shape),
-        "prefill, encoder included": costs.prefill(shape, tokens),
+        "encoder": costs.encoder(shape, sizes["positions"]),
+        "prefill, encoder included": costs.prefill(shape, tokens, sizes["positions"]),
         "twin: the question": costs.question(shape, tokens, prefix),
         "twin: the silent prefix": costs.silent_prefix(shape, prefix),
         **{f"decode step, {n} rows": costs.step(shape, n, tokens + 32) for n in (1, 16, 64)},
@@ -93,7 +93,7 @@ def _limits(results: Results) -> str:
             for k, says in (("bare", "bare"), ("hit", "steered, hit"), ("cold", "steered, miss"))
         ),
         (
-            "bodies and prompts, one core of the CPU measured here",
+            "bodies, clips and prompts, one core of the CPU measured here",
             f"{found['front_one_core']:.0f} a second",
         ),
     ]

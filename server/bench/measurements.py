@@ -11,6 +11,7 @@ from server.bench import costs
 from server.bench.costs import Machine, Shape
 from server.bench.forecast import most_a_second
 from server.bench.seconds import Seconds, Stages
+from server.bench.stages import STEPS
 
 TRIAL_CLIPS = (1.8, 2.1, 2.4, 2.7, 3.0)
 TRIAL_TOKENS = (4, 32)  # fewest and most of an answer
@@ -38,7 +39,8 @@ def cpu_stages(model: Mapping[str, Any], front: float = 1.0) -> Stages:
 
     return Stages(
         open=Seconds(samples(model, "open", front)),
-        prepare=Seconds(samples(model, "prepare", front)),
+        decode=Seconds(samples(model, "decode", front)),
+        prepare=at("prepare"),
         bare=at("enter bare"),
         hit=at("enter hit"),
         words=at("enter words"),
@@ -52,15 +54,25 @@ def cpu_stages(model: Mapping[str, Any], front: float = 1.0) -> Stages:
 def engine_most(model: Mapping[str, Any]) -> float:
     """Answers a second of the trial's traffic that the engine can give, by the closed form."""
     bare, hit, words = (median(model, f"enter {kind}", 2.0) for kind in ("bare", "hit", "words"))
-    entering = 0.5 * bare + 0.25 * (hit + words)  # half are steered, half of these hit
+    entering = median(model, "prepare", 2.0)  # on a CPU prompts are made in the engine's thread
+    entering += 0.5 * bare + 0.25 * (hit + words)  # half are steered, half of these hit
     return most_a_second(16, float(np.mean(TRIAL_TOKENS)), entering, median(model, "round", 16))
 
 
 def layer_seconds(model: Mapping[str, Any]) -> float:
     """To start one layer's operators: a step of one row of the smallest model is little else."""
     shape, rates = Shape(**model["shape"]), model["rates"]
-    floor = Machine(**rates).seconds(costs.step(shape, 1, 192))
+    floor = Machine(**rates).seconds(costs.step(shape, 1, step_reach(model)))
     return max(median(model, "step", 1) - floor, 0.0) / shape.layers
+
+
+def step_reach(model: Mapping[str, Any]) -> int:
+    """Keys that a measured step read: the longest row's, rounded up to 16 as on a CPU.
+
+    It is the longest prompt and, while 16 rows and then fewer were measured, its answer.
+    """
+    longest = max(sizes["tokens"] for sizes in model["prompts"].values())
+    return 16 * -(-(longest + int(7.5 * STEPS)) // 16)
 
 
 def row_seconds(model: Mapping[str, Any]) -> float:

@@ -33,8 +33,9 @@ def _at(samples: Sequence[float], draw: float) -> float:
 class Stages:
     """How long a replica takes for what; by seconds of the clip, a round by its rows."""
 
-    open: Seconds  # a body becomes a question, in a worker thread
-    prepare: Seconds  # a question becomes a prompt, likewise
+    open: Seconds  # a body becomes files, and they with their clips a question: a worker thread's
+    decode: Seconds  # a file becomes a clip: of a process of its own
+    prepare: Seconds  # a question becomes a prompt: the engine's, or a worker thread's on a card
     bare: Seconds  # in the engine, up to the first token
     hit: Seconds  # the same with a twin whose silent prefix is at hand
     words: Seconds  # whose prefix is not, but the encoder's silence is

@@ -1,8 +1,9 @@
 """A discrete-event simulation of replicas: the same order of work as `server/engine.py`, no torch.
 
-A replica has a front, where bodies are decoded and prompts made; a queue with a limit and a longest
-wait; and one engine, which lets one question in, then makes one decode step for all rows, and so
-on. Its silence cache is the real one, holding tensors without memory.
+A replica has a front, where bodies are read and audio is decoded; a queue with a limit and a
+longest wait; and one engine, which lets some questions in, then makes one decode step for all rows,
+and so on. Prompts are made in the engine, or, as on a card, in the front. Its silence cache is the
+real one, holding tensors without memory.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Fleet:
     queue_timeout_seconds: float = 30.0
     silence_cache_bytes: int = 1_000_000_000
     front_workers: int = 1  # cores of a replica that its engine does not have
+    prepares_beside: bool = False  # prompts are made in the front, as on a card
+    enter_between_steps: int = 4  # questions at most, as in server/engine.py
     routing: Routing = "random"
 
 
@@ -70,7 +73,8 @@ class Replica:
     front: simpy.Resource = field(init=False)
     prefixes: SilentPrefixes = field(init=False)
     news: simpy.Event = field(init=False)
-    queue: deque[tuple[Visit, simpy.Event]] = field(default_factory=deque)
+    came: deque[tuple[Visit, simpy.Event]] = field(default_factory=deque)  # have no prompt yet
+    queue: deque[tuple[Visit, simpy.Event]] = field(default_factory=deque)  # have theirs
     rows: list[Visit] = field(default_factory=list)
     load: int = 0  # requests that are here
     waiting: int = 0  # those of them that have not begun
@@ -92,15 +96,17 @@ class Replica:
             return
         self.load += 1
         yield from self._in_front(self.stages.open, visit)
+        yield from self._in_front(self.stages.decode, visit)
         if self.waiting >= self.fleet.queue_limit:
             visit.status = 429
             self.load -= 1
             return
         self.waiting += 1  # from here on, as the engine counts
         visit.entered_at = self.env.now
-        yield from self._in_front(self.stages.prepare, visit)
+        if self.fleet.prepares_beside:
+            yield from self._in_front(self.stages.prepare, visit)
         begun = self.env.event()
-        self.queue.append((visit, begun))
+        (self.queue if self.fleet.prepares_beside else self.came).append((visit, begun))
         if not self.news.triggered:
             self.news.succeed()
         yield begun | self.env.timeout(self.fleet.queue_timeout_seconds)
@@ -116,15 +122,14 @@ class Replica:
             yield self.env.timeout(seconds * self.stages.stretch(self.env.now))
 
     def _engine(self) -> Process:
-        """The torch thread: as `Engine._work`, one question in, then one step."""
+        """The torch thread: as `Engine._work`, some questions in, then one step."""
         while True:
-            if not self.queue and not self.rows:
-                self.news = self.env.event()
-                yield self.news
-            while self.queue and self.queue[0][0].status:
-                self.queue.popleft()
-            if self.queue and len(self.rows) < self.fleet.rows:
-                visit, begun = self.queue.popleft()
+            for _ in range(self.fleet.enter_between_steps):
+                yield from self._prepare()
+                entering = yield from self._next()
+                if entering is None:
+                    break
+                visit, begun = entering
                 begun.succeed()
                 yield self._work(self._entering(visit))
                 visit.first_token_at = self.env.now
@@ -135,6 +140,28 @@ class Replica:
                 self.row_rounds += len(self.rows)
                 yield self._work(self.stages.round.draw(len(self.rows), self.draws.random()))
                 self._next_tokens(self.rows)
+
+    def _prepare(self) -> Process:
+        """Make the prompt of the next that came, unless nobody waits for it any more."""
+        if not self.came:
+            return
+        visit, _ = self.came[0]
+        if not visit.status:
+            clip = visit.asked.clip_seconds
+            yield self._work(self.stages.prepare.draw(clip, self.draws.random()))
+        self.queue.append(self.came.popleft())
+
+    def _next(self) -> Generator[simpy.Event, Any, tuple[Visit, simpy.Event] | None]:
+        """The next question, if there is a row for it; waits while there is nothing to do."""
+        while True:
+            while self.queue and self.queue[0][0].status:
+                self.queue.popleft()
+            if self.queue and len(self.rows) < self.fleet.rows:
+                return self.queue.popleft()
+            if self.rows or self.came:
+                return None
+            self.news = self.env.event()
+            yield self.news
 
     def _work(self, seconds: float) -> simpy.Event:
         self.work_seconds += seconds

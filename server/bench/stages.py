@@ -25,10 +25,10 @@ from server.bench.models import Subject
 from server.exchange import Question
 from server.listen import listen, prepare
 from server.listener import Listener
-from server.question import Hearing, Submitted, make_question
+from server.question import Hearing, Submitted, make_question, sound_files
 from server.schemas import AudioChatRequest, parse_json
 from steering.answer import Sampling
-from steering.decode import AudioLimits
+from steering.decode import AudioLimits, decode
 from steering.model import AudioModel
 from steering.prefill import Heard, prefill
 from steering.prompt import Prompt, build
@@ -37,7 +37,7 @@ from steering.slots import Row, Slots
 
 ROWS = (1, 2, 4, 8, 16)
 _TOKENS = 64  # of an answer: steps read the prompt's keys, and half of these on average
-_STEPS = 12  # measured of each number of rows, in the first round and in the last
+STEPS = 24  # measured of each number of rows
 
 Samples = dict[str, dict[str, list[float]]]  # cpu or wall -> size -> seconds
 
@@ -67,6 +67,7 @@ def measure(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str
     torch.set_num_threads(1)
     model, profile = subject.model, subject.profile
     depth = 1 + max([*profile.layers, *(layer for layer, _ in profile.heads)])
+    shape = Shape.of(model, depth)
     prompts = {clip: build(model, subject.messages(0, clip)) for clip in clips}
     longest = max(len(prompt.tokens) for prompt in prompts.values())
     listener = Listener.of(model, profile, rows=max(ROWS), tokens=longest + 16 * _TOKENS)
@@ -76,20 +77,20 @@ def measure(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str
             _front(watch, subject, clip, turn, model.rate_hz)
             _passes(watch, subject, listener, clip, turn)
             _entries(watch, subject, listener, clip, turn)
-        if turn in (1, rounds):
+        if turn == rounds:
             _steps(watch, subject, listener, max(clips))
         watch = watch if turn else Watch.new()
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
-        "shape": asdict(Shape.of(model, depth)),
-        "prompts": {f"{clip:g}": _lengths(prompt) for clip, prompt in prompts.items()},
+        "shape": asdict(shape),
+        "prompts": {f"{clip:g}": _lengths(shape, prompt) for clip, prompt in prompts.items()},
         "kept_bytes": {f"{clip:g}": _kept(listener, prompts[clip]) for clip in clips},
         "stages": watch.stages,
         "rates": rates(model),
     }
 
 
-def front(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str, Any]:
+def front(subject: Subject, shape: Shape, clips: tuple[float, ...], rounds: int) -> dict[str, Any]:
     """The front alone, which needs no weights: a model on the meta device will do."""
     torch.set_num_threads(1)
     watch = Watch.new()
@@ -98,8 +99,8 @@ def front(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str, 
             _front(watch, subject, clip, turn, subject.model.rate_hz)
         watch = watch if turn else Watch.new()
     prompts = {clip: build(subject.model, subject.messages(0, clip)) for clip in clips}
-    lengths = {f"{clip:g}": _lengths(prompt) for clip, prompt in prompts.items()}
-    return {"prompts": lengths, "stages": watch.stages}
+    lengths = {f"{clip:g}": _lengths(shape, prompt) for clip, prompt in prompts.items()}
+    return {"shape": asdict(shape), "prompts": lengths, "stages": watch.stages}
 
 
 def body(subject: Subject, clip: float, seed: int, **wish: Any) -> bytes:
@@ -132,8 +133,9 @@ def rates(model: AudioModel) -> dict[str, float]:
     }
 
 
-def _lengths(prompt: Prompt) -> dict[str, int]:
+def _lengths(shape: Shape, prompt: Prompt) -> dict[str, int]:
     return {
+        "positions": shape.positions_of(int(prompt.frames[0])),
         "tokens": len(prompt.tokens),
         "prefix": prompt.audio_end,
         "audio": int(prompt.audio.sum()),
@@ -151,13 +153,19 @@ def _kept(listener: Listener, prompt: Prompt) -> dict[str, int]:
 
 
 def _front(watch: Watch, subject: Subject, clip: float, seed: int, rate_hz: int) -> None:
-    """From a body's bytes to the prompt, as the routes and the engine do in worker threads."""
+    """From a body's bytes to the prompt: what worker threads, a decoder, and the engine do."""
     limits = AudioLimits(max_bytes=25_000_000, max_seconds=30.0)
     hearing = Hearing(rate_hz, limits, 8, subject.model.max_clip_seconds, 300.0)
     sent = body(subject, clip, seed)
 
+    files = sound_files(Submitted(parse_json(AudioChatRequest, sent)), hearing)
+    decoded = partial(decode, rate_hz=rate_hz, limits=limits)
+    clips = {n: watch.time("decode", clip, partial(decoded, files[n])) for n in files}
+
     def opened() -> Question:
-        return make_question("bench", Submitted(parse_json(AudioChatRequest, sent)), hearing)
+        wish = parse_json(AudioChatRequest, sent)
+        sound_files(Submitted(wish), hearing)
+        return make_question("bench", wish, hearing, clips)
 
     question = watch.time("open", clip, opened)
     watch.time("prepare", clip, lambda: build(subject.model, question.messages))
@@ -210,12 +218,12 @@ def _steps(watch: Watch, subject: Subject, listener: Listener, clip: float) -> N
         while len(seated) < rows:
             seated.append(listen(listener, question, prompt))
             _to_next_row(seated[-1])
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             watch.time("round", rows, whole_round)
     for rows in reversed(ROWS):
         while len(seated) > rows:
             seated.pop().close()
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             watch.time("step", rows, listener.slots.step)
     seated.pop().close()
 

@@ -156,12 +156,17 @@ def _outcome(asked: Asked, response: httpx.Response, seconds: float) -> Outcome:
 
 
 def _threads(process: int) -> dict[str, tuple[float, float]]:
-    """Seconds on a core and seconds waited for one, of each thread; Linux only."""
-    found = {}
-    for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
+    """Seconds on a core and seconds waited for one, of each thread of a server and its decoders.
+
+    Linux only.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
         with suppress(OSError):  # it has ended
-            ran, waited = file.read_text().split()[:2]
-            found[file.parent.name] = (int(ran) / 1e9, int(waited) / 1e9)
+            ran, waited = (task / "schedstat").read_text().split()[:2]
+            found[task.name] = (int(ran) / 1e9, int(waited) / 1e9)
+            for child in (task / "children").read_text().split():
+                found |= _threads(int(child))
     return found
 
 

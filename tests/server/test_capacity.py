@@ -33,7 +33,9 @@ def demo() -> Subject:
 def card() -> Replica:
     """The true sizes on an H100."""
     model = random_model("real", REAL, torch.device("meta"), torch.bfloat16)
-    host = Host({30.0: [0.004]}, {30.0: [0.016]}, layer_seconds=1e-4, row_seconds=0.0)
+    host = Host(
+        {30.0: [0.003]}, {30.0: [0.001]}, {30.0: [0.016]}, layer_seconds=1e-4, row_seconds=0.0
+    )
     return replica(Shape.of(model, 21), host, (20, 57), Shares())
 
 

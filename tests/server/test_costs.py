@@ -51,10 +51,28 @@ def prompt(model: AudioModel) -> Prompt:
     return ask(model, [Clip(noise, model.rate_hz, 1.0, model.rate_hz, 1)], "What do you hear?")
 
 
+@pytest.mark.parametrize("seconds", [0.5, 0.97, 1.01, 3.0, 30.0])
+def test_an_encoder_is_as_many_operations_as_torch_counts(
+    model: AudioModel, seconds: float
+) -> None:
+    """Of clips with an even and an odd number of positions, and as long as the window."""
+    length = round(min(seconds, model.max_clip_seconds) * model.rate_hz)
+    noise = torch.randn(length, generator=torch.Generator().manual_seed(0)).numpy()
+    clip = Clip(noise, model.rate_hz, length / model.rate_hz, model.rate_hz, 1)
+    prompt = ask(model, [clip], "What do you hear?")
+    hear = torch.inference_mode()(model.family.hear)
+    _, found = counted(lambda: hear(model.network, prompt.mels, prompt.frames))
+    shape = Shape.of(model, DEPTH)
+    positions = shape.positions_of(int(prompt.frames[0]))
+    assert positions // 2 == int(prompt.audio.sum())
+    assert costs.encoder(shape, positions).operations == found
+
+
 def test_a_prefill_is_as_many_operations_as_torch_counts(model: AudioModel, prompt: Prompt) -> None:
     _, found = counted(lambda: prefill(model, prompt))
     shape = Shape.of(model, DEPTH)
-    predicted = costs.prefill(shape, len(prompt.tokens)).operations
+    positions = shape.positions_of(int(prompt.frames[0]))
+    predicted = costs.prefill(shape, len(prompt.tokens), positions).operations
     assert predicted - costs.readout(shape).operations == found  # logits come later
 
 
@@ -70,11 +88,12 @@ def test_a_twin_is_as_many_operations_as_torch_counts(model: AudioModel, prompt:
     assert (cold.from_cache, hit.from_cache) == (False, True)
     question = costs.question(shape, len(prompt.tokens), end)
     assert question.operations == hit_operations
-    miss = question + costs.silent_prefix(shape, end) + costs.encoder(shape)
+    positions = shape.positions_of(int(prompt.frames[0]))
+    miss = question + costs.silent_prefix(shape, end) + costs.encoder(shape, positions)
     window = prompt.mels.shape[-1]
     mel_filters = 2 * shape.mel_bins * 201 * window  # of the silence: torch's, of 400 samples
     assert miss.operations + mel_filters == cold_operations
-    assert mel_filters < 0.03 * cold_operations
+    assert mel_filters < 0.05 * cold_operations
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -86,7 +105,7 @@ def test_a_step_is_as_many_operations_as_torch_counts(
     for _ in range(rows):
         slots.seat(Row(BARE, Sampling(), token=1), heard)
     _, found = counted(slots.step)
-    reach = min(64 * -(-(len(prompt.tokens) + 1) // 64), slots.tokens)
+    reach = min(16 * -(-(len(prompt.tokens) + 1) // 16), slots.tokens)
     assert costs.step(Shape.of(model, DEPTH), rows, reach).operations == found
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from server import engine
 from server.bench.forecast import most_a_second
 from server.bench.seconds import Seconds, Stages
 from server.bench.simulation import Course, Fleet, simulate
@@ -24,6 +25,7 @@ def stages(service: Seconds, round_seconds: float = 0.0, entry_bytes: int = 1) -
     """Stages of which only these take time; a miss takes as long as a hit."""
     return Stages(
         open=NOTHING,
+        decode=NOTHING,
         prepare=NOTHING,
         bare=service,
         hit=service,
@@ -96,22 +98,50 @@ def test_random_routing_makes_queues_of_their_own_and_the_least_loaded_waits_les
     assert least < random / 3
 
 
-def test_an_engine_lets_one_in_then_makes_a_step_for_all() -> None:
+def test_an_engine_fills_its_rows_then_makes_a_step_for_all() -> None:
     """By hand: 3 at once, 1 s to enter, 10 s a round, answers of 1, 2 and 3 tokens, two rows."""
     asked = [Asked(0.0, 1.0, tokens, False, 0) for tokens in (2, 1, 3)]
     course = simulate(asked, stages(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=2))
     first, second, third = course.visits
-    assert (first.first_token_at, first.done_at) == (1.0, 11.0)
-    assert (second.first_token_at, second.done_at) == (12.0, 12.0)
-    assert (third.first_token_at, third.done_at) == (13.0, 33.0)
-    assert course.mean_rows == 1.0
+    assert (first.first_token_at, first.done_at) == (1.0, 13.0)
+    assert (second.first_token_at, second.done_at) == (2.0, 2.0)
+    assert (third.first_token_at, third.done_at) == (3.0, 23.0)
+    assert course.mean_rows == 1.5
+
+
+def test_four_may_enter_between_two_steps() -> None:
+    asked = [Asked(0.0, 1.0, 2, False, 0) for _ in range(6)]
+    course = simulate(asked, stages(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=8))
+    assert [one.first_token_at for one in course.visits] == [1.0, 2.0, 3.0, 4.0, 15.0, 16.0]
+    assert [one.done_at for one in course.visits] == [14.0] * 4 + [26.0] * 2
+    assert Fleet().enter_between_steps == engine._ENTER_BETWEEN_STEPS
+
+
+@pytest.mark.parametrize("beside, firsts", [(False, [3.0, 6.0]), (True, [3.0, 4.0])])
+def test_prompts_are_made_in_the_engine_or_beside_it(beside: bool, firsts: list[float]) -> None:
+    """By hand: 2 at once, 2 s for a prompt, on two cores beside the engine or in it, 1 s to enter."""
+    asked = [Asked(0.0, 1.0, 1, False, 0) for _ in range(2)]
+    slow = replace(stages(CONSTANT), prepare=Seconds({1.0: [2.0]}))
+    fleet = replace(ENDLESS, front_workers=2, prepares_beside=beside)
+    course = simulate(asked, slow, fleet)
+    assert [one.first_token_at for one in course.visits] == firsts
+    assert course.replicas[0].work_seconds == (2.0 if beside else 6.0)
+
+
+def test_who_waits_too_long_for_his_prompt_is_not_given_one() -> None:
+    """By hand: the first prompt takes until 2, the second until 5; the third waited too long."""
+    asked = [Asked(0.0, 1.0, 1, False, 0) for _ in range(3)]
+    slow = replace(stages(CONSTANT), prepare=Seconds({1.0: [2.0]}))
+    course = simulate(asked, slow, replace(ENDLESS, queue_timeout_seconds=5.5))
+    assert [one.status for one in course.visits] == [200, 200, 503]
+    assert course.replicas[0].work_seconds == 6.0
 
 
 def test_rows_are_full_before_the_queue_is_let_in() -> None:
     asked = [Asked(0.0, 1.0, 3, False, 0) for _ in range(3)]
     course = simulate(asked, stages(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=2))
     begins = [one.first_token_at - 1.0 for one in course.visits]
-    assert begins == [0.0, 11.0, 22.0]  # the third when the first has had its two rounds
+    assert begins == [0.0, 1.0, 22.0]  # the third when the first two have had their two rounds
 
 
 @pytest.mark.parametrize("rows", [4, 16])
