@@ -54,9 +54,10 @@ def measured(rounds: int) -> dict[str, Any]:
     models, question = {}, ""
     for name, clips in CLIPS.items():
         _note(f"stages of {name}")
-        fewer = rounds if name == DEMO else max(rounds // 6, 2)
+        is_demo = name == DEMO
         measuring = subject(name, torch.device("cpu"))
-        models[name] = stages.measure(measuring, clips, fewer)
+        fewer = rounds if is_demo else max(rounds // 8, 1)
+        models[name] = stages.measure(measuring, clips, fewer, entries=is_demo)
         question = measuring.question  # all speak the embedded model's tokens
     _note("bodies and prompts of the true sizes")
     model = random_model("real", REAL, torch.device("meta"), torch.bfloat16)

@@ -71,7 +71,7 @@ def step_reach(model: Mapping[str, Any]) -> int:
 
     It is the longest prompt and, while 16 rows and then fewer were measured, its answer.
     """
-    longest = max(sizes["tokens"] for sizes in model["prompts"].values())
+    longest: int = max(sizes["tokens"] for sizes in model["prompts"].values())
     return 16 * -(-(longest + int(7.5 * STEPS)) // 16)
 
 

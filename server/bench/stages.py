@@ -62,8 +62,13 @@ class Watch:
         return given
 
 
-def measure(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str, Any]:
-    """Everything about a model, as it goes to the JSON file; one round more warms up."""
+def measure(
+    subject: Subject, clips: tuple[float, ...], rounds: int, *, entries: bool = True
+) -> dict[str, Any]:
+    """Everything about a model, as it goes to the JSON file; one round more warms up.
+
+    `entries` are from the queue to the first token, which only a simulation needs.
+    """
     torch.set_num_threads(1)
     model, profile = subject.model, subject.profile
     depth = 1 + max([*profile.layers, *(layer for layer, _ in profile.heads)])
@@ -76,7 +81,8 @@ def measure(subject: Subject, clips: tuple[float, ...], rounds: int) -> dict[str
         for clip in clips:
             _front(watch, subject, clip, turn, model.rate_hz)
             _passes(watch, subject, listener, clip, turn)
-            _entries(watch, subject, listener, clip, turn)
+            if entries:
+                _entries(watch, subject, listener, clip, turn)
         if turn == rounds:
             _steps(watch, subject, listener, max(clips))
         watch = watch if turn else Watch.new()

@@ -119,7 +119,7 @@ def test_four_may_enter_between_two_steps() -> None:
 
 @pytest.mark.parametrize("beside, firsts", [(False, [3.0, 6.0]), (True, [3.0, 4.0])])
 def test_prompts_are_made_in_the_engine_or_beside_it(beside: bool, firsts: list[float]) -> None:
-    """By hand: 2 at once, 2 s for a prompt, on two cores beside the engine or in it, 1 s to enter."""
+    """By hand: 2 at once, 2 s for a prompt, in the engine or on two cores, 1 s to enter."""
     asked = [Asked(0.0, 1.0, 1, False, 0) for _ in range(2)]
     slow = replace(stages(CONSTANT), prepare=Seconds({1.0: [2.0]}))
     fleet = replace(ENDLESS, front_workers=2, prepares_beside=beside)
