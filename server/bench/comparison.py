@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from server.bench import trial
-from server.bench.measurements import TRIAL_CLIPS, TRIAL_TOKENS, cpu_stages, engine_most, median
+from server.bench.measurements import TRIAL_CLIPS, TRIAL_TOKENS, cpu_stages, engine_most, usual
 from server.bench.models import subject
 from server.bench.simulation import Fleet, simulate
 from server.bench.traffic import Asked, Outcome, Traffic, figures, requests
@@ -102,7 +102,7 @@ def stretches(model: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[flo
     for one in outcomes:
         if one.status == 200:
             passes = ["prefill", *{"hit": ["twin hit"], "miss": ["twin words"]}.get(one.twin, [])]
-            work = sum(median(model, stage, 2.0) for stage in passes)
+            work = sum(usual(model, stage) for stage in passes)
             found.append(float(f"{one.passes_seconds / work:.3g}"))
     return found
 

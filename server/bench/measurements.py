@@ -28,6 +28,14 @@ def median(model: Mapping[str, Any], stage: str, size: float) -> float:
     return float(np.median(samples(model, stage)[size]))
 
 
+def usual(model: Mapping[str, Any], stage: str) -> float:
+    """CPU seconds of a stage for the mean of the trial's clips."""
+    found = samples(model, stage)
+    clips = sorted(found)
+    medians = [float(np.median(found[clip])) for clip in clips]
+    return float(np.interp(np.mean(TRIAL_CLIPS), clips, medians))
+
+
 def cpu_stages(model: Mapping[str, Any], front: float = 1.0) -> Stages:
     """Measured CPU seconds for the simulation; those of the front so many times as long."""
     shape, prompts = Shape(**model["shape"]), model["prompts"]
@@ -53,8 +61,8 @@ def cpu_stages(model: Mapping[str, Any], front: float = 1.0) -> Stages:
 
 def engine_most(model: Mapping[str, Any]) -> float:
     """Answers a second of the trial's traffic that the engine can give, by the closed form."""
-    bare, hit, words = (median(model, f"enter {kind}", 2.0) for kind in ("bare", "hit", "words"))
-    entering = median(model, "prepare", 2.0)  # on a CPU prompts are made in the engine's thread
+    bare, hit, words = (usual(model, f"enter {kind}") for kind in ("bare", "hit", "words"))
+    entering = usual(model, "prepare")  # on a CPU prompts are made in the engine's thread
     entering += 0.5 * bare + 0.25 * (hit + words)  # half are steered, half of these hit
     return most_a_second(16, float(np.mean(TRIAL_TOKENS)), entering, median(model, "round", 16))
 
