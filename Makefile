@@ -31,7 +31,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile --qu
   $(if $(UPGRADE),--upgrade) --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test check lock audit bench bench-gpu torture clean
+.PHONY: help demo serve train test check lock audit bench bench-gpu torture capacity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 
 
 torture: $(READY) ## hold real servers under load, faults and hostile input, and write the table
 	$(BIN)/python -m tests.torture --write
+
+capacity: $(READY) ## measure, simulate and forecast what docs/capacity.md says, and write it anew
+	$(BIN)/python -m server.bench.capacity
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
