@@ -134,12 +134,12 @@ def test_more_than_may_wait_is_429(cluster: Cluster, audio: Any) -> None:
 
 
 def test_a_killed_replica_loses_what_it_held_and_comes_back(cluster: Cluster, audio: Any) -> None:
-    body = {"audio": audio, "question": "?", "max_tokens": 200}
+    body = {"audio": audio, "question": "?", "max_tokens": 400}
     counted = cluster.remote.metric("allears_listening_score_count")
-    begun = [cluster.remote.begin("POST", "/v1/audio-chat", json=body) for _ in range(10)]
-    cluster.remote.wait_until(lambda: cluster.remote.metric("allears_batch_rows") >= 4)
     victim = cluster.replicas()[0]
-    victim.kill()
+    begun = [cluster.remote.begin("POST", "/v1/audio-chat", json=body) for _ in range(20)]
+    cluster.remote.wait_until(lambda: cluster.remote.metric("allears_batch_rows") >= 4)
+    victim.kill()  # while each has some that run and some that wait
     after = [cluster.remote.begin("POST", "/v1/audio-chat", json=body) for _ in range(4)]
     found = [one.result(90) for one in (*begun, *after)]
     lost = [one for one in found if one.status_code == 503]
