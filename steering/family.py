@@ -46,30 +46,29 @@ def _qwen2_audio_tokens(config: Any, frames: int) -> int:
 
 def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
     """Audio embeddings of C clips: each (F, D), from log-mels (C, M, N) and frame counts (C,)."""
-    counts = frames.tolist()
+    project, counts = network.model.multi_modal_projector, frames.tolist()
     filled = [(count - 1) // 2 + 1 for count in counts]  # encoder positions before the padding
-    ends = torch.tensor(filled, device=mels.device)[:, None, None, None]
-    mask = torch.arange((mels.shape[-1] - 1) // 2 + 1, device=mels.device) < ends  # (C, 1, 1, N/2)
     if len(set(getattr(network, "hf_device_map", {}).values())) > 1:  # spread: whole, it moves
-        heard = network.model.audio_tower(mels, attention_mask=mask).last_hidden_state
+        ends = torch.tensor(filled, device=mels.device)[:, None, None, None]
+        positions = torch.arange((mels.shape[-1] - 1) // 2 + 1, device=mels.device)
+        heard = network.model.audio_tower(mels, attention_mask=positions < ends).last_hidden_state
+        audio = list(project(heard))  # C x (N/4, D)
     else:
-        longest = max(filled)
-        heard = _encode(network.model.audio_tower, mels, mask[..., :longest])
-    audio = network.model.multi_modal_projector(heard)  # (C, N/4 or longest/2, D)
-    return [audio[i, : _qwen2_audio_tokens(None, count)] for i, count in enumerate(counts)]
+        tower, clips = network.model.audio_tower, zip(mels.split(1), filled, strict=True)
+        audio = [project(_encode(tower, mel, length))[0] for mel, length in clips]
+    return [one[: _qwen2_audio_tokens(None, n)] for one, n in zip(audio, counts, strict=True)]
 
 
-def _encode(tower: Any, mels: Tensor, mask: Tensor) -> Tensor:
-    """(C, P/2, E) of log-mels (C, M, N), by the encoder's own layers, for the P positions of `mask`
-    (C, 1, 1, P) only: nothing attends to the padding behind, so a short clip costs its own length.
+def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
+    """(1, P/2, E) of one clip's log-mels (1, M, N), by the encoder's own layers, for its first P
+    positions: nothing attends to the padding behind, so a short clip costs its own length, and
+    a clip among others is heard as alone.
     """
-    longest = mask.shape[-1]
-    states = gelu(tower.conv1(mels[..., : 2 * longest + 1]))  # as far as the last position reads
-    states = gelu(tower.conv2(states))[..., :longest].transpose(1, 2)
-    states = states + tower.embed_positions.weight[:longest]
-    seen = None if len(mask) == 1 else mask  # the longest clip sees all of itself
+    states = gelu(tower.conv1(mel[..., : 2 * length + 1]))  # as far as the last position reads
+    states = gelu(tower.conv2(states))[..., :length].transpose(1, 2)  # (1, P, E)
+    states = states + tower.embed_positions.weight[:length]
     for layer in tower.layers:
-        found = layer(states, seen)
+        found = layer(states, None)
         states = found[0] if isinstance(found, tuple) else found
     pooled: Tensor = tower.avg_pooler(states.transpose(1, 2)).transpose(1, 2)
     heard: Tensor = tower.layer_norm(pooled)
