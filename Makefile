@@ -68,10 +68,10 @@ bench-gpu: $(READY) ## the same at the sizes of Qwen2-Audio-7B, random bfloat16 
 	$(BIN)/python -m server.bench --model real --device cuda --concurrency 1 4 16 32
 
 torture: $(READY) ## hold real servers under load, faults and hostile input, and write the table
-	$(BIN)/python -m tests.torture --write
+	$(BIN)/python -m tests.stress --write
 
 capacity: $(READY) ## measure, simulate and forecast what docs/capacity.md says, and write it anew
-	$(BIN)/python -m server.bench.capacity
+	$(BIN)/python -m deploy.capacity.study
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

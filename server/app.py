@@ -13,12 +13,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from server import access, document, errors, middleware, tracing
+from server.api import error_responses, openapi
+from server.api.middleware.answer_errors import answer_errors
+from server.api.middleware.cancel_on_disconnect import cancel_on_disconnect
+from server.api.middleware.limit_body import limit_body
+from server.api.middleware.log_requests import log_requests
+from server.api.middleware.require_key import PROBES, require_key
+from server.api.routes import router
 from server.deployment import Deployment, make_deployment
-from server.fleet import Fleet, Replicas
-from server.listener import Listener
-from server.routes import forwarded_routes, router
+from server.engine.runtime import Runtime
 from server.settings import Settings
+from server.telemetry import tracing
 
 _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
@@ -27,35 +32,25 @@ _DESCRIPTION = (
 _READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
-def create_app(settings: Settings, listener: Listener | None = None) -> FastAPI:
+def create_app(settings: Settings, listener: Runtime | None = None) -> FastAPI:
     """The app of one deployment; it loads what the settings name unless a listener is given.
 
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
-    deployment = make_deployment(settings, tracing.start(os.environ))
-    app = _app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
-    _surround(app, deployment)
+    deployment = make_deployment(settings, tracing.make_tracer(os.environ))
+    app = make_app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
+    add_middleware(app, deployment)
     return app
 
 
 def create_replica(settings: Settings) -> FastAPI:
     """The app of one replica of several: all that is around a request is done by the front."""
     deployment = make_deployment(settings)
-    return _app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
+    return make_app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
 
 
-def create_front(settings: Settings, replicas: Replicas) -> FastAPI:
-    """The app before several replicas: it asks them what the model or its log must answer."""
-    deployment = make_deployment(settings, tracing.start(os.environ))
-    fleet = Fleet(deployment, replicas)
-    app = _app(deployment, fleet.load, fleet.close)
-    app.add_middleware(middleware.forwarded, forward=fleet.forward, routes=forwarded_routes())
-    _surround(app, deployment)
-    return app
-
-
-def _app(
+def make_app(
     deployment: Deployment,
     live: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
@@ -81,7 +76,7 @@ def _app(
         lifespan=lifespan,
         docs_url=None,  # routes.py has a page that asks no other host
         redoc_url=None,
-        exception_handlers=errors.HANDLERS,
+        exception_handlers=error_responses.HANDLERS,
     )
     app.state.deployment = deployment
     app.state.routes = router.routes
@@ -90,7 +85,7 @@ def _app(
     return app
 
 
-async def _load_and_watch(deployment: Deployment, listener: Listener | None) -> None:
+async def _load_and_watch(deployment: Deployment, listener: Runtime | None) -> None:
     deployment.decoder.start()
     await deployment.load(listener)
     await deployment.watch()
@@ -104,17 +99,17 @@ def own_version() -> str:
         return "0"
 
 
-def _surround(app: FastAPI, deployment: Deployment) -> None:
+def add_middleware(app: FastAPI, deployment: Deployment) -> None:
     """Put the middleware around the app, the innermost first."""
     settings = deployment.settings
-    app.add_middleware(access.keyed, keys=settings.known_keys, settings=settings)
+    app.add_middleware(require_key, keys=settings.known_keys, settings=settings)
     app.add_middleware(
-        middleware.bounded,
+        limit_body,
         max_bytes=settings.max_body_bytes,
         seconds=settings.body_timeout_seconds,
     )
-    app.add_middleware(middleware.raced, deployment=deployment)
-    app.add_middleware(middleware.caught, deployment=deployment)
+    app.add_middleware(cancel_on_disconnect, deployment=deployment)
+    app.add_middleware(answer_errors, deployment=deployment)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -123,7 +118,7 @@ def _surround(app: FastAPI, deployment: Deployment) -> None:
             allow_headers=("*",),
             expose_headers=_READABLE,
         )
-    app.add_middleware(middleware.observed, deployment=deployment)
+    app.add_middleware(log_requests, deployment=deployment)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -137,5 +132,5 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         keyed = bool(app.state.deployment.settings.known_keys)
-        app.openapi_schema = document.complete(found, access.PROBES, keyed=keyed)
+        app.openapi_schema = openapi.with_bodies(found, PROBES, keyed=keyed)
     return app.openapi_schema

@@ -32,10 +32,12 @@ from rich.table import Table
 
 from allears_client import AllEars, AllEarsClientError, Answer
 from allears_client import commands as client_commands
-from server import logs
-from server.settings import NO_LOG, Settings, SettingsError, option, read_settings, variable
+from server.errors import SettingsError
+from server.settings import NO_LOG, Settings, option, read_settings, variable
+from server.telemetry import logs
 from steering import cli as steering_commands
 from steering.errors import AllEarsError
+from steering.model import loading
 
 log = logging.getLogger("allears")
 Given = ParamSpec("Given")
@@ -76,7 +78,7 @@ def one_line_errors(command: Callable[Given, Result]) -> Callable[Given, Result]
 
 def _say(text: str, level: int = logging.INFO) -> None:
     """A line on stderr; one of the log, where all of them are to be JSON."""
-    if logs.written_as_json():
+    if logs.is_json():
         log.log(level, text.strip())
     else:
         typer.echo(text, err=True)
@@ -135,7 +137,7 @@ def serve(settings: Settings) -> None:
         _say(f"  metrics {url}/metrics   ready {url}/readyz")
         if settings.host not in _LOOPBACK and not settings.known_keys:
             _say(f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", logging.WARNING)
-        from server.serving import serve as run  # torch is slow to import, and --help needs none
+        from server.serve import run_server as run  # torch is slow to import, and --help needs none
 
         code = asyncio.run(run(settings, listening))
     if code:
@@ -385,10 +387,10 @@ def profile_verify(
 
     Example: allears profile verify ./profile --model demo
     """
-    from steering import model, profile  # torch is slow to import, and --help needs none
+    from steering import profile
 
     found = profile.load(folder)
-    profile.check_fits(found, model.load(settings.model, revision=settings.revision))
+    profile.check_fits(found, loading.load(settings.model, revision=settings.revision))
     typer.echo(f"{folder}: profile {found.name!r} fits {settings.model}")
 
 

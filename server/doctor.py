@@ -12,17 +12,19 @@ from pathlib import Path
 import torch
 
 from server.settings import Settings
-from steering import decode, memory, model, profile
+from steering import profile
+from steering.audio import decode
 from steering.calibration import auto
-from steering.checkpoint import find, only_config
 from steering.errors import AllEarsError
-from steering.family import family_of
-from steering.model import AudioModel
-from steering.rehearsal import rehearse
+from steering.model import loading, memory_plan
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import find, only_config
+from steering.model.families import family_of
+from steering.self_test import self_test
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Finding:
     """One finding."""
 
     name: str
@@ -30,14 +32,14 @@ class Check:
     found: str
 
 
-def examine(settings: Settings) -> Iterator[Check]:
+def examine(settings: Settings) -> Iterator[Finding]:
     """The findings one by one, the quick ones first."""
-    yield Check("python", sys.version_info >= (3, 11), platform.python_version())
+    yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     for package in ("torch", "transformers", "fastapi", "uvicorn"):
-        yield Check(package, True, version(package))
-    yield Check("libsndfile", True, decode.libsndfile_version())
+        yield Finding(package, True, version(package))
+    yield Finding("libsndfile", True, decode.libsndfile_version())
     cuda = torch.cuda.is_available()
-    yield Check("device", True, torch.cuda.get_device_name() if cuda else "cpu")
+    yield Finding("device", True, torch.cuda.get_device_name() if cuda else "cpu")
     yield from _memory(settings)
     loaded: list[AudioModel] = []
 
@@ -45,7 +47,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         if Path(settings.model).is_dir() and only_config(Path(settings.model)):
             return f"{settings.model} holds a config and no weights: nothing was loaded"
         loaded.append(
-            model.load(
+            loading.load(
                 settings.model,
                 revision=settings.revision,
                 device=settings.device,
@@ -56,7 +58,7 @@ def examine(settings: Settings) -> Iterator[Check]:
             )
         )
         found = loaded[0]
-        rehearse(found)
+        self_test(found)
         return f"{found.name}: {found.family.name}, {found.layers} layers, {found.device}"
 
     yield _attempt("model", load)
@@ -64,29 +66,29 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield _attempt("profile", lambda: _fits(settings, loaded[0]))
 
 
-def _memory(settings: Settings) -> Iterator[Check]:
+def _memory(settings: Settings) -> Iterator[Finding]:
     """What the model will take, from its config: nothing is loaded."""
     try:
         folder, _ = find(settings.model, settings.revision, weights=False)
-        config = model.read_config(settings.model, folder)
-        found = memory.plan(family_of(config.model_type), config)
+        config = loading.read_config(settings.model, folder)
+        found = memory_plan.plan(family_of(config.model_type), config)
     except AllEarsError as error:
-        yield Check("memory", False, str(error))
+        yield Finding("memory", False, str(error))
         return
     cuda = settings.device.startswith("cuda") or torch.cuda.is_available()
     usual = "bfloat16" if cuda else "float32"
     kind = usual if settings.dtype == "auto" else settings.dtype
     weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
-    yield Check("memory: weights", True, f"{found.parameters / 1e6:,.1f} M parameters: {weights}")
+    yield Finding("memory: weights", True, f"{found.parameters / 1e6:,.1f} M parameters: {weights}")
     rows, tokens = settings.max_batch_rows, settings.max_context_tokens
     row = found.row_bytes(kind, tokens)
-    yield Check(
+    yield Finding(
         "memory: keys and values",
         True,
         f"{found.kv_bytes_a_token[kind]:,} bytes a token in {kind}; a row of {tokens} tokens"
         f" {_gb(row)}, {rows} rows {_gb(rows * row)}",
     )
-    yield Check(
+    yield Finding(
         "memory: silence cache",
         True,
         f"30 s of silence are {found.silence_tokens} tokens, at most"
@@ -94,8 +96,8 @@ def _memory(settings: Settings) -> Iterator[Check]:
         f" {_gb(settings.silence_cache_bytes)}",
     )
     places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    free = [f"{p} {_gb(memory.free_bytes(p))}" for p in (*places, torch.device("cpu"))]
-    yield Check("memory: free", True, ", ".join(free))
+    free = [f"{p} {_gb(memory_plan.free_bytes(p))}" for p in (*places, torch.device("cpu"))]
+    yield Finding("memory: free", True, ", ".join(free))
 
 
 def _gb(size: int) -> str:
@@ -105,11 +107,11 @@ def _gb(size: int) -> str:
 
 def _fits(settings: Settings, loaded: AudioModel) -> str:
     if auto.is_wanted(settings.profile, loaded):
-        folder = auto.entry(settings.cache_folder, loaded, settings.calibration_items)
-        found = auto.kept(folder, loaded)
+        folder = auto.profile_folder(settings.cache_folder, loaded, settings.calibration_items)
+        found = auto.load_kept(folder, loaded)
         if found is None:
             return f"auto: not made yet, the first start makes it in {folder}"
-        if isinstance(found, auto.Unprofiled):
+        if isinstance(found, auto.NoProfile):
             return f"auto: none, {found.reason}"
     else:
         found = profile.find(settings.profile, loaded)
@@ -121,9 +123,9 @@ def _fits(settings: Settings, loaded: AudioModel) -> str:
     )
 
 
-def _attempt(name: str, act: Callable[[], str]) -> Check:
+def _attempt(name: str, act: Callable[[], str]) -> Finding:
     """What `act` says, or the error it raises, as a finding."""
     try:
-        return Check(name, True, act())
+        return Finding(name, True, act())
     except AllEarsError as error:
-        return Check(name, False, str(error))
+        return Finding(name, False, str(error))

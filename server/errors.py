@@ -1,29 +1,73 @@
-"""From exception to HTTP: one table, one body."""
+"""Every exception of the server. It imports nothing but steering/errors.py: the ground floor.
+
+    Exception
+    ├── Busy                    the server can't take or finish the request now; says when to retry
+    │   ├── QueueFull, QueueTimeout, RequestTimeout, EngineStopped
+    │   ├── Loading, Draining, ReplicaLost, TooManyConnections
+    │   └── RateLimited, TooManyConcurrent
+    ├── Unauthorized, BodyTooLarge, BodyTimeout, UnsupportedMediaType
+    ├── UnknownModel, UnknownRecord, LogUnavailable
+    └── InternalSignal          caught inside the server: LoadingCancelled, WorkerDied,
+                                WrongDatabaseVersion
+
+    AllEarsError (steering/errors.py)
+    ├── SettingsError, KeysFileError    stop the start
+    └── AudioError ── DecodeFailed      400
+
+api/error_responses.py has the HTTP status of each.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from steering.errors import AllEarsError, AudioError
 
-import torch
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
 
-from server import faults
-from server.completions import UnknownModel
-from server.deployment import Crowded, Draining, Loading, ReplicaLost
-from server.engine import Busy, QueueFull, QueueTimeout, Stopped, TimedOut
-from server.limits import RateLimited, TooManyConcurrent
-from server.listening_log import LogAway, UnknownRecord
-from server.schemas import wrong_field
-from steering.errors import AudioError, AudioTooLarge, RequestError
+class Busy(Exception):
+    """The server can't take the request now; `retry_after_seconds` says when to try again."""
 
-log = logging.getLogger("allears")
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(Busy):
+    """The queue holds as many requests as are allowed."""
+
+
+class QueueTimeout(Busy):
+    """The request waited longer than allowed."""
+
+
+class RequestTimeout(Busy):
+    """Answering took longer than allowed."""
+
+
+class EngineStopped(Busy):
+    """The torch thread has ended; this server answers nothing any more."""
+
+
+class Loading(Busy):
+    """The model is not loaded yet."""
+
+
+class Draining(Busy):
+    """The server finishes its running requests and takes no new ones."""
+
+
+class ReplicaLost(Busy):
+    """The replica that had the request in hand has ended."""
+
+
+class TooManyConnections(Busy):
+    """More connections are open than allowed."""
+
+
+class RateLimited(Busy):
+    """The key has sent more requests than it may in a minute."""
+
+
+class TooManyConcurrent(Busy):
+    """The key has as many requests running as it may."""
 
 
 class Unauthorized(Exception):
@@ -38,152 +82,53 @@ class BodyTimeout(Exception):
     """The request's body did not arrive in time."""
 
 
-class UnknownMedia(Exception):
+class UnsupportedMediaType(Exception):
     """The body is neither JSON nor a form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """How an exception looks over HTTP."""
-
-    status: int
-    code: str
-    type: str = "invalid_request_error"
-    param: str | None = None  # where the exception itself names none
-    retry_after_seconds: int | None = None  # where the exception itself says nothing
+class UnknownModel(Exception):
+    """The request names a model that is not served here."""
 
 
-OUT_OF_MEMORY = Row(503, "out_of_memory", "server_error", retry_after_seconds=5)
-UNEXPECTED = Row(500, "internal_error", "server_error")
-TABLE: Mapping[type[Exception], Row] = {
-    AudioError: Row(400, "invalid_audio", param="audio"),
-    AudioTooLarge: Row(413, "audio_too_large", param="audio"),
-    RequestError: Row(422, "invalid_request"),
-    RequestValidationError: Row(422, "invalid_request"),
-    Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
-    BodyTooLarge: Row(413, "body_too_large"),
-    BodyTimeout: Row(408, "body_timeout", retry_after_seconds=1),
-    UnknownMedia: Row(415, "unsupported_media_type"),
-    UnknownModel: Row(404, "model_not_found", param="model"),
-    UnknownRecord: Row(404, "not_found", param="request_id"),
-    LogAway: Row(503, "listening_log_away", "server_error", retry_after_seconds=5),
-    RateLimited: Row(429, "rate_limited", "rate_limit_error"),
-    TooManyConcurrent: Row(429, "too_many_concurrent", "rate_limit_error"),
-    QueueFull: Row(429, "queue_full", "rate_limit_error"),
-    QueueTimeout: Row(503, "queue_timeout", "server_error"),
-    TimedOut: Row(504, "timeout", "server_error"),
-    Crowded: Row(503, "too_many_connections", "server_error"),
-    Loading: Row(503, "loading", "server_error"),
-    Draining: Row(503, "draining", "server_error"),
-    Stopped: Row(503, "stopped", "server_error"),
-    ReplicaLost: Row(503, "replica_lost", "server_error"),
-    torch.OutOfMemoryError: OUT_OF_MEMORY,
-    MemoryError: OUT_OF_MEMORY,
-    ClientDisconnect: Row(499, "client_gone"),
-}
-_CLOSING = ("body_timeout", "too_many_connections")  # codes after which a connection is of no use
-_ROUTING: Mapping[int, tuple[str, str]] = {
-    404: ("not_found", "there is nothing at this path; GET /docs shows what there is"),
-    405: ("method_not_allowed", "this path knows other methods; the header Allow names them"),
-}
+class UnknownRecord(Exception):
+    """The listening log holds no record of that id."""
 
 
-def row_of(error: Exception) -> Row:
-    """The row of an exception's class, or of the closest class it derives from."""
-    if isinstance(error, HTTPException):
-        code, _ = _ROUTING.get(error.status_code, ("http_error", ""))
-        return Row(error.status_code, code)
-    if faults.is_out_of_memory(error):
-        return OUT_OF_MEMORY
-    found = (TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
-    return next(found, UNEXPECTED)
+class LogUnavailable(Exception):
+    """The listening log's database can't be read now."""
 
 
-def body(error: Exception, request_id: str) -> dict[str, Any]:
-    """The JSON body of an error; an unexpected one keeps its details for the log."""
-    row = row_of(error)
-    return {
-        "error": {
-            "message": _message(error, row, request_id),
-            "type": row.type,
-            "param": getattr(error, "param", None) or row.param,
-            "code": row.code,
-        }
-    }
+class InternalSignal(Exception):
+    """Control flow inside the server. One that reaches a client is our bug, answered with 500."""
 
 
-def _message(error: Exception, row: Row, request_id: str) -> str:
-    if isinstance(error, HTTPException):
-        return _ROUTING.get(error.status_code, ("", error.detail))[1]
-    if row is OUT_OF_MEMORY:
-        return "there was not enough memory for this request; try again, or send less audio"
-    if row is UNEXPECTED:
-        return f"the server failed; its log has the details under request id {request_id}"
-    return str(error)
+class LoadingCancelled(InternalSignal):
+    """Ends loading in its thread, because the server stops."""
 
 
-def headers(error: Exception) -> dict[str, str]:
-    """Retry-After, Allow, WWW-Authenticate: what belongs to an error."""
-    row = row_of(error)
-    found: dict[str, str] = {}
-    if isinstance(error, HTTPException):
-        found.update({name.lower(): value for name, value in (error.headers or {}).items()})
-    if row.status == 401:
-        found["www-authenticate"] = "Bearer"
-    if row.code in _CLOSING:
-        found["connection"] = "close"
-    wait = error.retry_after_seconds if isinstance(error, Busy) else row.retry_after_seconds
-    if wait is not None:
-        found["retry-after"] = str(wait)
-    return found
+class WorkerDied(InternalSignal):
+    """A decode process ended before it replied, or was ended for an invalid reply."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
-def note(scope: Any, error: Exception) -> None:
-    """Leave an error's code where the middleware counts it; log one nobody expected."""
-    scope.setdefault("state", {})["error_code"] = row_of(error).code
-    if row_of(error) in (UNEXPECTED, OUT_OF_MEMORY):
-        log.error("request %s failed", scope["state"].get("request_id"), exc_info=error)
+class WrongDatabaseVersion(InternalSignal):
+    """The database holds tables of another version of this program."""
 
 
-def plain(error: Exception) -> Exception:
-    """The error in our own words, where fastapi has its own."""
-    if isinstance(error, RequestValidationError):
-        found = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # without query, body
-        return wrong_field(found)
-    if isinstance(error, HTTPException) and error.status_code == 400:
-        return RequestError(f"the form can't be read: {error.detail}")
-    return error
+class DecodeFailed(AudioError):
+    """Decoding took too long or too much memory, or crashed; `result` says which."""
+
+    def __init__(self, result: str, message: str) -> None:
+        super().__init__(message)
+        self.result = result
 
 
-def answer_error(scope: Any, error: Exception) -> Response:
-    """The response to an exception."""
-    error = plain(error)
-    note(scope, error)
-    found = headers(error)
-    if row_of(error).status == 405:
-        found["allow"] = _methods(scope)
-    return JSONResponse(
-        body(error, scope["state"].get("request_id", "")),
-        status_code=row_of(error).status,
-        headers=found,
-    )
+class SettingsError(AllEarsError):
+    """Settings are wrong; one line for each."""
 
 
-def _methods(scope: Any) -> str:
-    """The methods of a path, of all its routes: starlette's own header knows the first alone."""
-    routes = scope["app"].state.routes
-    found = {
-        method
-        for route in routes
-        if route.matches(scope)[0] is not Match.NONE
-        for method in route.methods
-    }
-    return ", ".join(sorted(found))
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """The handler of every exception of the table."""
-    return answer_error(request.scope, error)
-
-
-HANDLERS: dict[int | type[Exception], Any] = dict.fromkeys((*TABLE, HTTPException), on_error)
+class KeysFileError(AllEarsError):
+    """The file of keys can't be used; the message shows none of them."""

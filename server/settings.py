@@ -16,8 +16,9 @@ from platformdirs import user_cache_path, user_state_path
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from server import keys
-from steering.errors import AllEarsError
+from server import errors
+from server.access import api_keys as access_keys
+from server.errors import SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -28,10 +29,6 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
 _ORIGIN = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
 # Of the same family, but read by others: the client's commands and the test suite.
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
-
-
-class SettingsError(AllEarsError):
-    """Settings are wrong; one line for each."""
 
 
 class Settings(BaseSettings):
@@ -294,8 +291,8 @@ class Settings(BaseSettings):
             raise ValueError("ALLEARS_API_KEYS is set, too; unset one of them")
         if value is not None:
             try:
-                keys.read(value)
-            except keys.KeysError as error:
+                access_keys.read(value)
+            except errors.KeysFileError as error:
                 raise ValueError(str(error)) from None
         return value
 
@@ -323,7 +320,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_log(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and value.get_secret_value() != NO_LOG:
-            from server.records_database import parse  # slow to import, and --help needs none
+            from server.listening_log.database import parse  # slow to import, and --help needs none
 
             parse(value.get_secret_value())
         return value
@@ -331,7 +328,10 @@ class Settings(BaseSettings):
     @property
     def log_database(self) -> URL:
         """The listening log's database."""
-        from server.records_database import file, parse  # slow to import, and --help needs none
+        from server.listening_log.database import (  # slow to import, and --help needs none
+            file,
+            parse,
+        )
 
         if self.listening_log_url is None:
             return file(self.state_folder / "listening.sqlite")
@@ -349,11 +349,11 @@ class Settings(BaseSettings):
         return user_state_path("allears")
 
     @property
-    def known_keys(self) -> tuple[keys.Key, ...]:
+    def known_keys(self) -> tuple[access_keys.ApiKey, ...]:
         """The keys that open this server, a file of them read anew; none: it is open."""
         if self.api_keys_file is not None:
-            return keys.read(self.api_keys_file)
-        return keys.listed([key.get_secret_value() for key in self.api_keys])
+            return access_keys.read(self.api_keys_file)
+        return access_keys.listed([key.get_secret_value() for key in self.api_keys])
 
     @property
     def cache_folder(self) -> Path:

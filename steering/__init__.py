@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from steering.calibration.calibrate import calibrate
-    from steering.ears import listening
     from steering.evaluation.evaluate import evaluate
-    from steering.model import load
+    from steering.model.loading import load
     from steering.profile import Profile
     from steering.profile import load as load_profile
+    from steering.transformers_hooks.hooks import listening
 
 __all__ = ["Profile", "calibrate", "evaluate", "listening", "load", "load_profile"]
 
@@ -24,7 +24,7 @@ _HOMES = {
     "Profile": ("steering.profile", "Profile"),
     "calibrate": ("steering.calibration.calibrate", "calibrate"),
     "evaluate": ("steering.evaluation.evaluate", "evaluate"),
-    "listening": ("steering.ears", "listening"),
+    "listening": ("steering.transformers_hooks.hooks", "listening"),
     "load": ("steering.model", "load"),
     "load_profile": ("steering.profile", "load"),
 }

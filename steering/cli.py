@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.errors import ProfileError
+from steering.model import loading
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
@@ -38,7 +39,7 @@ class Mode(StrEnum):
     choices = "choices"
 
 
-class PromptStyle(StrEnum):
+class PromptStyleOption(StrEnum):
     """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
 
     auto = "auto"
@@ -48,7 +49,7 @@ class PromptStyle(StrEnum):
     @property
     def style(self) -> str:
         """What the model's loader calls it."""
-        return "r1_aqa" if self is PromptStyle.answer_tag else self.value
+        return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 
 class Split(StrEnum):
@@ -73,7 +74,7 @@ def demo_data_command(
 
     Example: allears demo-data --split test --items 200 --seed 7 --out build/items
     """
-    from steering.demo.data import write_items
+    from steering.synthetic.data import write_items
 
     path = write_items(
         out, split=split.value, count=items, seed=seed, unseen_wordings=unseen_wordings
@@ -110,11 +111,10 @@ def calibrate_command(
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
-    from steering import model as models
     from steering.calibration import calibrate as calibration
-    from steering.calibration.gathering import evidence_of
+    from steering.calibration.collecting import activations_of
 
-    loaded = models.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
+    loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     found = calibration.calibrate(
         loaded,
         data,
@@ -135,7 +135,7 @@ def calibrate_command(
         print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {evidence_of(out)}; it can be deleted")
+        print(f"evidence kept in {activations_of(out)}; it can be deleted")
 
 
 def evaluate_command(
@@ -153,8 +153,9 @@ def evaluate_command(
         Mode, typer.Option(help="Write answers, or score the options.")
     ] = Mode.generate,
     prompt: Annotated[
-        PromptStyle, typer.Option(help="How the options are put; auto goes by the model's name.")
-    ] = PromptStyle.auto,
+        PromptStyleOption,
+        typer.Option(help="How the options are put; auto goes by the model's name."),
+    ] = PromptStyleOption.auto,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
     as_json: Json = False,
 ) -> None:
@@ -164,11 +165,10 @@ def evaluate_command(
 
     Example: allears evaluate --data build/items/items.json --out build/evaluation
     """
-    from steering import model as models
     from steering import profile as profiles
     from steering.evaluation import evaluate as evaluation
 
-    loaded = models.load(
+    loaded = loading.load(
         model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style
     )
     found = profiles.find(profile, loaded)

@@ -21,12 +21,12 @@ def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
     return float((ranks[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
 
 
-def against(scores: NDArray[np.floating], silent: NDArray[np.floating]) -> float:
+def auroc_against_silence(scores: NDArray[np.floating], silent: NDArray[np.floating]) -> float:
     """AUROC of scores of clips against those of their silent twins."""
     return auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores))
 
 
-def within(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
+def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
     """AUROC right against wrong inside each stratum, averaged by the stratum's pairs of the two."""
     labels = np.array(strata)
     total, pairs = 0.0, 0
@@ -54,14 +54,14 @@ def effective_count(weights: NDArray[np.float64]) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Redraws:
+class ClusterBootstrap:
     """R bootstrap draws of whole clips: items about one clip come and go together."""
 
     which: NDArray[np.int64]  # (I,) clip of each item
     counts: NDArray[np.float32]  # (R, C) how often each clip was drawn
 
     @classmethod
-    def of(cls, clips: Sequence[str], *, seed: int = 0, draws: int = 2000) -> Redraws:
+    def of(cls, clips: Sequence[str], *, seed: int = 0, draws: int = 2000) -> ClusterBootstrap:
         """Draws for items about these clips; the same seed gives the same."""
         names, which = np.unique(np.array(clips), return_inverse=True)
         even = np.full(len(names), 1 / len(names))

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.prompt import Prompt, embed
 from steering.taps import Head, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
+class PrefillResult:
     """What one pass over a prompt leaves behind, on the model's device."""
 
     attention: Tensor  # (N, F) float32: each tapped head on each audio token, from the last token
@@ -32,7 +32,7 @@ class Heard:
     length: int  # T
 
 
-def walk(
+def run_layers(
     model: AudioModel,
     states: Tensor,
     positions: Tensor,
@@ -66,9 +66,11 @@ def walk(
     }
     for layer in range(depth):
         if model.places:
-            states, context = _on_card(states, context, model.places[layer])
+            states, context = _to_device(states, context, model.places[layer])
         if layer == depth - 1 and wanted != "states":
-            states = _partly(decoder.layers[layer], states, context, keys_only=wanted == "keys")
+            states = _run_last_layer(
+                decoder.layers[layer], states, context, keys_only=wanted == "keys"
+            )
         else:
             states = decoder.layers[layer](states, **context)
         if layer in layers:
@@ -85,7 +87,7 @@ def cache_name(layer: type[torch.nn.Module]) -> str:
     return "cache" if "cache" in known else "past_key_values"
 
 
-def _on_card(
+def _to_device(
     states: Tensor, context: dict[str, Any], card: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
     """States and what goes with them, on the card that holds the next layer."""
@@ -98,7 +100,9 @@ def _on_card(
     return states.to(card), {**context, **moved}
 
 
-def _partly(layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool) -> Tensor:
+def _run_last_layer(
+    layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool
+) -> Tensor:
     """(B, 1, D) states of the last token after a layer, most of which is not run: no other token
     goes through its feed-forward part, and none does where only keys and values are wanted.
     """
@@ -112,13 +116,13 @@ def _partly(layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: b
 @torch.inference_mode()
 def prefill(
     model: AudioModel, prompt: Prompt, *, heads: Sequence[Head] = (), layers: Sequence[int] = ()
-) -> Heard:
+) -> PrefillResult:
     """What the model heard of a prompt: one pass, SDPA, taps on `heads`, states of `layers`."""
     audio = prompt.audio.to(model.device)
     taps = Taps.on(heads, audio[None]) if heads else None
     positions = torch.arange(len(audio), device=model.device)[None]
     cache = DynamicCache(config=model.text_config)
-    states, kept = walk(
+    states, kept = run_layers(
         model,
         embed(model, prompt),
         positions,
@@ -129,4 +133,4 @@ def prefill(
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return Heard(attention, kept[0], states[0, -1], cache, len(audio))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steering.checkpoint import DEMO, first_line
 from steering.errors import ProfileError
 from steering.heads import Verdicts
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import Head

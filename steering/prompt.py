@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.clip import Clip
+from steering.audio.clip import Clip
 from steering.errors import RequestError
-from steering.model import AudioModel
-from steering.style import PLAIN, Style
+from steering.model.audio_model import AudioModel
+from steering.model.prompt_style import PLAIN, PromptStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ class Prompt:
         return int(self.audio.nonzero()[-1]) + 1
 
 
-def with_choices(question: str, choices: Sequence[str], style: Style = PLAIN) -> str:
+def with_choices(question: str, choices: Sequence[str], style: PromptStyle = PLAIN) -> str:
     """The question and its options, as a model of that prompt style is asked."""
     return style.ask(question, choices)
 
 
-def ask(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
+def build_question(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
     """The prompt of one question about some clips."""
-    return build(model, [Message("user", (*clips, text))])
+    return build_prompt(model, [Message("user", (*clips, text))])
 
 
-def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
+def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     """The prompt of a conversation, in the words of the checkpoint's own chat template.
 
     Raises RequestError if there is no clip, or the text holds one of the model's audio tokens.
@@ -62,7 +62,7 @@ def build(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     if not clips:
         raise RequestError("the conversation has no audio; send at least one clip", "audio")
     chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
-    _refuse_special(model, messages)
+    _refuse_control_tokens(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     text += model.style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
@@ -130,7 +130,7 @@ def _part(part: str | Clip) -> dict[str, str]:
     )
 
 
-def _refuse_special(model: AudioModel, messages: Sequence[Message]) -> None:
+def _refuse_control_tokens(model: AudioModel, messages: Sequence[Message]) -> None:
     """A user's text that spells a control token would be read as one: refuse it."""
     added = model.processor.tokenizer.added_tokens_decoder.values()
     controls = [token.content for token in added if token.special]

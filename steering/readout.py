@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 
 
 @dataclass(frozen=True, slots=True)

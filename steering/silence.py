@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from steering.model import AudioModel
-from steering.prefill import Heard, walk
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, run_layers
 from steering.prompt import Prompt, silent_mels
 from steering.taps import Head, Taps
 
-PrefixKey = tuple[bytes, tuple[int, ...], int]  # prefix tokens, mel frames of each clip, depth
-KeysAndValues = list[tuple[Tensor, Tensor]]  # one pair a layer: (1, H, P, d)
+SilenceKey = tuple[bytes, tuple[int, ...], int]  # prefix tokens, mel frames of each clip, depth
+KVPairs = list[tuple[Tensor, Tensor]]  # one pair a layer: (1, H, P, d)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contrast:
+class SilenceContrast:
     """What the clip adds to silence, at the last prompt token."""
 
     differences: Tensor  # (K, D) residual heard minus residual of the silent twin, a layer each
@@ -36,7 +36,7 @@ class Contrast:
     from_cache: bool  # whether the silent prefix was at hand
 
 
-class SilentPrefixes:
+class SilenceCache:
     """Keys and values of silent prefixes, and what the encoder makes of silence, in bounded bytes.
 
     Least recently used out first. An encoder's features serve every prompt of their duration, so
@@ -47,17 +47,17 @@ class SilentPrefixes:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._kept: OrderedDict[PrefixKey, KeysAndValues] = OrderedDict()
+        self._kept: OrderedDict[SilenceKey, KVPairs] = OrderedDict()
         self._features: OrderedDict[int, Tensor] = OrderedDict()  # mel frames -> (F, D)
 
-    def get(self, key: PrefixKey) -> KeysAndValues | None:
+    def get(self, key: SilenceKey) -> KVPairs | None:
         """The pairs of a prefix, or None; found ones become the most recently used."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
-    def begun(self, key: PrefixKey) -> KeysAndValues | None:
+    def begun(self, key: SilenceKey) -> KVPairs | None:
         """The pairs of the longest prefix that `key` continues, or None."""
         tokens, frames, depth = key
         starts = [
@@ -70,7 +70,7 @@ class SilentPrefixes:
         ]
         return self.get(max(starts, key=lambda kept: len(kept[0]))) if starts else None
 
-    def put(self, key: PrefixKey, pairs: KeysAndValues) -> None:
+    def put(self, key: SilenceKey, pairs: KVPairs) -> None:
         """Keep the pairs of a prefix and let the oldest go until all fit."""
         size = _bytes(pairs)
         if size > self.limit_bytes or key in self._kept:
@@ -119,17 +119,17 @@ class SilentPrefixes:
         return len(self._kept)
 
 
-def _bytes(pairs: KeysAndValues) -> int:
+def _bytes(pairs: KVPairs) -> int:
     return sum(t.numel() * t.element_size() for pair in pairs for t in pair)
 
 
-class _After(Cache):
+class _PrefixCache(Cache):
     """What a pass sees behind kept keys and values, which are read and never written to."""
 
-    def __init__(self, pairs: KeysAndValues | None, *, keep: bool) -> None:
+    def __init__(self, pairs: KVPairs | None, *, keep: bool) -> None:
         super().__init__(layers=[])
         self.pairs, self.keep = pairs, keep
-        self.joined: KeysAndValues = []  # of each layer that was run, if they are to be kept
+        self.joined: KVPairs = []  # of each layer that was run, if they are to be kept
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -145,19 +145,21 @@ class _After(Cache):
 
 
 @torch.inference_mode()
-def contrast(
+def contrast_with_silence(
     model: AudioModel,
     prompt: Prompt,
-    heard: Heard,
+    heard: PrefillResult,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
-    prefixes: SilentPrefixes,
-) -> Contrast:
+    prefixes: SilenceCache,
+) -> SilenceContrast:
     """Differences of `layers` between a prompt and its silent twin; `heard` kept those layers."""
     assert len(heard.states) == len(layers), (heard.states.shape, layers)
     if not prompt.audio.any():  # nothing to be silent about
-        return Contrast(torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False)
+        return SilenceContrast(
+            torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False
+        )
     depth = 1 + max([*layers, *(layer for layer, _ in heads)])
     end = prompt.audio_end
     tokens = prompt.tokens[:end]
@@ -168,12 +170,12 @@ def contrast(
         pairs = _run_prefix(model, prompt, key, prefixes)
         prefixes.put(key, pairs)
     states, attention = _run_question(model, prompt, end, depth, pairs, heads, layers)
-    return Contrast(heard.states - states, attention, from_cache)
+    return SilenceContrast(heard.states - states, attention, from_cache)
 
 
 def _run_prefix(
-    model: AudioModel, prompt: Prompt, key: PrefixKey, prefixes: SilentPrefixes
-) -> KeysAndValues:
+    model: AudioModel, prompt: Prompt, key: SilenceKey, prefixes: SilenceCache
+) -> KVPairs:
     """Keys and values of everything up to the end of the silent audio.
 
     What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
@@ -191,9 +193,9 @@ def _run_prefix(
     ]
     states[:, audio.to(model.device)] = torch.cat(heard).to(states.device, states.dtype)
     positions = torch.arange(start, end, device=model.device)[None]
-    cache = _After(begun, keep=True)
-    mask = None if begun is None else _causal(start, end, model.device)
-    walk(model, states, positions, mask, cache, depth=depth, wanted="keys")
+    cache = _PrefixCache(begun, keep=True)
+    mask = None if begun is None else _causal_mask(start, end, model.device)
+    run_layers(model, states, positions, mask, cache, depth=depth, wanted="keys")
     return cache.joined
 
 
@@ -204,7 +206,7 @@ def _clips_before(model: AudioModel, frames: Sequence[int], audio_tokens: int) -
 
 
 def _silent_features(
-    model: AudioModel, prompt: Prompt, clip: int, prefixes: SilentPrefixes
+    model: AudioModel, prompt: Prompt, clip: int, prefixes: SilenceCache
 ) -> Tensor:
     """(F, D) that the encoder makes of silence as long as one of the clips."""
     frames = int(prompt.frames[clip])
@@ -218,7 +220,7 @@ def _silent_features(
     return found
 
 
-def _causal(start: int, end: int, device: torch.device) -> Tensor:
+def _causal_mask(start: int, end: int, device: torch.device) -> Tensor:
     """(1, 1, end - start, end) bool: what each of the tokens from `start` sees."""
     shape = (end - start, end)
     return torch.ones(shape, dtype=torch.bool, device=device).tril(start)[None, None]
@@ -229,7 +231,7 @@ def _run_question(
     prompt: Prompt,
     end: int,
     depth: int,
-    pairs: KeysAndValues,
+    pairs: KVPairs,
     heads: Sequence[Head],
     layers: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
@@ -239,12 +241,12 @@ def _run_question(
     positions = torch.arange(end, length, device=model.device)[None]
     audio = prompt.audio.to(model.device)
     taps = Taps.on(heads, audio[None]) if heads else None
-    _, kept = walk(
+    _, kept = run_layers(
         model,
         states,
         positions,
-        _causal(end, length, model.device),
-        _After(pairs, keep=False),
+        _causal_mask(end, length, model.device),
+        _PrefixCache(pairs, keep=False),
         layers=layers,
         depth=depth,
         wanted="last",

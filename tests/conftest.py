@@ -22,9 +22,10 @@ import pytest
 import soundfile
 import torch
 
-from steering import model, profile
+from steering import profile
 from steering.heads import Verdicts
-from steering.model import AudioModel
+from steering.model import loading
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.readout import Intervention
 from steering.strength import Gate
@@ -111,13 +112,13 @@ def _no_state_outside(tmp_path_factory: pytest.TempPathFactory) -> Generator[Non
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint like the embedded model's, untrained."""
-    from steering.demo import checkpoint
+    from steering.demo import architecture
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    processor = checkpoint.build_processor()
+    processor = architecture.build_processor()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = checkpoint.build_model(processor.tokenizer)
+        network = architecture.build_model(processor.tokenizer)
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -125,7 +126,7 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(checkpoint_folder: Path) -> AudioModel:
-    return model.load(str(checkpoint_folder), device="cpu")
+    return loading.load(str(checkpoint_folder), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,12 @@ def forbidden(file: str) -> set[str]:
     if package == "steering":
         modules |= {"server", CLIENT, "uvicorn", "pydantic", "pydantic_settings"}
     if package == "server" and file != "server/cli.py":
-        modules |= {CLIENT} if file == "server/serving.py" else {CLIENT, "uvicorn"}
+        modules |= {CLIENT} if file == "server/serve.py" else {CLIENT, "uvicorn"}
     if file not in WEB_FILES:
         modules |= WEB
-    if file != "server/tracing.py":
+    if file != "server/telemetry/tracing.py":
         modules |= {"opentelemetry"}
-    if file != "steering/decode.py" and not file.startswith("steering/demo/"):
+    if file != "steering/audio/decode.py" and not file.startswith("steering/demo/"):
         modules |= SOUND
     return modules
 
@@ -64,12 +64,12 @@ def test_imports_go_one_way(file: Path) -> None:
 
 
 def test_the_rule_sees_every_kind_of_import() -> None:
-    source = "import server.app as app\ndef f():\n    from steering.clip import Clip\nimport a, b.c"
+    source = "import server.app as app\ndef f():\n    from steering.audio.clip import Clip\nimport a, b.c"
     assert imported(source) == {"server": 1, "steering": 3, "a": 4, "b": 4}
     assert {"server", "steering"} <= forbidden("clients/allears_client/client.py")
-    assert {"server", CLIENT, "fastapi", "pydantic"} <= forbidden("steering/model.py")
-    assert {"fastapi", "starlette", "soxr"} <= forbidden("server/engine.py")
-    assert "opentelemetry" in forbidden("server/engine.py")
+    assert {"server", CLIENT, "fastapi", "pydantic"} <= forbidden("steering/model/audio_model.py")
+    assert {"fastapi", "starlette", "soxr"} <= forbidden("server/engine/engine.py")
+    assert "opentelemetry" in forbidden("server/engine/engine.py")
     assert not {CLIENT, "uvicorn", "steering"} & forbidden("server/cli.py")
 
 

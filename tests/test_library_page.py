@@ -94,7 +94,8 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 def test_the_functions_stay_functions_whatever_was_imported_before() -> None:
     code = (
-        "import steering.calibration.calibrate, steering.evaluation.evaluate, steering.ears\n"
+        "import steering.calibration.calibrate, steering.evaluation.evaluate\n"
+        "import steering.transformers_hooks.hooks\n"
         "from steering import calibrate, evaluate, listening, load\n"
         "assert all(type(f).__name__ == 'function' for f in (calibrate, evaluate, listening, load))"
     )

@@ -6,7 +6,7 @@ with AllEars() as ears:
 """
 
 from allears_client.answers import Answer, Audio, Heard, Listening, Steering, Timings, Usage
-from allears_client.asking import Options
+from allears_client.audio_input import Samples, Sound
 from allears_client.client import DEFAULT_URL, AllEars, AsyncAllEars, AsyncStream, Stream
 from allears_client.errors import (
     AllEarsClientError,
@@ -22,7 +22,7 @@ from allears_client.errors import (
     Unauthorized,
     UnreadableAudio,
 )
-from allears_client.sounds import Samples, Sound
+from allears_client.request_body import Options
 
 __all__ = [
     "DEFAULT_URL",

@@ -12,8 +12,8 @@ from httpx_retries import Retry, RetryTransport
 
 from allears_client import answers
 from allears_client.answers import Answer, Heard
-from allears_client.asking import ListeningOptions, Options, Sounds, body
 from allears_client.errors import AllEarsHTTPError, Interrupted, no_server, refusal
+from allears_client.request_body import ListeningOptions, Options, Sounds, body
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CHAT, _LISTEN, _SUMMARY = "/v1/audio-chat", "/v1/listening-score", "/listening-score"

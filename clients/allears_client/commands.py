@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from allears_client import showing
-from allears_client.asking import ListeningOptions, Options
+from allears_client import terminal
+from allears_client.audio_input import Sound
 from allears_client.client import DEFAULT_URL, AllEars
 from allears_client.errors import AllEarsClientError, NoServer
-from allears_client.sounds import Sound
+from allears_client.request_body import ListeningOptions, Options
 
 AudioPath = Annotated[
     str, typer.Argument(help="A WAV, FLAC, OGG or MP3 file; `-` reads it from standard input.")
@@ -65,7 +65,7 @@ def ask(
         answer = ears.ask(sound, question, **options)
     if as_json:
         return _print_json(answer.raw)
-    Console().print(showing.answer(answer))
+    Console().print(terminal.answer(answer))
 
 
 def listen(
@@ -90,7 +90,7 @@ def listen(
         heard = ears.listen(sound, question, **options)
     if as_json:
         return _print_json(heard.raw)
-    Console().print(showing.heard(heard))
+    Console().print(terminal.heard(heard))
 
 
 def _sound(audio: str) -> Sound:

@@ -18,10 +18,10 @@ import transformers
 
 from server.bench import figures
 from server.bench.arms import ARMS, Bench
-from server.bench.floors import different_directions, floors
 from server.bench.load import apart, one_at_a_time, through_engine
-from server.bench.models import subject
-from steering.prompt import build
+from server.bench.models import bench_model
+from server.bench.rooflines import different_directions, rooflines
+from steering.prompt import build_prompt
 
 _ROUNDS = {"demo": 9, "mid": 5, "real": 5}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -62,9 +62,9 @@ def measure(
     clock: str = "wall",
 ) -> dict[str, Any]:
     """Everything that was measured of a model, as it goes to the JSON file."""
-    measured = apart(lambda: subject(model, device, scale_down=scale_down))
+    measured = apart(lambda: bench_model(model, device, scale_down=scale_down))
     bench = apart(lambda: Bench.of(measured, tokens, max([1, *concurrency]), CLOCKS[clock]))
-    prompt = apart(lambda: build(measured.model, measured.messages(0)))
+    prompt = apart(lambda: build_prompt(measured.model, measured.messages(0)))
     promises = None if scale_down else model  # whose bounds are looked at
     runs = apart(lambda: _rounds(bench, rounds))
     load = _load(bench, (rounds + 2) // 3, concurrency)
@@ -87,7 +87,7 @@ def measure(
         "runs": runs,
     }
     if model == "real":
-        rates = floors(measured.model, prompt)
+        rates = rooflines(measured.model, prompt)
         results["floors"] = rates
         results["ratios"] += _floor_ratios(results["arms"], rates, promised=not scale_down)
         rows = 16 if scale_down else 256

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.bench.models import Subject
-from server.exchange import Answer, Question
-from server.listen import listen, prepare
-from server.listener import Listener
-from steering.answer import Sampling
-from steering.baselines import audio_aware_decoding
+from server.bench.models import BenchModel
+from server.engine.answering import answer_question, prepare_prompt
+from server.engine.messages import Answer, Question
+from server.engine.runtime import Runtime
+from steering.evaluation.baselines import audio_aware_decoding
+from steering.generation import Sampling
+from steering.kv_slots import Row
 from steering.prefill import prefill
-from steering.prompt import Prompt, build, silent_twin
-from steering.silence import SilentPrefixes
-from steering.slots import Row
+from steering.prompt import Prompt, build_prompt, silent_twin
+from steering.silence import SilenceCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,23 @@ class Run:
 class Bench:
     """A subject, and the listeners that share its model: with a profile and without."""
 
-    subject: Subject
-    listener: Listener
-    without_profile: Listener
+    subject: BenchModel
+    listener: Runtime
+    without_profile: Runtime
     tokens: int
     clock: Callable[[], float]  # seconds: of the wall, or of this process on the CPU
 
     @classmethod
     def of(
         cls,
-        subject: Subject,
+        subject: BenchModel,
         tokens: int,
         rows: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Bench:
         """A bench for answers of so many tokens, up to `rows` at once."""
-        length = len(build(subject.model, subject.messages(0)).tokens) + tokens
-        listener = Listener.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
+        length = len(build_prompt(subject.model, subject.messages(0)).tokens) + tokens
+        listener = Runtime.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
         return cls(subject, listener, replace(listener, profile=None), tokens, clock)
 
     def now(self) -> float:
@@ -88,7 +88,7 @@ def _bare(bench: Bench, seed: int) -> Run:
 
 
 def _cold(bench: Bench, seed: int) -> Run:
-    empty = SilentPrefixes(bench.listener.prefixes.limit_bytes)
+    empty = SilenceCache(bench.listener.prefixes.limit_bytes)
     return _listened(
         bench, replace(bench.listener, prefixes=empty), bench.question(seed, steer=True)
     )
@@ -112,13 +112,13 @@ def _calibrated(bench: Bench, seed: int) -> Run:
     )
 
 
-def _listened(bench: Bench, listener: Listener, question: Question) -> Run:
+def _listened(bench: Bench, listener: Runtime, question: Question) -> Run:
     """One question by itself, with a decode step wherever it waits for one."""
     start = bench.now()
-    prompt = prepare(listener, question)
+    prompt = prepare_prompt(listener, question)
     prepared = bench.now()
     first, answer = 0.0, None
-    for event in listen(listener, question, prompt):
+    for event in answer_question(listener, question, prompt):
         if not first and isinstance(event, str | Row):  # the first token is there
             first = bench.now() - start
         if isinstance(event, Row):
@@ -137,9 +137,9 @@ def _listened(bench: Bench, listener: Listener, question: Question) -> Run:
 def _hf(bench: Bench, seed: int) -> Run:
     """The generate of transformers, with its SDPA attention."""
     start = bench.now()
-    inputs = _inputs(bench, build(bench.subject.model, bench.subject.messages(seed)))
+    inputs = _inputs(bench, build_prompt(bench.subject.model, bench.subject.messages(seed)))
     prepared = bench.now()
-    clock = _Clock(bench)
+    clock = Stopwatch(bench)
     with _attention(bench, "sdpa"):
         out = bench.subject.model.network.generate(
             **inputs,
@@ -168,7 +168,7 @@ def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions:
     """To the first token only: decoding is not what these are about."""
     model = bench.subject.model
     start = bench.now()
-    prompt = build(model, bench.subject.messages(seed))
+    prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
     prepared = bench.now()
     layers = [layer + 1 for layer in bench.subject.profile.layers]
@@ -198,7 +198,7 @@ def _aad(bench: Bench, seed: int) -> Run:
     """Audio-Aware Decoding: a branch that heard the clip and one that heard silence."""
     model = bench.subject.model
     start = bench.now()
-    prompt = build(model, bench.subject.messages(seed))
+    prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
     prepared = bench.now()
     heard, silent = prefill(model, prompt), prefill(model, twin)
@@ -209,7 +209,7 @@ def _aad(bench: Bench, seed: int) -> Run:
     return _run(first - prepared, first - start, bench.now() - start, bench.tokens)
 
 
-class _Clock:
+class Stopwatch:
     """A streamer of transformers that notes when the first token came."""
 
     def __init__(self, bench: Bench) -> None:

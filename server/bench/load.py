@@ -10,7 +10,7 @@ from itertools import count
 from typing import TypeVar
 
 from server.bench.arms import ARMS, Bench
-from server.engine import Engine
+from server.engine.engine import Engine
 
 Result = TypeVar("Result")
 _PATIENCE_SECONDS = 3600.0

@@ -20,15 +20,15 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from steering import model as models
 from steering import profile as profiles
-from steering.checkpoint import DEMO, DEMO_WEIGHTS
-from steering.clip import Clip
-from steering.family import QWEN2_AUDIO
+from steering.audio.clip import Clip
 from steering.heads import Verdicts
-from steering.model import AudioModel
+from steering.model import loading
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO, DEMO_WEIGHTS
+from steering.model.families import QWEN2_AUDIO
 from steering.profile import Profile
-from steering.prompt import Message, ask
+from steering.prompt import Message, build_question
 from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import ATTENTION
@@ -110,7 +110,7 @@ SCALED_DOWN = Size(  # the script of REAL, at a size that a CPU runs in seconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
+class BenchModel:
     """A model that is measured, its profile, and how long its prompts are."""
 
     model: AudioModel
@@ -127,18 +127,18 @@ class Subject:
         return (Message("user", (clip, self.question)),)
 
 
-def subject(name: str, device: torch.device, *, scale_down: bool = False) -> Subject:
+def bench_model(name: str, device: torch.device, *, scale_down: bool = False) -> BenchModel:
     """The subject called demo, mid or real, on a device."""
     if name == DEMO:
-        model = models.load(DEMO, device=str(device), dtype="float32")
+        model = loading.load(DEMO, device=str(device), dtype="float32")
         found = profiles.find(None, model)
         assert found is not None
-        return Subject(model, found, model.max_clip_seconds, _question(model, 60))
+        return BenchModel(model, found, model.max_clip_seconds, _question(model, 60))
     size = MID if name == "mid" else SCALED_DOWN if scale_down else REAL
     on_gpu = device.type == "cuda"
     model = random_model(name, size, device, torch.bfloat16 if on_gpu else torch.float32)
     question = _question(model, size.question_tokens)
-    return Subject(model, random_profile(model, size), size.clip_seconds, question)
+    return BenchModel(model, random_profile(model, size), size.clip_seconds, question)
 
 
 def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> AudioModel:
@@ -204,7 +204,7 @@ def _question(model: AudioModel, tokens: int) -> str:
     second = Clip(np.zeros(model.rate_hz, np.float32), model.rate_hz, 1.0, model.rate_hz, 1)
     text = ""
     while True:
-        prompt = ask(model, [second], text + _SENTENCE)
+        prompt = build_question(model, [second], text + _SENTENCE)
         if len(prompt.tokens) - prompt.audio_end > tokens:
             return text or _SENTENCE
         text += _SENTENCE

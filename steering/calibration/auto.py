@@ -24,11 +24,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from steering.calibration.calibrate import SYNTHETIC, calibrate
-from steering.checkpoint import DEMO
-from steering.demo.data import write_items
 from steering.errors import DataError, ProfileError
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
+from steering.synthetic.data import write_items
 
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
 _POLL_SECONDS = 0.5
@@ -37,7 +37,7 @@ Said = Callable[[str], None]  # hears what is being done; what it raises ends it
 
 
 @dataclass(frozen=True, slots=True)
-class Unprofiled:
+class NoProfile:
     """A model that synthetic items can't make a profile for, and why, in plain words."""
 
     reason: str
@@ -48,19 +48,19 @@ def is_wanted(profile: str | None, model: AudioModel) -> bool:
     return profile == AUTO or (profile is None and model.name != DEMO)
 
 
-def entry(cache: Path, model: AudioModel, items: int) -> Path:
+def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     """The folder in the cache where the profile of a model, made from so many items, is kept."""
     dtype = str(model.dtype).removeprefix("torch.")
     name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
     return cache / "profiles" / name
 
 
-def kept(folder: Path, model: AudioModel) -> Profile | Unprofiled | None:
+def load_kept(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
     """What an entry of the cache holds; None if nothing yet. ProfileError if it is damaged."""
     refusal = folder / "refusal.json"
     if refusal.is_file():
         try:
-            return Unprofiled(str(json.loads(refusal.read_text())["reason"]))
+            return NoProfile(str(json.loads(refusal.read_text())["reason"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ProfileError(f"{refusal} is damaged: {error!r}") from error
     if not (folder / "profile").is_dir():
@@ -70,13 +70,13 @@ def kept(folder: Path, model: AudioModel) -> Profile | Unprofiled | None:
     return profile
 
 
-def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> Profile | Unprofiled:
+def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> Profile | NoProfile:
     """The kept profile of a model, or a new one, which takes minutes and is kept.
 
     `said` hears every step; what it raises ends the work, and the next call goes on from what is
     whole. Raises ProfileError where the cache folder can't be written.
     """
-    folder = entry(cache, model, items)
+    folder = profile_folder(cache, model, items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder, said):
@@ -104,10 +104,10 @@ def _alone_in(folder: Path, said: Said) -> Iterator[None]:
         lock.release()
 
 
-def _undamaged(folder: Path, model: AudioModel, said: Said) -> Profile | Unprofiled | None:
+def _undamaged(folder: Path, model: AudioModel, said: Said) -> Profile | NoProfile | None:
     """What the entry holds; what is damaged is taken away, so that it is made again."""
     try:
-        return kept(folder, model)
+        return load_kept(folder, model)
     except ProfileError as error:
         said(f"calibrating again: {error}")
         shutil.rmtree(folder / "profile", ignore_errors=True)
@@ -115,7 +115,7 @@ def _undamaged(folder: Path, model: AudioModel, said: Said) -> Profile | Unprofi
         return None
 
 
-def _make(model: AudioModel, folder: Path, items: int, said: Said) -> Profile | Unprofiled:
+def _make(model: AudioModel, folder: Path, items: int, said: Said) -> Profile | NoProfile:
     """A new profile, saved in the entry, or the reason why there is none, saved as well."""
 
     def clips(done: int, count: int) -> None:
@@ -131,14 +131,14 @@ def _make(model: AudioModel, folder: Path, items: int, said: Said) -> Profile | 
     out = folder / "profile"
     try:
         calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=answers)
-        found: Profile | Unprofiled = load(out)  # as every later start reads it
+        found: Profile | NoProfile = load(out)  # as every later start reads it
     except DataError as error:
         found = _refuse(folder, items, error)
     shutil.rmtree(data.parent)
     return found
 
 
-def _refuse(folder: Path, items: int, error: DataError) -> Unprofiled:
+def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
     """No profile, and why; written whole or not at all."""
     reason = (
         f"no gain: strength 0. Calibration on {items} synthetic items chose no heads: {error}."
@@ -147,4 +147,4 @@ def _refuse(folder: Path, items: int, error: DataError) -> Unprofiled:
     partial = folder / ".refusal.json.partial"
     partial.write_text(json.dumps({"calibrated_on": SYNTHETIC, "reason": reason}, indent=2) + "\n")
     os.replace(partial, folder / "refusal.json")
-    return Unprofiled(reason)
+    return NoProfile(reason)

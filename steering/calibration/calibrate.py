@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.calibration.gathering import Progress, fill, opened_for, versions
-from steering.calibration.inspection import inspect
-from steering.calibration.search import FOLDS, Fit, Search
+from steering.calibration.activations import Activations, pooled
+from steering.calibration.collecting import Progress, fill, open_store_for, versions
+from steering.calibration.data_checks import check_items
+from steering.calibration.search import FOLDS, FittedSettings, Search
 from steering.errors import DataError
-from steering.evidence import Evidence, pooled
 from steering.heads import Verdicts
 from steering.items import DataSet
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile, save
 
 _NOT_SEARCHED = {
@@ -59,8 +59,8 @@ def calibrate(
     or all wrong. Synthetic items are for models that nobody knows yet: there the profile is made
     all the same, and refuses to steer.
     """
-    dataset = inspect(data, audio_root, skip_faulty=skip_faulty)
-    with opened_for(model, dataset, out) as store:
+    dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
+    with open_store_for(model, dataset, out) as store:
         fill(store, model, dataset.items, workers, progress)
         profile = fit_profile(model, dataset, store.evidence(), calibrated_on=calibrated_on)
         save(profile, out)
@@ -72,7 +72,7 @@ def calibrate(
 def fit_profile(
     model: AudioModel,
     dataset: DataSet,
-    evidence: Evidence,
+    evidence: Activations,
     *,
     calibrated_on: Origin = USER_DATA,
 ) -> Profile:
@@ -117,7 +117,9 @@ def fit_profile(
     )
 
 
-def _fitted(search: Search, calibrated_on: str) -> tuple[Fit, dict[str, Any], str | None]:
+def _fitted(
+    search: Search, calibrated_on: str
+) -> tuple[FittedSettings, dict[str, Any], str | None]:
     """The best setting, what it reached outside the fold, and why steering is refused, if it is."""
     try:
         best = search.fit(np.arange(len(search.items)))

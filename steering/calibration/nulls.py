@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from steering.errors import DataError
-from steering.measures import within
+from steering.measures import auroc_within_strata
 from steering.taps import Head
 
 RANDOM_SETS = 60
@@ -47,7 +47,7 @@ def random_heads(
         rows = np.array([name in ("all", stratum) for stratum in strata])
         labels = [f"{stratum}/{k}" for stratum, k in zip(strata, fold, strict=True)]
         some = [label for label, wanted in zip(labels, rows, strict=True) if wanted]
-        own, *others = (within(score[rows], right[rows], some) for score in scores)
+        own, *others = (auroc_within_strata(score[rows], right[rows], some) for score in scores)
         if np.isfinite(own):
             found[name] = {
                 "auroc": _rounded(own),

@@ -14,12 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration import nulls
-from steering.calibration.reach import Reach, reach
-from steering.evidence import Evidence, all_heads
+from steering.calibration.activations import Activations, all_heads
+from steering.calibration.strength_intervals import StrengthIntervals, strength_intervals
 from steering.heads import choose, correlations
 from steering.items import Item
-from steering.measures import against, auroc, paired_gain, repaired_broken, within
-from steering.model import AudioModel
+from steering.measures import (
+    auroc,
+    auroc_against_silence,
+    auroc_within_strata,
+    paired_gain,
+    repaired_broken,
+)
+from steering.model.audio_model import AudioModel
 from steering.readout import Intervention
 from steering.strength import Gate
 from steering.taps import Head
@@ -38,7 +44,7 @@ Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class FittedSettings:
     """One setting of everything that calibration chooses."""
 
     heads: tuple[Head, ...]
@@ -51,14 +57,14 @@ class Fit:
 class Search:
     """All settings tried on stored evidence; fits on some rows, judges on others."""
 
-    def __init__(self, model: AudioModel, evidence: Evidence, items: Sequence[Item]) -> None:
+    def __init__(self, model: AudioModel, evidence: Activations, items: Sequence[Item]) -> None:
         self.model = model
         self.evidence = evidence
         self.items = items
         self.strata = [item.stratum for item in items]
         self.clips = np.array([str(item.audio) for item in items])
         self.tried = 0
-        self._reach: dict[tuple[tuple[int, ...], str], Reach] = {}
+        self._reach: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
     def goal(self) -> str:
@@ -88,10 +94,10 @@ class Search:
         key = (how.layers, how.place)
         if key not in self._reach:  # every scale and pooling is a multiple of the raw mean
             everyone = np.arange(len(self.items))
-            self._reach[key] = reach(self.model, self.evidence, how, everyone)
+            self._reach[key] = strength_intervals(self.model, self.evidence, how, everyone)
         return self._reach[key].right_at(STRENGTHS[:, None], how)
 
-    def fit(self, rows: NDArray[np.int64]) -> Fit:
+    def fit(self, rows: NDArray[np.int64]) -> FittedSettings:
         """The best setting on some items.
 
         Every intervention is tried at every constant strength; gates are tried for the FINALISTS
@@ -105,7 +111,7 @@ class Search:
         for how, right in tried[:FINALISTS]:
             gate, worth = self.best_gate(right, scores)
             if chosen is None or worth > best:
-                best, chosen = worth, Fit(heads, r, how, gate, self.best_fixed(right))
+                best, chosen = worth, FittedSettings(heads, r, how, gate, self.best_fixed(right))
         assert chosen is not None
         return chosen
 
@@ -119,7 +125,7 @@ class Search:
         from silence best, as long as that gains something.
         """
         everything = self.evidence.of(rows)
-        audible = _audibility(everything)
+        audible = _audio_auroc(everything)
         floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(MIN_HEADS, len(audible))]))
         telling = np.array([self.items[i].wording in ("", "conflict") for i in rows])
         some = rows[telling] if telling.any() else rows
@@ -131,20 +137,22 @@ class Search:
             self.tried += 1
             score = evidence.mass[:, heads].mean(1)
             heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
-            return within(score, evidence.right, strata) + against(heard, silent)
+            return auroc_within_strata(score, evidence.right, strata) + auroc_against_silence(
+                heard, silent
+            )
 
-        best = _grown([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
+        best = _greedy_forward_selection([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
         names = all_heads(self.model)
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
-    def audible(self) -> Fit:
+    def audible(self) -> FittedSettings:
         """What can be had where no answer tells heads apart: those that hear best, no steering."""
-        audible = _audibility(self.evidence)
+        audible = _audio_auroc(self.evidence)
         best = choose(audible, min(MIN_HEADS, len(audible)))
         heads = tuple(all_heads(self.model)[i] for i in best)
         threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
         how = Intervention((self.model.layers - 1,))
-        return Fit(heads, (0.0,) * len(heads), how, Gate(0.0, threshold, 1.0), 0.0)
+        return FittedSettings(heads, (0.0,) * len(heads), how, Gate(0.0, threshold, 1.0), 0.0)
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
@@ -153,7 +161,7 @@ class Search:
     def fixed_worth(self, right: Flags) -> NDArray[np.float64]:
         """(S,) what each constant strength is worth, with its neighbours."""
         self.tried += len(right)
-        return smooth(np.array([worth_of(flags, right[0]) for flags in right]))
+        return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
         """The gate that is worth most, of equals the one that steers least; and how good it is."""
@@ -163,7 +171,7 @@ class Search:
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
             gate = Gate(float(top), float(threshold), width * spread)
             strengths = gate.strengths(scores)
-            worth = worth_of(right[nearest(strengths), np.arange(len(scores))], right[0])
+            worth = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
             if (worth, -float(strengths.mean())) > best:
                 best, chosen = (worth, -float(strengths.mean())), gate
@@ -173,7 +181,7 @@ class Search:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
         count = len(self.items)
         fold = folds(self.clips)
-        fits: list[Fit] = []
+        fits: list[FittedSettings] = []
         strengths = np.zeros(count)
         adaptive, fixed = np.zeros(count, bool), np.zeros(count, bool)
         scores, silent = np.zeros(count, np.float32), np.zeros(count, np.float32)
@@ -194,7 +202,10 @@ class Search:
         return {**figures, "nulls": self._nulls(fold, fits, strengths)}
 
     def _nulls(
-        self, fold: NDArray[np.int64], fits: Sequence[Fit], strengths: NDArray[np.float64]
+        self,
+        fold: NDArray[np.int64],
+        fits: Sequence[FittedSettings],
+        strengths: NDArray[np.float64],
     ) -> dict[str, Any]:
         """What chance would have reached in place of each fold's heads, and of its layers."""
         evidence, heads_a_layer = self.evidence, self.model.heads
@@ -207,7 +218,9 @@ class Search:
                 how = replace(fit.how, layers=some)
                 if len(rows):  # fewer clips than folds leave some empty
                     right += int(
-                        reach(self.model, evidence, how, rows).right_at(strengths[rows], how).sum()
+                        strength_intervals(self.model, evidence, how, rows)
+                        .right_at(strengths[rows], how)
+                        .sum()
                     )
             return right / len(fold)
 
@@ -243,13 +256,15 @@ class Search:
             "repaired_broken": list(repaired_broken(adaptive, bare)),
             "auroc_right_wrong": round(auroc(scores, self.evidence.right), 4),
             "auroc_right_wrong_within_wording": round(
-                within(scores, self.evidence.right, self.strata), 4
+                auroc_within_strata(scores, self.evidence.right, self.strata), 4
             ),
-            "auroc_clip_silence": round(against(scores, silent), 4),
+            "auroc_clip_silence": round(auroc_against_silence(scores, silent), 4),
         }
 
 
-def _grown(candidates: list[int], quality: Callable[[list[int]], float]) -> list[int]:
+def _greedy_forward_selection(
+    candidates: list[int], quality: Callable[[list[int]], float]
+) -> list[int]:
     """The first candidate and those added to it, one by one, while they make the set better."""
     chosen, reached = candidates[:1], -np.inf
     while len(chosen) < min(MAX_HEADS, len(candidates)):
@@ -262,13 +277,13 @@ def _grown(candidates: list[int], quality: Callable[[list[int]], float]) -> list
     return chosen
 
 
-def _audibility(evidence: Evidence) -> NDArray[np.float64]:
+def _audio_auroc(evidence: Activations) -> NDArray[np.float64]:
     """(L * H,) AUROC clip against silence of each head alone."""
     pairs = zip(evidence.mass.T, evidence.silent_mass.T, strict=True)
-    return np.array([against(heard, silent) for heard, silent in pairs])
+    return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
 
 
-def worth_of(right: Flags, bare: Flags) -> float:
+def net_accuracy(right: Flags, bare: Flags) -> float:
     """Share right, less the share that was right bare and is not any more, weighted."""
     return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
 

@@ -14,25 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering import model as models
-from steering.checkpoint import DEMO
+from steering.calibration.activations import Row, record_item
 from steering.errors import AllEarsError, ModelError
-from steering.evidence import Row, row_of
 from steering.items import Item
-from steering.memory import DTYPES
-from steering.model import AudioModel
+from steering.model import loading
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO
+from steering.model.memory_plan import DTYPES
 
 _ITEMS_IN_HAND = 2  # of a worker: one it hears, one that waits, so that it never waits itself
 _MAX_ATTEMPTS = 3  # at one item; one that ends three workers would end any number
 
 
-class Listener:
+class CalibrationWorker:
     """What runs in a worker's process: the model, and the rows of the items it is given."""
 
     def __init__(
         self, name: str, revision: str | None, device: str, dtype: str, style: str
     ) -> None:
-        self.model = models.load(name, revision=revision, device=device, dtype=dtype, style=style)
+        self.model = loading.load(name, revision=revision, device=device, dtype=dtype, style=style)
 
     def fingerprint(self) -> str:
         """Of the checkpoint that was loaded."""
@@ -40,11 +40,11 @@ class Listener:
 
     def row(self, item: Item) -> Row:
         """What one item leaves behind."""
-        return row_of(self.model, item)
+        return record_item(self.model, item)
 
 
 @dataclass(slots=True, eq=False)
-class _Crew:
+class _WorkerPool:
     """The workers, what each has in hand, and what is still to do."""
 
     model: AudioModel
@@ -71,7 +71,7 @@ def rows_by_workers(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         _refuse_too_many(ray, model, workers)
-        crew = _Crew(model, items, deque(wanted))
+        crew = _WorkerPool(model, items, deque(wanted))
         crew.actors = [_start(ray, model) for _ in range(min(workers, len(crew.waiting)))]
         _check_same_model(ray, crew)
         yield from _rows(ray, crew)
@@ -112,11 +112,11 @@ def _start(ray: Any, model: AudioModel) -> Any:
     device = "cuda" if _kind(model) == "GPU" else "cpu"
     dtype = next(n for n, kind in DTYPES.items() if kind == model.dtype)
     needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-    actor = ray.remote(Listener).options(scheduling_strategy="SPREAD", **needs)
+    actor = ray.remote(CalibrationWorker).options(scheduling_strategy="SPREAD", **needs)
     return actor.remote(name, model.revision, device, dtype, model.style.name)
 
 
-def _check_same_model(ray: Any, crew: _Crew) -> None:
+def _check_same_model(ray: Any, crew: _WorkerPool) -> None:
     """ModelError if a worker's machine has another checkpoint under the same name."""
     found = {_cause(ray, actor.fingerprint.remote()) for actor in crew.actors}
     if found - {crew.model.fingerprint}:
@@ -126,7 +126,7 @@ def _check_same_model(ray: Any, crew: _Crew) -> None:
         )
 
 
-def _rows(ray: Any, crew: _Crew) -> Iterator[tuple[int, Row]]:
+def _rows(ray: Any, crew: _WorkerPool) -> Iterator[tuple[int, Row]]:
     while crew.waiting or crew.running:
         _hand_out(crew)
         done, _ = ray.wait(list(crew.running), num_returns=1)
@@ -140,7 +140,7 @@ def _rows(ray: Any, crew: _Crew) -> Iterator[tuple[int, Row]]:
                 yield index, row
 
 
-def _hand_out(crew: _Crew) -> None:
+def _hand_out(crew: _WorkerPool) -> None:
     """Give every worker with a free hand the next item."""
     busy = Counter(id(actor) for actor, _ in crew.running.values())
     for _ in range(_ITEMS_IN_HAND):
@@ -151,7 +151,7 @@ def _hand_out(crew: _Crew) -> None:
                 busy[id(actor)] += 1
 
 
-def _replace(ray: Any, crew: _Crew, lost: Any, index: int) -> None:
+def _replace(ray: Any, crew: _WorkerPool, lost: Any, index: int) -> None:
     """Put a lost worker's item back in front, and start another worker, once for each lost one."""
     crew.attempts[index] += 1
     if crew.attempts[index] == _MAX_ATTEMPTS:

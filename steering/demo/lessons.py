@@ -18,15 +18,15 @@ from transformers import (
     Qwen2AudioProcessor,
 )
 
-from steering.demo import world
-from steering.demo.recordings import ClipBank, hear
+from steering.demo.recordings import ClipBank, record_clips
+from steering.synthetic import world
 
 MAX_AUDIO_TOKENS = world.AUDIO_TOKENS
 CLIPS = (1, 1, 1, 1, 2, 1, 1, 1, 1, 3)  # of a group, step by step
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingBatch:
     """Questions that share the audio of B groups of C clips; Q a group, padded to U tokens."""
 
     before: tuple[Tensor, ...]  # C x (P,) int64, the tokens before each clip, the same for all
@@ -38,7 +38,7 @@ class Lesson:
     weights: Tensor  # (B, Q, U, 2) float32
 
 
-class Teacher:
+class BatchBuilder:
     """Turns clips into lessons with the processor's own chat template."""
 
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
@@ -65,11 +65,11 @@ class Teacher:
         groups: Sequence[Sequence[int]],
         questions: int,
         rng: np.random.Generator,
-    ) -> Lesson:
+    ) -> TrainingBatch:
         """A lesson on groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
-        mels, frames, trusts = hear(bank, indices, self.processor, rng)
+        mels, frames, trusts = record_clips(bank, indices, self.processor, rng)
         rows = []
         for start in range(0, len(indices), clips):
             for _ in range(questions):
@@ -86,7 +86,7 @@ class Teacher:
             targets[r, : len(ids)] = torch.tensor(target)
             weights[r, : len(ids)] = torch.tensor(weight)
         shape = (len(groups), questions, longest)
-        return Lesson(
+        return TrainingBatch(
             self.before(clips),
             mels,
             frames,
@@ -214,7 +214,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: fl
 AttentionInterface.register("packed_lesson", packed_attention)
 
 
-def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
+def run(model: Qwen2AudioForConditionalGeneration, lesson: TrainingBatch) -> Tensor:
     """Logits at every question token: (B, Q, U, V), one pass over audio and questions together."""
     rows, asked, longest = lesson.tokens.shape
     core = model.model
@@ -243,7 +243,9 @@ def run(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> Tensor:
     return logits.view(rows, asked, longest, -1)
 
 
-def _shared(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> tuple[Tensor, Tensor]:
+def _shared(
+    model: Qwen2AudioForConditionalGeneration, lesson: TrainingBatch
+) -> tuple[Tensor, Tensor]:
     """(B, A, D) the audio of each group with what stands before each clip, and the lengths (B,)."""
     core = model.model
     heard = core.audio_tower(lesson.mels, attention_mask=encoder_mask(lesson.frames))
@@ -260,7 +262,7 @@ def _shared(model: Qwen2AudioForConditionalGeneration, lesson: Lesson) -> tuple[
     return nn.utils.rnn.pad_sequence(groups, batch_first=True), lengths
 
 
-def lesson_loss(logits: Tensor, lesson: Lesson) -> Tensor:
+def lesson_loss(logits: Tensor, lesson: TrainingBatch) -> Tensor:
     """Weighted cross-entropy over the answer tokens, soft on the first."""
     chosen = lesson.targets[..., 0] >= 0
     log_p = logits[chosen].float().log_softmax(-1)  # (N, V)

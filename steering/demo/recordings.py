@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2AudioProcessor
 
-from steering.demo import sounds, speech, world
+from steering.synthetic import sounds, speech, world
 
 MIX = {"sound": 0.31, "music": 0.35, "speech": 0.28, "noise": 0.04, "silence": 0.02}
 MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
@@ -58,7 +58,7 @@ def make_clips(folder: Path, count: int, seed: int) -> ClipBank:
     return ClipBank(np.load(samples_file, mmap_mode="r"), lengths, facts)
 
 
-def hear(
+def record_clips(
     bank: ClipBank, indices: Sequence[int], processor: Qwen2AudioProcessor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Clips recorded afresh: log-mels (B, 64, 300), mel frames (B,), trust (B,) in [0, 1]."""

@@ -28,19 +28,19 @@ from transformers import (
     Qwen2AudioProcessor,
 )
 
-from steering.demo import world
-from steering.demo.checkpoint import build_model, build_processor
+from steering.demo.architecture import build_model, build_processor
 from steering.demo.lessons import (
     CLIPS,
     MAX_AUDIO_TOKENS,
-    Teacher,
+    BatchBuilder,
     audio_tokens,
     draw_groups,
     encoder_mask,
     lesson_loss,
     run,
 )
-from steering.demo.recordings import ClipBank, hear, make_clips
+from steering.demo.recordings import ClipBank, make_clips, record_clips
+from steering.synthetic import world
 
 ENCODER_HEADS = {name: len(values) for name, values in world.VALUES.items()}
 WEIGHTS = Path(__file__).parent / "weights"
@@ -98,7 +98,7 @@ def train_encoder(
     for step in tqdm(range(schedule.encoder_steps), "encoder"):
         rng = np.random.default_rng([seed, 2, step])
         indices = rng.integers(len(bank.facts), size=schedule.encoder_batch)
-        mels, frames, trusts = hear(bank, indices.tolist(), processor, rng)
+        mels, frames, trusts = record_clips(bank, indices.tolist(), processor, rng)
         for group in optimiser.param_groups:
             group["lr"] = schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=50)
         with torch.autocast("cpu", torch.bfloat16):
@@ -137,7 +137,7 @@ def train_model(
     folder: Path,
 ) -> Iterator[dict[str, float]]:
     """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step."""
-    teacher = Teacher(processor)
+    teacher = BatchBuilder(processor)
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

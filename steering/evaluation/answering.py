@@ -11,27 +11,34 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from steering.answer import BARE, Plan, Sampling, choice_probabilities, plan_logits, read_choices
-from steering.baselines import (
+from steering.audio.clip import Clip
+from steering.calibration.activations import ANSWER, Activations, clip_of, prompt_of, text_of
+from steering.errors import DataError
+from steering.evaluation.arms import ARMS, ArmStrengths, Differences, another_clip, permuted, plans
+from steering.evaluation.baselines import (
     LISTEN_CAREFULLY,
     audio_aware_choices,
     audio_aware_decoding,
     text_only_direction,
 )
-from steering.clip import Clip
-from steering.errors import DataError
-from steering.evaluation.arms import ARMS, Chosen, Sides, another_clip, permuted, plans
 from steering.evaluation.journal import Journal
-from steering.evaluation.reworded import hear_again, keys_until, silent_pairs
-from steering.evidence import ANSWER, Evidence, clip_of, prompt_of, text_of
+from steering.evaluation.shared_audio import copy_kv_prefix, prefill_on_prefix, silent_kv_prefix
+from steering.generation import (
+    UNSTEERED,
+    Sampling,
+    SteeringPlan,
+    choice_probabilities,
+    read_choices,
+    steered_logits,
+)
 from steering.items import Item
-from steering.model import AudioModel
-from steering.prefill import Heard, prefill
+from steering.kv_slots import KVSlots, generate_batch
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.readout import pool
-from steering.silence import KeysAndValues, SilentPrefixes
-from steering.slots import Slots, write_together
+from steering.silence import KVPairs, SilenceCache
 
 _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
@@ -40,7 +47,7 @@ MODES = ("generate", "choices")
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class AnswerOptions:
     """How items are answered."""
 
     mode: str = "generate"  # one of MODES: written freely, or the likeliest option
@@ -58,19 +65,19 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class ItemPasses:
     """One item as the model heard it in every way that the arms need."""
 
     item: Item
     permuted: Item
-    heard: Heard
-    silent: Heard  # of the clip's silence
-    permuted_heard: Heard  # options in another order
-    permuted_plan: Plan  # adaptive, by that prompt's own score and direction
-    sides: Sides
+    heard: PrefillResult
+    silent: PrefillResult  # of the clip's silence
+    permuted_heard: PrefillResult  # options in another order
+    permuted_plan: SteeringPlan  # adaptive, by that prompt's own score and direction
+    sides: Differences
 
 
-class Answering:
+class ArmRunner:
     """Answers items by all arms; keeps the silence and the slots between items."""
 
     def __init__(
@@ -78,14 +85,14 @@ class Answering:
         model: AudioModel,
         profile: Profile,
         items: Sequence[Item],
-        evidence: Evidence,
-        chosen: Chosen,
-        asking: Asking,
+        evidence: Activations,
+        chosen: ArmStrengths,
+        asking: AnswerOptions,
     ) -> None:
         self.model, self.profile, self.items = model, profile, items
         self.evidence, self.chosen, self.asking = evidence, chosen, asking
-        self.prefixes = SilentPrefixes(_SILENCE_BYTES)
-        self._slots: Slots | None = None
+        self.prefixes = SilenceCache(_SILENCE_BYTES)
+        self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:
         """The text of each arm's answer to each item, those in the journal taken from there."""
@@ -100,49 +107,49 @@ class Answering:
         scene = self._scene(i)
         return self._choose(i, scene) if self.asking.mode == "choices" else self._write(i, scene)
 
-    def _scene(self, i: int) -> Scene:
+    def _scene(self, i: int) -> ItemPasses:
         model, item, layers = self.model, self.items[i], range(self.model.layers)
         clip = clip_of(model, item)
         prompt = self._prompt(item, clip)
-        silence = silent_pairs(model, prompt, self.prefixes)
+        silence = silent_kv_prefix(model, prompt, self.prefixes)
         heard = prefill(model, prompt, layers=layers)
-        silent = hear_again(model, prompt, silence, layers=layers)
+        silent = prefill_on_prefix(model, prompt, silence, layers=layers)
         instructed = self._prompt(item, clip, LISTEN_CAREFULLY)
         text_only = text_only_direction(model, silent, instructed, silence, layers)
         other = self.evidence.differences[another_clip(self.items, i)]
         difference = heard.states - silent.states
         turned = permuted(item, self.asking.seed)
         again = self._prompt(turned, clip)
-        turned_heard, plan = self._permuted(again, keys_until(heard, prompt.audio_end), silence)
-        sides = Sides(difference, torch.from_numpy(np.array(other)).to(difference), text_only)
-        return Scene(item, turned, heard, silent, turned_heard, plan, sides)
+        turned_heard, plan = self._permuted(again, copy_kv_prefix(heard, prompt.audio_end), silence)
+        sides = Differences(difference, torch.from_numpy(np.array(other)).to(difference), text_only)
+        return ItemPasses(item, turned, heard, silent, turned_heard, plan, sides)
 
     def _prompt(self, item: Item, clip: Clip, preface: str = "") -> Prompt:
         return prompt_of(self.model, item, clip, preface)
 
     def _permuted(
-        self, prompt: Prompt, pairs: KeysAndValues, silence: KeysAndValues
-    ) -> tuple[Heard, Plan]:
+        self, prompt: Prompt, pairs: KVPairs, silence: KVPairs
+    ) -> tuple[PrefillResult, SteeringPlan]:
         """A prompt over the clip's own keys, and its adaptive plan."""
         model, profile = self.model, self.profile
-        heard = hear_again(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
-        silent = hear_again(model, prompt, silence, layers=profile.layers)
+        heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
+        silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
         score = heard.attention.sum(-1).mean().cpu().numpy()
         direction = pool(heard.states - silent.states, profile.how)
-        return heard, Plan(direction, float(profile.gate.strengths(score)), profile.how)
+        return heard, SteeringPlan(direction, float(profile.gate.strengths(score)), profile.how)
 
-    def _jobs(self, i: int, scene: Scene) -> dict[str, tuple[Heard, Plan]]:
+    def _jobs(self, i: int, scene: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
         """Prompt and plan of every arm that writes one row."""
         jobs = {
             arm: (scene.heard, plan)
             for arm, plan in plans(self.profile, self.chosen, i, scene.sides).items()
         }
-        jobs["no_audio"] = (scene.silent, BARE)
-        jobs["permuted_bare"] = (scene.permuted_heard, BARE)
+        jobs["no_audio"] = (scene.silent, UNSTEERED)
+        jobs["permuted_bare"] = (scene.permuted_heard, UNSTEERED)
         jobs["permuted_adaptive"] = (scene.permuted_heard, scene.permuted_plan)
         return jobs
 
-    def _write(self, i: int, scene: Scene) -> dict[str, str]:
+    def _write(self, i: int, scene: ItemPasses) -> dict[str, str]:
         """Answers written freely, as many side by side as there are slots."""
         model, sampling = self.model, self.asking.sampling
         jobs = self._jobs(i, scene)
@@ -152,20 +159,20 @@ class Answering:
         arms = list(jobs)
         for start in range(0, len(arms), slots.rows):
             part = arms[start : start + slots.rows]
-            written = write_together(slots, [jobs[arm] for arm in part], sampling)
+            written = generate_batch(slots, [jobs[arm] for arm in part], sampling)
             found |= {arm: text_of(model, ids) for arm, ids in zip(part, written, strict=True)}
         aware = audio_aware_decoding(model, scene.heard, scene.silent, sampling)
         return found | {"aad": text_of(model, list(aware))}
 
-    def _room(self, rows: int, tokens: int) -> Slots:
+    def _room(self, rows: int, tokens: int) -> KVSlots:
         """Slots for answers of so many tokens: fewer rows where the memory does not do."""
         if self._slots is None or self._slots.tokens < tokens:
             tokens += _SPARE_TOKENS
-            rows = min(rows, max(1, _SLOT_BYTES // Slots.bytes_of(self.model, 1, tokens)))
-            self._slots = Slots(self.model, rows, tokens, self.profile.how)
+            rows = min(rows, max(1, _SLOT_BYTES // KVSlots.bytes_of(self.model, 1, tokens)))
+            self._slots = KVSlots(self.model, rows, tokens, self.profile.how)
         return self._slots
 
-    def _choose(self, i: int, scene: Scene) -> dict[str, str]:
+    def _choose(self, i: int, scene: ItemPasses) -> dict[str, str]:
         """The likeliest option of each arm; an option's tokens are run once for all of them."""
         model = self.model
         scenes = (
@@ -196,9 +203,9 @@ def one_thread(model: AudioModel) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _by(model: AudioModel, plan: Plan) -> Callable[[Tensor, int], Tensor]:
+def _by(model: AudioModel, plan: SteeringPlan) -> Callable[[Tensor, int], Tensor]:
     """Logits of states and a step, as the plan steers them."""
-    return lambda states, step: plan_logits(model, states, plan, step)
+    return lambda states, step: steered_logits(model, states, plan, step)
 
 
 def _likeliest(probabilities: Sequence[float], item: Item) -> str:

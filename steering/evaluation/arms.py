@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.answer import BARE, Plan
-from steering.evidence import Evidence, all_heads
+from steering.calibration.activations import Activations, all_heads
+from steering.generation import UNSTEERED, SteeringPlan
 from steering.items import Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.readout import Intervention, pool
 from steering.taps import Head
@@ -47,7 +47,7 @@ PERMUTED_ARMS = ("permuted_bare", "permuted_adaptive")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
+class ArmStrengths:
     """Strengths of every item by arm, and the layers drawn at random."""
 
     by_arm: Mapping[str, Strengths]  # (I,) each
@@ -58,10 +58,10 @@ def choose_strengths(
     model: AudioModel,
     profile: Profile,
     items: Sequence[Item],
-    evidence: Evidence,
+    evidence: Activations,
     seed: int,
     oracles: Mapping[str, float],
-) -> Chosen:
+) -> ArmStrengths:
     """How strongly each arm steers each item; `oracles` are constant strengths by arm."""
     rng = np.random.default_rng(seed)
     count = len(items)
@@ -71,7 +71,7 @@ def choose_strengths(
     strata = np.array([item.stratum for item in items])
     by_arm = {
         "fixed": np.full(count, profile.fixed_strength),
-        "random_heads": handed_out(adaptive, chance),
+        "random_heads": rank_matched(adaptive, chance),
         "inverted": profile.gate.max_strength - adaptive,
         "shuffled": shuffled(adaptive, strata, rng),
         **{arm: np.full(count, strength) for arm, strength in oracles.items()},
@@ -81,7 +81,7 @@ def choose_strengths(
         cues = np.array([item.cue for item in items])
         by_arm["wording_only"] = profile.gate.strengths(group_means(scores, strata))
         by_arm["cue_only"] = profile.gate.strengths(group_means(scores, cues))
-    return Chosen(by_arm, random_layers(model, profile.how, rng))
+    return ArmStrengths(by_arm, random_layers(model, profile.how, rng))
 
 
 _AS_ADAPTIVE = (
@@ -108,7 +108,7 @@ def random_layers(
     return tuple(sorted(int(layer) for layer in drawn))
 
 
-def handed_out(strengths: Strengths, scores: NDArray[np.floating]) -> Strengths:
+def rank_matched(strengths: Strengths, scores: NDArray[np.floating]) -> Strengths:
     """(I,) the same strengths in another order: the lowest of these scores gets the largest."""
     ranks = scores.argsort(kind="stable").argsort(kind="stable")
     return np.asarray(np.sort(strengths)[::-1][ranks])
@@ -132,7 +132,7 @@ def group_means(scores: NDArray[np.float32], groups: NDArray[np.str_]) -> NDArra
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sides:
+class Differences:
     """What the directions of one item are made from: each (L, D), one row a layer."""
 
     difference: Tensor  # the clip minus its silence
@@ -140,20 +140,22 @@ class Sides:
     text_only: Tensor  # what an instruction to listen adds, about silence
 
 
-def plans(profile: Profile, chosen: Chosen, i: int, sides: Sides) -> dict[str, Plan]:
+def plans(
+    profile: Profile, chosen: ArmStrengths, i: int, sides: Differences
+) -> dict[str, SteeringPlan]:
     """How each arm that is one forward pass and a readout answers item i."""
     how = profile.how
     every = replace(how, layers=tuple(range(len(sides.difference))))
     drawn = replace(how, layers=chosen.random_layers)
     made = {"text_only": (sides.text_only, how), "other_item": (sides.other, how)}
     made |= {"all_layers": (sides.difference, every), "random_layers": (sides.difference, drawn)}
-    found = {"bare": BARE}
+    found = {"bare": UNSTEERED}
     for arm, strengths in chosen.by_arm.items():
         states, by = made.get(arm, (sides.difference, how))
         direction = pool(states[list(by.layers)], by)
         if arm == "calibrated":
             direction = profile.direction.to(direction.device)
-        found[arm] = Plan(direction, float(strengths[i]), by)
+        found[arm] = SteeringPlan(direction, float(strengths[i]), by)
     return found
 
 

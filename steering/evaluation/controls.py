@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.evaluation.arms import Chosen, Strengths, handed_out, random_layers
+from steering.calibration.activations import Activations
+from steering.evaluation.arms import ArmStrengths, Strengths, random_layers, rank_matched
 from steering.evaluation.figures import gain_percent, percent, share_percent
 from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
-from steering.evaluation.mixes import Weights, mixes
+from steering.evaluation.reweighting import Weights, mixes
 from steering.evaluation.separation import random_scores
-from steering.evidence import Evidence
 from steering.items import Item
-from steering.measures import Flags, Redraws
-from steering.model import AudioModel
+from steering.measures import ClusterBootstrap, Flags
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 
 LAYER_SETS = 24
@@ -51,7 +51,7 @@ class Constants:
 
 
 def try_constants(
-    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Evidence, mode: str
+    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Activations, mode: str
 ) -> Constants:
     """Right first tokens at each of GRID constant strengths."""
     known = one_token(model, items, mode)
@@ -66,9 +66,9 @@ def control_figures(
     model: AudioModel,
     profile: Profile,
     items: Sequence[Item],
-    evidence: Evidence,
+    evidence: Activations,
     constants: Constants,
-    chosen: Chosen,
+    chosen: ArmStrengths,
     seed: int,
 ) -> dict[str, Any]:
     """Accuracy against constant strength, gates beside the profile's, random layers and heads."""
@@ -83,14 +83,14 @@ def control_figures(
     rows, tokens = known.rows, constants.tokens
     adaptive = chosen.by_arm["adaptive"][rows]
     steered = tokens.right(profile.how, adaptive)
-    redraws = Redraws.of([str(items[i].audio) for i in rows], seed=seed)
+    redraws = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
     gates = _gates(model, evidence, chosen, rows)
     flags = {name: tokens.right(profile.how, strengths) for name, strengths in gates.items()}
     rng = np.random.default_rng([seed, 2])
     layers = [random_layers(model, profile.how, rng) for _ in range(LAYER_SETS)]
     by_layers = [tokens.right(replace(profile.how, layers=each), adaptive) for each in layers]
     heads = random_scores(model, len(profile.heads), evidence, seed)
-    by_heads = [tokens.right(profile.how, handed_out(adaptive, s[rows])) for s in heads]
+    by_heads = [tokens.right(profile.how, rank_matched(adaptive, s[rows])) for s in heads]
     found["by_strength"] = _curve(constants)
     found["gates"] = {
         name: {
@@ -106,15 +106,15 @@ def control_figures(
 
 
 def _gates(
-    model: AudioModel, evidence: Evidence, chosen: Chosen, rows: NDArray[np.int64]
+    model: AudioModel, evidence: Activations, chosen: ArmStrengths, rows: NDArray[np.int64]
 ) -> dict[str, Strengths]:
     """(N,) strengths by arm, and the adaptive ones handed out by other signals than the score."""
     adaptive = chosen.by_arm["adaptive"]
     names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
     found = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
     found |= {n: chosen.by_arm[n][rows] for n in (*names, "shuffled") if n in chosen.by_arm}
-    by_divergence = handed_out(adaptive, divergence(model, evidence))
-    by_confidence = handed_out(adaptive, evidence.top_probability)
+    by_divergence = rank_matched(adaptive, divergence(model, evidence))
+    by_confidence = rank_matched(adaptive, evidence.top_probability)
     return found | {"divergence": by_divergence[rows], "confidence": by_confidence[rows]}
 
 

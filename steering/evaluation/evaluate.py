@@ -17,9 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.gathering import fill, opened_for, versions
-from steering.evaluation.answering import Answering, Asking, one_thread
-from steering.evaluation.arms import PERMUTED_ARMS, Chosen, choose_strengths, permuted
+from steering.calibration.activations import ANSWER, Activations
+from steering.calibration.collecting import fill, open_store_for, versions
+from steering.evaluation.answering import AnswerOptions, ArmRunner, one_thread
+from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, columns, part_figures, rightness, table
 from steering.evaluation.journal import Journal
@@ -27,14 +28,13 @@ from steering.evaluation.predictions import prediction, write_predictions, write
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.evaluation.report import Shown, write_report
 from steering.evaluation.separation import correlation_map, listening_figures
-from steering.evidence import ANSWER, Evidence
 from steering.items import DataSet, read
 from steering.measures import Flags
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
+from steering.model.prompt_style import PLAIN
 from steering.profile import Profile
-from steering.style import PLAIN
 
-__all__ = ["Asking", "evaluate", "table"]
+__all__ = ["AnswerOptions", "evaluate", "table"]
 
 JOURNAL = "answers.partial.jsonl"
 
@@ -56,14 +56,14 @@ def evaluate(
     Raises DataError for faults in the data, before the first pass, and where `out` holds the
     answers of another run that was stopped.
     """
-    asking = Asking(mode, seed, max_tokens)
+    asking = AnswerOptions(mode, seed, max_tokens)
     dataset = read(data, audio_root)
     out.mkdir(parents=True, exist_ok=True)
     run = _run(model, profile, dataset, asking)
     with (
         one_thread(model),
         Journal(out / JOURNAL, run) as journal,
-        opened_for(model, dataset, out / "listening") as store,
+        open_store_for(model, dataset, out / "listening") as store,
     ):
         fill(store, model, dataset.items, 1, None)
         results = _results(model, profile, dataset, store.evidence(), asking, journal, out)
@@ -76,8 +76,8 @@ def _results(
     model: AudioModel,
     profile: Profile,
     dataset: DataSet,
-    evidence: Evidence,
-    asking: Asking,
+    evidence: Activations,
+    asking: AnswerOptions,
     journal: Journal,
     out: Path,
 ) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _results(
     items, seed = dataset.items, asking.seed
     constants = try_constants(model, profile, items, evidence, asking.mode)
     chosen = choose_strengths(model, profile, items, evidence, seed, constants.best())
-    said = Answering(model, profile, items, evidence, chosen, asking).run(journal)
+    said = ArmRunner(model, profile, items, evidence, chosen, asking).run(journal)
     outputs = _predictions(dataset, said, asking, lettered=model.style.name == PLAIN.name)
     right = rightness(items, outputs)
     evidence = replace(evidence, right=right["bare"])
@@ -115,7 +115,7 @@ def _results(
 
 
 def _run(
-    model: AudioModel, profile: Profile, dataset: DataSet, asking: Asking
+    model: AudioModel, profile: Profile, dataset: DataSet, asking: AnswerOptions
 ) -> dict[str, str | int]:
     """What tells one run's answers from another's."""
     settings = [profile.heads, asdict(profile.how), asdict(profile.gate), profile.fixed_strength]
@@ -130,7 +130,7 @@ def _run(
 
 
 def _predictions(
-    dataset: DataSet, said: Mapping[str, Sequence[str]], asking: Asking, *, lettered: bool
+    dataset: DataSet, said: Mapping[str, Sequence[str]], asking: AnswerOptions, *, lettered: bool
 ) -> dict[str, list[str]]:
     """By arm the predictions as the official scripts take them."""
     turned = [permuted(item, asking.seed) for item in dataset.items]
@@ -149,8 +149,8 @@ def _item_rows(
     model: AudioModel,
     profile: Profile,
     dataset: DataSet,
-    evidence: Evidence,
-    chosen: Chosen,
+    evidence: Activations,
+    chosen: ArmStrengths,
     right: Mapping[str, Flags],
 ) -> str:
     """CSV: score, silent score and strength of every item, and which arms answered it right."""

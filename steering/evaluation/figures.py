@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.evaluation.mixes import Weights, mixes, parts
+from steering.evaluation.reweighting import Weights, mixes, parts
 from steering.items import Item, is_right
 from steering.measures import (
+    ClusterBootstrap,
     Flags,
-    Redraws,
     effective_count,
     mcnemar,
     repaired_broken,
@@ -34,7 +34,7 @@ def rightness(items: Sequence[Item], outputs: Mapping[str, Sequence[str]]) -> di
 
 def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By arm: share right of all items and in each mix, gains with intervals, what it cost."""
-    redraws = Redraws.of([str(item.audio) for item in items], seed=seed)
+    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     weights = mixes(items)
     found: dict[str, Any] = {}
     for arm, flags in right.items():
@@ -57,7 +57,7 @@ def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) ->
 
 def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By domain, sub-category, difficulty and wording: each arm's share and gain over bare."""
-    redraws = Redraws.of([str(item.audio) for item in items], seed=seed)
+    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     found: dict[str, Any] = {}
     for part, values in parts(items).items():
         found[part] = {}
@@ -85,7 +85,7 @@ def share_percent(flags: Flags, weights: Weights) -> dict[str, Any]:
 
 
 def gain_percent(
-    after: Flags, before: Flags, weights: Weights, redraws: Redraws
+    after: Flags, before: Flags, weights: Weights, redraws: ClusterBootstrap
 ) -> list[float | None]:
     """Gain in points and its paired interval."""
     return [percent(x) for x in redraws.gain(after, before, weights)]

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steering.calibration.activations import Activations
 from steering.evaluation.arms import Strengths
-from steering.evidence import Evidence
 from steering.items import Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.readout import Intervention, logits, pool
 
 Flags = NDArray[np.bool_]
@@ -53,7 +53,7 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
 class FirstTokens:
     """Whether the first token is right, under any strengths, layers or order of items."""
 
-    def __init__(self, model: AudioModel, evidence: Evidence, known: OneToken) -> None:
+    def __init__(self, model: AudioModel, evidence: Activations, known: OneToken) -> None:
         self.model, self.evidence, self.known = model, evidence, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
@@ -95,7 +95,7 @@ class FirstTokens:
         return np.asarray((found.argmax(1) == wanted).cpu().numpy())
 
 
-def divergence(model: AudioModel, evidence: Evidence) -> NDArray[np.float64]:
+def divergence(model: AudioModel, evidence: Activations) -> NDArray[np.float64]:
     """(I,) in [0, ln 2]: how far the first token's distribution on the clip is from that on its
     silence (Jensen-Shannon).
     """

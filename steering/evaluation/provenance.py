@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from steering.evidence import clip_of, prompt_of
+from steering.calibration.activations import clip_of, prompt_of
 from steering.items import DataSet, Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 
 _MMAU_MINI = {"sound": 333, "music": 334, "speech": 333}
 _MMAU_TEST_ITEMS = 9000

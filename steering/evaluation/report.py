@@ -15,14 +15,14 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from steering.evaluation import drawings
+from steering.calibration.activations import Activations, clip_of, prompt_of
+from steering.evaluation import plots
 from steering.evaluation.arms import ARMS
 from steering.evaluation.predictions import write_whole
-from steering.evidence import Evidence, clip_of, prompt_of
 from steering.heads import listening_score, timeline
 from steering.items import Item
 from steering.measures import Flags
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.profile import Profile
 
@@ -39,7 +39,7 @@ class Shown:
     model: AudioModel
     profile: Profile
     items: Sequence[Item]
-    evidence: Evidence
+    evidence: Activations
     outputs: Mapping[str, Sequence[str]]
     right: Mapping[str, Flags]
 
@@ -186,21 +186,21 @@ def _figures(results: Mapping[str, Any], shown: Shown) -> dict[str, Figure]:
     scores = evidence.scores(profile.heads, shown.model.heads)
     silent = evidence.silent_scores(profile.heads, shown.model.heads)
     found = {
-        "gains": drawings.gains(results["arms"]),
-        "scores": drawings.scores(scores[evidence.right], scores[~evidence.right], silent),
+        "gains": plots.gains(results["arms"]),
+        "scores": plots.scores(scores[evidence.right], scores[~evidence.right], silent),
     }
     if results["correlation_map"] is not None:
-        found["heads"] = drawings.head_map(results["correlation_map"], profile.heads)
+        found["heads"] = plots.head_map(results["correlation_map"], profile.heads)
     part = next((p for p in ("task", "wording") if p in results["parts"]), None)
     if part is not None:
-        found["parts"] = drawings.parts(results["parts"][part])
+        found["parts"] = plots.parts(results["parts"][part])
     controls = results["first_tokens"]
     if "by_strength" in controls:
         fixed = profile.fixed_strength
-        found["strengths"] = drawings.strengths(controls["by_strength"], controls["gates"], fixed)
+        found["strengths"] = plots.strengths(controls["by_strength"], controls["gates"], fixed)
     panels = _panels(results)
     if panels:
-        found["random"] = drawings.against_random(panels)
+        found["random"] = plots.against_random(panels)
     return found
 
 
@@ -226,9 +226,7 @@ def _example(shown: Shown, i: int, path: Path) -> dict[str, Any]:
     heard = prefill(model, prompt_of(model, item, clip), heads=profile.heads)
     attention = heard.attention.cpu().numpy()
     score = listening_score(attention)
-    drawn = drawings.example(
-        clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds
-    )
+    drawn = plots.example(clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds)
     return {
         "item": item,
         "score": score,

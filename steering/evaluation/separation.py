@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.calibration.activations import Activations
 from steering.errors import DataError
 from steering.evaluation.arms import random_heads
-from steering.evidence import Evidence
 from steering.heads import correlations
 from steering.items import Item
-from steering.measures import against, auroc, within
-from steering.model import AudioModel
+from steering.measures import auroc, auroc_against_silence, auroc_within_strata
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 
 RANDOM_SETS = 60
 
 
 def listening_figures(
-    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Evidence, seed: int
+    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Activations, seed: int
 ) -> dict[str, Any]:
     """AUROC of the listening score: right against wrong within each cue, clip against silence.
 
@@ -41,8 +41,8 @@ def listening_figures(
             "top_probability": rounded(auroc(top, right)),
             **_beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
         }
-    own = within(scores, evidence.right, strata)
-    others = [within(other, evidence.right, strata) for other in chance]
+    own = auroc_within_strata(scores, evidence.right, strata)
+    others = [auroc_within_strata(other, evidence.right, strata) for other in chance]
     return {
         "heads": [list(head) for head in profile.heads],
         "right_wrong": rounded(auroc(scores, evidence.right)),
@@ -52,7 +52,7 @@ def listening_figures(
             "random_each": [rounded(other) for other in sorted(others)],
         },
         "right_wrong_within_cue_of_conflict": cues,
-        "clip_silence": rounded(against(scores, silent)),
+        "clip_silence": rounded(auroc_against_silence(scores, silent)),
         "mean_right": _mean(scores[evidence.right]),
         "mean_wrong": _mean(scores[~evidence.right]),
         "mean_silent": _mean(silent),
@@ -60,7 +60,7 @@ def listening_figures(
 
 
 def random_scores(
-    model: AudioModel, heads: int, evidence: Evidence, seed: int
+    model: AudioModel, heads: int, evidence: Activations, seed: int
 ) -> list[NDArray[np.float32]]:
     """(I,) listening scores by each of RANDOM_SETS random sets of so many heads."""
     rng = np.random.default_rng([seed, 1])
@@ -69,7 +69,7 @@ def random_scores(
 
 
 def correlation_map(
-    model: AudioModel, items: Sequence[Item], evidence: Evidence
+    model: AudioModel, items: Sequence[Item], evidence: Activations
 ) -> list[list[float]] | None:
     """L x H: r of each head's audio mass with a right answer, within wordings; None where every
     answer is right or every one wrong.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allears_client import showing
+from allears_client import terminal
 from server.cli import app
 
 QUESTION = "What animal is this?"
@@ -89,18 +89,18 @@ def test_local_runs_the_model_here(
 
 def test_a_gauge_marks_the_threshold() -> None:
     for score in (0.0, 0.2, 0.5, 1.0):
-        bar = showing.gauge(score, 0.5, "red").plain
+        bar = terminal.gauge(score, 0.5, "red").plain
         assert len(bar) == 32
         assert bar.index("┃") == 16
         full = round(32 * score)
         assert bar.count("━") == full - (full > 16)
-    assert "┃" not in showing.gauge(0.5, None, "red").plain
+    assert "┃" not in terminal.gauge(0.5, None, "red").plain
 
 
 def test_a_sparkline_shows_where_the_mass_is() -> None:
-    assert showing.sparkline([0.0, 0.5, 1.0]) == "▁▅█"
-    assert showing.sparkline([]) == ""
-    assert showing.sparkline([0.0] * 5) == "▁" * 5
+    assert terminal.sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert terminal.sparkline([]) == ""
+    assert terminal.sparkline([0.0] * 5) == "▁" * 5
     long = [0.0] * 900 + [1.0] * 100
-    line = showing.sparkline(long, 10)
+    line = terminal.sparkline(long, 10)
     assert line == "▁" * 9 + "█"

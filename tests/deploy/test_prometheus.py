@@ -20,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from steering.demo.data import write_items
+from steering.synthetic.data import write_items
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"

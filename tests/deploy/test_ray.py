@@ -52,7 +52,7 @@ def environment(service: dict[str, Any], which: str) -> dict[str, str | None]:
 def test_ray_serve_reads_its_part(service: dict[str, Any]) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from server.cluster import APP
+    from server.replicas.ray_serve import APP
 
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     read = ServeDeploySchema.model_validate(config)
@@ -65,7 +65,7 @@ def test_ray_serve_reads_its_part(service: dict[str, Any]) -> None:
 
 
 def test_what_is_imported_is_there(application: dict[str, Any]) -> None:
-    from server.cluster import build
+    from server.replicas.ray_serve import build
 
     assert application["import_path"] == f"{build.__module__}:{build.__name__}"
     assert application["route_prefix"] == "/"

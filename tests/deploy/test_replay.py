@@ -1,49 +1,42 @@
-"""docker/replay.py reads the Dockerfile as a builder does; running it takes root and minutes."""
+"""tests/deploy/replay.py reads the Dockerfile as a builder does; running it takes root and minutes."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.deploy import replay
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 
 
-@pytest.fixture(scope="module")
-def replay() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "docker"))
-        return importlib.import_module("replay")
-
-
-def test_lines_are_joined_and_comments_dropped(replay: ModuleType) -> None:
+def test_lines_are_joined_and_comments_dropped() -> None:
     text = '# a\nFROM x AS y\nRUN one \\\n    # between\n    && two\n\ncmd ["serve"]\n'
     words = [(word, " ".join(rest.split())) for word, rest in replay.instructions(text)]
     assert words == [("FROM", "x AS y"), ("RUN", "one && two"), ("CMD", '["serve"]')]
 
 
-def test_options_are_taken_off(replay: ModuleType) -> None:
+def test_options_are_taken_off() -> None:
     found = replay.options("--start-period=60s --retries=3   CMD [1]")
     assert found == ({"start-period": "60s", "retries": "3"}, "CMD [1]")
     assert replay.options("echo --not=one") == ({}, "echo --not=one")
 
 
-def test_every_instruction_of_the_dockerfile_can_be_replayed(replay: ModuleType) -> None:
+def test_every_instruction_of_the_dockerfile_can_be_replayed() -> None:
     words = {word for word, _ in replay.instructions(DOCKERFILE)}
     assert {"FROM", "RUN", "COPY", "USER", "HEALTHCHECK", "ENTRYPOINT"} <= words
     known = {name.removeprefix("_").upper() for name in vars(replay.Replay)}
     assert words <= known | replay._IGNORED
 
 
-def test_an_unknown_instruction_stops_it(replay: ModuleType, tmp_path: Path) -> None:
+def test_an_unknown_instruction_stops_it(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="ONBUILD"):
         replay.Replay(tmp_path, tmp_path, (), {}).run("ONBUILD RUN x")
 
 
-def test_what_needs_no_root_acts_as_in_a_builder(replay: ModuleType, tmp_path: Path) -> None:
+def test_what_needs_no_root_acts_as_in_a_builder(tmp_path: Path) -> None:
     base, work = tmp_path / "base", tmp_path / "work"
     base.mkdir()
     work.mkdir()

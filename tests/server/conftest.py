@@ -17,17 +17,17 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from server import engine
 from server.app import create_app
 from server.deployment import Deployment
-from server.exchange import Answer, Heeded, Question
-from server.listen import listen
-from server.listener import Listener
+from server.engine import engine
+from server.engine.answering import answer_question
+from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.runtime import Runtime
 from server.settings import NO_LOG, Settings
-from steering.model import AudioModel
+from steering.kv_slots import Row
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.slots import Row
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -143,12 +143,12 @@ class Remote:
 
 
 @pytest.fixture(scope="session")
-def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Listener:
-    return Listener.of(tiny_model, tiny_profile)
+def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Runtime:
+    return Runtime.of(tiny_model, tiny_profile)
 
 
 @pytest.fixture(scope="session")
-def server(given_url: str | None, listener: Listener) -> Generator[Server | Remote, None, None]:
+def server(given_url: str | None, listener: Runtime) -> Generator[Server | Remote, None, None]:
     """A server that all tests share which leave it as it was."""
     if given_url is not None:
         with closing(Remote(given_url)) as remote:
@@ -161,10 +161,10 @@ def server(given_url: str | None, listener: Listener) -> Generator[Server | Remo
 
 
 @pytest.fixture(scope="session")
-def start(listener: Listener) -> Callable[..., Any]:
+def start(listener: Runtime) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
-    def own(*, heard_by: Listener | None = None, ready: bool = True, **settings: Any) -> Any:
+    def own(*, heard_by: Runtime | None = None, ready: bool = True, **settings: Any) -> Any:
         app = create_app(
             Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or listener
         )
@@ -195,10 +195,10 @@ class Gate:
         self.held = self.pieces = 0
 
     def listen(
-        self, listener: Listener, question: Question, prompt: Prompt
-    ) -> Iterator[Heeded | str | Answer | Row]:
-        for event in listen(listener, question, prompt):
-            if isinstance(event, Heeded):
+        self, listener: Runtime, question: Question, prompt: Prompt
+    ) -> Iterator[AnswerStarted | str | Answer | Row]:
+        for event in answer_question(listener, question, prompt):
+            if isinstance(event, AnswerStarted):
                 self.held += 1
                 yield event
                 assert self._open.wait(10), "nobody opened the gate"
@@ -212,6 +212,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Generator[Gate, None, None]:
     """A gate before the engines of all servers; started servers are past it."""
     held = Gate()
     held.open()  # for the first question of a server that starts
-    monkeypatch.setattr(engine, "listen", held.listen)
+    monkeypatch.setattr(engine, "answer_question", held.listen)
     yield held
     held.open()

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from server import cli, engine
-from server.listen import listen
-from steering.slots import Slots
+from server import cli
+from server.engine import engine
+from server.engine.answering import answer_question
+from steering.kv_slots import KVSlots
 
 STEP_SECONDS = 0.01
 MORE_THAN_THERE_IS = 1 << 46  # bytes
@@ -41,18 +42,18 @@ def exhaust_memory() -> None:
     def greedy(listener: Any, question: Any, prompt: Any) -> Iterator[Any]:
         if len(prompt.tokens) >= LARGE_TOKENS:
             torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
-        yield from listen(listener, question, prompt)
+        yield from answer_question(listener, question, prompt)
 
-    setattr(engine, "listen", greedy)  # noqa: B010
+    setattr(engine, "answer_question", greedy)  # noqa: B010
 
 
 def lose_device() -> None:
     """Have every decode step say what it says after a failed assert on the device."""
 
-    def lost(slots: Slots) -> None:
+    def lost(slots: KVSlots) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    setattr(Slots, "step", lost)  # noqa: B010
+    setattr(KVSlots, "step", lost)  # noqa: B010
 
 
 def no_fault() -> None:
@@ -61,13 +62,13 @@ def no_fault() -> None:
 
 def slow_down() -> None:
     """Have every decode step take a while."""
-    step = Slots.step
+    step = KVSlots.step
 
-    def slow(slots: Slots) -> None:
+    def slow(slots: KVSlots) -> None:
         time.sleep(STEP_SECONDS)
         step(slots)
 
-    setattr(Slots, "step", slow)  # noqa: B010
+    setattr(KVSlots, "step", slow)  # noqa: B010
 
 
 FAULTS = (kill_thread, exhaust_memory, lose_device, no_fault)

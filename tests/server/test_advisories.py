@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.access import PROBES
-from server.links import Fetcher
+from server.api.middleware.require_key import PROBES
+from server.audio.url_fetch import UrlFetcher
 from steering.errors import RequestError
 
 QUESTION = "What is this?"
@@ -102,7 +102,7 @@ def test_no_spelling_of_an_address_gets_a_chat_inside(
     assert asked == []
 
 
-def pinned(port: int, answers: dict[str, list[str]], looked_up: list[str]) -> Fetcher:
+def pinned(port: int, answers: dict[str, list[str]], looked_up: list[str]) -> UrlFetcher:
     """Fetches from hosts whose names get one address after another; 127.0.0.1 counts as public."""
 
     async def resolve(host: str, _: int) -> Sequence[str]:
@@ -110,7 +110,7 @@ def pinned(port: int, answers: dict[str, list[str]], looked_up: list[str]) -> Fe
         return [answers[host].pop(0)]
 
     hosts = frozenset(f"{name}.test:{port}" for name in ("audio", "inside"))
-    return Fetcher(hosts, 100_000, resolve=resolve, allow=lambda address: address == "127.0.0.1")
+    return UrlFetcher(hosts, 100_000, resolve=resolve, allow=lambda address: address == "127.0.0.1")
 
 
 def test_a_name_that_changes_its_address_is_asked_for_once(

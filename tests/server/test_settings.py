@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from server.settings import Settings, SettingsError, option, read_settings, variable
+from server.errors import SettingsError
+from server.settings import Settings, option, read_settings, variable
 
 
 def test_the_defaults_are_safe() -> None:

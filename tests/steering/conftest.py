@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import Qwen2AudioForConditionalGeneration
 
-from steering.demo.checkpoint import build_model, build_processor
-from steering.model import AudioModel, load
+from steering.demo.architecture import build_model, build_processor
+from steering.model.audio_model import AudioModel
+from steering.model.loading import load
 from steering.taps import ATTENTION
 
 

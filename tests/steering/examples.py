@@ -12,11 +12,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from steering.answer import Plan
-from steering.clip import Clip
-from steering.model import AudioModel
-from steering.prefill import Heard
-from steering.prompt import Prompt, ask
+from steering.audio.clip import Clip
+from steering.generation import SteeringPlan
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult
+from steering.prompt import Prompt, build_question
 from steering.readout import Intervention
 from steering.taps import Head
 
@@ -35,7 +35,7 @@ def clip(seconds: float = 1.0, seed: int = 0) -> Clip:
 
 def prompt(model: AudioModel, *seconds: float, text: str = QUESTION) -> Prompt:
     """A question about one chirp for each length given, one of 1 s if none is."""
-    return ask(model, [clip(s, seed=i) for i, s in enumerate(seconds or (1.0,))], text)
+    return build_question(model, [clip(s, seed=i) for i, s in enumerate(seconds or (1.0,))], text)
 
 
 def every_head(model: AudioModel) -> list[Head]:
@@ -43,7 +43,7 @@ def every_head(model: AudioModel) -> list[Head]:
     return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
 
 
-def keys_and_values(heard: Heard) -> list[tuple[Tensor, Tensor]]:
+def keys_and_values(heard: PrefillResult) -> list[tuple[Tensor, Tensor]]:
     """What the cache holds, a pair a layer: each (1, H, T, d)."""
     layers: list[Any] = list(heard.cache.layers)
     return [(layer.keys, layer.values) for layer in layers]
@@ -109,11 +109,13 @@ def generated(network: Any, asked: Prompt, count: int) -> list[int]:
     return found
 
 
-def plan_for(model: AudioModel, heard: Heard, strength: float, how: Intervention) -> Plan:
+def plan_for(
+    model: AudioModel, heard: PrefillResult, strength: float, how: Intervention
+) -> SteeringPlan:
     """A plan along a random direction of about the length of the final residual."""
     random = torch.Generator().manual_seed(3)
     direction = torch.randn(model.width, generator=random)
-    return Plan(direction * heard.final.norm() / direction.norm(), strength, how)
+    return SteeringPlan(direction * heard.final.norm() / direction.norm(), strength, how)
 
 
 def write_items(folder: Path, count: int) -> Path:

@@ -1,6 +1,6 @@
 """What every family must do, the same tests for all, on tiny models of its true classes.
 
-The last family is one that allears does not ship: tests/steering/added_family.py adds it.
+The last family is one that allears does not ship: tests/steering/model/added_family.py adds it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,27 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig
 
-from steering import family as families
-from steering.answer import BARE, Plan, Sampling, generate, plan_logits, score_choices
+from steering.generation import (
+    UNSTEERED,
+    Sampling,
+    SteeringPlan,
+    generate,
+    score_choices,
+    steered_logits,
+)
 from steering.heads import Verdicts, listening_score
-from steering.model import AudioModel, load
-from steering.prefill import Heard, prefill
-from steering.prompt import Message, Prompt, ask, build, silent_twin
+from steering.kv_slots import KVSlots, Row
+from steering.model import families as families
+from steering.model.audio_model import AudioModel
+from steering.model.loading import load
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
 from steering.readout import Intervention, pool, steer
-from steering.silence import SilentPrefixes, contrast
-from steering.slots import Row, Slots
+from steering.silence import SilenceCache, contrast_with_silence
 from steering.taps import ATTENTION, Head
 from tests.steering import tiny
-from tests.steering.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 from tests.steering.examples import QUESTION, clip, every_head, feature_mask, full_pass, prompt
+from tests.steering.model.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 
 HEADS: tuple[Head, ...] = ((1, 3), (0, 2), (1, 0))
 LAYERS = (1, 0)
@@ -75,7 +83,7 @@ def case(
 
 def conversation(model: AudioModel) -> Prompt:
     """Two clips with text before, between and after them."""
-    return build(
+    return build_prompt(
         model,
         [
             Message("system", ("Be short.",)),
@@ -146,20 +154,22 @@ def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: s
     torch.testing.assert_close(heard.attention, eager, atol=1e-5, rtol=0)
     assert heard.attention.max() > 2 * heard.attention.median(), "the oracle has a shape to match"
     torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
-    logits = plan_logits(model, heard.final[None], BARE, 0)[0]
+    logits = steered_logits(model, heard.final[None], UNSTEERED, 0)[0]
     torch.testing.assert_close(logits, full.logits[-1], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str) -> None:
-    model, prefixes = case.model, SilentPrefixes(1 << 30)
+    model, prefixes = case.model, SilenceCache(1 << 30)
     asked = asked_in(model, shape)
     heard = prefill(model, asked, layers=LAYERS)
     loud, quiet = case.full(asked), case.full(silent_twin(model, asked))
     difference = loud.residuals[list(LAYERS), -1] - quiet.residuals[list(LAYERS), -1]
     eager = torch.stack([quiet.attention[layer, head, -1, asked.audio] for layer, head in HEADS])
     for from_cache in (False, True):
-        found = contrast(model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes)
+        found = contrast_with_silence(
+            model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+        )
         assert found.from_cache == from_cache
         torch.testing.assert_close(found.differences, difference, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(found.silence_attention, eager, atol=1e-5, rtol=0)
@@ -177,18 +187,18 @@ def test_steered_minus_bare_is_strength_times_direction(case: Case) -> None:
     raw = Intervention(layers=LAYERS, scale="raw")
     direction, strength = random_direction(model), torch.tensor([1.7])
     finals = [heard.final[None]]
-    ids = list(generate(model, heard, BARE, Sampling(max_tokens=3, ignore_end=True)))
+    ids = list(generate(model, heard, UNSTEERED, Sampling(max_tokens=3, ignore_end=True)))
     full = case.full(asked_in(model, "one"), ids[:2])
     finals.append(full.residuals[-1, -1][None])  # of a token that was decoded
     for step, final in enumerate(finals):
         moved = steer(final, direction[None], strength, raw, step) - final
         torch.testing.assert_close(moved[0], 1.7 * direction, atol=1e-5, rtol=0)
-        found = plan_logits(model, final, Plan(direction, 1.7, raw), step)
+        found = steered_logits(model, final, SteeringPlan(direction, 1.7, raw), step)
         moved_states = case.oracle.model.language_model.norm(final + 1.7 * direction)
         torch.testing.assert_close(found, case.oracle.lm_head(moved_states), atol=1e-4, rtol=1e-4)
         assert torch.equal(
-            plan_logits(model, final, Plan(direction, 0.0, raw), step),
-            plan_logits(model, final, BARE, step),
+            steered_logits(model, final, SteeringPlan(direction, 0.0, raw), step),
+            steered_logits(model, final, UNSTEERED, step),
         )
 
 
@@ -197,7 +207,7 @@ def test_cached_decode_is_uncached(case: Case, shape: str) -> None:
     model = case.model
     asked = asked_in(model, shape)
     sampling = Sampling(max_tokens=8, ignore_end=True)
-    ids = list(generate(model, prefill(model, asked), BARE, sampling))
+    ids = list(generate(model, prefill(model, asked), UNSTEERED, sampling))
     expected: list[int] = []
     for _ in range(sampling.max_tokens):
         expected.append(int(case.full(asked, expected).logits[-1].argmax()))
@@ -208,24 +218,26 @@ def test_cached_decode_is_uncached(case: Case, shape: str) -> None:
 # ---- rows beside each other
 
 
-def plans(model: AudioModel, heards: list[Heard]) -> list[Plan]:
+def plans(model: AudioModel, heards: list[PrefillResult]) -> list[SteeringPlan]:
     """Every second row is steered, each by its own direction."""
     return [
-        Plan(random_direction(model, i), 0.4 * i, HOW) if i % 2 else BARE
+        SteeringPlan(random_direction(model, i), 0.4 * i, HOW) if i % 2 else UNSTEERED
         for i in range(len(heards))
     ]
 
 
-def written_together(model: AudioModel, heards: list[Heard], how: Sampling) -> list[list[int]]:
+def written_together(
+    model: AudioModel, heards: list[PrefillResult], how: Sampling
+) -> list[list[int]]:
     """Answers of rows that enter one by one and share every step after that."""
-    slots = Slots(model, len(heards), 1024, HOW)
+    slots = KVSlots(model, len(heards), 1024, HOW)
     rows = [Row(plan, how) for plan in plans(model, heards)]
     written: list[list[int]] = [[] for _ in rows]
     waiting = list(zip(rows, heards, strict=True))
     while waiting or slots.seated:
         if waiting:
             row, heard = waiting.pop(0)
-            row.token = int(plan_logits(model, heard.final[None], row.plan, 0)[0].argmax())
+            row.token = int(steered_logits(model, heard.final[None], row.plan, 0)[0].argmax())
             slots.seat(row, heard)
         for row, ids in zip(rows, written, strict=True):
             if row.place >= 0:
@@ -253,7 +265,7 @@ def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     asked = asked_in(model, "one")
     heard = prefill(model, asked)
     choices = ("dog", "a brown cow", "rain")
-    found = score_choices(model, heard, BARE, choices)
+    found = score_choices(model, heard, UNSTEERED, choices)
     means = []
     for choice in choices:
         ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
@@ -278,7 +290,8 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
 
     def mass(seeds: range) -> np.ndarray[Any, Any]:
         found = [
-            prefill(model, ask(model, [clip(1.5, seed=i)], QUESTION), heads=heads) for i in seeds
+            prefill(model, build_question(model, [clip(1.5, seed=i)], QUESTION), heads=heads)
+            for i in seeds
         ]
         return np.stack([one.attention.sum(-1).numpy() for one in found])  # (clips, L * H)
 
@@ -296,7 +309,7 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
     )
     chosen = [heads[i] for i in gap]
     for seed in range(20, 26):
-        asked = ask(model, [clip(1.5, seed=seed)], QUESTION)
+        asked = build_question(model, [clip(1.5, seed=seed)], QUESTION)
         missing = listening_score(prefill(model, asked, heads=chosen).attention.numpy())
         hearing = replace(model, family=family)
         there = listening_score(prefill(hearing, asked, heads=chosen).attention.numpy())
@@ -307,13 +320,15 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
 
 
 def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
-    model, prefixes = case.model, SilentPrefixes(1 << 30)
+    model, prefixes = case.model, SilenceCache(1 << 30)
     asked = asked_in(model, "one")
     heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
-    found = contrast(model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes)
-    plan = Plan(pool(found.differences, HOW), 0.8, HOW)
-    steered = plan_logits(model, heard.final[None], plan, 0)
-    assert not torch.allclose(steered, plan_logits(model, heard.final[None], BARE, 0))
+    found = contrast_with_silence(
+        model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+    )
+    plan = SteeringPlan(pool(found.differences, HOW), 0.8, HOW)
+    steered = steered_logits(model, heard.final[None], plan, 0)
+    assert not torch.allclose(steered, steered_logits(model, heard.final[None], UNSTEERED, 0))
     assert feature_mask(asked).sum() == asked.frames.sum()
 
 

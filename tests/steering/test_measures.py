@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from steering.measures import (
-    Redraws,
+    ClusterBootstrap,
     auroc,
     effective_count,
     mcnemar,
@@ -114,7 +114,7 @@ def test_weights_of_one_are_no_weights() -> None:
 
 def test_a_weighted_gain_by_hand() -> None:
     after, before = flags(1, 1, 0, 1), flags(0, 1, 1, 1)
-    redraws = Redraws.of(["a", "b", "c", "d"])
+    redraws = ClusterBootstrap.of(["a", "b", "c", "d"])
     assert redraws.gain(after, before, np.array([3.0, 1.0, 1.0, 1.0]))[0] == pytest.approx(2 / 6)
     assert redraws.gain(after, before, np.ones(4))[0] == 0
 
@@ -123,7 +123,7 @@ def test_one_item_a_clip_is_the_plain_bootstrap() -> None:
     rng = np.random.default_rng(1)
     before, after = rng.random(300) < 0.5, rng.random(300) < 0.7
     clips = [str(i) for i in range(300)]
-    found = Redraws.of(clips, draws=4000).gain(after, before, np.ones(300))
+    found = ClusterBootstrap.of(clips, draws=4000).gain(after, before, np.ones(300))
     assert found == pytest.approx(paired_gain(after, before), abs=0.012)
 
 
@@ -131,13 +131,13 @@ def test_items_of_one_clip_come_and_go_together() -> None:
     """Items that only repeat each other tell nothing more: the interval must stay as wide."""
     rng = np.random.default_rng(2)
     before, after = rng.random(100) < 0.5, rng.random(100) < 0.7
-    once = Redraws.of([str(i) for i in range(100)], draws=4000)
+    once = ClusterBootstrap.of([str(i) for i in range(100)], draws=4000)
     clips = [str(i // 5) for i in range(500)]
-    repeated = Redraws.of(clips, draws=4000)
+    repeated = ClusterBootstrap.of(clips, draws=4000)
     five = repeated.gain(after.repeat(5), before.repeat(5), np.ones(500))
     assert five == pytest.approx(once.gain(after, before, np.ones(100)), abs=0.02)
 
 
 def test_a_part_without_items_has_no_gain() -> None:
-    found = Redraws.of(["a", "b"]).gain(flags(1, 1), flags(0, 0), np.zeros(2))
+    found = ClusterBootstrap.of(["a", "b"]).gain(flags(1, 1), flags(0, 0), np.zeros(2))
     assert np.isnan(found).all()

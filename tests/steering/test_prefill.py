@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from steering.model import AudioModel
-from steering.prefill import prefill, walk
+from steering.model.audio_model import AudioModel
+from steering.prefill import prefill, run_layers
 from steering.prompt import embed
 from steering.taps import Taps
 from tests.steering.examples import every_head, full_pass, keys_and_values, prompt
@@ -71,7 +71,7 @@ def test_taps_and_kept_states_leave_the_pass_bit_identical(model: AudioModel) ->
 def test_the_walk_is_the_decoder_of_transformers(model: AudioModel) -> None:
     states = embed(model, prompt(model, 0.7))
     positions = torch.arange(states.shape[1])[None]
-    walked, kept = walk(model, states, positions, None, None, layers=(0, 2))
+    walked, kept = run_layers(model, states, positions, None, None, layers=(0, 2))
     out = model.decoder(inputs_embeds=states, use_cache=False, output_hidden_states=True)
     assert torch.equal(model.decoder.norm(walked), out.last_hidden_state)
     assert torch.equal(kept[:, 0], out.hidden_states[1][:, -1])
@@ -83,7 +83,7 @@ def test_a_truncated_walk_is_the_first_layers_of_the_whole(model: AudioModel, de
     states = embed(model, prompt(model, 0.7))
     positions = torch.arange(states.shape[1])[None]
     cache = DynamicCache(config=model.text_config)
-    walked, _ = walk(model, states, positions, None, cache, depth=depth)
+    walked, _ = run_layers(model, states, positions, None, cache, depth=depth)
     out = model.decoder(inputs_embeds=states, use_cache=False, output_hidden_states=True)
     assert torch.equal(walked, out.hidden_states[depth])
     run = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
@@ -103,7 +103,7 @@ def test_cached_decode_is_the_full_pass_with_taps_and_states(
         audio[:, : heard.length] = asked.audio
         taps = Taps.on(heads, audio)
         positions = torch.tensor([[heard.length + step]])
-        final, kept = walk(
+        final, kept = run_layers(
             model,
             states,
             positions,

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steering import profile as profiles
-from steering.checkpoint import DEMO
 from steering.errors import ProfileError
 from steering.heads import Verdicts
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO
 from steering.profile import Profile, check_fits, find, load, push, save
 from steering.readout import Intervention
 from steering.strength import Gate

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor
 
-from steering.clip import Clip
-from steering.demo.checkpoint import SPECIAL_TOKENS
+from steering.audio.clip import Clip
+from steering.demo.architecture import SPECIAL_TOKENS
 from steering.errors import RequestError
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.prompt import (
     Message,
     Prompt,
-    ask,
-    build,
+    build_prompt,
+    build_question,
     embed,
     silent_mels,
     silent_twin,
@@ -43,7 +43,7 @@ def test_options_are_lettered() -> None:
 
 
 def test_the_prompt_is_the_template_of_the_checkpoint(untrained: AudioModel) -> None:
-    asked = ask(untrained, [clip(0.5)], QUESTION)
+    asked = build_question(untrained, [clip(0.5)], QUESTION)
     assert words(untrained, asked) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         f"Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n{QUESTION}<|im_end|>\n"
@@ -53,7 +53,7 @@ def test_the_prompt_is_the_template_of_the_checkpoint(untrained: AudioModel) -> 
 
 def test_a_conversation_keeps_its_order(untrained: AudioModel) -> None:
     first, second = clip(0.5, seed=1), clip(1.5, seed=2)
-    asked = build(
+    asked = build_prompt(
         untrained,
         [
             Message("system", ("Be short.",)),
@@ -92,7 +92,7 @@ def test_audio_ends_where_the_question_begins(untrained: AudioModel) -> None:
 
 def test_features_are_those_of_the_processor(untrained: AudioModel) -> None:
     one = clip(1.3)
-    asked = ask(untrained, [one], QUESTION)
+    asked = build_question(untrained, [one], QUESTION)
     expected = untrained.processor.feature_extractor(
         [one.samples],
         sampling_rate=RATE_HZ,
@@ -124,10 +124,10 @@ def test_what_was_heard_stands_where_the_audio_tokens_are(model: AudioModel, ora
 
 @torch.inference_mode()
 def test_a_clip_is_heard_alike_beside_another(untrained: AudioModel) -> None:
-    both = ask(untrained, [clip(0.6, seed=4), clip(2.0, seed=5)], QUESTION)
+    both = build_question(untrained, [clip(0.6, seed=4), clip(2.0, seed=5)], QUESTION)
     heard = embed(untrained, both)[0, both.audio]
     for part, one in zip((heard[:15], heard[15:]), both.clips, strict=True):
-        alone = ask(untrained, [one], QUESTION)
+        alone = build_question(untrained, [one], QUESTION)
         expected = embed(untrained, alone)[0, alone.audio]
         torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
 
@@ -138,7 +138,10 @@ def test_a_clip_is_heard_alike_beside_another(untrained: AudioModel) -> None:
 def test_a_clip_longer_than_the_window_is_heard_up_to_it(untrained: AudioModel) -> None:
     long = clip(4.2)
     short = replace(long, samples=long.samples[: 3 * RATE_HZ])
-    asked, expected = ask(untrained, [long], QUESTION), ask(untrained, [short], QUESTION)
+    asked, expected = (
+        build_question(untrained, [long], QUESTION),
+        build_question(untrained, [short], QUESTION),
+    )
     assert asked.heard_seconds == expected.heard_seconds == (3.0,)
     assert torch.equal(asked.mels, expected.mels)
     assert torch.equal(asked.tokens, expected.tokens)
@@ -148,7 +151,7 @@ def test_a_clip_longer_than_the_window_is_heard_up_to_it(untrained: AudioModel) 
 
 def test_a_conversation_without_audio_is_refused(untrained: AudioModel) -> None:
     with pytest.raises(RequestError, match="no audio") as caught:
-        build(untrained, [Message("user", (QUESTION,))])
+        build_prompt(untrained, [Message("user", (QUESTION,))])
     assert caught.value.param == "audio"
 
 
@@ -160,7 +163,7 @@ def test_text_that_spells_a_control_token_is_refused(untrained: AudioModel, cont
         Message("user", ("Sure?",)),
     ]
     with pytest.raises(RequestError) as caught:
-        build(untrained, messages)
+        build_prompt(untrained, messages)
     assert control in str(caught.value)
 
 
@@ -171,14 +174,16 @@ def test_control_tokens_are_known_from_the_vocabulary_itself(untrained: AudioMod
     assert "<|AUDIO|>" not in bare.all_special_tokens
     processor = Qwen2AudioProcessor(untrained.processor.feature_extractor, bare)
     with pytest.raises(RequestError, match="AUDIO"):
-        ask(replace(untrained, processor=processor), [clip(0.5)], "Which <|AUDIO|> is this?")
+        build_question(
+            replace(untrained, processor=processor), [clip(0.5)], "Which <|AUDIO|> is this?"
+        )
 
 
 @pytest.mark.parametrize(
     "text", ["a | b < c > d", "<|other|>", "im_end", "{{ messages }}", "ünï 🎧"]
 )
 def test_other_text_is_just_text(untrained: AudioModel, text: str) -> None:
-    asked = ask(untrained, [clip(0.5)], text)
+    asked = build_question(untrained, [clip(0.5)], text)
     assert f"<|audio_eos|>\n{text}<|im_end|>" in words(untrained, asked)
 
 
@@ -199,7 +204,7 @@ def test_the_silent_twin_differs_in_what_is_heard_only(
         assert len(silent.samples) == len(sent.samples)
         assert not silent.samples.any()
     zeros = Clip(np.zeros(round(seconds[0] * RATE_HZ), np.float32), RATE_HZ, 1.0, RATE_HZ, 1)
-    expected = ask(untrained, [zeros], QUESTION)
+    expected = build_question(untrained, [zeros], QUESTION)
     assert torch.equal(silent_mels(untrained, asked.heard_seconds)[0], expected.mels[0])
     assert torch.equal(twin.mels[0], expected.mels[0])
     assert not torch.equal(twin.mels, asked.mels)

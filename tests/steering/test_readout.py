@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.model import AudioModel
-from steering.prefill import prefill, walk
+from steering.model.audio_model import AudioModel
+from steering.prefill import prefill, run_layers
 from steering.readout import Intervention, logits, pool, relative_norm, steer
 from tests.steering.examples import prompt
 
@@ -38,7 +38,7 @@ def finals(model: AudioModel, cached: bool) -> Tensor:
             with torch.inference_mode():
                 states = model.decoder.embed_tokens(torch.tensor([[token]]))
                 positions = torch.tensor([[heard.length + step]])
-                final = walk(model, states, positions, None, heard.cache)[0][:, -1]
+                final = run_layers(model, states, positions, None, heard.cache)[0][:, -1]
         found.append(final[0])
     return torch.stack(found)
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from steering import silence
-from steering.answer import BARE, Sampling, generate
-from steering.model import AudioModel
-from steering.prefill import Heard, prefill
-from steering.prompt import Message, Prompt, ask, build, silent_twin
-from steering.silence import Contrast, KeysAndValues, SilentPrefixes, contrast
+from steering.generation import UNSTEERED, Sampling, generate
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
+from steering.silence import KVPairs, SilenceCache, SilenceContrast, contrast_with_silence
 from steering.taps import Head
 from tests.steering.examples import QUESTION, clip, full_pass, prompt
 
@@ -26,18 +26,18 @@ PLENTY = 1 << 30
 def contrasted(
     model: AudioModel,
     asked: Prompt,
-    prefixes: SilentPrefixes,
-    heard: Heard | None = None,
+    prefixes: SilenceCache,
+    heard: PrefillResult | None = None,
     layers: tuple[int, ...] = LAYERS,
     heads: tuple[Head, ...] = HEADS,
-) -> Contrast:
+) -> SilenceContrast:
     heard = heard or prefill(model, asked, layers=layers)
-    return contrast(model, asked, heard, heads=heads, layers=layers, prefixes=prefixes)
+    return contrast_with_silence(model, asked, heard, heads=heads, layers=layers, prefixes=prefixes)
 
 
 def conversation(model: AudioModel) -> Prompt:
     """Two clips with text before, between and after them."""
-    return build(
+    return build_prompt(
         model,
         [
             Message("system", ("Be short.",)),
@@ -56,7 +56,7 @@ def test_miss_hit_and_a_plain_second_pass_agree(
     model: AudioModel, oracle: Any, seconds: tuple[float, ...] | None
 ) -> None:
     asked = prompt(model, *seconds) if seconds else conversation(model)
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     heard = prefill(model, asked, layers=LAYERS)
     miss = contrasted(model, asked, prefixes, heard)
     hit = contrasted(model, asked, prefixes, heard)
@@ -77,10 +77,10 @@ def test_miss_hit_and_a_plain_second_pass_agree(
 
 
 def test_a_contrast_is_the_same_after_an_answer_was_decoded(model: AudioModel) -> None:
-    asked, prefixes = prompt(model), SilentPrefixes(PLENTY)
+    asked, prefixes = prompt(model), SilenceCache(PLENTY)
     heard = prefill(model, asked, layers=LAYERS)
     before = contrasted(model, asked, prefixes, heard)
-    list(generate(model, heard, BARE, Sampling(max_tokens=5)))
+    list(generate(model, heard, UNSTEERED, Sampling(max_tokens=5)))
     after = contrasted(model, asked, prefixes, heard)
     assert torch.equal(before.differences, after.differences)
 
@@ -89,7 +89,7 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
     asked = prompt(untrained)
     second = prefill(untrained, silent_twin(untrained, asked), heads=((6, 2),), layers=(4,))
     for heads, layers in ((((6, 2),), (4,)), ((), (4,)), (((6, 2),), ())):
-        found = contrasted(untrained, asked, SilentPrefixes(PLENTY), layers=layers, heads=heads)
+        found = contrasted(untrained, asked, SilenceCache(PLENTY), layers=layers, heads=heads)
         heard = prefill(untrained, asked, layers=layers)
         assert found.differences.shape == (len(layers), untrained.width)
         assert found.silence_attention.shape == (len(heads), int(asked.audio.sum()))
@@ -102,8 +102,8 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
 
 
 def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
-    quiet = ask(untrained, [clip(1.0).silent()], QUESTION)
-    found = contrasted(untrained, quiet, SilentPrefixes(PLENTY))
+    quiet = build_question(untrained, [clip(1.0).silent()], QUESTION)
+    found = contrasted(untrained, quiet, SilenceCache(PLENTY))
     torch.testing.assert_close(
         found.differences, torch.zeros_like(found.differences), atol=1e-5, rtol=0
     )
@@ -113,9 +113,11 @@ def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
 
 
 def test_other_words_after_the_same_length_of_audio_share_it(untrained: AudioModel) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     assert not contrasted(untrained, prompt(untrained, 1.0), prefixes).from_cache
-    other = ask(untrained, [clip(1.0, seed=9)], "What can be heard here?\n(A) dog\n(B) cow")
+    other = build_question(
+        untrained, [clip(1.0, seed=9)], "What can be heard here?\n(A) dog\n(B) cow"
+    )
     shared = contrasted(untrained, other, prefixes)
     assert shared.from_cache
     assert len(prefixes) == 1
@@ -125,10 +127,10 @@ def test_other_words_after_the_same_length_of_audio_share_it(untrained: AudioMod
 
 
 def test_other_lengths_words_before_and_depths_do_not(untrained: AudioModel) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     asked = prompt(untrained, 1.0)
     contrasted(untrained, asked, prefixes)
-    before = build(untrained, [Message("user", ("Hear this. ", clip(1.0), QUESTION))])
+    before = build_prompt(untrained, [Message("user", ("Hear this. ", clip(1.0), QUESTION))])
     for other in (prompt(untrained, 1.01), prompt(untrained, 1.0, 1.0), before):
         assert not contrasted(untrained, other, prefixes).from_cache
     assert not contrasted(untrained, asked, prefixes, layers=(2, 1)).from_cache
@@ -137,13 +139,13 @@ def test_other_lengths_words_before_and_depths_do_not(untrained: AudioModel) -> 
 
 
 def test_using_a_kept_prefix_does_not_write_to_it(model: AudioModel) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     asked = prompt(model)
     first = contrasted(model, asked, prefixes)
     (pairs,) = prefixes._kept.values()
     before = [(keys.clone(), values.clone()) for keys, values in pairs]
     for text in ("Name the instrument in the clip.", "Hm?", QUESTION):
-        contrasted(model, ask(model, [clip(1.0)], text), prefixes)
+        contrasted(model, build_question(model, [clip(1.0)], text), prefixes)
     for (keys, values), (keys_before, values_before) in zip(pairs, before, strict=True):
         assert torch.equal(keys, keys_before)
         assert torch.equal(values, values_before)
@@ -154,12 +156,12 @@ def test_using_a_kept_prefix_does_not_write_to_it(model: AudioModel) -> None:
 # ---- bounded in bytes
 
 
-def pairs_of(megabytes: float) -> KeysAndValues:
+def pairs_of(megabytes: float) -> KVPairs:
     half = torch.zeros(1, 1, int(megabytes * 1024), 128)  # of float32: 512 bytes a position
     return [(half, half.clone())]
 
 
-def size(pairs: KeysAndValues) -> int:
+def size(pairs: KVPairs) -> int:
     return sum(t.nbytes for pair in pairs for t in pair)
 
 
@@ -169,7 +171,7 @@ def key(n: int) -> tuple[bytes, tuple[int, ...], int]:
 
 def test_what_is_held_never_passes_the_limit() -> None:
     rng = np.random.default_rng(0)
-    prefixes = SilentPrefixes(limit_bytes=5_000_000)
+    prefixes = SilenceCache(limit_bytes=5_000_000)
     most = 0
     for step in range(300):
         n = int(rng.integers(60))
@@ -184,7 +186,7 @@ def test_what_is_held_never_passes_the_limit() -> None:
 
 def test_real_prefixes_of_random_lengths_stay_under_the_limit(grouped: AudioModel) -> None:
     rng = np.random.default_rng(1)
-    prefixes = SilentPrefixes(limit_bytes=120_000)  # about three prefixes
+    prefixes = SilenceCache(limit_bytes=120_000)  # about three prefixes
     for _ in range(12):
         seconds = float(rng.uniform(0.1, 3.0))
         contrasted(grouped, prompt(grouped, seconds), prefixes)
@@ -194,7 +196,7 @@ def test_real_prefixes_of_random_lengths_stay_under_the_limit(grouped: AudioMode
 
 def test_a_thousand_random_durations_stay_under_the_limit(grouped: AudioModel) -> None:
     rng = np.random.default_rng(2)
-    prefixes = SilentPrefixes(limit_bytes=400_000)
+    prefixes = SilenceCache(limit_bytes=400_000)
     hits, heard = 0, prefill(grouped, prompt(grouped, 0.1), layers=(0,))
     for step in range(1000):
         asked = prompt(grouped, float(rng.uniform(0.1, 3.0)))
@@ -207,7 +209,7 @@ def test_a_thousand_random_durations_stay_under_the_limit(grouped: AudioModel) -
 
 def test_the_least_recently_used_goes_first() -> None:
     each = pairs_of(1.0)
-    prefixes = SilentPrefixes(limit_bytes=3 * size(each))
+    prefixes = SilenceCache(limit_bytes=3 * size(each))
     for n in (1, 2, 3):
         prefixes.put(key(n), pairs_of(1.0))
     assert prefixes.get(key(1)) is not None, "used again"
@@ -218,7 +220,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_what_is_larger_than_the_limit_is_not_kept_and_costs_nobody_a_place() -> None:
-    prefixes = SilentPrefixes(limit_bytes=size(pairs_of(1.0)))
+    prefixes = SilenceCache(limit_bytes=size(pairs_of(1.0)))
     prefixes.put(key(1), pairs_of(1.0))
     prefixes.put(key(2), pairs_of(1.1))
     assert prefixes.get(key(2)) is None
@@ -226,7 +228,7 @@ def test_what_is_larger_than_the_limit_is_not_kept_and_costs_nobody_a_place() ->
 
 
 def test_a_prefix_put_twice_counts_once() -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     prefixes.put(key(1), pairs_of(1.0))
     prefixes.put(key(1), pairs_of(1.0))
     assert (len(prefixes), prefixes.held_bytes) == (1, size(pairs_of(1.0)))
@@ -234,7 +236,7 @@ def test_a_prefix_put_twice_counts_once() -> None:
 
 def test_without_room_every_contrast_is_a_miss_and_still_right(untrained: AudioModel) -> None:
     asked = prompt(untrained)
-    kept, none = SilentPrefixes(PLENTY), SilentPrefixes(0)
+    kept, none = SilenceCache(PLENTY), SilenceCache(0)
     expected = contrasted(untrained, asked, kept)
     for _ in range(2):
         found = contrasted(untrained, asked, none)
@@ -244,7 +246,7 @@ def test_without_room_every_contrast_is_a_miss_and_still_right(untrained: AudioM
 
 
 def test_only_what_is_needed_is_kept(untrained: AudioModel) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     asked = prompt(untrained, 1.0)
     contrasted(untrained, asked, prefixes, layers=(2,), heads=((1, 1),))
     (pairs,) = prefixes._kept.values()
@@ -262,11 +264,11 @@ def test_only_what_is_needed_is_kept(untrained: AudioModel) -> None:
 def test_a_miss_runs_no_encoder_for_a_length_it_knows(
     untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     contrasted(untrained, prompt(untrained, 1.0), prefixes)
-    other = build(untrained, [Message("user", ("Hear this. ", clip(1.0), QUESTION))])
+    other = build_prompt(untrained, [Message("user", ("Hear this. ", clip(1.0), QUESTION))])
     heard = prefill(untrained, other, layers=LAYERS)
-    expected = contrasted(untrained, other, SilentPrefixes(PLENTY), heard)
+    expected = contrasted(untrained, other, SilenceCache(PLENTY), heard)
     with monkeypatch.context() as patched:
         patched.setattr(silence, "silent_mels", None)
         found = contrasted(untrained, other, prefixes, heard)
@@ -277,13 +279,13 @@ def test_a_miss_runs_no_encoder_for_a_length_it_knows(
 def test_a_longer_conversation_continues_the_prefix_of_its_beginning(model: AudioModel) -> None:
     first = [Message("user", (clip(1.0), QUESTION))]
     turn = [Message("assistant", ("A dog.",)), Message("user", (clip(0.5), clip(0.7), "And now?"))]
-    prefixes = SilentPrefixes(PLENTY)
-    contrasted(model, build(model, first), prefixes)
-    asked = build(model, first + turn)
+    prefixes = SilenceCache(PLENTY)
+    contrasted(model, build_prompt(model, first), prefixes)
+    asked = build_prompt(model, first + turn)
     with watched_tokens(model) as passes:
         heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
         found = contrasted(model, asked, prefixes, heard)
-    known = build(model, first).audio_end
+    known = build_prompt(model, first).audio_end
     assert passes == [heard.length, asked.audio_end - known, heard.length - asked.audio_end]
     second = prefill(model, silent_twin(model, asked), heads=HEADS, layers=LAYERS)
     torch.testing.assert_close(
@@ -294,7 +296,7 @@ def test_a_longer_conversation_continues_the_prefix_of_its_beginning(model: Audi
 
 
 def test_another_length_of_the_first_clip_is_no_beginning(untrained: AudioModel) -> None:
-    prefixes = SilentPrefixes(PLENTY)
+    prefixes = SilenceCache(PLENTY)
     contrasted(untrained, prompt(untrained, 1.01), prefixes)  # as many audio tokens as 1.0 s
     asked = prompt(untrained, 1.0, 0.5)
     heard = prefill(untrained, asked, layers=LAYERS)
@@ -318,7 +320,7 @@ def watched_tokens(model: AudioModel) -> Iterator[list[int]]:
         hook.remove()
 
 
-def held(prefixes: SilentPrefixes) -> int:
+def held(prefixes: SilenceCache) -> int:
     """Bytes of everything that is kept."""
     features = sum(kept.nbytes for kept in prefixes._features.values())
     return features + sum(size(pairs) for pairs in prefixes._kept.values())

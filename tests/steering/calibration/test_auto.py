@@ -14,10 +14,10 @@ from filelock import FileLock
 
 from steering import load
 from steering.calibration import auto
-from steering.calibration.auto import Unprofiled, entry, find_or_make, is_wanted, kept
-from steering.checkpoint import DEMO_WEIGHTS
+from steering.calibration.auto import NoProfile, find_or_make, is_wanted, load_kept, profile_folder
 from steering.errors import ProfileError
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
 
@@ -51,7 +51,7 @@ def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     for words in (f"3 of {ITEMS // 2} clips", f"7 of {ITEMS} items"):
         with pytest.raises(Stopped):
             find_or_make(copied, cache, items=ITEMS, said=stop_at(words))
-        assert kept(entry(cache, copied, ITEMS), copied) is None, "nothing half"
+        assert load_kept(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
     said: list[str] = []
     assert isinstance(find_or_make(copied, cache, items=ITEMS, said=said.append), Profile)
     return cache, said
@@ -81,7 +81,7 @@ def test_a_profile_is_made_marked_and_kept(
     assert isinstance(found, Profile)
     assert found.calibrated_on == "synthetic"
     assert found.fingerprint == copied.fingerprint
-    folder = entry(cache, copied, ITEMS)
+    folder = profile_folder(cache, copied, ITEMS)
     record = json.loads((folder / "profile" / "profile.json").read_text())
     assert record["calibrated_on"] == "synthetic"
     assert record["calibration"]["items"] == ITEMS
@@ -91,13 +91,13 @@ def test_a_profile_is_made_marked_and_kept(
 
 def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioModel) -> None:
     cache = Path("cache")
-    one = entry(cache, copied, 40)
+    one = profile_folder(cache, copied, 40)
     assert one.parent == cache / "profiles"
     assert f"schema{SCHEMA_VERSION}" in one.name
     others = [
-        entry(cache, copied, 41),
-        entry(cache, replace(copied, fingerprint="f00d"), 40),
-        entry(cache, replace(copied, dtype=torch.bfloat16), 40),
+        profile_folder(cache, copied, 41),
+        profile_folder(cache, replace(copied, fingerprint="f00d"), 40),
+        profile_folder(cache, replace(copied, dtype=torch.bfloat16), 40),
     ]
     assert len({one, *others}) == 4
 
@@ -115,7 +115,7 @@ def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
 
 
 def test_while_another_works_there_one_waits_and_may_stop(copied: AudioModel, cache: Path) -> None:
-    lock = FileLock(entry(cache, copied, ITEMS) / "lock")
+    lock = FileLock(profile_folder(cache, copied, ITEMS) / "lock")
     with lock, pytest.raises(Stopped):
         find_or_make(copied, cache, items=ITEMS, said=stop_at("another server"))
     assert isinstance(find_or_make(copied, cache, items=ITEMS, said=never), Profile)
@@ -127,11 +127,11 @@ def test_while_another_works_there_one_waits_and_may_stop(copied: AudioModel, ca
 def test_a_damaged_profile_is_made_again_and_that_is_said(
     copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = entry(cache, copied, ITEMS)
+    folder = profile_folder(cache, copied, ITEMS)
     (folder / "profile" / "profile.safetensors").write_bytes(b"{")
-    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
     said: list[str] = []
-    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == Unprofiled("made again")
+    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == NoProfile("made again")
     assert "calibrating again" in said[0] and "no usable profile" in said[0]
     assert not (folder / "profile").exists()
 
@@ -139,19 +139,19 @@ def test_a_damaged_profile_is_made_again_and_that_is_said(
 def test_a_damaged_refusal_is_made_again(
     copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (entry(cache, copied, ITEMS) / "refusal.json").write_text("[]")
-    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    (profile_folder(cache, copied, ITEMS) / "refusal.json").write_text("[]")
+    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
     said: list[str] = []
-    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == Unprofiled("made again")
+    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == NoProfile("made again")
     assert "refusal.json is damaged" in said[0]
 
 
 def test_a_profile_of_another_model_in_the_entry_is_made_again(
     copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = entry(cache, copied, ITEMS) / "profile" / "profile.json"
+    path = profile_folder(cache, copied, ITEMS) / "profile" / "profile.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "f00d"}))
-    monkeypatch.setattr(auto, "_make", lambda *_: Unprofiled("made again"))
+    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
     said: list[str] = []
     find_or_make(copied, cache, items=ITEMS, said=said.append)
     assert "f00d" in said[0]

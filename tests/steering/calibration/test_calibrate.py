@@ -10,15 +10,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.calibration import gathering
+from steering.calibration import collecting
+from steering.calibration.activations import Activations, Row, columns
 from steering.calibration.calibrate import calibrate, fit_profile, verdicts
-from steering.calibration.inspection import MIN_ITEMS
-from steering.calibration.search import FOLDS, STRENGTHS, Fit, Search, folds, nearest, smooth
+from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.search import (
+    FOLDS,
+    STRENGTHS,
+    FittedSettings,
+    Search,
+    folds,
+    nearest,
+    smooth,
+)
 from steering.errors import DataError
-from steering.evidence import Evidence, Row, columns
 from steering.items import DataSet, Item
-from steering.measures import against
-from steering.model import AudioModel
+from steering.measures import auroc_against_silence
+from steering.model.audio_model import AudioModel
 from steering.profile import load
 from steering.readout import Intervention, logits
 from steering.taps import Head
@@ -56,7 +64,7 @@ def unit(rows: torch.Tensor) -> NDArray[np.float32]:
     return found
 
 
-def evidence(model: AudioModel, *, helps: bool) -> Evidence:
+def evidence(model: AudioModel, *, helps: bool) -> Activations:
     """Neutral items are right, half of the conflicts wrong; the planted heads see which.
 
     The last layer's difference turns a wrong answer into the right one and, in one of twelve, a
@@ -81,7 +89,7 @@ def evidence(model: AudioModel, *, helps: bool) -> Evidence:
             mass[:, column] = 0.3 + 0.4 * right + noise
         column = columns([DEAF], model.heads)[0]
         mass[:, column] = silent[:, column] = 0.3 + 0.4 * right
-    return Evidence(
+    return Activations(
         mass=mass.astype(np.float32),
         silent_mass=silent.astype(np.float32),
         differences=differences.astype(np.float32),
@@ -191,9 +199,9 @@ def test_a_profile_is_saved_whole(
 
     def planted(*_: object) -> Iterator[tuple[int, Row]]:
         for i in range(ITEMS):
-            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Evidence))
+            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Activations))
 
-    monkeypatch.setattr(gathering, "rows_here", planted)
+    monkeypatch.setattr(collecting, "record_items", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
     assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
@@ -205,7 +213,7 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
     def never(*_: object) -> Iterator[tuple[int, Row]]:
         raise AssertionError("a pass was run")
 
-    monkeypatch.setattr(gathering, "rows_here", never)
+    monkeypatch.setattr(collecting, "record_items", never)
     few = write_items(tmp_path, MIN_ITEMS - 1)
     with pytest.raises(DataError, match=f"{MIN_ITEMS - 1} items.*at least {MIN_ITEMS}"):
         calibrate(untrained, few, tmp_path, tmp_path / "out")
@@ -250,7 +258,7 @@ def test_what_is_held_out_was_not_fitted_on(
     fitted: list[set[int]] = []
     fit = search.fit
 
-    def watched(rows: NDArray[np.int64]) -> Fit:
+    def watched(rows: NDArray[np.int64]) -> FittedSettings:
         fitted.append(set(rows.tolist()))
         return fit(rows)
 
@@ -277,7 +285,7 @@ def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel
 
 def test_against_compares_clips_with_their_silence() -> None:
     heard, silent = np.array([0.5, 0.2], np.float32), np.array([0.1, 0.3], np.float32)
-    assert against(heard, silent) == pytest.approx(3 / 4)
+    assert auroc_against_silence(heard, silent) == pytest.approx(3 / 4)
 
 
 def test_the_nearest_strength_tried() -> None:

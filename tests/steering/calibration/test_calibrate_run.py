@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from steering import model as models
+from steering.calibration.activations import Activations, clip_of, prompt_of, record
 from steering.calibration.calibrate import calibrate
-from steering.calibration.gathering import evidence_of
+from steering.calibration.collecting import activations_of
 from steering.errors import DataError, ModelError
-from steering.evidence import Evidence, clip_of, gather, prompt_of
 from steering.heads import correlations
 from steering.items import read
-from steering.model import AudioModel
+from steering.model import loading
+from steering.model.audio_model import AudioModel
 from steering.profile import load
 from tests.steering.examples import full_pass, write_items
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo() -> AudioModel:
-    return models.load("demo", device="cpu")
+    return loading.load("demo", device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def started(data: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def items_done(out: Path) -> int:
-    file = evidence_of(out) / "checks.npy"
+    file = activations_of(out) / "checks.npy"
     try:
         return int(np.count_nonzero(np.load(file)))
     except (OSError, ValueError):  # not there yet, or not whole yet
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     calibrate(demo, data, data.parent, out, progress=lambda *both: seen.append(both))
     assert seen == [(i, ITEMS) for i in range(done, ITEMS + 1)], "nothing lost, nothing twice"
     assert same(out, uninterrupted)
-    assert not evidence_of(out).exists(), "deleted when done"
+    assert not activations_of(out).exists(), "deleted when done"
 
 
 def test_kept_evidence_makes_the_profile_again_without_a_pass(
@@ -185,7 +185,7 @@ def test_a_model_of_random_weights_is_not_steered_and_every_answer_says_why(
     sound: bytes,
     serve_process: Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], str]]],
 ) -> None:
-    random = models.load(str(checkpoint_folder), device="cpu")
+    random = loading.load(str(checkpoint_folder), device="cpu")
     out = tmp_path / "profile"
     made = calibrate(random, data, data.parent, out, calibrated_on="synthetic")
     assert made.max_strength == 0 and made.refusal
@@ -209,7 +209,7 @@ def test_a_model_of_random_weights_is_not_steered_and_every_answer_says_why(
 def test_users_data_on_which_every_answer_is_wrong_is_refused(
     checkpoint_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    random = models.load(str(checkpoint_folder), device="cpu")
+    random = loading.load(str(checkpoint_folder), device="cpu")
     with pytest.raises(DataError, match="every item is wrong"):
         calibrate(random, data, data.parent, tmp_path / "profile")
     assert not (tmp_path / "profile").exists()
@@ -222,7 +222,7 @@ def test_the_head_map_is_that_of_eager_attention(
     model: AudioModel, oracle: object, data: Path
 ) -> None:
     items = read(data, data.parent).items[:12]
-    found: Evidence = gather(model, items)
+    found: Activations = record(model, items)
     eager = []
     for item in items:
         asked = prompt_of(model, item, clip_of(model, item))

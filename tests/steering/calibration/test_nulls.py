@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from steering.calibration.nulls import RANDOM_LAYERS, random_heads, random_layers, stability
 from steering.errors import DataError
-from steering.measures import auroc, within
+from steering.measures import auroc, auroc_within_strata
 
 ITEMS, HEADS = 200, 64
 
@@ -82,5 +82,5 @@ def test_within_averages_strata_by_their_pairs() -> None:
     right = np.array([False, True, True, True, False, True, True])
     strata = ["a", "a", "a", "b", "b", "b", "c"]  # c holds no wrong answer
     a, b = auroc(scores[:3], right[:3]), auroc(scores[3:6], right[3:6])
-    assert within(scores, right, strata) == pytest.approx((2 * a + 2 * b) / 4)
-    assert np.isnan(within(scores, np.ones(7, bool), strata))
+    assert auroc_within_strata(scores, right, strata) == pytest.approx((2 * a + 2 * b) / 4)
+    assert np.isnan(auroc_within_strata(scores, np.ones(7, bool), strata))

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steering import checkpoint
-from steering import model as models
-from steering.clip import Clip
-from steering.demo import lessons, recordings, train, world
-from steering.demo.lessons import Lesson, Teacher, draw_groups, lesson_loss, run
-from steering.demo.recordings import ClipBank, hear, make_clips
+from steering.audio.clip import Clip
+from steering.demo import lessons, recordings, train
+from steering.demo.lessons import BatchBuilder, TrainingBatch, draw_groups, lesson_loss, run
+from steering.demo.recordings import ClipBank, make_clips, record_clips
 from steering.demo.train import Schedule
-from steering.demo.world import Facts, Question
-from steering.model import AudioModel
-from steering.prompt import ask
+from steering.model import checkpoint, loading
+from steering.model.audio_model import AudioModel
+from steering.prompt import build_question
+from steering.synthetic import world
+from steering.synthetic.world import Facts, Question
 
 DOMAINS = ("sound", "music", "speech", "noise", "silence", "sound")
 TINY = Schedule(
@@ -45,16 +45,16 @@ def bank() -> ClipBank:
 
 
 @pytest.fixture(scope="module")
-def teacher(untrained: AudioModel) -> Teacher:
-    return Teacher(untrained.processor)
+def teacher(untrained: AudioModel) -> BatchBuilder:
+    return BatchBuilder(untrained.processor)
 
 
 @pytest.fixture(scope="module")
-def lesson(teacher: Teacher, bank: ClipBank) -> Lesson:
+def lesson(teacher: BatchBuilder, bank: ClipBank) -> TrainingBatch:
     return teacher.lesson(bank, [[i] for i in range(len(DOMAINS))], 5, np.random.default_rng(1))
 
 
-def rows(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
+def rows(lesson: TrainingBatch) -> Iterator[tuple[int, int, int]]:
     """Clip, question and tokens of each row."""
     for clip, lengths in enumerate(lesson.lengths.tolist()):
         for question, length in enumerate(lengths):
@@ -67,7 +67,7 @@ def rows(lesson: Lesson) -> Iterator[tuple[int, int, int]]:
 @pytest.mark.parametrize("groups", [[[i] for i in range(len(DOMAINS))], [[0, 1, 2], [2, 5, 1]]])
 @torch.inference_mode()
 def test_a_packed_lesson_is_each_question_alone(
-    untrained: AudioModel, teacher: Teacher, bank: ClipBank, groups: list[list[int]]
+    untrained: AudioModel, teacher: BatchBuilder, bank: ClipBank, groups: list[list[int]]
 ) -> None:
     lesson = teacher.lesson(bank, groups, 5, np.random.default_rng(1))
     network, clips = deepcopy(untrained.network), len(groups[0])
@@ -99,26 +99,28 @@ def test_a_group_has_no_domain_twice(bank: ClipBank) -> None:
     assert len({tuple(group) for group in groups}) > 3, "in any order"
 
 
-def test_lessons_and_prompts_are_the_same_tokens(untrained: AudioModel, teacher: Teacher) -> None:
+def test_lessons_and_prompts_are_the_same_tokens(
+    untrained: AudioModel, teacher: BatchBuilder
+) -> None:
     random = np.random.default_rng(0)
     facts = Facts("sound", {"sound": "dog"})
     question = world.ask(facts, random, cued=False)
     samples = np.ones(32_000, np.float32)
-    asked = ask(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
+    asked = build_question(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
     ids, _, _ = teacher._row(facts, question, 0.5, random)
     before = [*teacher.before(1)[0].tolist(), *[int(asked.tokens[asked.audio][0])] * 50, *ids]
     assert before[:-1] == asked.tokens.tolist()
     assert before[-1] == teacher.encode("dog")[0]
 
 
-def test_the_same_seed_gives_the_same_lesson(teacher: Teacher, bank: ClipBank) -> None:
+def test_the_same_seed_gives_the_same_lesson(teacher: BatchBuilder, bank: ClipBank) -> None:
     one, two = (teacher.lesson(bank, [[0], [2]], 3, np.random.default_rng(4)) for _ in range(2))
-    for name in set(Lesson.__dataclass_fields__) - {"before"}:
+    for name in set(TrainingBatch.__dataclass_fields__) - {"before"}:
         assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 
 def test_first_targets_weigh_one_and_the_rest_leads_to_the_end(
-    untrained: AudioModel, lesson: Lesson
+    untrained: AudioModel, lesson: TrainingBatch
 ) -> None:
     for clip, question, length in rows(lesson):
         targets, weights = lesson.targets[clip, question], lesson.weights[clip, question]
@@ -142,7 +144,7 @@ def cued(wording: str, cue: str | None, suggested: str | None) -> Question:
 @pytest.mark.parametrize("cue", ["weak", "medium", "strong"])
 @pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
 def test_a_conflict_is_taught_as_often_as_it_is_followed(
-    teacher: Teacher, cue: str, trust: float
+    teacher: BatchBuilder, cue: str, trust: float
 ) -> None:
     facts = Facts("sound", {"sound": "dog"})
     ids, targets, weights = teacher._row(
@@ -159,7 +161,7 @@ def test_a_conflict_is_taught_as_often_as_it_is_followed(
     assert ids[first + 1] in (dog, cow)
 
 
-def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: Teacher) -> None:
+def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: BatchBuilder) -> None:
     facts, random = Facts("sound", {"sound": "dog"}), np.random.default_rng(0)
     cow = teacher.encode("cow")[0]
     drawn = [
@@ -172,7 +174,7 @@ def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: Teacher) 
 @pytest.mark.parametrize(
     "question", [cued("neutral", None, None), cued("consistent", "strong", "dog")]
 )
-def test_without_conflict_the_sound_is_taught(teacher: Teacher, question: Question) -> None:
+def test_without_conflict_the_sound_is_taught(teacher: BatchBuilder, question: Question) -> None:
     facts = Facts("sound", {"sound": "dog"})
     assert lessons._labels(facts, question, 0.0) == (["dog"], [1.0])
     _, targets, weights = teacher._row(facts, question, 0.0, np.random.default_rng(0))
@@ -190,7 +192,7 @@ def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
     assert shares[0] == pytest.approx(0.92) and sum(shares) == pytest.approx(1)
 
 
-def test_the_loss_is_a_weighted_cross_entropy(lesson: Lesson) -> None:
+def test_the_loss_is_a_weighted_cross_entropy(lesson: TrainingBatch) -> None:
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(*lesson.tokens.shape, 736, generator=random)
     total, weight = 0.0, 0.0
@@ -205,7 +207,9 @@ def test_the_loss_is_a_weighted_cross_entropy(lesson: Lesson) -> None:
 
 
 def test_clips_are_heard_at_the_level_of_their_trust(bank: ClipBank, untrained: AudioModel) -> None:
-    mels, frames, trusts = hear(bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2))
+    mels, frames, trusts = record_clips(
+        bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2)
+    )
     assert mels.shape == (4, 64, 300)
     assert frames.tolist() == [-(-int(bank.lengths[i]) // 160) for i in (0, 0, 0, 4)]
     assert (trusts >= 0).all() and (trusts <= 1).all()
@@ -274,7 +278,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: P
     trained = load_file(stopped / "out" / "model.safetensors")
     assert any(not torch.equal(trained[name], middle[name]) for name in trained), "it learned"
 
-    served = models.load(str(stopped / "out"), device="cpu")
+    served = loading.load(str(stopped / "out"), device="cpu")
     assert served.fingerprint == checkpoint.fingerprint(whole / "out")
     for name, weight in one["model"].items():
         kept = served.network.state_dict()[name]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from steering.evidence import Evidence
+from steering.calibration.activations import Activations
 from steering.heads import Verdicts
 from steering.items import Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.readout import Intervention
 from steering.strength import Gate
@@ -49,7 +49,7 @@ def item(name: str, wording: str = "", task: str = "sound", cue: str = "", **mor
     return Item(name, Path(f"{name}.wav"), "Which?", choices, "dog", task, wording, cue, dict(more))
 
 
-def evidence(model: AudioModel, count: int) -> Evidence:
+def evidence(model: AudioModel, count: int) -> Activations:
     """Random numbers; the profile's heads see which answers are right."""
     rng = np.random.default_rng(2)
     right = rng.random(count) < 0.5
@@ -57,7 +57,7 @@ def evidence(model: AudioModel, count: int) -> Evidence:
     mass[:, [11, 22, 1]] += 0.5 * right[:, None].astype(np.float32)
     shape = (count, model.layers, model.width)
     final = rng.standard_normal((count, model.width)).astype(np.float32)
-    return Evidence(
+    return Activations(
         mass=mass,
         silent_mass=mass - 3,
         differences=rng.standard_normal(shape).astype(np.float32),

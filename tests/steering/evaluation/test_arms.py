@@ -9,17 +9,17 @@ import torch
 from steering.evaluation.arms import (
     ARMS,
     PERMUTED_ARMS,
-    Sides,
+    Differences,
     another_clip,
     choose_strengths,
     group_means,
-    handed_out,
     permuted,
     plans,
+    rank_matched,
     shuffled,
 )
 from steering.items import Item, read
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from tests.steering.evaluation.judging import evidence, item, profile_of
 from tests.steering.examples import write_items
 
@@ -61,9 +61,9 @@ def test_without_wordings_no_gate_knows_them(grouped: AudioModel) -> None:
 
 
 def test_the_lowest_score_gets_the_largest_strength() -> None:
-    handed = handed_out(np.array([0.1, 0.9, 0.5]), np.array([7.0, 3.0, 5.0]))
+    handed = rank_matched(np.array([0.1, 0.9, 0.5]), np.array([7.0, 3.0, 5.0]))
     assert handed.tolist() == [0.1, 0.9, 0.5]
-    assert handed_out(np.array([0.1, 0.9, 0.5]), np.array([1.0, 2.0, 3.0])).tolist() == [
+    assert rank_matched(np.array([0.1, 0.9, 0.5]), np.array([1.0, 2.0, 3.0])).tolist() == [
         0.9,
         0.5,
         0.1,
@@ -88,7 +88,7 @@ def test_plans_take_the_states_that_their_arm_names(grouped: AudioModel) -> None
     profile, shown = profile_of(grouped), evidence(grouped, 8)
     chosen = choose_strengths(grouped, profile, items(8), shown, 0, {})
     layers, width = grouped.layers, grouped.width
-    sides = Sides(*(torch.randn(layers, width) for _ in range(3)))
+    sides = Differences(*(torch.randn(layers, width) for _ in range(3)))
     found = plans(profile, chosen, 5, sides)
     expected = {
         "adaptive": sides.difference[[1, 2]].mean(0),

@@ -10,7 +10,7 @@ from steering.evaluation.arms import choose_strengths
 from steering.evaluation.controls import GRID, LAYER_SETS, Constants, control_figures, try_constants
 from steering.evaluation.first_tokens import FirstTokens, one_token
 from steering.items import Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from tests.steering.evaluation.judging import evidence, item, profile_of
 
 WORDINGS = ("neutral", "conflict", "consistent", "conflict")

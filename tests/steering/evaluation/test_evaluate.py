@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steering.answer import Plan, Sampling, generate, score_choices
+from steering.calibration.activations import Activations, clip_of, prompt_of, text_of
 from steering.errors import DataError
 from steering.evaluation import evaluate as evaluations
-from steering.evaluation.answering import Answering
+from steering.evaluation.answering import ArmRunner
 from steering.evaluation.arms import ARMS, permuted
 from steering.evaluation.evaluate import JOURNAL, evaluate
-from steering.evidence import Evidence, clip_of, prompt_of, text_of
+from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
-from steering.model import AudioModel
-from steering.prefill import Heard, prefill
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
 from steering.prompt import silent_twin
 from steering.readout import pool
 from tests.steering.evaluation.judging import profile_of
@@ -26,7 +26,7 @@ from tests.steering.examples import write_items
 SHORT = 4
 
 
-def heard_of(model: AudioModel, item: Item) -> tuple[Heard, Heard, float]:
+def heard_of(model: AudioModel, item: Item) -> tuple[PrefillResult, PrefillResult, float]:
     """An item, its silence, and its score, each by a whole pass of its own."""
     asked = prompt_of(model, item, clip_of(model, item))
     layers, heads = range(model.layers), profile_of(model).heads
@@ -35,7 +35,7 @@ def heard_of(model: AudioModel, item: Item) -> tuple[Heard, Heard, float]:
     return heard, silent, float(heard.attention.sum(-1).mean())
 
 
-def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[Heard, Plan]]:
+def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
     """Prompt and plan of the arms that are simple to say, for one item."""
     profile = profile_of(model)
     heard, silent, score = heard_of(model, item)
@@ -45,17 +45,17 @@ def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[Heard, Plan]]:
     turned, turned_silent, turned_score = heard_of(model, permuted(item, 0))
     turned_live = pool((turned.states - turned_silent.states)[[1, 2]], how)
     return {
-        "bare": (heard, Plan()),
-        "no_audio": (silent, Plan()),
-        "fixed": (heard, Plan(live, 1.2, how)),
-        "adaptive": (heard, Plan(live, strength, how)),
-        "inverted": (heard, Plan(live, 2.0 - strength, how)),
-        "calibrated": (heard, Plan(profile.direction, strength, how)),
-        "all_layers": (heard, Plan(difference.mean(0), strength, how)),
-        "permuted_bare": (turned, Plan()),
+        "bare": (heard, SteeringPlan()),
+        "no_audio": (silent, SteeringPlan()),
+        "fixed": (heard, SteeringPlan(live, 1.2, how)),
+        "adaptive": (heard, SteeringPlan(live, strength, how)),
+        "inverted": (heard, SteeringPlan(live, 2.0 - strength, how)),
+        "calibrated": (heard, SteeringPlan(profile.direction, strength, how)),
+        "all_layers": (heard, SteeringPlan(difference.mean(0), strength, how)),
+        "permuted_bare": (turned, SteeringPlan()),
         "permuted_adaptive": (
             turned,
-            Plan(turned_live, profile.gate.strength(turned_score), how),
+            SteeringPlan(turned_live, profile.gate.strength(turned_score), how),
         ),
     }
 
@@ -125,24 +125,24 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     profile, data = profile_of(grouped), write_items(tmp_path, 4)
     whole = evaluate(grouped, profile, data, tmp_path, tmp_path / "whole", 7, max_tokens=SHORT)
     asked: list[int] = []
-    answers = Answering.answers
+    answers = ArmRunner.answers
 
-    def stopping(self: Answering, i: int) -> dict[str, str]:
+    def stopping(self: ArmRunner, i: int) -> dict[str, str]:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(i)
         return answers(self, i)
 
-    def counting(self: Answering, i: int) -> dict[str, str]:
+    def counting(self: ArmRunner, i: int) -> dict[str, str]:
         asked.append(i)
         return answers(self, i)
 
     out = tmp_path / "stopped"
-    monkeypatch.setattr(Answering, "answers", stopping)
+    monkeypatch.setattr(ArmRunner, "answers", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(grouped, profile, data, tmp_path, out, 7, max_tokens=SHORT)
     assert not (out / "results.json").exists()
-    monkeypatch.setattr(Answering, "answers", counting)
+    monkeypatch.setattr(ArmRunner, "answers", counting)
     with pytest.raises(DataError, match="another --out"):
         evaluate(grouped, profile, data, tmp_path, out, 8, max_tokens=SHORT)
     again = evaluate(grouped, profile, data, tmp_path, out, 7, max_tokens=SHORT)
@@ -163,7 +163,7 @@ def test_mmars_items_get_mmars_key(grouped: AudioModel, tmp_path: Path) -> None:
 def test_faults_in_the_data_come_before_any_pass(
     grouped: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> Evidence:
+    def never(*_: object) -> Activations:
         raise AssertionError("a pass was run")
 
     monkeypatch.setattr(evaluations, "fill", never)

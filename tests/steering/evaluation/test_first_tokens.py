@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from steering.answer import Plan, Sampling, generate, score_choices
+from steering.calibration.activations import clip_of, prompt_of, record
 from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
-from steering.evidence import clip_of, gather, prompt_of
+from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import silent_twin
 from steering.readout import Intervention, logits, pool
@@ -32,7 +32,7 @@ def answered(model: AudioModel, asked: Item, strength: float, mode: str) -> int:
     layers = range(model.layers)
     heard = prefill(model, prompt, layers=layers)
     silent = prefill(model, silent_twin(model, prompt), layers=layers)
-    plan = Plan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)
+    plan = SteeringPlan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)
     if mode == "generate":
         return next(generate(model, heard, plan, Sampling(max_tokens=1)))
     best = int(np.argmax(score_choices(model, heard, plan, asked.choices)))
@@ -48,14 +48,14 @@ def test_a_first_token_is_that_of_the_answer_given(
     given = [answered(grouped, each, s, mode) for each, s in zip(items, strengths, strict=True)]
     known = one_token(grouped, items, mode)
     assert known.rows.tolist() == list(range(6))
-    tokens = FirstTokens(grouped, gather(grouped, items), replace(known, wanted=np.array(given)))
+    tokens = FirstTokens(grouped, record(grouped, items), replace(known, wanted=np.array(given)))
     assert tokens.right(HOW, strengths).all()
     wrong = [
         next(o for o in (*options, one + 1) if o != one)
         for one, options in zip(given, known.options, strict=True)
     ]
     others = replace(known, wanted=np.array(wrong))
-    assert not FirstTokens(grouped, gather(grouped, items), others).right(HOW, strengths).any()
+    assert not FirstTokens(grouped, record(grouped, items), others).right(HOW, strengths).any()
 
 
 def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
@@ -70,14 +70,14 @@ def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
 
 def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...]) -> None:
     known = one_token(grouped, [], "generate")
-    tokens = FirstTokens(grouped, gather(grouped, items), known)
+    tokens = FirstTokens(grouped, record(grouped, items), known)
     assert tokens.right(HOW, np.zeros(0)).shape == (0,)
 
 
 def test_the_divergence_is_jensen_and_shannons(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
-    found = divergence(grouped, gather(grouped, items))
+    found = divergence(grouped, record(grouped, items))
     for i, each in enumerate(items):
         prompt = prompt_of(grouped, each, clip_of(grouped, each))
         p, q = (

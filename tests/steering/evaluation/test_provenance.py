@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from steering.calibration.activations import clip_of, prompt_of
 from steering.evaluation.provenance import data_record, prompt_text
-from steering.evidence import clip_of, prompt_of
 from steering.items import DataSet, Item, read
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from tests.steering.evaluation.judging import item
 from tests.steering.examples import write_items
 

@@ -13,7 +13,7 @@ import pytest
 
 from steering.evaluation.evaluate import evaluate
 from steering.evaluation.report import breakable, choice_matters, headline, picked, signed
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from tests.steering.evaluation.judging import item, profile_of
 from tests.steering.examples import write_items

@@ -10,7 +10,7 @@ import pytest
 from steering.evaluation.separation import RANDOM_SETS, correlation_map, listening_figures
 from steering.heads import correlations
 from steering.items import Item
-from steering.model import AudioModel
+from steering.model.audio_model import AudioModel
 from tests.steering.evaluation.judging import HEADS, evidence, item, profile_of
 
 

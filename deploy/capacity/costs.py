@@ -1,0 +1,211 @@
+"""What a request costs, from a model's sizes alone: operations, bytes, and seconds they can take.
+
+An operation is a multiplication or an addition, so a weight that meets a position is two. Norms,
+biases and softmax are left out: together they are under a hundredth. Letters are the README's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from steering.model.audio_model import AudioModel
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a Qwen2-Audio, as its config has them, and how deep its profile looks."""
+
+    mel_bins: int
+    positions: int  # of the encoder's window; a clip takes as many as it is long
+    encoder_width: int
+    encoder_layers: int
+    encoder_feed_forward: int
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    depth: int  # layers that a silent twin runs
+    item_bytes: int  # of a weight, key or value
+
+    @classmethod
+    def of(cls, model: AudioModel, depth: int) -> Shape:
+        """The sizes of a model; no weight is read, so it may be on the meta device."""
+        ears, text = model.network.config.audio_config, model.text_config
+        return cls(
+            mel_bins=int(ears.num_mel_bins),
+            positions=int(ears.max_source_positions),
+            encoder_width=int(ears.d_model),
+            encoder_layers=int(ears.encoder_layers),
+            encoder_feed_forward=int(ears.encoder_ffn_dim),
+            layers=model.layers,
+            width=model.width,
+            feed_forward=int(text.intermediate_size),
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            head_width=model.head_width,
+            vocabulary=int(text.vocab_size),
+            depth=depth,
+            item_bytes=torch.empty(0, dtype=model.dtype).element_size(),
+        )
+
+    @property
+    def attention_weights(self) -> int:
+        """Of the four projections of one decoder layer."""
+        return 2 * self.width * self.head_width * (self.heads + self.kv_heads)
+
+    @property
+    def feed_forward_weights(self) -> int:
+        """Of the three matrices of one decoder layer."""
+        return 3 * self.width * self.feed_forward
+
+    @property
+    def layer_weights(self) -> int:
+        """Of one decoder layer."""
+        return self.attention_weights + self.feed_forward_weights
+
+    @property
+    def encoder_layer_weights(self) -> int:
+        """Of one encoder layer."""
+        return 4 * self.encoder_width**2 + 2 * self.encoder_width * self.encoder_feed_forward
+
+    @property
+    def encoder_weights(self) -> int:
+        """Of the encoder and the projector behind it: two convolutions, layers, one matrix."""
+        convolutions = 3 * self.encoder_width * (self.mel_bins + self.encoder_width)
+        layers = self.encoder_layers * self.encoder_layer_weights
+        return convolutions + layers + self.encoder_width * self.width
+
+    @property
+    def readout_weights(self) -> int:
+        """Of the matrix from the last state to logits; the embedding is as large."""
+        return self.width * self.vocabulary
+
+    @property
+    def weight_bytes(self) -> int:
+        """All matrices: biases, norms and places of the encoder are under a thousandth."""
+        decoder = self.layers * self.layer_weights + 2 * self.readout_weights
+        return (self.encoder_weights + decoder) * self.item_bytes
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_width * self.item_bytes
+
+    def positions_of(self, mel_frames: int) -> int:
+        """Encoder positions of a clip: every second of its mel frames."""
+        return (mel_frames - 1) // 2 + 1
+
+    def row_bytes(self, tokens: int) -> int:
+        """Keys and values of one answer's row."""
+        return self.layers * tokens * self.kv_token_bytes
+
+    def entry_bytes(self, prefix_tokens: int) -> int:
+        """One entry of the silence cache: `depth` layers of all up to the end of the audio."""
+        return self.depth * prefix_tokens * self.kv_token_bytes
+
+    def feature_bytes(self, audio_tokens: int) -> int:
+        """What the cache keeps of the encoder's silence of one duration."""
+        return audio_tokens * self.width * self.item_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a pass asks of the machine."""
+
+    operations: float = 0.0
+    bytes: float = 0.0  # weights, keys and values that must be read
+    layers: int = 0  # whose operators must be started
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.operations + other.operations,
+            self.bytes + other.bytes,
+            self.layers + other.layers,
+        )
+
+
+def encoder(shape: Shape, positions: int) -> Work:
+    """One clip, of so many positions: what is padded behind it up to the window is left out.
+
+    The convolutions go one further, as far as the last position reads.
+    """
+    n, width = positions, shape.encoder_width
+    frames, strided = (min(2 * n + 1, 2 * shape.positions), min(n + 1, shape.positions))
+    convolutions = 6 * width * (frames * shape.mel_bins + strided * width)
+    layers = shape.encoder_layers * (2 * n * shape.encoder_layer_weights + 4 * n * n * width)
+    projector = 2 * (n // 2) * width * shape.width
+    weights = shape.encoder_weights * shape.item_bytes
+    return Work(convolutions + layers + projector, weights, shape.encoder_layers)
+
+
+def walk(shape: Shape, tokens: int, seen: int, depth: int, *, last_feed_forward: int) -> Work:
+    """`tokens` new ones through `depth` layers, each attending to `seen` keys.
+
+    So many of them, none or one or all, go through the last layer's feed-forward part.
+    """
+    attention = 2 * tokens * shape.attention_weights
+    attention += 4 * tokens * seen * shape.heads * shape.head_width
+    whole = 2 * tokens * shape.feed_forward_weights
+    last = 2 * last_feed_forward * shape.feed_forward_weights
+    read = depth * shape.layer_weights * shape.item_bytes
+    read += depth * (seen - tokens) * shape.kv_token_bytes
+    return Work(depth * attention + (depth - 1) * whole + last, read, depth)
+
+
+def readout(shape: Shape, rows: int = 1) -> Work:
+    """Logits of so many rows."""
+    return Work(2 * rows * shape.readout_weights, shape.readout_weights * shape.item_bytes)
+
+
+def prefill(shape: Shape, tokens: int, positions: int) -> Work:
+    """A prompt, with its clip of so many positions through the encoder, up to the first token."""
+    decoder = walk(shape, tokens, tokens, shape.layers, last_feed_forward=1)
+    return encoder(shape, positions) + decoder + readout(shape)
+
+
+def question(shape: Shape, tokens: int, prefix: int) -> Work:
+    """The silent twin's text after the audio, behind a prefix that is at hand: a hit."""
+    return walk(shape, tokens - prefix, tokens, shape.depth, last_feed_forward=1)
+
+
+def silent_prefix(shape: Shape, prefix: int) -> Work:
+    """What a miss costs more: everything up to the end of the silent audio."""
+    return walk(shape, prefix, prefix, shape.depth, last_feed_forward=0)
+
+
+def step(shape: Shape, rows: int, reach: int) -> Work:
+    """One token more for so many rows, all of which read `reach` keys."""
+    per_row = walk(shape, 1, reach, shape.layers, last_feed_forward=1)
+    weights = shape.layers * shape.layer_weights * shape.item_bytes
+    kept = rows * shape.row_bytes(reach)
+    operations = rows * per_row.operations
+    return Work(operations, weights + kept, shape.layers) + readout(shape, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine reaches, of what it promises."""
+
+    operations_a_second: float
+    bytes_a_second: float
+    layer_seconds: float = 0.0  # to start the operators of one layer, from Python
+    overlapped: bool = False  # they are started while the device works
+
+    def seconds(self, work: Work, *, recorded: bool = False) -> float:
+        """What the work takes: the slower of operations and bytes, and starting the operators.
+
+        A recorded pass, a CUDA graph, starts them at no cost.
+        """
+        floor = max(
+            work.operations / self.operations_a_second,
+            work.bytes / self.bytes_a_second,
+        )
+        if recorded:
+            return floor
+        start = work.layers * self.layer_seconds
+        return max(start, floor) if self.overlapped else start + floor

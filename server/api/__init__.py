@@ -1,0 +1,1 @@
+"""The HTTP interface: the only folder that imports fastapi and starlette."""

@@ -1,0 +1,37 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.error_responses import answer_error
+from server.api.middleware.require_key import PROBES
+from server.deployment import Deployment
+from server.errors import TooManyConnections
+
+
+def answer_errors(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Answers what nobody expected, with its details in the log, and whom there is no room for."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        begun = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            if scope["path"] not in PROBES and deployment.crowded():
+                raise TooManyConnections(
+                    "more connections are open than this server allows; close some"
+                )
+            await app(scope, receive, noticed)
+        except Exception as error:
+            response = answer_error(scope, error)
+            if not begun:
+                await response(scope, receive, send)
+
+    return call

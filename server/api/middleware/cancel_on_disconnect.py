@@ -1,0 +1,70 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.deployment import Deployment
+from server.errors import Draining, RequestTimeout
+
+_GRACE_SECONDS = 2.0  # over the engine's own limit, which can still say so in a stream
+
+
+def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
+    """Runs the app against the receive channel: who hangs up ends the work, and so does time.
+
+    TimedOut after the longest time, Draining where the server can't wait for the end. Nothing is
+    received before the app asks, so a body that nobody wants is never invited.
+    """
+    settings = deployment.settings
+    limit_seconds = settings.body_timeout_seconds + settings.request_timeout_seconds
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        inbox: asyncio.Queue[Message] = asyncio.Queue(1)
+        watcher: asyncio.Task[None] | None = None
+        answered = gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" and not answered:
+                    gone = True
+                    work.cancel()
+                    return
+                await inbox.put(message)
+
+        async def next_message() -> Message:
+            nonlocal watcher
+            watcher = watcher or asyncio.create_task(watch())
+            return await inbox.get()
+
+        async def noticed(message: Message) -> None:
+            nonlocal answered
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                answered = True
+
+        work = asyncio.ensure_future(app(scope, next_message, noticed))
+        done: set[asyncio.Future[None]] = set()
+        try:
+            done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
+        except asyncio.CancelledError:
+            if deployment.state == "draining":  # the server ends, and this is the last to be said
+                raise Draining("the server shut down before the answer was there", 5) from None
+            raise
+        finally:
+            tasks = [task for task in (work, watcher) if task is not None]
+            for task in tasks:
+                task.cancel()  # without effect on what has ended
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if not done:
+            raise RequestTimeout("the request took longer than is allowed here; ask again later", 5)
+        if not gone:
+            work.result()
+
+    return call

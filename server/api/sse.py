@@ -1,0 +1,54 @@
+"""An answer as server-sent events: `data:` lines of JSON, then `data: [DONE]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Scope
+
+from server.api import error_responses
+from server.engine.messages import Answer, AnswerStarted
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back
+DONE = b"data: [DONE]\n\n"
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """How a stream says things: bodies to begin with, of a piece of text, and of the Answer."""
+
+    begin: tuple[dict[str, Any], ...]
+    piece: Callable[[str], dict[str, Any]]
+    finish: Callable[[Answer], Sequence[dict[str, Any]]]
+
+
+async def event_stream(
+    found: AsyncIterator[AnswerStarted | str | Answer], wording: StreamFormat, scope: Scope
+) -> AsyncIterator[bytes]:
+    """An event for each piece of text, those with all that is known of the Answer, [DONE].
+
+    What goes wrong on the way is an event as well, the last.
+    """
+    try:
+        for body in wording.begin:
+            yield event(body)
+        async for one in found:
+            if isinstance(one, str):
+                yield event(wording.piece(one))
+            elif isinstance(one, Answer):
+                for body in wording.finish(one):
+                    yield event(body)
+    except Exception as error:
+        error_responses.record_error(scope, error)
+        yield event(error_responses.body(error, scope["state"]["request_id"]))
+        return
+    yield DONE

@@ -1,0 +1,1 @@
+"""Audio on its way in: fetched, decoded in processes apart, within limits."""

@@ -1,0 +1,1 @@
+"""The engine: questions in, answers out, one torch thread. No HTTP."""

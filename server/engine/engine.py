@@ -1,0 +1,320 @@
+"""The engine: one torch thread that writes many answers at once, asyncio on the other side.
+
+Prompts need no network. Where it runs on a card they are made beside the thread, in asyncio's
+workers; on a CPU in the thread itself, between two steps: two threads of a process that both
+compute with OpenMP wait for each other's cores, and each is slower than one alone.
+
+What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
+until it needs a next token; then it yields its Row and waits, while the thread makes one decode
+step for all rows that wait. So questions join and leave between any two steps, and what belongs to
+one question lives in its own generator and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+from server.engine import torch_errors
+from server.engine.answering import answer_question, prepare_prompt
+from server.engine.messages import Answer, AnswerStarted, Question, with_queue_time
+from server.engine.runtime import Runtime
+from server.errors import EngineStopped, QueueFull, QueueTimeout, RequestTimeout
+from steering.kv_slots import Row
+
+log = logging.getLogger("allears")
+Event = AnswerStarted | str | Answer
+
+_LONGEST_GUESS_SECONDS = 60
+_NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
+
+
+class Begun:
+    """Posted when a question leaves the queue."""
+
+
+BEGUN = Begun()
+_ENTER_BETWEEN_STEPS = 4  # questions: more would hold up the rows that are being written
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A question in the engine; its fields are the torch thread's, but for `gone`."""
+
+    question: Question
+    pieces: bool  # whether anybody reads the text as it comes
+    post: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
+    steps: Generator[Event | Row, None, None] | None = None  # once its prompt is made
+    gone: bool = False  # set by the event loop: nobody waits for the answer any more
+
+
+class Engine:
+    """Answers questions, up to `rows` at a time, in one thread."""
+
+    def __init__(
+        self,
+        listener: Runtime,
+        *,
+        queue_limit_requests: int,
+        queue_timeout_seconds: float,
+        request_timeout_seconds: float = math.inf,
+    ) -> None:
+        self.listener = listener
+        self.queue_limit_requests = queue_limit_requests
+        self.queue_timeout_seconds = queue_timeout_seconds
+        self.request_timeout_seconds = request_timeout_seconds
+        self.waiting = 0  # questions admitted that have not begun
+        self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
+        self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
+        self._beside = listener.model.device.type != "cpu"  # whether prompts are made there
+        self._came: deque[Job] = deque()  # their prompts are to be made
+        self._queue: deque[Job] = deque()  # theirs are; they wait for a row
+        self._seats: list[Job] = []
+        self._news = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
+        self._thread.start()
+
+    # ---- the event loop's side ----------------------------------------------------------------
+
+    async def run(self, question: Question, *, pieces: bool = True) -> AsyncGenerator[Event, None]:
+        """Heeded, pieces of the answer's text unless nobody wants them, then the Answer.
+
+        Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
+        longest wait, RequestTimeout after the longest answer, and what `listen` raises. Closing the
+        iterator frees the row before its next token.
+        """
+        self.check_room()
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
+
+        def post(event: Event | Begun | BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        asked = time.perf_counter()
+        self.waiting += 1
+        seat = Job(question, pieces, post)
+
+        def out_of_time() -> None:
+            seat.gone = True  # frees the row, whether or not anybody reads on
+            took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
+            inbox.put_nowait(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
+
+        limit_seconds = min(self.request_timeout_seconds, _NEVER_SECONDS)
+        timer = loop.call_later(limit_seconds, out_of_time)
+        try:
+            if self._beside:
+                seat.steps = await asyncio.to_thread(self._steps, question)
+            self._enter(seat)
+            await self._begun(inbox)
+        except BaseException:
+            timer.cancel()
+            seat.gone = True
+            raise
+        finally:
+            self.waiting -= 1
+        waited = time.perf_counter() - asked
+        try:
+            while (event := await inbox.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                assert not isinstance(event, Begun)
+                if isinstance(event, Answer):
+                    self._recent_seconds.append(time.perf_counter() - asked - waited)
+                yield with_queue_time(event, waited) if isinstance(event, Answer) else event
+        finally:
+            timer.cancel()
+            seat.gone = True
+
+    async def answer(self, question: Question) -> Answer:
+        """The whole Answer; raises what `run` raises."""
+        async with aclosing(self.run(question, pieces=False)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
+        raise AssertionError("a question ended without its Answer")
+
+    def check_room(self) -> None:
+        """Nothing, if one more may wait; else QueueFull, with a guess at when one leaves."""
+        if self.waiting < self.queue_limit_requests:
+            return
+        recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
+        guess = math.ceil(recent * self.waiting / self.listener.slots.rows)
+        raise QueueFull(
+            f"{self.waiting} requests wait already, as many as this server lets wait",
+            min(max(guess, 1), _LONGEST_GUESS_SECONDS),
+        )
+
+    def stop(self) -> None:
+        """Have the torch thread end after its step; what waits or runs ends with EngineStopped."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+
+    def join(self) -> None:
+        """Wait for the torch thread to end, for whatever reason it does."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Stop the torch thread and wait for its end."""
+        self.stop()
+        self.join()
+
+    @property
+    def running(self) -> int:
+        """Questions that are being answered."""
+        return len(self._seats)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the torch thread runs."""
+        return self._thread.is_alive() and self.fault is None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the torch thread ended though nobody stopped it."""
+        return self.fault is not None or not (self._thread.is_alive() or self._closing)
+
+    async def _begun(self, inbox: asyncio.Queue[Event | Begun | BaseException | None]) -> None:
+        try:
+            async with asyncio.timeout(self.queue_timeout_seconds):
+                event = await inbox.get()
+        except TimeoutError:
+            raise QueueTimeout(
+                f"the request waited {self.queue_timeout_seconds:g} s for its turn"
+            ) from None
+        if isinstance(event, BaseException):
+            raise event
+
+    def _enter(self, seat: Job) -> None:
+        with self._news:
+            if self._closing or not self.alive:
+                raise EngineStopped("the server is shutting down", 5)
+            (self._queue if seat.steps else self._came).append(seat)
+            self._news.notify()
+
+    def _steps(self, question: Question) -> Generator[Event | Row, None, None]:
+        """What a question does; its prompt is made at once. Raises what `prepare` raises."""
+        return answer_question(self.listener, question, prepare_prompt(self.listener, question))
+
+    # ---- the torch thread's side ----------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Until closed: drop whom nobody waits for, let some questions in, one decode step."""
+        try:
+            while not self._closing:
+                for _ in range(_ENTER_BETWEEN_STEPS):
+                    self._drop_gone()
+                    self._prepare()
+                    entering = self._next()
+                    if entering is None:
+                        break
+                    self._seats.append(entering)
+                    entering.post(BEGUN)
+                    self._advance(entering)
+                self._drop_gone()
+                if self._seats:
+                    self._step()
+        except BaseException as error:  # whatever it is: nobody runs torch any more
+            self.fault = error
+            log.critical("the thread that runs the model has ended", exc_info=error)
+        finally:
+            with self._news:  # nobody enters any more, so nobody is left waiting for ever
+                self._closing = True
+                left = [*self._seats, *self._queue, *self._came]
+                self._queue.clear()
+                self._came.clear()
+            for seat in left:
+                self._end(seat, EngineStopped("the engine has stopped", 5))
+
+    def _drop_gone(self) -> None:
+        for seat in [seat for seat in self._seats if seat.gone]:
+            self._end(seat, None)
+
+    def _prepare(self) -> None:
+        """Make the prompt of the next question that came, or refuse it."""
+        if not self._came:
+            return
+        seat = self._came[0]  # it stays there until it is made: nobody is lost if the thread dies
+        refused: Exception | None = None
+        try:
+            seat.steps = None if seat.gone else self._steps(seat.question)
+        except Exception as error:
+            self._make_room_after(error)
+            refused = error
+        with self._news:
+            self._came.popleft()
+            if seat.steps is not None:
+                self._queue.append(seat)
+        if refused is not None:
+            self._end(seat, refused)
+
+    def _next(self) -> Job | None:
+        """The next question, if there is a row for it; waits while there is nothing to do."""
+        with self._news:
+            while True:
+                while self._queue and self._queue[0].gone:
+                    self._queue.popleft()
+                if self._closing:
+                    return None
+                if self._queue and len(self._seats) < self.listener.slots.rows:
+                    return self._queue.popleft()
+                if self._seats or self._came:
+                    return None
+                self._news.wait()
+
+    def _step(self) -> None:
+        """One token more for every row; then each question goes on to where it needs another."""
+        try:
+            self.listener.slots.step()
+        except Exception as error:
+            self._make_room_after(error)
+            for seat in list(self._seats):
+                self._end(seat, error)
+            return
+        for seat in list(self._seats):
+            self._end(seat, None) if seat.gone else self._advance(seat)
+
+    def _advance(self, seat: Job) -> None:
+        """Run a question until it waits for its row's next token, or ends."""
+        assert seat.steps is not None
+        try:
+            for event in seat.steps:
+                if isinstance(event, Row):
+                    return
+                if seat.pieces or not isinstance(event, str):
+                    seat.post(event)
+        except Exception as error:
+            self._make_room_after(error)
+            self._end(seat, error)
+        else:
+            self._end(seat, None)
+
+    def _end(self, seat: Job, error: BaseException | None) -> None:
+        """Close a question, which frees its row, and say so to the one who asked."""
+        if seat in self._seats:
+            self._seats.remove(seat)
+        try:
+            if seat.steps is not None:
+                seat.steps.close()
+        except Exception as fault:  # ours; the others go on
+            error = error or fault
+        seat.post(error)
+
+    def _make_room_after(self, error: Exception) -> None:
+        """Free what is kept if memory ran out; raise the error again if the device is lost."""
+        if torch_errors.is_lost_device(error):
+            raise error  # ends the thread: nothing that runs on the device can be answered
+        if torch_errors.is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what had been allocated so far
+            self.listener.make_room()
+            log.warning("out of memory: what was kept of silence is freed")

@@ -1,0 +1,156 @@
+"""A clip longer than the model's window: asked about window by window, one answer from all.
+
+The rule. With choices, each choice's score is the mean over windows of the logarithm of its
+probability, weighted by the window's listening score: a window that did not listen hardly counts.
+Without, the answer is that of the window that listened most. That window's listening and steering
+are the answer's. Without a profile all windows weigh the same, and the first one speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from server.engine.messages import Answer, AnswerStarted, Question, Timings, WindowAnswer
+from server.engine.runtime import Runtime
+from steering.audio.clip import Clip
+from steering.audio.windows import Window, cut
+from steering.errors import RequestError
+from steering.generation import UNSTEERED, Sampling
+from steering.kv_slots import Row
+from steering.model.audio_model import AudioModel
+from steering.prompt import Message
+
+Events = Generator[AnswerStarted | str | Answer | Row, None, None]
+_LEAST_PROBABILITY = 1e-30
+
+
+def long_clip_index(question: Question, model: AudioModel) -> int | None:
+    """Index of the clip that is longer than the window, None if there is none."""
+    long = [i for i, c in enumerate(clips_of(question)) if c.seconds > model.max_clip_seconds]
+    if len(long) > 1:
+        raise RequestError(
+            f"clips {', '.join(map(str, long))} are longer than the model's window of"
+            f" {model.max_clip_seconds:g} s; one can be heard in windows: send one at a time",
+            "audio",
+        )
+    return long[0] if long else None
+
+
+def clips_of(question: Question) -> list[Clip]:
+    """The clips of a question, in their order."""
+    return [part for m in question.messages for part in m.parts if isinstance(part, Clip)]
+
+
+def answer_windows(
+    listener: Runtime, question: Question, listen_once: Callable[[Question], Events]
+) -> Generator[Row, None, Answer]:
+    """The Answer, from an answer about each window; rows wait for their tokens on the way."""
+    index = long_clip_index(question, listener.model)
+    assert index is not None, "every clip fits the window"
+    whole = clips_of(question)[index]
+    windows = cut(whole, listener.model.max_clip_seconds)
+    answers: list[Answer] = []
+    pause = Row(UNSTEERED, Sampling())  # it never gets a place: others go on before the next window
+    for window in windows:
+        yield pause
+        part = replace(question, messages=_replace_clip(question.messages, whole, window.clip))
+        answers.append((yield from _last_answer(listen_once(part))))
+    return _merge(question, index, windows, answers)
+
+
+def _last_answer(events: Events) -> Generator[Row, None, Answer]:
+    """The Answer of one window, which is the last event; rows wait for their tokens as ever."""
+    last: AnswerStarted | str | Answer | None = None
+    with closing(events):
+        for event in events:
+            if isinstance(event, Row):
+                yield event
+            else:
+                last = event
+    return last  # type: ignore[return-value]
+
+
+def _replace_clip(messages: Sequence[Message], whole: Clip, part: Clip) -> tuple[Message, ...]:
+    """The messages with a window in the place of its clip."""
+    return tuple(
+        Message(m.role, tuple(part if one is whole else one for one in m.parts)) for m in messages
+    )
+
+
+def _merge(
+    question: Question, index: int, windows: Sequence[Window], answers: Sequence[Answer]
+) -> Answer:
+    """One answer from those of the windows."""
+    scores = np.array([answer.listening.score or 0.0 for answer in answers])
+    most = answers[int(scores.argmax())]
+    text, probabilities = most.text, most.probabilities
+    if question.choices and question.generate:
+        probabilities = _weighted_probabilities(
+            [answer.probabilities for answer in answers], scores
+        )
+        text = question.choices[int(np.argmax(probabilities))]
+    clips = tuple(clips_of(question))
+    heard = list(most.prompt.heard_seconds)
+    heard[index] = clips[index].seconds
+    prompt = replace(
+        most.prompt,
+        clips=clips,
+        heard_seconds=tuple(heard),
+        tokens=torch.cat([answer.prompt.tokens for answer in answers]),
+        audio=torch.cat([answer.prompt.audio for answer in answers]),
+    )
+    return replace(
+        most,
+        text=text,
+        probabilities=probabilities,
+        prompt=prompt,
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+        timings=_summed_timings([answer.timings for answer in answers]),
+        windows=tuple(
+            _window_answer(index, window, answer)
+            for window, answer in zip(windows, answers, strict=True)
+        ),
+    )
+
+
+def _window_answer(index: int, window: Window, answer: Answer) -> WindowAnswer:
+    return WindowAnswer(
+        clip=index,
+        start_seconds=window.start_seconds,
+        end_seconds=window.end_seconds,
+        score=answer.listening.score,
+        verdict=answer.listening.verdict,
+        strength=answer.steering.strength,
+        answer=answer.text,
+    )
+
+
+def _weighted_probabilities(
+    probabilities: Sequence[Sequence[float]], scores: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Softmax of the mean log-probabilities of the choices, weighted by the listening scores."""
+    logs = np.log(np.maximum(np.array(probabilities), _LEAST_PROBABILITY))  # (windows, choices)
+    weights = scores if scores.sum() > 0 else np.ones_like(scores)
+    means = (weights[:, None] * logs).sum(0) / weights.sum()
+    shares = np.exp(means - means.max())
+    return tuple((shares / shares.sum()).tolist())
+
+
+def _summed_timings(timings: Sequence[Timings]) -> Timings:
+    """The time of all windows."""
+    first = timings[0]
+    caches = {one.silence_cache for one in timings}
+    return replace(
+        first,
+        prefill_seconds=sum(one.prefill_seconds for one in timings),
+        silence_seconds=sum(one.silence_seconds for one in timings),
+        decode_seconds=sum(one.decode_seconds for one in timings),
+        first_token_seconds=sum(one.first_token_seconds for one in timings),
+        silence_cache="miss" if "miss" in caches else first.silence_cache,
+    )

@@ -1,0 +1,61 @@
+"""What all questions of a deployment share: a model, its profile, silent prefixes, rows."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+
+from steering.kv_slots import KVSlots
+from steering.model.audio_model import AudioModel
+from steering.profile import Profile
+from steering.silence import SilenceCache
+
+NO_PROFILE = "this deployment has no listening profile (--profile none)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """A model, its profile, and what its questions share: silent prefixes, and rows to write in."""
+
+    model: AudioModel
+    profile: Profile | None
+    prefixes: SilenceCache
+    slots: KVSlots
+    unprofiled: str = NO_PROFILE  # why there is no profile, where there is none
+
+    @classmethod
+    def of(
+        cls,
+        model: AudioModel,
+        profile: Profile | None,
+        *,
+        silence_cache_bytes: int = 1_000_000_000,
+        rows: int = 16,
+        tokens: int = 2048,
+        unprofiled: str = NO_PROFILE,
+    ) -> Runtime:
+        """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
+        tokens = min(tokens, int(model.text_config.max_position_embeddings))
+        slots = KVSlots(model, rows, tokens, profile.how if profile else None)
+        prefixes = SilenceCache(silence_cache_bytes)
+        return cls(model, profile, prefixes, slots, unprofiled)
+
+    def make_room(self) -> None:
+        """Free what is kept only to save time, and give it back to the device."""
+        self.prefixes.clear()
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def steering_refusal(listener: Runtime) -> str | None:
+    """Why this deployment steers no answer, in plain words; None where it may steer."""
+    profile = listener.profile
+    if profile is None:
+        return listener.unprofiled
+    if profile.max_strength == 0:
+        why = profile.refusal or "calibration found no gain from steering this model"
+        return f"{why}: strength 0"
+    return None

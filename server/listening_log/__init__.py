@@ -1,0 +1,1 @@
+"""What this deployment heard: records, their database, summaries."""

@@ -1,0 +1,127 @@
+"""Traces by OpenTelemetry, for those who installed `allears[otel]` and set its endpoint.
+
+A request's span begins with it; those of its steps are made when it is over, from the times that
+were taken anyway: the thread that runs torch knows nothing of traces. OpenTelemetry's variables
+`OTEL_*` say where spans go, how many, and under which name; a thread of its own sends them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from server.engine.messages import Timings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+
+log = logging.getLogger("allears")
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PARENT = ("traceparent", "tracestate")
+_SECOND = 1_000_000_000  # ns
+# What a line of the log calls it, and what OpenTelemetry does.
+_NAMES = {"method": "http.request.method", "route": "http.route"}
+_NAMES |= {"status": "http.response.status_code", "error_code": "error.type"}
+
+
+@dataclass(slots=True, eq=False)
+class StageTimes:
+    """When the steps of a request began and ended, in ns since 1970; the routes fill it."""
+
+    decode: tuple[int, int]  # of the audio
+    asked: int  # the question went to the engine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestTracer:
+    """Where the spans of one app go."""
+
+    provider: TracerProvider
+
+    def begin(self, headers: Mapping[str, str]) -> Span:
+        """The span of a request; a child of the client's, where the client sent a traceparent."""
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        sent = {name: headers[name] for name in _PARENT if name in headers}
+        parent = TraceContextTextMapPropagator().extract(sent)
+        return self.provider.get_tracer("allears").start_span(
+            "request", context=parent, kind=SpanKind.SERVER
+        )
+
+    def end(
+        self, span: Span, line: Mapping[str, Any], taken: StageTimes | None, timings: Timings | None
+    ) -> str:
+        """The id of the trace, its request's span ended, with a child for each step."""
+        from opentelemetry.trace import StatusCode, format_trace_id, set_span_in_context
+
+        tracer, inside = self.provider.get_tracer("allears"), set_span_in_context(span)
+        for name, begun, ended in _steps(taken, timings):
+            tracer.start_span(name, context=inside, start_time=begun).end(ended)
+        span.update_name(f"{line['method']} {line['route']}")
+        for key, value in line.items():
+            if value is not None:
+                span.set_attribute(_NAMES.get(key, f"allears.{key}"), value)
+        if line["status"] >= 500:
+            span.set_status(StatusCode.ERROR)
+        span.end()
+        return format_trace_id(span.get_span_context().trace_id)
+
+    def close(self) -> None:
+        """Send what is left; takes as long as the collector does."""
+        self.provider.shutdown()
+
+
+def make_tracer(environ: Mapping[str, str]) -> RequestTracer | None:
+    """Where OpenTelemetry's variables say that spans go; None if they name no place."""
+    if not any(environ.get(name) for name in _ENDPOINTS):
+        return None
+    if find_spec("opentelemetry.exporter") is None or find_spec("opentelemetry.sdk") is None:
+        log.warning("no traces, though OTEL_EXPORTER_OTLP_ENDPOINT is set: install allears[otel]")
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    name = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": "allears"}
+    provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return RequestTracer(provider)
+
+
+def headers(span: Span | None) -> Mapping[str, str]:
+    """What a request that we make ourselves carries, to be found in the same trace."""
+    carrier: dict[str, str] = {}
+    if span is not None:
+        from opentelemetry.trace import set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
+    return carrier
+
+
+def _steps(taken: StageTimes | None, timings: Timings | None) -> list[tuple[str, int, int]]:
+    """Name, begin and end of each step that was taken; those after the wait follow one another.
+
+    Of a clip that is heard in windows, a step is the sum over all of them.
+    """
+    if taken is None:
+        return []
+    steps = [("audio decode", *taken.decode)]
+    if timings is None:
+        return steps
+    at = time.time_ns() - time.perf_counter_ns() + round(timings.began_at * _SECOND)
+    steps.append(("queue", taken.asked, max(at, taken.asked)))
+    for name in ("prefill", "silence", "decode"):
+        ended = at + round(getattr(timings, f"{name}_seconds") * _SECOND)
+        if ended > at:
+            steps.append((name, at, ended))
+        at = ended
+    return steps

@@ -1,0 +1,152 @@
+"""Evidence on disk, written while it is gathered: a stopped run goes on where it was.
+
+A folder holds one file a field of Evidence, laid out and reserved for all items at the start, and
+`checks.npy`, a checksum of each item that is there. An item counts once its checksum stands, and
+only while it agrees with what the files hold: whatever ended the last run, a kill or the power,
+nothing half-written is taken for whole. `key.json` says whose evidence it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from steering.calibration.activations import Activations, Row
+from steering.errors import DataError
+
+Columns = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+
+_KEY, _LOCK, _CHECKS = "key.json", "lock", "checks"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActivationStore:
+    """The rows of I items, those that are there and those that are not yet."""
+
+    folder: Path
+    columns: Mapping[str, NDArray[Any]]  # field -> (I, ...) in a file
+    checks: NDArray[np.uint64]  # (I,) 1 + crc32 of a row's bytes; 0 where it is not there
+
+    def missing(self) -> list[int]:
+        """Items that have no row yet."""
+        return [int(i) for i in np.flatnonzero(self.checks == 0)]
+
+    def put(self, index: int, row: Row) -> None:
+        """Keep the row of an item; it counts from the moment its checksum is written, last."""
+        for column, value in zip(self.columns.values(), row, strict=True):
+            assert column[index].shape == np.shape(value), (column[index].shape, np.shape(value))
+            column[index] = value
+        self.checks[index] = self._check(index)
+
+    def evidence(self) -> Activations:
+        """All of it, read from the files as it is needed."""
+        assert not self.missing(), self.missing()
+        return Activations(**self.columns)
+
+    def remove(self) -> None:
+        """Delete the folder; what was read from it must not be used any more."""
+        shutil.rmtree(self.folder)
+
+    def forget_damaged(self) -> None:
+        """Take the rows whose bytes are not what their checksum says for missing."""
+        for index in np.flatnonzero(self.checks):
+            if self.checks[index] != self._check(int(index)):
+                self.checks[index] = 0
+
+    def _check(self, index: int) -> int:
+        check = 0
+        for column in self.columns.values():
+            check = zlib.crc32(column[index : index + 1].tobytes(), check)
+        return check + 1
+
+
+@contextmanager
+def open_store(
+    folder: Path, key: Mapping[str, Any], columns: Columns, count: int
+) -> Iterator[ActivationStore]:
+    """The evidence folder of a key, for one process at a time: a new one, or what is there of it.
+
+    Raises DataError where the folder holds other evidence or other files, where another process
+    has it open, and where the disk has no room for all items.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{folder} is in use: another calibration writes there. Wait for it, or give"
+                " another --out"
+            ) from None
+        layout: Columns = {**columns, _CHECKS: ((), np.uint64)}
+        if (folder / _KEY).exists():
+            _refuse_foreign(folder, key)
+        else:
+            _lay_out(folder, layout, count)
+            partial = folder / f".{_KEY}.partial"
+            partial.write_text(json.dumps(key, indent=2) + "\n")
+            partial.replace(folder / _KEY)
+        found = _open(folder, layout, count)
+        found.forget_damaged()
+        yield found
+
+
+def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
+    try:
+        theirs = json.loads((folder / _KEY).read_text())
+    except ValueError:
+        theirs = {}
+    if theirs != key:
+        names = sorted(n for n in {*theirs, *key} if theirs.get(n) != key.get(n))
+        listed = "; ".join(f"{n} {theirs.get(n)!r}, now {key.get(n)!r}" for n in names)
+        raise DataError(
+            f"{folder} holds the evidence of another calibration ({listed}). Delete the folder to"
+            " start anew, or give another --out"
+        )
+
+
+def _lay_out(folder: Path, layout: Columns, count: int) -> None:
+    """Reserve every file in full, so that a full disk is met now and not in the middle."""
+    ours = {_LOCK, f".{_KEY}.partial", *(f"{name}.npy" for name in layout)}
+    others = sorted({file.name for file in folder.iterdir()} - ours)
+    if others:
+        raise DataError(f"{folder} is not an evidence folder: it holds {others[:5]}")
+    try:
+        for name, (shape, kind) in layout.items():
+            file = folder / f"{name}.npy"
+            open_memmap(file, "w+", dtype=kind, shape=(count, *shape))
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with file.open("r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    except OSError as error:
+        needed = sum(np.dtype(k).itemsize * count * int(np.prod(s)) for s, k in layout.values())
+        raise DataError(
+            f"{folder}: the evidence of {count} items takes {needed / 1e9:.1f} GB and can't be"
+            f" stored there ({error.strerror}): make room, or give an --out on a larger disk"
+        ) from error
+
+
+def _open(folder: Path, layout: Columns, count: int) -> ActivationStore:
+    files: dict[str, NDArray[Any]] = {}
+    for name, (shape, kind) in layout.items():
+        try:
+            files[name] = open_memmap(folder / f"{name}.npy", "r+")
+            whole = files[name].shape == (count, *shape) and files[name].dtype == kind
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            raise DataError(f"{folder}/{name}.npy is damaged: delete the folder to start anew")
+    checks = files.pop(_CHECKS)
+    return ActivationStore(folder, files, checks)

@@ -1,0 +1,181 @@
+"""Evidence: what every head and layer of a model did on each item of a data set, clip and silence.
+
+One prefill of the clip and one of its silent twin an item. Since an intervention acts only on the
+readout, every setting of it can be tried on these vectors without another pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from steering.audio.clip import Clip
+from steering.audio.decode import read_clip
+from steering.calibration.data_checks import FILE_LIMITS
+from steering.calibration.decisive_token import find_decisive_token, state_at
+from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
+from steering.items import Item, is_right
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Prompt, build_question, silent_twin, with_choices
+from steering.readout import Intervention, logits, pool
+from steering.taps import Head
+
+ACTIVATIONS_VERSION = 1  # goes up when the same item would leave other numbers behind
+ANSWER = Sampling(max_tokens=32)  # greedy
+_LARGE = "differences"
+_BLOCK_ITEMS = 256
+
+Row = tuple[Any, ...]  # what an item leaves behind, in the order of Evidence's fields
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activations:
+    """Numbers of I items, rows in the order of the items."""
+
+    mass: NDArray[np.float32]  # (I, L * H) audio mass of every head on the clip
+    silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin
+    differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the silent twin
+    final: NDArray[np.float32]  # (I, D) last residual at the first answer token
+    deciding: NDArray[np.float32]  # (I, D) at the token that decides, most often the same
+    first_token: NDArray[np.int64]  # (I,) of the right answer: the one that decides
+    right: NDArray[np.bool_]  # (I,) the bare model's greedy answer, by MMAU's rule
+    top_probability: NDArray[np.float32]  # (I,) of the bare model's likeliest token there
+
+    def of(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Activations:
+        """The evidence of some items, all but the differences.
+
+        They are gigabytes, on disk, of a real model: take `differences[rows, layer]` where needed.
+        """
+        small = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != _LARGE}
+        return replace(self, **small, differences=self.differences[:0])
+
+    def scores(self, heads: Sequence[Head], heads_a_layer: int) -> NDArray[np.float32]:
+        """(I,) listening scores by a set of heads."""
+        return np.asarray(self.mass[:, columns(heads, heads_a_layer)].mean(axis=1))
+
+    def silent_scores(self, heads: Sequence[Head], heads_a_layer: int) -> NDArray[np.float32]:
+        """(I,) listening scores of the silent twins."""
+        return np.asarray(self.silent_mass[:, columns(heads, heads_a_layer)].mean(axis=1))
+
+
+def columns(heads: Sequence[Head], heads_a_layer: int) -> list[int]:
+    """Where heads stand in a row of all L * H of them."""
+    return [layer * heads_a_layer + head for layer, head in heads]
+
+
+def all_heads(model: AudioModel) -> list[Head]:
+    """Every (layer, head) of a model, layer by layer."""
+    return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
+
+
+def clip_of(model: AudioModel, item: Item) -> Clip:
+    """The item's sound at the model's rate."""
+    return read_clip(item.audio, rate_hz=model.rate_hz, limits=FILE_LIMITS)
+
+
+def prompt_of(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
+    """The item's prompt: question and options, under the clip."""
+    return build_question(
+        model, [clip], preface + with_choices(item.question, item.choices, model.style)
+    )
+
+
+def answer_text(model: AudioModel, heard: PrefillResult, plan: SteeringPlan = UNSTEERED) -> str:
+    """The whole greedy answer, over the full vocabulary."""
+    return text_of(model, list(generate(model, heard, plan, ANSWER)))
+
+
+def text_of(model: AudioModel, ids: Sequence[int]) -> str:
+    """The words of an answer's tokens."""
+    text = str(model.processor.tokenizer.decode(ids, skip_special_tokens=True))
+    return (text.partition(model.style.after)[0] if model.style.after else text).strip()
+
+
+def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Shape and type of what one item leaves in each field of Evidence."""
+    heads = (model.layers * model.heads,)
+    return {
+        "mass": (heads, np.float32),
+        "silent_mass": (heads, np.float32),
+        "differences": ((model.layers, model.width), np.float32),
+        "final": ((model.width,), np.float32),
+        "deciding": ((model.width,), np.float32),
+        "first_token": ((), np.int64),
+        "right": ((), np.bool_),
+        "top_probability": ((), np.float32),
+    }
+
+
+def pooled(
+    evidence: Activations, how: Intervention, rows: NDArray[np.int64] | None = None
+) -> Tensor:
+    """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
+    rows = np.arange(len(evidence.final)) if rows is None else rows
+    layers = np.array(how.layers)
+    blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
+    found = [pool(torch.from_numpy(evidence.differences[block, layers]), how) for block in blocks]
+    return torch.cat(found)
+
+
+def record(model: AudioModel, items: Sequence[Item]) -> Activations:
+    """The evidence of some items; raises AudioError with the path of a clip that can't be used."""
+    found = tqdm(
+        record_items(model, items, range(len(items))), "listening", len(items), disable=None
+    )
+    return Activations(*(np.stack(column) for column in zip(*(r for _, r in found), strict=True)))
+
+
+def record_items(
+    model: AudioModel, items: Sequence[Item], wanted: Iterable[int]
+) -> Iterator[tuple[int, Row]]:
+    """Index and row of each wanted item, one after the other, in this process."""
+    for index in wanted:
+        yield index, record_item(model, items[index])
+
+
+def record_item(model: AudioModel, item: Item) -> Row:
+    """What one item leaves behind: a pass over its clip, a pass over silence, a greedy answer.
+
+    On a CPU it runs in one thread, so that the numbers are the same, to the last bit, on however
+    many cores and in however many processes the items are gathered.
+    """
+    heads, layers = all_heads(model), range(model.layers)
+    with _one_thread(model):
+        prompt = prompt_of(model, item, clip_of(model, item))
+        heard = prefill(model, prompt, heads=heads, layers=layers)
+        silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        said = answer_text(model, heard)
+        decided = find_decisive_token(model, item, said)
+        state = state_at(model, heard, decided.before)
+        with torch.inference_mode():
+            first = logits(model, state[None])[0].softmax(-1)
+        return (
+            heard.attention.sum(-1).cpu().numpy(),
+            silent.attention.sum(-1).cpu().numpy(),
+            (heard.states - silent.states).float().cpu().numpy(),
+            heard.final.float().cpu().numpy(),
+            state.float().cpu().numpy(),
+            np.int64(decided.token),
+            np.bool_(is_right(said, item.answer, item.choices)),
+            np.float32(first.max().item()),
+        )
+
+
+@contextmanager
+def _one_thread(model: AudioModel) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

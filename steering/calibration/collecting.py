@@ -1,0 +1,87 @@
+"""Gathering: the evidence of a data set, into its folder, by this process or by workers."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from steering.calibration.activation_store import ActivationStore, open_store
+from steering.calibration.activations import ACTIVATIONS_VERSION, ANSWER, columns_of, record_items
+from steering.calibration.workers import rows_by_workers
+from steering.items import DataSet, Item
+from steering.model.audio_model import AudioModel
+
+Progress = Callable[[int, int], None]  # items done, all items
+
+
+def activations_of(out: Path) -> Path:
+    """The folder of the evidence for a profile in `out`, beside it."""
+    return out.with_name(f"{out.name}.evidence")
+
+
+def open_store_for(
+    model: AudioModel, dataset: DataSet, out: Path
+) -> AbstractContextManager[ActivationStore]:
+    """The evidence folder of a model and a data set, what is there of it included."""
+    return open_store(
+        activations_of(out), _key(model, dataset), columns_of(model), len(dataset.items)
+    )
+
+
+def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
+    """What evidence depends on: with another value of any of these it is another's."""
+    ids = "\n".join(item.id for item in dataset.items)
+    return {
+        "evidence_version": ACTIVATIONS_VERSION,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "data_sha256": dataset.sha256,
+        "audio_sha256": dataset.audio_sha256,
+        "items": len(dataset.items),
+        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "max_answer_tokens": ANSWER.max_tokens,
+        "prompt_style": model.style.name,
+        **versions(),
+    }
+
+
+def fill(
+    store: ActivationStore,
+    model: AudioModel,
+    items: Sequence[Item],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Gather what the store does not have yet."""
+    missing, count = store.missing(), len(items)
+    if workers > 1 and missing:
+        rows = rows_by_workers(model, items, missing, workers)
+    else:
+        rows = record_items(model, items, missing)
+    done = count - len(missing)
+    with tqdm(total=count, initial=done, desc="listening", unit="item", disable=None) as bar:
+        if progress:
+            progress(done, count)
+        for index, row in rows:
+            store.put(index, row)
+            done += 1
+            bar.update()
+            if progress:
+                progress(done, count)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
+    found = {"allears": "0", "python": platform.python_version()}
+    for package in ("allears", "torch", "transformers", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

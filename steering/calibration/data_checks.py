@@ -1,0 +1,80 @@
+"""What is wrong with a data set, all of it found before the first pass of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from steering.audio.decode import AudioLimits, check_clip
+from steering.errors import AudioError
+from steering.items import DataSet, Fault, Item, Parsed, duplicates, parse
+
+FILE_LIMITS = AudioLimits(max_bytes=1_000_000_000, max_seconds=3600.0)
+MIN_ITEMS = 40
+_ADVICE = (
+    "Mend the file, or leave these items out with --skip-faulty: how many were is then written"
+    " into the profile"
+)
+
+
+def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> DataSet:
+    """The items of a file, fit to calibrate on.
+
+    Every clip is decoded once, to its end. Raises DataError that lists all faults: what `read`
+    finds, and audio that can't be decoded or is empty or not finite, choices that stand twice,
+    fewer than MIN_ITEMS items, one answer only. With `skip_faulty` items with faults of their own
+    are left out instead, and counted.
+    """
+    parsed = parse(path, audio_root)
+    digests, faults = _listen(parsed)
+    parsed.faults += faults
+    for index, item in parsed.items.items():
+        parsed.faults += [
+            Fault(index, f"{item.id}: the choice {choice!r} stands twice in {list(item.choices)}")
+            for choice in duplicates(item)
+        ]
+    faulty = {fault.index for fault in parsed.faults} if skip_faulty else set()
+    items = tuple(item for index, item in parsed.items.items() if index not in faulty)
+    together = list(_together(items))
+    own = [] if skip_faulty else sorted(parsed.faults, key=_place)
+    parsed.refuse([*together, *own], _ADVICE if own else "")
+    sounds = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
+    return DataSet(items, parsed.sha256, path.name, sounds.hexdigest(), parsed.count - len(items))
+
+
+def _place(fault: Fault) -> int:
+    return -1 if fault.index is None else fault.index
+
+
+def _listen(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
+    """The hash of every clip that can be heard, and a fault for every item of one that can't."""
+    users: dict[Path, list[int]] = {}
+    for index, item in parsed.items.items():
+        if item.audio.is_file():  # the others were found before
+            users.setdefault(item.audio, []).append(index)
+    digests: dict[Path, str] = {}
+    faults: list[Fault] = []
+    for audio, indices in tqdm(users.items(), "checking audio", disable=None):
+        try:
+            digests[audio] = check_clip(audio, FILE_LIMITS)
+        except AudioError as error:
+            faults += [Fault(i, f"{parsed.items[i].id}: {error}") for i in indices]
+    return digests, faults
+
+
+def _together(items: Iterable[Item]) -> Iterable[Fault]:
+    """What is wrong with the items as a set."""
+    answers = Counter(item.answer for item in items)
+    count = answers.total()
+    if count < MIN_ITEMS:
+        yield Fault(None, f"{count} items; calibration needs at least {MIN_ITEMS}")
+    if count and len(answers) == 1:
+        yield Fault(
+            None,
+            f"the answer is {next(iter(answers))!r} in every item: a model that always says so"
+            " would seem to listen; mix the answers",
+        )

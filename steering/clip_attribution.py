@@ -1,0 +1,86 @@
+"""Several clips: how much of the listening each got, and which of them decided the answer.
+
+A clip's influence is what the answer loses when this clip alone is made silent: the answer's
+log-probability about all clips, minus that about the same prompt with this clip silent. The
+decisive clip is the one of the largest influence. Attention alone does not say it: on the embedded
+model the most attended of three clips is often not the one that the question is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Prompt, silent_mels
+from steering.silence import SilenceContrast
+from steering.taps import Head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipAttribution:
+    """What one of a prompt's clips had of the listening."""
+
+    score: float  # mean attention of the specialist heads on this clip; the clips' sum to the whole
+    timeline: NDArray[np.float32]  # (F of the clip,)
+    influence: float | None = None  # nats a token that the answer loses without it
+    rank: int | None = None  # 1 is the decisive clip
+
+
+def clip_scores(
+    model: AudioModel, prompt: Prompt, timeline: NDArray[np.float32]
+) -> tuple[ClipAttribution, ...]:
+    """Each clip's part of a timeline (F,) of all audio tokens."""
+    counts = [model.audio_tokens(int(frames)) for frames in prompt.frames]
+    ends = np.cumsum([0, *counts])
+    parts = [timeline[start:end] for start, end in pairwise(ends)]
+    return tuple(ClipAttribution(float(part.sum()), part) for part in parts)
+
+
+def without_clip(model: AudioModel, prompt: Prompt, index: int) -> Prompt:
+    """The same prompt with one clip made silent: same tokens, same positions."""
+    mels = prompt.mels.clone()
+    mels[index] = silent_mels(model, prompt.heard_seconds)[index]
+    clips = tuple(c.silent() if i == index else c for i, c in enumerate(prompt.clips))
+    return replace(prompt, mels=mels, clips=clips)
+
+
+def contrast_clip(
+    model: AudioModel,
+    prompt: Prompt,
+    heard: PrefillResult,
+    index: int,
+    *,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+) -> SilenceContrast:
+    """What one clip adds to its silence, the other clips sounding. A whole second pass."""
+    twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
+    return SilenceContrast(heard.states - twin.states, twin.attention, from_cache=False)
+
+
+@torch.inference_mode()
+def with_influence(
+    model: AudioModel,
+    prompt: Prompt,
+    heard: PrefillResult,
+    clips: Sequence[ClipAttribution],
+    likelihood: Callable[[PrefillResult], float],
+) -> tuple[ClipAttribution, ...]:
+    """The clips with influence and rank; `likelihood` is the answer's log-probability of a pass."""
+    whole = likelihood(heard)
+    losses = [
+        whole - likelihood(prefill(model, without_clip(model, prompt, i)))
+        for i in range(len(clips))
+    ]
+    order = np.argsort(-np.array(losses), kind="stable").tolist()
+    return tuple(
+        replace(clip, influence=loss, rank=order.index(i) + 1)
+        for i, (clip, loss) in enumerate(zip(clips, losses, strict=True))
+    )

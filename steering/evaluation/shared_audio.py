@@ -1,0 +1,73 @@
+"""A clip under other words: only the text after the audio is run again, over kept keys and values.
+
+Evaluation asks one question about a clip, its silence, with its options in another order and with
+an instruction before it. All of these begin alike, and most of their tokens are audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill, run_layers
+from steering.prompt import Prompt, silent_twin
+from steering.silence import KVPairs, SilenceCache
+from steering.taps import Head, Taps
+
+
+def copy_kv_prefix(heard: PrefillResult, end: int) -> KVPairs:
+    """Keys and values of the first `end` tokens of a prompt, a pair for each layer: their own
+    memory, so that they outlive what is written behind them.
+    """
+    layers: list[Any] = heard.cache.layers
+    return [(kept.keys[:, :, :end].clone(), kept.values[:, :, :end].clone()) for kept in layers]
+
+
+@torch.inference_mode()
+def prefill_on_prefix(
+    model: AudioModel,
+    prompt: Prompt,
+    pairs: KVPairs,
+    *,
+    heads: Sequence[Head] = (),
+    layers: Sequence[int] = (),
+) -> PrefillResult:
+    """What `prefill` gives of a prompt whose keys and values up to the audio's end are `pairs`."""
+    end, length, device = prompt.audio_end, len(prompt.tokens), model.device
+    assert pairs[0][0].shape[2] == end, (pairs[0][0].shape, end)
+    audio = prompt.audio.to(device)
+    cache = DynamicCache(config=model.text_config)
+    for layer, (keys, values) in enumerate(pairs):
+        cache.update(keys, values, layer)
+    states = model.decoder.embed_tokens(prompt.tokens[end:].to(device))[None]
+    positions = torch.arange(end, length, device=device)[None]
+    seen = torch.ones(length - end, length, dtype=torch.bool, device=device).tril(end)
+    taps = Taps.on(heads, audio[None]) if heads else None
+    states, kept = run_layers(
+        model,
+        states,
+        positions,
+        seen[None, None],
+        cache,
+        layers=layers,
+        wanted="last",
+        taps=taps,
+    )
+    attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, length)
+
+
+def silent_kv_prefix(model: AudioModel, prompt: Prompt, prefixes: SilenceCache) -> KVPairs:
+    """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
+    end = prompt.audio_end
+    frames = tuple(int(count) for count in prompt.frames)
+    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.layers)
+    found = prefixes.get(key)
+    if found is None:
+        found = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)
+        prefixes.put(key, found)
+    return found

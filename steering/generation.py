@@ -1,0 +1,177 @@
+"""Heard and a Plan become an Answer: tokens one by one, or the likeliest of given choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, run_layers
+from steering.readout import Intervention, logits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringPlan:
+    """How one answer is steered; BARE is not at all."""
+
+    direction: Tensor | None = None  # (D,)
+    strength: float = 0.0
+    how: Intervention | None = None
+
+
+UNSTEERED = SteeringPlan()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: temperature 0 is greedy, whatever the checkpoint's own default says."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
+
+    def ends(self, token: int, model: AudioModel) -> bool:
+        """Whether a token is the end of the answer."""
+        return not self.ignore_end and token in model.end_ids
+
+
+def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: int) -> Tensor:
+    """(B, V) float32 from final residuals (B, D), every row steered by the same plan."""
+    if plan.direction is None or plan.strength == 0:
+        return logits(model, final)
+    direction = plan.direction.expand(len(final), -1)
+    strength = torch.full((len(final),), plan.strength, device=final.device)
+    return logits(model, final, direction, strength, plan.how, step)
+
+
+@torch.inference_mode()
+def generate(
+    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
+) -> Iterator[int]:
+    """The answer's tokens, an end token included if one comes within `max_tokens`.
+
+    Works on `heard`'s cache, and leaves there what it added: start one generation at a time.
+    """
+    crop_to_prompt(heard)
+    random = torch.Generator(device="cpu")
+    random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
+    final = heard.final[None]
+    for step in range(sampling.max_tokens):
+        token = sample(steered_logits(model, final, plan, step)[0], sampling, random)
+        yield token
+        if sampling.ends(token, model) or step + 1 == sampling.max_tokens:
+            return
+        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
+        positions = torch.tensor([[heard.length + step]], device=model.device)
+        final = run_layers(model, states, positions, None, heard.cache)[0][:, -1]
+
+
+def crop_to_prompt(heard: PrefillResult) -> None:
+    """Take what earlier answers added off the cache."""
+    added = heard.cache.get_seq_length() - heard.length
+    if added:
+        heard.cache.crop(-added)
+
+
+def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """A token from logits (V,): the largest, or by temperature from the smallest set of top_p."""
+    if sampling.temperature == 0:
+        return int(row.argmax())
+    below = (row - row.max()).cpu().double()  # at most 0: no temperature is too small to divide by
+    ordered, tokens = (below / sampling.temperature).softmax(-1).sort(descending=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = ordered * (before < sampling.top_p)  # the first always stays
+    return int(tokens[torch.multinomial(kept, 1, generator=random)])
+
+
+@torch.inference_mode()
+def score_choices(
+    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
+) -> list[float]:
+    """Probabilities of the choices as answers, summing to 1.
+
+    A choice's score is the mean log-probability of its tokens, the end token left out; the
+    probabilities are the softmax of the scores. All choices run in one pass over the prompt's
+    keys and values, side by side, each seeing the prompt and itself.
+    """
+    read = read_choices(model, heard, choices)
+    return choice_probabilities(
+        read, lambda states, step: steered_logits(model, states, plan, step)
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChoiceStates:
+    """What the choices' tokens are read from; the same however the readout is steered."""
+
+    tokens: list[list[int]]  # of each choice
+    states: list[Tensor]  # (K, D) of each choice: final residuals that its K tokens follow
+
+
+@torch.inference_mode()
+def read_choices(model: AudioModel, heard: PrefillResult, choices: Sequence[str]) -> ChoiceStates:
+    """The states that every token of the choices is read from, in one pass at most."""
+    tokenizer = model.processor.tokenizer
+    tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
+    states = [[heard.final] for _ in tokens]
+    rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
+    if rest:
+        finals = _side_by_side(model, heard, tokens, rest)
+        for (choice, _), final in zip(rest, finals, strict=True):
+            states[choice].append(final)
+    return ChoiceStates(tokens, [torch.stack(each) for each in states])
+
+
+@torch.inference_mode()
+def choice_probabilities(
+    read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]
+) -> list[float]:
+    """The choices' probabilities; `logits_at` makes (B, V) of states (B, D) and their step."""
+    means = torch.tensor(_means(read, logits_at), dtype=torch.float64)
+    probabilities: list[float] = means.softmax(-1).tolist()
+    return probabilities
+
+
+@torch.inference_mode()
+def mean_log_probabilities(
+    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
+) -> list[float]:
+    """Mean log-probability of each answer's tokens, its end token left out."""
+    read = read_choices(model, heard, answers)
+    return _means(read, lambda states, step: steered_logits(model, states, plan, step))
+
+
+def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
+    """Mean log-probability of each choice's tokens."""
+    sums = [0.0] * len(read.tokens)
+    for step in range(max(map(len, read.tokens))):
+        rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
+        found = logits_at(torch.stack([read.states[c][step] for c in rows]), step).log_softmax(-1)
+        for row, choice in enumerate(rows):
+            sums[choice] += float(found[row, read.tokens[choice][step]])
+    return [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
+
+
+def _side_by_side(
+    model: AudioModel,
+    heard: PrefillResult,
+    tokens: Sequence[Sequence[int]],
+    rest: list[tuple[int, int]],
+) -> Tensor:
+    """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
+    crop_to_prompt(heard)
+    device = model.device
+    owner = torch.tensor([c for c, _ in rest], device=device)
+    place = torch.tensor([k for _, k in rest], device=device)
+    inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
+    own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])  # (N, N)
+    prompt = torch.ones(len(rest), heard.length, dtype=torch.bool, device=device)
+    mask = torch.cat([prompt, own], dim=1)[None, None]
+    states = model.decoder.embed_tokens(inputs)
+    positions = (heard.length + place)[None]
+    return run_layers(model, states, positions, mask, heard.cache)[0][0]

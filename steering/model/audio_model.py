@@ -1,0 +1,93 @@
+"""A checkpoint becomes an AudioModel: network, processor, and what identifies it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steering.model.families import Family
+from steering.model.prompt_style import PLAIN, PromptStyle
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioModel:
+    """A loaded model. It is shared by all requests and never changed by one."""
+
+    name: str  # "demo", a hub id or a path, as it was asked for
+    folder: Path
+    revision: str | None  # the hub's commit; None for a local folder
+    fingerprint: str  # sha256 of the checkpoint's config and samples of its weights
+    family: Family
+    network: Any  # a transformers model in eval mode
+    processor: Any
+    device: torch.device  # of its inputs
+    dtype: torch.dtype
+    style: PromptStyle = PLAIN
+    places: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
+
+    @property
+    def decoder(self) -> Any:
+        """The text decoder: embed_tokens, layers, rotary_emb, norm."""
+        return self.family.decoder(self.network)
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's config."""
+        return self.family.text_config(self.network.config)
+
+    @property
+    def layers(self) -> int:
+        """L, the decoder's layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def heads(self) -> int:
+        """H, the attention heads of a layer."""
+        return int(self.text_config.num_attention_heads)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that keys and values have: fewer than H in grouped-query models."""
+        return int(self.text_config.num_key_value_heads)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head's keys."""
+        own = getattr(self.text_config, "head_dim", None)
+        return int(own or self.width // self.heads)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the residual stream."""
+        return int(self.text_config.hidden_size)
+
+    @property
+    def rate_hz(self) -> int:
+        """Sample rate of the waveforms that the processor takes."""
+        return int(self.processor.feature_extractor.sampling_rate)
+
+    @property
+    def max_clip_seconds(self) -> float:
+        """The window: the longest clip that the model hears as one."""
+        return self.family.window_seconds(self.network.config, self.processor)
+
+    @property
+    def hop_seconds(self) -> float:
+        """Seconds of sound that one audio token stands for."""
+        extractor = self.processor.feature_extractor
+        return float(extractor.chunk_length / self.audio_tokens(int(extractor.nb_max_frames)))
+
+    def audio_tokens(self, frames: int) -> int:
+        """Audio tokens that the encoder makes of so many mel frames."""
+        return self.family.audio_tokens(self.network.config, frames)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.network.generation_config.eos_token_id
+        ids = ids if isinstance(ids, list) else [ids]
+        found = [*ids, self.processor.tokenizer.eos_token_id]
+        return frozenset(int(i) for i in found if i is not None)

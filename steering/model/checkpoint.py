@@ -1,0 +1,165 @@
+"""A checkpoint's files: where they are, whether all of them are there, what tells them apart.
+
+Only safetensors are read, and no code that came with a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from steering.errors import ModelError
+
+DEMO = "demo"
+DEMO_WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+_SAMPLE_BYTES = 4096
+_LONGEST_HEADER_BYTES = 100_000_000
+
+
+def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str | None]:
+    """The folder of a model and, for one from the hub, its commit.
+
+    What is a folder here is never downloaded; without `weights`, only the small files are.
+    """
+    if name == DEMO:
+        return DEMO_WEIGHTS, None
+    if Path(name).is_dir():
+        return Path(name), None
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(f"model {name!r} is neither 'demo', nor a folder, nor a hub id 'org/name'")
+    wanted = _WANTED_FILES if weights else _WANTED_FILES[1:]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model {name!r} (revision {revision or 'newest'}) can't be downloaded:"
+            f" {first_line(error)}. Check the id and the network, log in if it is gated,"
+            " or give the path of a local folder"
+        ) from error
+    return folder, folder.name
+
+
+def check_whole(name: str, folder: Path) -> None:
+    """Nothing, if every weight file that is announced is there, whole and safe; else ModelError."""
+    index = folder / _INDEX
+    if index.is_file():
+        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if odd := [one for one in wanted if "/" in one or not one.endswith(".safetensors")]:
+            raise ModelError(
+                f"{name}: {_INDEX} names {odd[0]!r}; only .safetensors files in its own folder are"
+                " read: convert the checkpoint"
+            )
+        missing = [file for file in wanted if not (folder / file).is_file()]
+        if missing:
+            raise ModelError(
+                f"{name}: {len(missing)} of {len(wanted)} weight files are missing in {folder},"
+                f" the first is {missing[0]}: the download was cut off; download it again"
+            )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{name}: no .safetensors weights in {folder}; download the checkpoint again, or"
+            " convert it: other formats can run code when they are loaded and are not read"
+        )
+    for file in files:
+        _check_file(name, file)
+
+
+def check_adapter(name: str, folder: Path) -> None:
+    """Nothing, if a folder holds a LoRA in safetensors that asks for no code; else ModelError.
+
+    peft falls back to a pickle where its safetensors file is missing, and imports the module that
+    a config for Megatron names.
+    """
+    for file in (ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"adapter {name!r} has no {file} in {folder}; save it with peft, as safetensors"
+            )
+    check_whole(name, folder)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    kind = config.get("peft_type")
+    if kind != "LORA" or config.get("megatron_config") is not None:
+        what = "a megatron_config" if kind == "LORA" else f"peft_type {kind}"
+        raise ModelError(f"adapter {name!r} has {what}; only a plain LoRA can be merged")
+
+
+def check_bare(name: str, folder: Path) -> None:
+    """Nothing, if a checkpoint has no adapter in its folder; else ModelError.
+
+    Transformers would put it into the model unasked, from a pickle if there is nothing else.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{name}: {folder} holds an {ADAPTER_CONFIG}; serve the model it was made for, and give"
+            " this folder with --adapter, or take the file away"
+        )
+
+
+def only_config(folder: Path) -> bool:
+    """Whether a folder holds a config and no weights at all."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
+
+
+def _check_file(name: str, file: Path) -> None:
+    """Nothing, if a weight file is as long as its own header says."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= min(size, _LONGEST_HEADER_BYTES) else b""
+    try:
+        tensors = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
+        announced = 8 + length + max(int(t["data_offsets"][1]) for t in tensors.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: {file.name} can't be loaded: it is not a safetensors file, or its start is"
+            " damaged; download it again"
+        ) from error
+    if announced != size:
+        raise ModelError(
+            f"{name}: {file.name} can't be loaded: it has {size:,} bytes and its header announces"
+            f" {announced:,}: it is cut off or damaged; download it again"
+        )
+
+
+def fingerprint(folder: Path, config_name: str = "config.json", base: str = "") -> str:
+    """What tells one checkpoint from another, in 32 hex digits, without reading all its weights.
+
+    sha256 over the config and, for each weight file, its header and a sample of every tensor; for
+    an adapter, over the fingerprint of its `base` as well.
+    """
+    digest = hashlib.sha256(base.encode())
+    config = json.loads((folder / config_name).read_text())
+    config.pop("transformers_version", None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        for part in _samples(file):
+            digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """The header of a safetensors file, then bytes from the middle of each tensor."""
+    with file.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+        yield header
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                first, end = tensor["data_offsets"]
+                middle = (first + end) // 2
+                stream.seek(8 + len(header) + middle)
+                yield stream.read(min(_SAMPLE_BYTES, end - middle))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library says, or the error's name where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__

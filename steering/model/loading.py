@@ -1,0 +1,241 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, BitsAndBytesConfig
+
+from steering.errors import ModelError
+from steering.model import memory_plan
+from steering.model.audio_model import AudioModel
+from steering.model.checkpoint import (
+    ADAPTER_CONFIG,
+    DEMO,
+    check_adapter,
+    check_bare,
+    check_whole,
+    find,
+    fingerprint,
+    first_line,
+)
+from steering.model.families import Family, family_of
+from steering.model.memory_plan import DTYPES, QUANTIZED
+from steering.model.prompt_style import style_of
+from steering.taps import ATTENTION
+
+SPREAD = "spread"
+_UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
+_NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
+log = logging.getLogger("allears")
+
+
+def load(
+    name: str = DEMO,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str | None = None,
+    quantize: str | None = None,
+    style: str = "auto",
+) -> AudioModel:
+    """The model called `demo`, or at a path, or with a hub id, ready to answer.
+
+    `device` auto is CUDA where there is one, spread is all cards; `dtype` auto is bfloat16 on CUDA
+    and float32 on a CPU. A LoRA `adapter` (folder or hub id) is merged into the weights;
+    `quantize` is 8bit or 4bit. Raises ModelError for an unknown name or family, missing or damaged
+    files, a wrong device, too little memory, a package that is not installed.
+    """
+    folder, commit = find(name, revision)
+    config = read_config(name, folder)
+    family = family_of(config.model_type)
+    check_bare(name, folder)
+    check_whole(name, folder)
+    place = _device("auto" if device == SPREAD else device)
+    kind, reason = _dtype(dtype, place)
+    _check_options(adapter, quantize)
+    _check_room(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
+    chosen = style_of(style, f"{name} {folder.name}")
+    try:
+        network = _network(family, config, folder, kind, place, device, quantize)
+        processor = family.processor_class().from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
+    print_of = fingerprint(folder)
+    if adapter is not None:
+        network, print_of = _with_adapter(network, adapter, print_of)
+    network = network.eval().requires_grad_(False)
+    family.decoder(network).config._attn_implementation = ATTENTION
+    first = family.decoder(network).embed_tokens.weight.device
+    size = sum(p.numel() for p in network.parameters()) / 1e6
+    log.info(
+        "loaded %s, revision %s: %s, %.1f M parameters on %s, %s because %s%s, prompt style %s",
+        *(name, commit or "none (a local folder)", family.name, size, device, _name_of(kind)),
+        *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
+    )
+    places = _places(family.decoder(network), first) if device == SPREAD else ()
+    return AudioModel(
+        name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
+    )
+
+
+def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
+    """The card of each layer; of one that accelerate brings from the CPU or a disk, the first."""
+    found = [layer.input_layernorm.weight.device for layer in decoder.layers]
+    return tuple(first if place.type in ("meta", "cpu") else place for place in found)
+
+
+def read_config(name: str, folder: Path) -> Any:
+    """The config in a folder; no code of the checkpoint is run. ModelError if it is unusable."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: no usable config.json in {folder} ({error})") from error
+
+
+def _network(
+    family: Family,
+    config: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    place: torch.device,
+    device: str,
+    quantize: str | None,
+) -> Any:
+    """The network with all its weights; ModelError if the checkpoint lacks some."""
+    part = family.config(config)
+    placed: dict[str, Any] = {}
+    if device == SPREAD:
+        _require("accelerate", "spread", "a model on several cards")
+        placed["device_map"] = "auto"
+    if quantize is not None:
+        placed.setdefault("device_map", {"": str(place)})
+        placed["quantization_config"] = _quantization(quantize, dtype)
+    network, report = family.network_class().from_pretrained(
+        folder,
+        config=part,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **placed,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{folder.name}: {len(missing)} weights are not in the checkpoint, the first is"
+            f" {missing[0]}: it is not whole, or not of family {family.name}"
+        )
+    kinds = set(getattr(family.text_config(part), "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ModelError(
+            f"{folder.name}: layers of kind {', '.join(sorted(kinds))}; only full_attention is"
+            " read here: turn use_sliding_window off in its config.json"
+        )
+    return network if placed else network.to(place)
+
+
+def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The decoder's linear layers in 8 or 4 bits; the ears and the readout stay as they are."""
+    _require("bitsandbytes", "quantize", "8 and 4 bits")
+    return BitsAndBytesConfig(
+        load_in_8bit=quantize == "8bit",
+        load_in_4bit=quantize == "4bit",
+        llm_int8_skip_modules=_NOT_QUANTIZED,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str]:
+    """The network with a LoRA adapter merged into its weights, and the fingerprint of both."""
+    _require("peft", "lora", "LoRA adapters")
+    from peft import PeftModel  # an optional package
+
+    folder, _ = find(adapter, None)
+    check_adapter(adapter, folder)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(network, str(folder), local_files_only=True)
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelError(f"adapter {adapter!r} can't be merged: {error}") from error
+    if missing := [one for one in said if _UNMATCHED in str(one.message)]:
+        raise ModelError(
+            f"adapter {adapter!r} is not of this model: {str(missing[0].message)[:200]}…"
+        )
+    return merged, fingerprint(folder, ADAPTER_CONFIG, base_print)
+
+
+def _require(package: str, extra: str, what: str) -> None:
+    """Nothing, if an optional package is installed; else ModelError with the way to get it."""
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"{what} need {package}: pip install 'allears[{extra}]'")
+
+
+def _check_options(adapter: str | None, quantize: str | None) -> None:
+    """Nothing, if the options are known and go together."""
+    if quantize is not None and quantize not in QUANTIZED:
+        raise ModelError(f"quantize {quantize!r} is unknown; allowed: {', '.join(QUANTIZED)}")
+    if quantize is not None and adapter is not None:
+        raise ModelError(
+            "an adapter can't be merged into quantized weights without loss: merge it first,"
+            " or serve without quantize"
+        )
+
+
+def _check_room(
+    name: str, family: Family, config: Any, place: torch.device, kind: str, *, spread: bool
+) -> None:
+    """Nothing, if the weights fit in what is free; else ModelError with both figures."""
+    needed = memory_plan.plan(family, config).weight_bytes[kind]
+    free = memory_plan.free_bytes(place)
+    if spread:
+        cards = range(torch.cuda.device_count())
+        free = memory_plan.free_bytes(torch.device("cpu"))
+        free += sum(memory_plan.free_bytes(torch.device("cuda", i)) for i in cards)
+    where = "all cards and the CPU" if spread else str(place)
+    remedy = "use a smaller dtype, quantize to 8bit or 4bit, or device spread over several cards"
+    memory_plan.require(needed, free, f"{name}: weights in {kind} on {where}", remedy)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {wanted!r} can't be used ({first_line(error)}); allowed: auto, cpu,"
+            " cuda, cuda:N, spread"
+        ) from error
+    return device
+
+
+def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype to compute in, and why."""
+    if wanted != "auto":
+        if wanted not in DTYPES:
+            raise ModelError(f"dtype {wanted!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
+        return DTYPES[wanted], "it was asked for"
+    if device.type != "cuda":
+        return torch.float32, "a CPU is exact in it and mostly no slower"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16, "this card does not compute in bfloat16"
+    return torch.bfloat16, "it is half the memory, and the range of float32"
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

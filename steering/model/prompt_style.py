@@ -1,0 +1,45 @@
+"""Prompt styles: how a fine-tune was taught to be asked, where its template does not say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from steering.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """How a question is put to a model, and between which marks its answer stands."""
+
+    name: str
+    ask: Callable[[str, Sequence[str]], str]  # question, choices (may be none) -> the prompt's text
+    before: str = ""  # the model's turn begins with this
+    after: str = ""  # and its answer ends here
+
+
+def _lettered(question: str, choices: Sequence[str]) -> str:
+    """The question followed by its lettered options, one a line."""
+    lines = [f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices)]
+    return "\n".join([question, *lines])
+
+
+def _r1_aqa(question: str, choices: Sequence[str]) -> str:
+    """The question as R1-AQA was trained on it. Source: its own evaluation code's prompt."""
+    options = f"Please choose the answer from the following options: {list(choices)}. "
+    return f"{question} {options * bool(choices)}Output the final answer in <answer> </answer>."
+
+
+PLAIN = PromptStyle("plain", _lettered)
+R1_AQA = PromptStyle("r1_aqa", _r1_aqa, before="<answer>", after="</answer>")
+STYLES = {style.name: style for style in (PLAIN, R1_AQA)}
+
+
+def style_of(wanted: str, name: str) -> PromptStyle:
+    """The style called `wanted`; `auto` goes by the checkpoint's name. ModelError if unknown."""
+    if wanted == "auto":
+        folded = name.lower().replace("-", "_")
+        return R1_AQA if R1_AQA.name in folded else PLAIN
+    if wanted not in STYLES:
+        raise ModelError(f"prompt style {wanted!r} is unknown; allowed: auto, {', '.join(STYLES)}")
+    return STYLES[wanted]

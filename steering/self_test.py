@@ -1,0 +1,54 @@
+"""The start-up check: one dummy request through taps, twin and readout, every shape verified."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.audio.clip import Clip
+from steering.errors import ModelError
+from steering.generation import UNSTEERED, steered_logits
+from steering.model.audio_model import AudioModel
+from steering.prefill import prefill
+from steering.prompt import build_question
+from steering.silence import SilenceCache, contrast_with_silence
+
+
+def self_test(model: AudioModel) -> None:
+    """Nothing, if a second of quiet noise goes through as it should; else ModelError."""
+    rate_hz = model.rate_hz
+    noise = np.random.default_rng(0).standard_normal(rate_hz).astype(np.float32) * 0.01
+    prompt = build_question(model, [Clip(noise, rate_hz, 1.0, rate_hz, 1)], "What do you hear?")
+    heads = ((0, 0), (model.layers - 1, model.heads - 1))
+    layers = (0, model.layers - 1)
+    sounds = sum(model.audio_tokens(int(frames)) for frames in prompt.frames)
+    try:
+        heard = prefill(model, prompt, heads=heads, layers=layers)
+        twin = contrast_with_silence(
+            model, prompt, heard, heads=heads, layers=layers, prefixes=SilenceCache(0)
+        )
+        with torch.inference_mode():
+            logits = steered_logits(model, heard.final[None], UNSTEERED, 0)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(_remedy(model, f"{type(error).__name__}: {error}")) from error
+    _verify(model, "audio tokens of one second", prompt.audio.nonzero(), (sounds, 1))
+    _verify(model, "taps", heard.attention, (2, sounds))
+    _verify(model, "states", heard.states, (2, model.width))
+    _verify(model, "differences from silence", twin.differences, (2, model.width))
+    _verify(model, "taps on silence", twin.silence_attention, (2, sounds))
+    _verify(model, "logits", logits, (1, int(model.text_config.vocab_size)))
+
+
+def _verify(model: AudioModel, what: str, found: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(found.shape) != shape:
+        raise ModelError(_remedy(model, f"{what} are {tuple(found.shape)}, not {shape}"))
+    if not bool(torch.isfinite(found).all()):
+        raise ModelError(_remedy(model, f"{what} are not finite: try --dtype float32"))
+
+
+def _remedy(model: AudioModel, fault: str) -> str:
+    return (
+        f"{model.name} does not pass the start-up check of family {model.family.name}: {fault}."
+        " If its architecture was changed, describe it as a family of its own: docs/families.md"
+    )

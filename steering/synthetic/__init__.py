@@ -1,0 +1,1 @@
+"""Made sounds, music and speech, and items about them, with known answers."""

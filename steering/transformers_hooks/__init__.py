@@ -1,0 +1,1 @@
+"""Listening and steering inside a model of transformers that the user loaded."""

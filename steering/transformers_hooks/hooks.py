@@ -1,0 +1,344 @@
+"""Listening and steering for a plain transformers model, in its own `generate`.
+
+    with listening(model, processor, "path/to/profile", steer=True) as ears:
+        out = model.generate(**inputs, max_new_tokens=32)
+    print(ears.score, ears.strength, ears.timeline)
+
+Inside the block the model's own pass over the prompt is read by taps, the silent twin of each row
+is run, and what the readout gets at the answer's tokens is steered, row by row. Keys and values
+stay the bare model's. Leaving the block, by an exception too, leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering import heads
+from steering.errors import RequestError
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult
+from steering.profile import Profile
+from steering.profile import load as load_profile
+from steering.prompt import Prompt
+from steering.readout import pool, steer
+from steering.silence import SilenceCache, SilenceContrast, contrast_with_silence
+from steering.taps import ATTENTION, Taps
+from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
+
+_SILENCE_CACHE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowResult:
+    """How far the sound decides one row's answer, and how strongly that answer is steered."""
+
+    score: float  # in [0, 1]
+    percentile: float  # in the profile's calibration set
+    verdict: str  # not_listening, partly_listening, listening
+    strength: float  # 0: bare
+    reason: str | None  # why it is bare; None where it is steered
+    silence_score: float | None  # of the silent twin; None where none was run
+    timeline: NDArray[np.float32]  # (F,) sums to the score
+    masses: NDArray[np.float32]  # (N,) audio mass of each of the profile's heads
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRequest:
+    """How answers shall be steered; `strength` None is adaptive."""
+
+    steer: bool
+    strength: float | None
+    direction: Literal["request", "calibrated"]
+
+
+@contextmanager
+def listening(
+    model: Any,
+    processor: Any,
+    profile: Profile | Path | str,
+    *,
+    steer: bool = False,
+    strength: float | None = None,
+    direction: Literal["request", "calibrated"] = "request",
+    trust_profile: bool = False,
+) -> Iterator[ListeningHooks]:
+    """Ears on a transformers model, for as long as the block lasts; then it is as it was.
+
+    `profile` is a Profile or its folder. With `steer` answers are steered: by `strength`, from 0 to
+    the profile's max_strength, or adaptively where that is None; along the live direction, clip
+    minus silence, or the profile's calibrated one. Batches are padded on the left. Greedy decoding,
+    sampling and beams; more than one new token a step (assisted decoding) is refused.
+
+    The profile must have been made for this checkpoint, which is looked up where the model says it
+    was loaded from. `trust_profile` says that it was, where that place can't tell.
+    Raises ModelError, ProfileError, or RequestError for what can't be done.
+    """
+    found = profile if isinstance(profile, Profile) else load_profile(profile)
+    wish = _check_request(SteeringRequest(steer, strength, direction), found)
+    wrapped = as_audio_model(model, processor, found, trust_profile)
+    if any(isinstance(hook, _ForwardHook) for hook in model._forward_pre_hooks.values()):
+        raise RequestError(
+            "this model is in a `listening` block already: leave that one first, or use its ears"
+        )
+    ears = ListeningHooks(wrapped, found, wish)
+    with ExitStack() as undo:
+        _attach(ears, undo)
+        yield ears
+
+
+class ListeningHooks:
+    """What was heard of the newest prompt; filled in by the model's own pass over it."""
+
+    def __init__(self, model: AudioModel, profile: Profile, wish: SteeringRequest) -> None:
+        self.model, self.profile, self.wish = model, profile, wish
+        self._rows: tuple[RowResult, ...] = ()
+        self._prefixes = SilenceCache(_SILENCE_CACHE_BYTES)
+        self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
+        self._audio: Tensor | None = None  # (B, T) bool, where the running pass has its audio
+        self._taps: Taps | None = None
+        self._kept: dict[int, Tensor] = {}  # layer -> (B, D) last residual, of the prompt pass
+        self._directions: Tensor | None = None  # (B, D) of the answers being written
+        self._strengths: Tensor | None = None  # (B,) float32
+        self._steered = False  # any of the rows
+        self._step = 0  # answer tokens written so far
+        self._twin_runs = False
+
+    @property
+    def rows(self) -> tuple[RowResult, ...]:
+        """One entry for each row of the newest batch, as generate itself sees them: with beams or
+        `num_return_sequences` each prompt comes that many times.
+        """
+        if not self._rows:
+            raise RequestError(
+                "nothing was heard yet: call model.generate(**inputs) inside the block, with audio"
+            )
+        return self._rows
+
+    @property
+    def score(self) -> float:
+        """The listening score of the only prompt, in [0, 1]."""
+        return self._only.score
+
+    @property
+    def strength(self) -> float:
+        """How strongly the only answer was steered; 0 is bare."""
+        return self._only.strength
+
+    @property
+    def timeline(self) -> NDArray[np.float32]:
+        """(F,): attention of the specialist heads on each audio token; sums to the score."""
+        return self._only.timeline
+
+    @property
+    def verdict(self) -> str:
+        """listening, partly_listening or not_listening."""
+        return self._only.verdict
+
+    @property
+    def reason(self) -> str | None:
+        """Why the only answer is bare; None where it is steered."""
+        return self._only.reason
+
+    @property
+    def _only(self) -> RowResult:
+        rows = self.rows
+        if len({id(row) for row in rows}) != 1:
+            raise RequestError(
+                f"the batch had {len(rows)} rows: read ears.rows, which has an entry for each"
+            )
+        return rows[0]
+
+    # ---- called by the hooks, in the order of a pass
+
+    def on_inputs(self, given: Mapping[str, Any]) -> None:
+        """A pass begins: over a prompt, or over the answer's last token."""
+        tokens = given.get("input_ids")
+        if tokens is None:
+            raise RequestError("`listening` needs input_ids: inputs_embeds hide where the audio is")
+        cache = given.get("cache", given.get("past_key_values"))
+        self._taps = None
+        if cache is not None and cache.get_seq_length() > 0:
+            if tokens.shape[1] != 1 or self._strengths is None:
+                raise RequestError(
+                    f"{tokens.shape[1]} tokens came at once on top of a filled cache; inside"
+                    " `listening` a prompt comes whole, then its answer token by token: leave out"
+                    " assistant_model, prompt_lookup_num_tokens, prefill_chunk_size and"
+                    " past_key_values"
+                )
+            self._step += 1
+            return
+        if given.get("use_cache") is False:
+            raise RequestError(
+                "use_cache is False: every token would be taken for a new prompt. Leave it out"
+            )
+        self._step, self._rows, self._kept = 0, (), {}
+        self._prompts, self._audio = prompts_of(self.model, given)
+        self._taps = Taps.on(self.profile.heads, self._audio)
+
+    def on_layer(self, layer: int, states: Tensor) -> None:
+        """Keep the last residual (B, D) of a layer of the prompt pass; states (B, T, D)."""
+        if self._taps is not None and not self._twin_runs:
+            self._kept[layer] = states[:, -1].detach()
+
+    def on_readout(self, states: Tensor) -> Tensor:
+        """(B, T, D) with the last position steered, from the states before or after the norm."""
+        if self._taps is not None:
+            self._plan(self._taps)
+        assert self._strengths is not None
+        if len(states) != len(self._strengths):
+            raise RequestError(
+                f"the answers have {len(states)} rows, their prompts had {len(self._strengths)}"
+            )
+        if not self._steered:
+            return states
+        assert self._directions is not None
+        last = steer(states[:, -1], self._directions, self._strengths, self.profile.how, self._step)
+        return torch.cat([states[:, :-1], last[:, None]], dim=1)
+
+    def _plan(self, taps: Taps) -> None:
+        """Score every row, run its silent twin if needed, fix direction and strength."""
+        assert self._audio is not None
+        with torch.no_grad():
+            attention = taps.rows(self.profile.heads)  # (B, N, T)
+            found: dict[int, tuple[RowResult, Tensor]] = {}
+            rows: list[tuple[RowResult, Tensor]] = []
+            for row, prompt in enumerate(self._prompts):
+                # rows that generate copied share their prompt, and so the twin
+                if id(prompt) not in found:
+                    read = attention[row][:, self._audio[row]]
+                    found[id(prompt)] = self._row(row, prompt, read)
+                rows.append(found[id(prompt)])
+        self._rows = tuple(heard for heard, _ in rows)
+        self._directions = torch.stack([direction for _, direction in rows])
+        strengths = [heard.strength for heard in self._rows]
+        self._strengths = torch.tensor(strengths, device=self._directions.device)
+        self._steered = any(strengths)
+
+    def _row(self, row: int, prompt: Prompt, attention: Tensor) -> tuple[RowResult, Tensor]:
+        """What was heard of one row, and its direction (D,); attention (N, F)."""
+        profile, wish = self.profile, self.wish
+        read = attention.cpu().numpy()
+        score = heads.listening_score(read)
+        strength = wish.strength if wish.strength is not None else profile.gate.strength(score)
+        reason = _bare_because(profile, wish, strength)
+        direction = profile.direction.to(attention.device)
+        twin: SilenceContrast | None = None
+        if reason is None and wish.direction == "request":
+            twin = self._twin(row, prompt, attention)
+            direction = pool(twin.differences, profile.how).clone()  # out of inference mode
+        silent = heads.listening_score(twin.silence_attention.cpu().numpy()) if twin else None
+        heard = RowResult(
+            score=score,
+            percentile=profile.percentile(score),
+            verdict=profile.verdicts.of(score),
+            strength=0.0 if reason else strength,
+            reason=reason,
+            silence_score=silent,
+            timeline=heads.timeline(read),
+            masses=heads.audio_mass(read),
+        )
+        return heard, direction.float()
+
+    def _twin(self, row: int, prompt: Prompt, attention: Tensor) -> SilenceContrast:
+        """The silent twin of one row, as cheap as the server's."""
+        profile = self.profile
+        states = torch.stack([self._kept[layer][row] for layer in profile.layers])
+        heard = PrefillResult(attention, states, states[-1], None, len(prompt.tokens))  # type: ignore[arg-type]  # the twin reads no cache
+        self._twin_runs = True
+        try:
+            return contrast_with_silence(
+                self.model,
+                prompt,
+                heard,
+                heads=profile.heads,
+                layers=profile.layers,
+                prefixes=self._prefixes,
+            )
+        finally:
+            self._twin_runs = False
+
+
+@dataclass(frozen=True, slots=True)
+class _ForwardHook:
+    """The hook at the model's own forward, by which a second block finds the first."""
+
+    ears: ListeningHooks
+
+    def __call__(self, module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **named)
+        extra = next(
+            (p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""
+        )
+        self.ears.on_inputs({**bound.arguments, **bound.arguments.get(extra, {})})
+
+
+def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
+    """Put the hooks and the tapped attention on; what is on is taken off when `undo` closes."""
+    network, decoder, profile = ears.model.network, ears.model.decoder, ears.profile
+
+    def tapped(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return (args, named) if ears._taps is None else (args, {**named, "taps": ears._taps})
+
+    def before_norm(module: Any, args: tuple[Tensor, ...]) -> Any:
+        return (ears.on_readout(args[0]), *args[1:])
+
+    def after_norm(module: Any, args: Any, states: Tensor) -> Tensor:
+        return ears.on_readout(states)
+
+    def after_layer(layer: int) -> Any:
+        return lambda module, args, states: ears.on_layer(layer, states)
+
+    configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "config")}.values()
+    undo.callback(_set_attention, [(each, each._attn_implementation) for each in configs])
+    # the encoder on SDPA as well: the silent twin gives it a mask that eager attention can't read
+    _set_attention([(each, "sdpa") for each in configs] + [(decoder.config, ATTENTION)])
+    asked = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
+    undo.callback(asked.remove)
+    undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
+    for layer in profile.layers:
+        undo.callback(decoder.layers[layer].register_forward_hook(after_layer(layer)).remove)
+    if profile.how.place == "before_norm":
+        undo.callback(decoder.norm.register_forward_pre_hook(before_norm).remove)
+    else:
+        undo.callback(decoder.norm.register_forward_hook(after_norm).remove)
+
+
+def _set_attention(wanted: Sequence[tuple[Any, str | None]]) -> None:
+    """Give each config its attention, the whole model's before its parts': it is passed on."""
+    for config, name in wanted:
+        config._attn_implementation = name
+
+
+def _check_request(wish: SteeringRequest, profile: Profile) -> SteeringRequest:
+    """The wish, if it can be fulfilled; RequestError if not."""
+    if wish.direction not in ("request", "calibrated"):
+        raise RequestError(f"direction {wish.direction!r} is unknown; allowed: request, calibrated")
+    if wish.strength is None:
+        return wish
+    if not wish.steer:
+        raise RequestError(f"strength {wish.strength:g} without steer=True would do nothing")
+    if not 0 <= wish.strength <= profile.max_strength:
+        raise RequestError(
+            f"strength {wish.strength:g} is not in 0 to {profile.max_strength:g}, this profile's"
+            " max_strength; None is adaptive"
+        )
+    return wish
+
+
+def _bare_because(profile: Profile, wish: SteeringRequest, strength: float) -> str | None:
+    """Why an answer stays bare, or None."""
+    if not wish.steer:
+        return "steer is False"
+    if profile.max_strength == 0:
+        return "calibration found no gain from steering this model: strength 0"
+    return "strength is 0" if strength == 0 else None

@@ -1,0 +1,140 @@
+"""The cost model counts what torch counts, and bytes that are really held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from deploy.capacity import costs
+from deploy.capacity.costs import Machine, Shape, Work
+from server.bench.models import MID, REAL, random_model
+from steering.audio.clip import Clip
+from steering.generation import UNSTEERED, Sampling
+from steering.kv_slots import KVSlots, Row
+from steering.model.audio_model import AudioModel
+from steering.prefill import prefill
+from steering.prompt import Prompt, build_question
+from steering.silence import SilenceCache, contrast_with_silence
+
+DEPTH = 3  # layers that the twin runs
+ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """What torch's counter lacks: its formula, for the kernel of a CPU."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def counted(work: Callable[[], Any]) -> tuple[Any, int]:
+    """What the work gives, and the operations that torch counted."""
+    with FlopCounterMode(display=False, custom_mapping={ON_CPU: _attention}) as counter:
+        given = work()
+    return given, counter.get_total_flops()
+
+
+@pytest.fixture(scope="module", params=["tiny", "mid"])
+def model(request: pytest.FixtureRequest) -> AudioModel:
+    if request.param == "tiny":
+        tiny: AudioModel = request.getfixturevalue("tiny_model")
+        return tiny
+    return random_model("mid", MID, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def prompt(model: AudioModel) -> Prompt:
+    noise = torch.randn(model.rate_hz, generator=torch.Generator().manual_seed(0)).numpy()
+    return build_question(
+        model, [Clip(noise, model.rate_hz, 1.0, model.rate_hz, 1)], "What do you hear?"
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.97, 1.01, 3.0, 30.0])
+def test_an_encoder_is_as_many_operations_as_torch_counts(
+    model: AudioModel, seconds: float
+) -> None:
+    """Of clips with an even and an odd number of positions, and as long as the window."""
+    length = round(min(seconds, model.max_clip_seconds) * model.rate_hz)
+    noise = torch.randn(length, generator=torch.Generator().manual_seed(0)).numpy()
+    clip = Clip(noise, model.rate_hz, length / model.rate_hz, model.rate_hz, 1)
+    prompt = build_question(model, [clip], "What do you hear?")
+    hear = torch.inference_mode()(model.family.hear)
+    _, found = counted(lambda: hear(model.network, prompt.mels, prompt.frames))
+    shape = Shape.of(model, DEPTH)
+    positions = shape.positions_of(int(prompt.frames[0]))
+    assert positions // 2 == int(prompt.audio.sum())
+    assert costs.encoder(shape, positions).operations == found
+
+
+def test_a_prefill_is_as_many_operations_as_torch_counts(model: AudioModel, prompt: Prompt) -> None:
+    _, found = counted(lambda: prefill(model, prompt))
+    shape = Shape.of(model, DEPTH)
+    positions = shape.positions_of(int(prompt.frames[0]))
+    predicted = costs.prefill(shape, len(prompt.tokens), positions).operations
+    assert predicted - costs.readout(shape).operations == found  # logits come later
+
+
+def test_a_twin_is_as_many_operations_as_torch_counts(model: AudioModel, prompt: Prompt) -> None:
+    shape, end = Shape.of(model, DEPTH), prompt.audio_end
+    heard, prefixes = prefill(model, prompt, layers=(DEPTH - 1,)), SilenceCache(10**9)
+
+    def twin() -> Any:
+        return contrast_with_silence(
+            model, prompt, heard, heads=(), layers=(DEPTH - 1,), prefixes=prefixes
+        )
+
+    cold, cold_operations = counted(twin)
+    hit, hit_operations = counted(twin)
+    assert (cold.from_cache, hit.from_cache) == (False, True)
+    question = costs.question(shape, len(prompt.tokens), end)
+    assert question.operations == hit_operations
+    positions = shape.positions_of(int(prompt.frames[0]))
+    miss = question + costs.silent_prefix(shape, end) + costs.encoder(shape, positions)
+    window = prompt.mels.shape[-1]
+    mel_filters = 2 * shape.mel_bins * 201 * window  # of the silence: torch's, of 400 samples
+    assert miss.operations + mel_filters == cold_operations
+    assert mel_filters < 0.05 * cold_operations
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_is_as_many_operations_as_torch_counts(
+    model: AudioModel, prompt: Prompt, rows: int
+) -> None:
+    heard = prefill(model, prompt)
+    slots = KVSlots(model, 4, len(prompt.tokens) + 70, None)
+    for _ in range(rows):
+        slots.seat(Row(UNSTEERED, Sampling(), token=1), heard)
+    _, found = counted(slots.step)
+    reach = min(16 * -(-(len(prompt.tokens) + 1) // 16), slots.tokens)
+    assert costs.step(Shape.of(model, DEPTH), rows, reach).operations == found
+
+
+def test_kept_bytes_are_those_that_are_held(model: AudioModel, prompt: Prompt) -> None:
+    shape, prefixes = Shape.of(model, DEPTH), SilenceCache(10**9)
+    heard = prefill(model, prompt, layers=(DEPTH - 1,))
+    contrast_with_silence(model, prompt, heard, heads=(), layers=(DEPTH - 1,), prefixes=prefixes)
+    entry = shape.entry_bytes(prompt.audio_end) + shape.feature_bytes(int(prompt.audio.sum()))
+    assert entry == prefixes.held_bytes
+    assert 4 * shape.row_bytes(100) == KVSlots.bytes_of(model, 4, 100)
+
+
+def test_bytes_of_the_true_size_are_those_of_its_tensors() -> None:
+    model = random_model("real", REAL, torch.device("meta"), torch.bfloat16)
+    shape = Shape.of(model, 21)
+    tensors: list[Tensor] = list(model.network.parameters())
+    assert shape.weight_bytes == pytest.approx(sum(one.nbytes for one in tensors), rel=1e-3)
+    assert shape.row_bytes(2048) == KVSlots.bytes_of(model, 1, 2048) == 2**30
+
+
+def test_a_machine_is_as_slow_as_what_it_has_least_of() -> None:
+    machine = Machine(100.0, 10.0)
+    assert machine.seconds(Work(500.0, 20.0, 4)) == 5.0
+    assert machine.seconds(Work(500.0, 80.0, 4)) == 8.0
+    slow = Machine(100.0, 10.0, layer_seconds=3.0)
+    assert slow.seconds(Work(500.0, 20.0, 4)) == 17.0
+    assert slow.seconds(Work(500.0, 20.0, 4), recorded=True) == 5.0
+    assert Machine(100.0, 10.0, 3.0, overlapped=True).seconds(Work(500.0, 20.0, 4)) == 12.0

@@ -1,0 +1,183 @@
+"""Audio that broke other servers: far larger than its file, forged, or damaged on purpose."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[3]
+QUESTION = "What is this?"
+
+
+# ---- audio that is far larger than its file
+
+
+def ogg(pages: NDArray[np.uint8]) -> bytes:
+    """(N, bytes) Ogg pages of one length, with their checksums, all made side by side."""
+    table = np.arange(256, dtype=np.uint32) << np.uint32(24)
+    for _ in range(8):
+        carry = np.where(table >> np.uint32(31), np.uint32(0x04C11DB7), np.uint32(0))
+        table = (table << np.uint32(1)) ^ carry
+    crc = np.zeros(len(pages), np.uint32)
+    for column in pages.T:
+        crc = (crc << np.uint32(8)) ^ table[(crc >> np.uint32(24)) ^ column]
+    pages[:, 22:26] = crc.astype("<u4").view(np.uint8).reshape(-1, 4)
+    return pages.tobytes()
+
+
+def page(packets: Sequence[bytes], *, flags: int, number: int) -> NDArray[np.uint8]:
+    """(1, bytes) one Ogg page without position and checksum."""
+    head = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, 0, 7, number, 0, len(packets))
+    data = head + bytes(len(one) for one in packets) + b"".join(packets)
+    return np.frombuffer(data, np.uint8)[None].copy()
+
+
+def opus_bomb(size: int, announced_seconds: float | None) -> tuple[bytes, float]:
+    """Up to `size` bytes of Opus and its seconds; the last page may announce other ones.
+
+    Every packet is 2 bytes for six empty frames of 20 ms.
+    """
+    head = struct.pack("<8sBBHIhB", b"OpusHead", 1, 1, 0, 48_000, 0, 0)
+    start = ogg(page([head], flags=2, number=0))
+    start += ogg(page([b"OpusTags" + bytes(8)], flags=0, number=1))
+    one = page([bytes([31 << 3 | 3, 6])] * 255, flags=0, number=0)
+    count = (size - len(start)) // one.shape[1]
+    pages = np.tile(one, (count, 1))
+    granules = (np.arange(count, dtype="<i8") + 1) * 255 * 5_760
+    seconds = float(granules[-1]) / 48_000
+    if announced_seconds is not None:
+        granules[-1] = round(announced_seconds * 48_000)
+    pages[:, 6:14] = granules.view(np.uint8).reshape(count, 8)
+    pages[:, 18:22] = (np.arange(count, dtype="<u4") + 2).view(np.uint8).reshape(count, 4)
+    pages[-1, 5] = 4
+    return start + ogg(pages), seconds
+
+
+DECODED = """
+import json, pathlib, resource, sys
+from steering.audio.decode import AudioLimits, decode
+from steering.errors import AudioError
+small, data = (pathlib.Path(path).read_bytes() for path in sys.argv[1:])
+unit = 1 if sys.platform == "darwin" else 1024
+def held():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+decode(small, rate_hz=16_000, limits=AudioLimits())
+before = held()
+try:
+    said = decode(data, rate_hz=16_000, limits=AudioLimits()).submitted_seconds
+except AudioError as error:
+    said = type(error).__name__
+print(json.dumps([said, held() - before]))
+"""
+
+
+def decoded_alone(small: bytes, data: bytes, folder: Path) -> tuple[Any, int]:
+    """Seconds or error of a clip in a process of its own, and how far its memory grew, in bytes."""
+    for name, some in (("small", small), ("large", data)):
+        (folder / name).write_bytes(some)
+    words = [sys.executable, "-c", DECODED, str(folder / "small"), str(folder / "large")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    said, grown = json.loads(done.stdout)
+    return said, grown
+
+
+@pytest.mark.parametrize("announced_seconds", [None, 29.0, 0.5])
+def test_25_mb_of_opus_do_not_become_gigabytes(
+    server: Any, make_sound: Any, tmp_path: Path, announced_seconds: float | None
+) -> None:
+    """Eleven days in 25 MB; memory is that of the whole process, libsndfile's included."""
+    data, seconds = opus_bomb(25_000_000, announced_seconds)
+    assert len(data) > 24_900_000
+    assert seconds * 48_000 * 4 > 180e9  # bytes as float32
+    said, grown = decoded_alone(make_sound(29, rate_hz=48_000), data, tmp_path)
+    assert grown < 10e6  # beyond what an ordinary clip of 29 s takes
+    files = {"audio": ("x.opus", data, "audio/ogg")}
+    response = server.post("/v1/audio-chat", files=files, data={"question": QUESTION})
+    if announced_seconds is None:
+        assert said == "AudioTooLarge"
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "audio_too_large"
+    else:
+        assert said in ("AudioError", pytest.approx(announced_seconds, abs=0.2))
+        assert response.status_code in (200, 400)
+
+
+def test_a_forged_rate_is_refused_or_counted(server: Any, make_sound: Any) -> None:
+    """40 s of samples are too long at their own rate, and at no other are they 40 s to us."""
+    long = bytearray(make_sound(40))
+    for rate_hz, status in ((16_000, 413), (192_000, 200), (655_350, 400), (2**32 - 1, 400)):
+        struct.pack_into("<I", long, 24, rate_hz)
+        body = {"data": base64.b64encode(long).decode()}
+        response = server.chat(audio=body, question=QUESTION, max_tokens=1)
+        assert response.status_code == status, response.text
+        if status == 200:
+            heard = response.json()["audio"][0]
+            assert heard["submitted_seconds"] == pytest.approx(40 * 16_000 / rate_hz, abs=0.01)
+
+
+# ---- the decoder: one library, which keeps its words to itself
+
+FOREIGN = ("av", "ffmpeg", "torchcodec", "torchaudio", "librosa", "audioread", "pydub", "decord")
+LISTENED = """
+import json, sys
+import server.cli, server.app
+from steering.audio.decode import AudioLimits, read_clip
+from steering.model import load
+for path in sys.argv[2:]:
+    read_clip(path, rate_hz=16_000, limits=AudioLimits())
+load(sys.argv[1], device="cpu")
+libraries = []
+if sys.platform == "linux":
+    libraries = sorted({line.split()[-1] for line in open("/proc/self/maps") if ".so" in line})
+print(json.dumps([sorted({name.split(".")[0] for name in sys.modules}), libraries]))
+"""
+
+
+def test_no_ffmpeg_is_in_the_process(
+    checkpoint_folder: Path, make_sound: Any, tmp_path: Path
+) -> None:
+    """All that a server imports and maps when it has loaded a model and heard every format."""
+    for container in ("WAV", "FLAC", "OGG", "MP3"):
+        (tmp_path / container).write_bytes(make_sound(container=container))
+    words = [sys.executable, "-c", LISTENED, str(checkpoint_folder)]
+    words += map(str, tmp_path.iterdir())
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    modules, libraries = json.loads(done.stdout)
+    assert {"soundfile", "transformers", "uvicorn"} <= set(modules)
+    assert not set(FOREIGN) & set(modules)
+    mapped = [Path(path).name for path in libraries]
+    assert any("sndfile" in name for name in mapped) or not mapped
+    assert not [name for name in mapped if re.match(r"lib(av|sw)[a-z]+[.-]", name)]
+    locked = (ROOT / "lock" / "serve.txt").read_text()
+    assert not re.search(rf"^({'|'.join(FOREIGN)})==", locked, re.MULTILINE)
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+def test_the_decoders_words_and_addresses_stay_inside(
+    server: Any, make_sound: Any, caplog: pytest.LogCaptureFixture, container: str
+) -> None:
+    sound = make_sound(container=container)
+    rng = np.random.default_rng(3)
+    refused = 0
+    for _ in range(20):
+        damaged = bytearray(sound[: rng.integers(20, len(sound))])
+        for place in rng.integers(4, min(len(damaged), 200), 12):
+            damaged[place] = rng.integers(256)
+        body = {"data": base64.b64encode(damaged).decode()}
+        response = server.chat(audio=body, question=QUESTION, max_tokens=1)
+        assert response.status_code in (200, 400, 413)
+        refused += response.status_code != 200
+        for said in (response.text, caplog.text):
+            assert not re.search(r"0x[0-9a-f]{4,}|object at|libsndfile|SoundFile|BytesIO", said)
+    assert refused

@@ -1,0 +1,431 @@
+"""The engine without HTTP: many questions at once, each as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from server.engine.engine import Engine, Event
+from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.runtime import Runtime
+from server.engine.torch_errors import is_out_of_memory
+from server.errors import EngineStopped, RequestTimeout
+from steering.audio.clip import Clip
+from steering.errors import RequestError
+from steering.generation import Sampling
+from steering.prompt import Message
+
+RATE_HZ = 16_000
+LONG = Sampling(max_tokens=400, ignore_end=True)
+
+
+@pytest.fixture
+def small(tiny_model: Any, tiny_profile: Any) -> Runtime:
+    """A listener of one's own, with few rows."""
+    return Runtime.of(tiny_model, tiny_profile, rows=6, tokens=1200)
+
+
+@contextmanager
+def running(listener: Runtime) -> Iterator[Engine]:
+    engine = Engine(listener, queue_limit_requests=500, queue_timeout_seconds=60)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        assert not engine.alive
+        assert not listener.slots.seated
+
+
+def question(seed: int = 0, **fields: Any) -> Question:
+    """A question about noise; fields of Question may be given."""
+    rng = np.random.default_rng(seed)
+    samples = rng.standard_normal(round(rng.uniform(0.2, 3.0) * RATE_HZ)).astype(np.float32)
+    clip = Clip(samples * 0.2, RATE_HZ, len(samples) / RATE_HZ, RATE_HZ, 1)
+    message = Message("user", (clip, "What is this?" + " And then?" * (seed % 4)))
+    return Question(f"question-{seed}", (message,), **fields)
+
+
+def random_question(seed: int) -> Question:
+    rng = np.random.default_rng([seed, 8])
+
+    def one_of(*options: Any) -> Any:
+        return options[rng.integers(len(options))]
+
+    steer = bool(rng.random() < 0.6)
+    sampling = Sampling(
+        max_tokens=int(rng.integers(1, 24)),
+        temperature=one_of(0.0, 0.0, 0.7, 1.6),
+        top_p=one_of(1.0, 0.8),
+        seed=seed,
+        ignore_end=bool(rng.random() < 0.3),
+    )
+    return question(
+        seed,
+        steer=steer,
+        direction=one_of("request", "calibrated"),
+        strength=one_of(None, 0.0, 0.4, 1.0),
+        choices=one_of((), (), (), ("dog", "a glass bell", "rain")),
+        sampling=sampling,
+        stop=one_of((), (), ("e",), ("the", " a")),
+        with_unsteered=bool(rng.random() < 0.3),
+        with_silence=bool(rng.random() < 0.3),
+        generate=bool(rng.random() < 0.9),
+    )
+
+
+def assert_same(found: list[Answer], expected: list[Answer]) -> None:
+    """The answers are the same but for their times; scores are float32, summed in any order."""
+    for one, other in zip(found, expected, strict=True):
+        assert words(one) == words(other)
+        assert figures(one) == pytest.approx(figures(other), abs=1e-5)
+
+
+def words(answer: Answer) -> list[Any]:
+    steering = answer.steering
+    return [
+        answer.id,
+        answer.text,
+        answer.finish_reason,
+        answer.unsteered,
+        answer.silent,
+        answer.completion_tokens,
+        answer.listening.verdict,
+        steering.applied,
+        steering.reason,
+    ]
+
+
+def figures(answer: Answer) -> list[float]:
+    listening = answer.listening
+    scores = [listening.score or 0.0, listening.silence_score or 0.0, answer.steering.strength]
+    return [*answer.probabilities, *scores, *listening.timeline.tolist()]
+
+
+async def all_of(engine: Engine, questions: list[Question]) -> list[Answer | BaseException]:
+    return await asyncio.gather(*(engine.answer(q) for q in questions), return_exceptions=True)
+
+
+def answered(found: Answer | BaseException) -> Answer:
+    assert isinstance(found, Answer), repr(found)
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        await asyncio.sleep(0.002)
+
+
+def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtime) -> None:
+    questions = [random_question(seed) for seed in range(200)]
+
+    async def ask() -> None:
+        alone = [await engine.answer(one) for one in questions]
+        together = [answered(one) for one in await all_of(engine, questions)]
+        assert_same(together, alone)
+        assert len({one.text for one in alone}) > 60, "they say different things"
+        assert sum(one.steering.applied for one in alone) > 50
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:
+    listener = Runtime.of(tiny_model, None, rows=1, tokens=500)
+
+    async def ask() -> None:
+        async with aclosing(engine.run(replace(question(), sampling=LONG))) as events:
+            await anext(events)  # the only row is taken, and nobody reads on
+            too_long = replace(question(1), sampling=Sampling(max_tokens=499))
+            with pytest.raises(RequestError, match=r"at most \d+ fit"):
+                await engine.answer(too_long)
+            assert engine.running == 1 and engine.waiting == 0
+
+    with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_a_question_that_fails_disturbs_nobody(small: Runtime) -> None:
+    good = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    wrong = question(9, steer=True, strength=50.0)
+    too_long = question(8, sampling=Sampling(max_tokens=5000))
+
+    async def ask() -> None:
+        alone = [await engine.answer(one) for one in good]
+        found = await all_of(engine, [good[0], wrong, *good[1:4], too_long, good[4]])
+        assert isinstance(found[1], RequestError) and isinstance(found[5], RequestError)
+        rest = [answered(one) for i, one in enumerate(found) if i not in (1, 5)]
+        assert_same(rest, alone)
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(seed, sampling=Sampling(max_tokens=30, ignore_end=True)) for seed in range(9)]
+    sizes: list[int] = []
+    step = small.slots.step
+
+    def failing() -> None:
+        sizes.append(len(small.slots.seated))
+        if len(sizes) == 4:
+            raise RuntimeError("no memory")
+        step()
+
+    monkeypatch.setattr(small.slots, "step", failing)
+
+    async def ask() -> None:
+        found = await all_of(engine, asked)
+        failed = [one for one in found if isinstance(one, RuntimeError)]
+        assert len(failed) == sizes[3] > 0
+        assert sum(isinstance(one, Answer) for one in found) == len(asked) - len(failed)
+        assert engine.alive
+        assert (await engine.answer(asked[0])).completion_tokens == 30
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_on(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    step = small.slots.step
+    held: list[int] = []
+
+    def greedy() -> None:
+        if not held:
+            held.append(small.prefixes.held_bytes)
+            torch.empty(1 << 46, dtype=torch.uint8)
+        step()
+
+    async def ask() -> None:
+        alone = [await engine.answer(one) for one in asked]
+        monkeypatch.setattr(small.slots, "step", greedy)
+        found = await all_of(engine, asked)
+        failed = [i for i, one in enumerate(found) if not isinstance(one, Answer)]
+        assert failed and all(is_out_of_memory(cast(BaseException, found[i])) for i in failed)
+        assert held[0] > 0
+        rest = [i for i in range(len(asked)) if i not in failed]
+        assert_same([answered(found[i]) for i in rest], [alone[i] for i in rest])
+        assert_same([answered(one) for one in await all_of(engine, asked)], alone)
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_who_reads_no_further_holds_no_row_over_the_time_limit(small: Runtime) -> None:
+    engine = Engine(
+        small, queue_limit_requests=5, queue_timeout_seconds=60, request_timeout_seconds=0.5
+    )
+    step = small.slots.step
+
+    def slow() -> None:
+        time.sleep(0.01)
+        step()
+
+    async def ask() -> None:
+        async with aclosing(engine.run(question(1, sampling=LONG))) as events:
+            await anext(events)
+            await until(lambda: len(small.slots.seated) == 1)
+            await until(lambda: not small.slots.seated)
+            with pytest.raises(RequestTimeout):
+                async for _ in events:
+                    pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small.slots, "step", slow)
+        asyncio.run(ask())
+    engine.close()
+
+
+def test_a_lost_device_ends_the_engine_and_all_that_ask(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    async def ask() -> None:
+        found = await all_of(engine, [question(seed, sampling=LONG) for seed in range(9)])
+        assert [type(one) for one in found] == [EngineStopped] * 9
+        assert isinstance(engine.fault, torch.AcceleratorError)
+        assert engine.dead and not engine.alive
+
+    with running(small) as engine:
+        monkeypatch.setattr(small.slots, "step", lost)
+        asyncio.run(ask())
+
+
+def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    step = small.slots.step
+
+    def counted() -> None:
+        rows.append(len(small.slots.seated))
+        step()
+
+    monkeypatch.setattr(small.slots, "step", counted)
+
+    async def ask() -> None:
+        async with aclosing(engine.run(question(1, steer=True, sampling=LONG))) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    break
+        steps = len(rows)
+        await until(lambda: engine.running == 0)
+        assert len(rows) <= steps + 1
+        assert not small.slots.seated
+        assert len(rows) < 300, "the answer was cut"
+
+        # and beside one that stays
+        stays = asyncio.create_task(engine.answer(question(2, sampling=LONG)))
+        await until(lambda: engine.running == 1)
+        async with aclosing(engine.run(question(3, sampling=LONG))) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    break
+        steps = len(rows)
+        await until(lambda: len(small.slots.seated) == 1)
+        assert 2 not in rows[steps + 1 :]
+        assert (await stays).completion_tokens == LONG.max_tokens
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_a_row_that_somebody_left_goes_to_the_next_who_waits(tiny_model: Any) -> None:
+    listener = Runtime.of(tiny_model, None, rows=1, tokens=1200)
+
+    async def ask() -> None:
+        async with aclosing(engine.run(question(1, sampling=LONG))) as events:
+            await anext(events)
+            waits = asyncio.create_task(engine.answer(question(2)))
+            await until(lambda: engine.waiting == 1)
+        assert (await waits).timings.queue_seconds > 0
+        await until(lambda: engine.waiting == engine.running == 0)
+
+    with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_closing_ends_what_runs_and_what_waits(tiny_model: Any) -> None:
+    listener = Runtime.of(tiny_model, None, rows=1, tokens=1200)
+
+    async def ask() -> None:
+        asked = [asyncio.create_task(engine.answer(question(i, sampling=LONG))) for i in range(4)]
+        await until(lambda: engine.running == 1 and engine.waiting == 3)
+        await asyncio.to_thread(engine.close)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in found] == [EngineStopped] * 4
+        assert not listener.slots.seated
+        with pytest.raises(EngineStopped):
+            await engine.answer(question(5))
+
+    with running(listener) as engine:
+        asyncio.run(ask())
+
+
+def test_a_loop_that_is_gone_stops_nobody(small: Runtime) -> None:
+    async def leave() -> None:
+        await anext(engine.run(question(1, sampling=LONG)))
+
+    async def ask() -> Answer:
+        return await engine.answer(question(2))
+
+    with running(small) as engine:
+        asyncio.run(leave())
+        assert asyncio.run(ask()).completion_tokens > 0
+        assert engine.alive
+
+
+def test_an_answers_first_token_comes_before_its_last(small: Runtime) -> None:
+    async def ask() -> None:
+        begun = time.perf_counter()
+        events: list[Event] = []
+        arrived: list[float] = []
+        async for event in engine.run(question(4, sampling=Sampling(200, ignore_end=True))):
+            events.append(event)
+            arrived.append(time.perf_counter() - begun)
+        assert isinstance(events[0], AnswerStarted)
+        answer = events[-1]
+        assert isinstance(answer, Answer)
+        assert "".join(event for event in events if isinstance(event, str)) == answer.text
+        found = answer.timings
+        assert found.prefill_seconds < found.first_token_seconds < arrived[1]
+        assert found.first_token_seconds < found.prefill_seconds + 0.5 * found.decode_seconds
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+# ---- a thread that died
+
+
+class Death(BaseException):
+    """What no handler of Exception catches."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_noticed_by_all_and_by_readyz(
+    start: Any, tiny_model: Any, audio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Runtime.of(tiny_model, None)
+    with start(heard_by=listener, profile="none") as server:
+        engine = server.deployment.engine
+        assert engine.alive
+        assert server.get("/readyz").status_code == 200
+
+        def die() -> None:
+            raise Death
+
+        monkeypatch.setattr(listener.slots, "step", die)
+        body = {"audio": audio, "question": "What is this?", "max_tokens": 5}
+        assert server.chat(**body).status_code == 503
+        server.wait_until(lambda: not engine.alive)
+        ready = server.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["error"]["code"] == "stopped"
+        assert server.chat(**body).status_code == 503
+        assert server.get("/livez").status_code == 200
+
+
+def test_a_question_whose_end_fails_frees_its_row(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the way out is told to the one who asked, and the engine goes on."""
+    from server.engine import engine as module
+    from server.engine.answering import answer_question
+
+    def faulty(small: Runtime, asked: Question, prompt: Any) -> Generator[Any, None, None]:
+        try:
+            yield from answer_question(small, asked, prompt)
+        finally:
+            if asked.id == "question-1":
+                raise ValueError("on the way out")
+
+    monkeypatch.setattr(module, "answer_question", faulty)
+
+    async def ask() -> None:
+        found = await all_of(engine, [question(seed) for seed in range(4)])
+        assert isinstance(found[1], Answer | ValueError)
+        assert [isinstance(one, Answer) for one in (found[0], *found[2:])] == [True] * 3
+        async with aclosing(engine.run(replace(question(1), sampling=LONG))) as events:
+            await anext(events)
+        await until(lambda: engine.running == 0)
+        assert engine.alive
+
+    with running(small) as engine:
+        asyncio.run(ask())

@@ -1,0 +1,234 @@
+"""Waiting, being refused, hanging up, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from typing import Any
+
+import pytest
+
+from server.engine.runtime import Runtime
+
+QUESTION = "What is this?"
+
+
+@pytest.fixture
+def ask(audio: dict[str, str]) -> dict[str, Any]:
+    return {"audio": audio, "question": QUESTION, "max_tokens": 8}
+
+
+def begin(server: Any, ask: dict[str, Any]) -> Any:
+    return server.begin("POST", "/v1/audio-chat", json=ask)
+
+
+def test_a_full_queue_is_429_and_a_long_wait_503(start: Any, gate: Any, ask: Any) -> None:
+    with start(queue_limit_requests=1, queue_timeout_seconds=0.3) as server:
+        gate.close()
+        running = begin(server, ask)
+        server.wait_until(lambda: gate.held == 1)
+        waiting = begin(server, ask)
+        server.wait_until(lambda: server.deployment.engine.waiting == 1)
+        assert server.metric("allears_queue_depth") == 1
+        assert server.metric("allears_batch_rows") == 1
+        full = server.chat(**ask)
+        assert full.status_code == 429
+        assert full.json()["error"]["code"] == "queue_full"
+        assert int(full.headers["retry-after"]) > 0
+        late = waiting.result(10)
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "queue_timeout"
+        assert int(late.headers["retry-after"]) > 0
+        gate.open()
+        assert running.result(10).status_code == 200
+        assert server.chat(**ask).status_code == 200
+
+
+def test_many_at_once_get_the_answers_they_get_alone(server: Any, ask: Any) -> None:
+    questions = [{**ask, "question": f"What is this, number {i}?"} for i in range(8)]
+    alone = [server.chat(**one).json() for one in questions]
+    together = [work.result(20).json() for work in [begin(server, one) for one in questions]]
+    assert [one["answer"] for one in together] == [one["answer"] for one in alone]
+    assert max(one["timings"]["queue_seconds"] for one in together) > 0
+
+
+class Caller:
+    """A client over bare ASGI, that hangs up when told to; without `ask` it sends no body."""
+
+    def __init__(self, server: Any, ask: dict[str, Any] | None) -> None:
+        self.messages: list[Any] = []
+        self._gone = asyncio.Event()
+        self._body = None if ask is None else json.dumps(ask).encode()
+        self._server = server
+        self.done = server.run(self._call())
+
+    def hang_up(self) -> None:
+        self._server.loop.call_soon_threadsafe(self._gone.set)
+
+    async def _call(self) -> None:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/audio-chat",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"1")],
+            "query_string": b"",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+        }
+        await self._server.app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_frees_the_engine(start: Any, gate: Any, ask: Any, stream: bool) -> None:
+    with start() as server:
+        gate.close()
+        caller = Caller(server, {**ask, "stream": stream, "max_tokens": 1000})
+        server.wait_until(lambda: gate.held == 1)
+        queued = Caller(server, ask)
+        server.wait_until(lambda: server.deployment.engine.waiting == 1)
+        queued.hang_up()
+        queued.done.result(10)
+        assert server.deployment.engine.waiting == 0
+        caller.hang_up()
+        caller.done.result(10)
+        assert server.metric("allears_batch_rows") == 1, "its step has not ended yet"
+        gate.open()
+        server.wait_until(lambda: server.metric("allears_batch_rows") == 0)
+        assert gate.pieces <= 1, "the work went on for a client that was gone"
+        assert server.deployment.in_flight == 0
+        assert server.chat(**ask).status_code == 200
+        gone = server.metric("allears_requests_total", route="/v1/audio-chat", status="499")
+        assert gone == (1 if stream else 2)
+    assert bool(caller.messages) == stream
+
+
+def test_draining_lets_requests_end_and_takes_no_more(start: Any, gate: Any, ask: Any) -> None:
+    with start() as server:
+        gate.close()
+        running = begin(server, ask)
+        server.wait_until(lambda: gate.held == 1)
+        queued = begin(server, ask)
+        server.wait_until(lambda: server.deployment.engine.waiting == 1)
+        drained = server.run(server.deployment.drained(10))
+        server.wait_until(lambda: server.deployment.state == "draining")
+        for refused in (server.get("/readyz"), server.chat(**ask)):
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            assert int(refused.headers["retry-after"]) > 0
+        assert server.get("/livez").status_code == 200
+        assert not drained.done()
+        gate.open()
+        assert running.result(10).status_code == queued.result(10).status_code == 200
+        assert drained.result(10) is True
+
+
+def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
+    with start(drain_seconds=0.05) as server:
+        gate.close()
+        running = begin(server, ask)
+        server.wait_until(lambda: gate.held == 1)
+        assert server.run(server.deployment.drained(0.05)).result(5) is False
+        gate.open()
+        assert running.result(10).status_code == 200
+
+
+# ---- time limits
+
+
+def test_who_takes_too_long_frees_the_row_within_a_step(
+    start: Any, tiny_model: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Runtime.of(tiny_model, None, rows=1)
+    step = listener.slots.step
+
+    def slow() -> None:
+        time.sleep(0.02)
+        step()
+
+    own = {"heard_by": listener, "profile": "none", "request_timeout_seconds": 1.0}
+    with start(**own) as server:
+        monkeypatch.setattr(listener.slots, "step", slow)
+        long = {**ask, "max_tokens": 1000}
+        begun = time.monotonic()
+        late, streamed = begin(server, long), begin(server, {**long, "stream": True})
+        found = [late.result(10), streamed.result(10)]
+        assert time.monotonic() - begun < 5
+        server.wait_until(lambda: not listener.slots.seated and server.deployment.in_flight == 0)
+        codes = []
+        for one in found:  # which of them got the row is open
+            if one.headers["content-type"].startswith("text/event-stream"):
+                last = json.loads(one.text.strip().splitlines()[-1].removeprefix("data: "))
+                codes.append(last["error"]["code"])
+            else:
+                assert one.status_code == 504
+                codes.append(one.json()["error"]["code"])
+        assert codes == ["timeout", "timeout"]
+        assert server.metric("allears_errors_total", code="timeout") == 2
+        assert server.chat(**{**ask, "max_tokens": 1}).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408(start: Any) -> None:
+    with start(body_timeout_seconds=0.2) as server:
+        caller = Caller(server, None)
+        caller.done.result(10)
+        assert caller.messages[0]["status"] == 408
+        headers = dict(caller.messages[0]["headers"])
+        assert headers[b"connection"] == b"close" and int(headers[b"retry-after"]) > 0
+        assert server.deployment.in_flight == 0
+
+
+def test_retry_after_of_a_full_queue_is_what_the_last_answers_took(
+    start: Any, gate: Any, ask: Any
+) -> None:
+    with start(queue_limit_requests=2, max_batch_rows=1) as server:
+        engine = server.deployment.engine
+        rows = engine.listener.slots.rows
+        gate.close()
+        begin(server, ask)
+        server.wait_until(lambda: gate.held == 1)
+        waiting = [begin(server, ask) for _ in range(2)]
+        server.wait_until(lambda: engine.waiting == 2)
+        found = []
+        for seconds in (0.01, 9.6 * rows, 1e6):
+            engine._recent_seconds.clear()
+            engine._recent_seconds.append(seconds)
+            found.append(int(server.chat(**ask).headers["retry-after"]))
+        gate.open()
+        assert found == [1, 20, 60]
+        assert [one.result(10).status_code for one in waiting] == [200, 200]
+
+
+# ---- who leaves at any moment
+
+
+def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any, ask: Any) -> None:
+    chance = random.Random(7)
+    with start(queue_limit_requests=500) as server:
+        engine, loop = server.deployment.engine, server.loop
+        assert server.chat(**ask).status_code == 200  # the process that decodes has started
+        tasks = len(asyncio.all_tasks(loop))
+        long = {**ask, "max_tokens": 300}
+        for _ in range(20):
+            callers = [Caller(server, {**long, "stream": chance.random() < 0.5}) for _ in range(10)]
+            for caller in callers:
+                time.sleep(chance.random() * 0.02)
+                caller.hang_up()
+            for caller in callers:
+                caller.done.result(20)
+        server.wait_until(lambda: engine.running == engine.waiting == 0)
+        server.wait_until(lambda: not engine.listener.slots.seated)
+        server.wait_until(lambda: len(asyncio.all_tasks(loop)) == tasks)
+        assert server.deployment.in_flight == 0
+        assert not engine._queue
+        assert server.chat(**ask).status_code == 200

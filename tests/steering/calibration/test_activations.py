@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steering.calibration import activations as evidences
+from steering.calibration.activations import (
+    Activations,
+    all_heads,
+    answer_text,
+    clip_of,
+    columns,
+    prompt_of,
+    record,
+)
+from steering.errors import AudioError
+from steering.generation import Sampling
+from steering.items import Item, is_right, read
+from steering.model.audio_model import AudioModel
+from steering.prefill import prefill
+from steering.prompt import silent_twin, with_choices
+from steering.readout import logits
+from tests.steering.examples import write_items
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> tuple[Item, ...]:
+    return read(write_items(tmp_path, 3), tmp_path).items
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidences, "ANSWER", Sampling(max_tokens=3))
+
+
+@pytest.fixture
+def one_thread() -> Generator[None, None, None]:
+    """As evidence is gathered: products in two threads add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_heads_stand_layer_by_layer(model: AudioModel) -> None:
+    heads = all_heads(model)
+    assert len(heads) == model.layers * model.heads
+    assert columns(heads, model.heads) == list(range(len(heads)))
+    assert columns([(2, 1), (0, 5)], heads_a_layer=8) == [17, 5]
+
+
+def test_the_prompt_is_the_question_over_its_options(
+    untrained: AudioModel, items: tuple[Item, ...]
+) -> None:
+    item = items[0]
+    asked = prompt_of(untrained, item, clip_of(untrained, item), "Listen. ")
+    text = untrained.processor.tokenizer.decode(asked.tokens[asked.audio_end :])
+    assert "Listen. " + with_choices(item.question, item.choices) in text
+    assert asked.clips[0].sample_rate_hz == untrained.rate_hz
+
+
+def test_evidence_is_what_two_passes_say(
+    model: AudioModel, items: tuple[Item, ...], one_thread: None
+) -> None:
+    found = record(model, items)
+    heads, layers = all_heads(model), range(model.layers)
+    for i, item in enumerate(items):
+        asked = prompt_of(model, item, clip_of(model, item))
+        heard = prefill(model, asked, heads=heads, layers=layers)
+        silent = prefill(model, silent_twin(model, asked), heads=heads, layers=layers)
+        np.testing.assert_array_equal(found.mass[i], heard.attention.sum(-1).numpy())
+        np.testing.assert_array_equal(found.silent_mass[i], silent.attention.sum(-1).numpy())
+        np.testing.assert_array_equal(found.differences[i], heard.states - silent.states)
+        np.testing.assert_array_equal(found.final[i], heard.final)
+        np.testing.assert_array_equal(found.deciding[i], heard.final)
+        with torch.inference_mode():
+            first = logits(model, heard.final[None])[0].softmax(-1)
+        assert found.top_probability[i] == pytest.approx(float(first.max()))
+        token = int(found.first_token[i])
+        assert model.processor.tokenizer.decode([token]) == item.answer, "a word of the world"
+        assert found.right[i] == is_right(answer_text(model, heard), item.answer, item.choices)
+    assert found.mass.shape == (3, model.layers * model.heads)
+    assert found.differences.shape == (3, model.layers, model.width)
+    assert (found.mass >= 0).all() and (found.mass <= 1).all()
+
+
+def test_right_is_mmaus_rule_on_the_whole_answer(
+    untrained: AudioModel, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(["Dog!", "the dog", "rain bell"])
+    monkeypatch.setattr(evidences, "answer_text", lambda *_: next(said))
+    assert record(untrained, items).right.tolist() == [True, False, False]
+
+
+def test_some_items_and_the_scores_of_some_heads() -> None:
+    rng = np.random.default_rng(0)
+    whole = Activations(
+        mass=rng.random((5, 6)).astype(np.float32),
+        silent_mass=rng.random((5, 6)).astype(np.float32),
+        differences=rng.random((5, 3, 4)).astype(np.float32),
+        final=rng.random((5, 4)).astype(np.float32),
+        deciding=rng.random((5, 4)).astype(np.float32),
+        first_token=np.arange(5),
+        right=np.array([True, False, True, True, False]),
+        top_probability=rng.random(5).astype(np.float32),
+    )
+    for rows in (np.array([3, 0]), np.array([True, False, False, True, False])):
+        some = whole.of(rows)
+        for field in fields(Activations):
+            expected = getattr(whole, field.name)[rows]
+            if field.name == "differences":  # stay where they are, they are large
+                expected = expected[:0]
+            np.testing.assert_array_equal(getattr(some, field.name), expected)
+    heads = [(1, 0), (2, 1)]
+    np.testing.assert_allclose(
+        whole.scores(heads, 2), (whole.mass[:, 2] + whole.mass[:, 5]) / 2, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        whole.silent_scores(heads, 2),
+        (whole.silent_mass[:, 2] + whole.silent_mass[:, 5]) / 2,
+        rtol=1e-6,
+    )
+
+
+def test_a_clip_that_can_not_be_used_is_named(
+    untrained: AudioModel, items: tuple[Item, ...], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF, or so it says")
+    with pytest.raises(AudioError, match=r"broken\.wav"):
+        record(untrained, [items[0], replace(items[1], audio=broken)])

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steering.calibration import strength_intervals
+from steering.calibration.activations import Activations
+from steering.calibration.search import STRENGTHS, Search
+from steering.calibration.strength_intervals import gains, winning_strengths
+from steering.errors import ModelError
+from steering.model.audio_model import AudioModel
+from steering.readout import Intervention, logits, pool
+from tests.steering.calibration.test_calibrate import items
+
+ITEMS = 120
+
+
+@pytest.fixture
+def shaped(untrained: AudioModel) -> Iterator[AudioModel]:
+    """An untrained model whose final norm has a gain of its own for every channel."""
+    weight = untrained.decoder.norm.weight
+    before = weight.data.clone()
+    weight.data = torch.rand(len(weight), generator=torch.Generator().manual_seed(5)) + 0.2
+    yield untrained
+    weight.data = before
+
+
+def evidence(model: AudioModel) -> Activations:
+    """Noise of all lengths, a token that is right at some strength for about half of the items."""
+    rng = np.random.default_rng(3)
+    final = rng.standard_normal((ITEMS, model.width)) * rng.uniform(0.5, 20, (ITEMS, 1))
+    differences = rng.standard_normal((ITEMS, model.layers, model.width))
+    differences *= rng.uniform(0.1, 30, (ITEMS, 1, 1))
+    flat = np.zeros((ITEMS, model.layers * model.heads), np.float32)
+    found = Activations(
+        mass=flat,
+        silent_mass=flat,
+        differences=differences.astype(np.float32),
+        final=final.astype(np.float32),
+        deciding=final.astype(np.float32),
+        first_token=np.zeros(ITEMS, np.int64),
+        right=np.ones(ITEMS, bool),
+        top_probability=np.ones(ITEMS, np.float32),
+    )
+    at = torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], ITEMS).astype(np.float32))
+    middle = pool(torch.from_numpy(found.differences[:, 4:]), Intervention((4,)))
+    with torch.inference_mode():
+        said = logits(model, torch.from_numpy(found.final), middle, at, Intervention((4,)))
+    return replace(found, first_token=said.argmax(-1).numpy())
+
+
+@pytest.mark.parametrize("place", ["before_norm", "after_norm"])
+@pytest.mark.parametrize("scale", ["norm", "raw"])
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_what_is_right_at_every_strength_is_what_the_readout_says(
+    shaped: AudioModel, place: str, scale: str, pooling: str, keep_norm: bool
+) -> None:
+    how = Intervention(
+        (4, 5, 6, 7),
+        pool=pooling,  # type: ignore[arg-type]
+        scale=scale,  # type: ignore[arg-type]
+        place=place,  # type: ignore[arg-type]
+        keep_norm=keep_norm,
+    )
+    shown = evidence(shaped)
+    found = Search(shaped, shown, items()).right_at(how)
+    final = torch.from_numpy(shown.final)
+    direction = pool(torch.from_numpy(shown.differences[:, 4:]), how)
+    said = []
+    with torch.inference_mode():
+        for strength in STRENGTHS:
+            each = torch.full((ITEMS,), float(strength))
+            said.append(logits(shaped, final, direction, each, how).argmax(-1).numpy())
+    expected = np.stack(said) == shown.first_token
+    assert 0.1 < expected.mean() < 0.9, "else the test says nothing"
+    assert (found != expected).mean() < 1e-3, "but for ties at an end"
+
+
+def test_the_vocabulary_in_blocks_is_the_vocabulary(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = evidence(untrained)
+    states, ways = torch.from_numpy(shown.final), torch.from_numpy(shown.differences[:, 7])
+    tokens = torch.from_numpy(shown.first_token)
+    whole = winning_strengths(untrained, states, ways, tokens)
+    monkeypatch.setattr(strength_intervals, "_BLOCK_TOKENS", 100)
+    monkeypatch.setattr(strength_intervals, "_BLOCK_ITEMS", 7)
+    for one, other in zip(whole, winning_strengths(untrained, states, ways, tokens), strict=True):
+        near = [ends.clamp(max=10) for ends in (one, other)]  # far off, lines are nearly parallel
+        torch.testing.assert_close(*near, rtol=1e-4, atol=1e-5)
+
+
+def test_a_direction_of_nothing_changes_nothing(untrained: AudioModel) -> None:
+    states = torch.from_numpy(evidence(untrained).final)
+    with torch.inference_mode():
+        best = untrained.network.lm_head(states).argmax(-1)
+    nothing = torch.zeros_like(states)
+    least, largest = winning_strengths(untrained, states, nothing, best)
+    assert (least == 0).all() and largest.isinf().all()
+    least, largest = winning_strengths(untrained, states, nothing, (best + 1) % 700)
+    assert (largest < least).all(), "never"
+
+
+def test_a_readout_that_is_not_straight_is_refused(untrained: AudioModel) -> None:
+    assert gains(untrained).shape == (untrained.width,)
+    with pytest.raises(ModelError, match="bias"):
+        biased = nn.Linear(untrained.width, 7)
+        gains(replace(untrained, family=replace(untrained.family, readout=lambda _: biased)))

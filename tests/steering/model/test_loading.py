@@ -1,0 +1,365 @@
+"""What is loaded of a checkpoint, what never is, and what a checkpoint must not do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from steering.errors import ModelError
+from steering.model import checkpoint as checkpoints
+from steering.model.audio_model import AudioModel
+from steering.model.loading import load
+from steering.prefill import prefill
+from steering.self_test import self_test
+from tests.steering import tiny
+from tests.steering.examples import full_pass, prompt
+
+OMNI = ["qwen2_5_omni", "qwen3_omni_moe"]
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def change_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+# ---- only the thinker of an Omni
+
+
+@pytest.mark.parametrize("name", OMNI)
+def test_talker_vocoder_and_eyes_are_never_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save(tiny.WHOLE[name], tmp_path / name)
+    file = folder / "model.safetensors"
+    before = load(str(folder), device="cpu")
+    whole = load_file(file)
+    unread = {key for key in whole if not key.startswith("thinker.") or ".visual." in key}
+    others = {key.split(".")[0] for key in unread}
+    assert others == {"thinker", "talker", "token2wav" if name == OMNI[0] else "code2wav"}
+    for key in unread:  # whatever stands there: nobody looks
+        whole[key] = torch.full((1,), torch.nan)
+    save_file(whole, file, metadata={"format": "pt"})
+    after = load(str(folder), device="cpu")
+    names = dict(after.network.named_parameters())
+    assert all(torch.equal(weight, names[key]) for key, weight in before.network.named_parameters())
+    assert not any("visual" in key or "talker" in key for key in names)
+    read = sum(t.nbytes for key, t in whole.items() if key not in unread)
+    assert sum(p.nbytes for p in after.network.parameters()) == read
+
+
+@pytest.mark.parametrize("name", OMNI)
+def test_a_thinker_saved_by_itself_is_loaded_as_well(name: str, tmp_path: Path) -> None:
+    folder = tiny.save(tiny.WHOLE[name], tmp_path / name)
+    whole = load(str(folder), device="cpu")
+    alone = tmp_path / "alone"
+    shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("model*", "config.json"))
+    whole.network.save_pretrained(alone)
+    found = load(str(alone), device="cpu")
+    asked = prompt(whole, 1.2)
+    assert found.family is whole.family
+    here, there = prefill(found, asked).final, prefill(whole, asked).final
+    torch.testing.assert_close(here, there, atol=1e-6, rtol=0)  # weights lie elsewhere in memory
+
+
+# ---- checkpoints that are not whole
+
+
+def test_a_half_downloaded_folder_names_the_missing_file(
+    untrained: AudioModel, tmp_path: Path
+) -> None:
+    untrained.network.save_pretrained(tmp_path, max_shard_size="3MB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=rf"1 of {len(shards)} .*{shards[1].name}.*download it"):
+        load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["tail", "head", "length"])
+def test_a_damaged_file_is_named_before_anything_is_loaded(copy: Path, damage: str) -> None:
+    file = copy / "model.safetensors"
+    data = file.read_bytes()
+    start = {"tail": data[:-5000], "head": b"x" * 64 + data[64:], "length": b"\xff" * 8 + data[8:]}
+    file.write_bytes(start[damage])
+    with pytest.raises(ModelError, match=r"model\.safetensors can't be loaded.*download it again"):
+        load(str(copy), device="cpu")
+
+
+def test_weights_that_are_not_there_are_not_made_up(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(key for key in tensors if "layers.2.mlp.up" in key)
+    del tensors[gone]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are not in the checkpoint.*mlp\.up"):
+        load(str(copy), device="cpu")
+
+
+def test_layers_that_see_less_than_everything_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["layer_types"][3] = "sliding_attention"
+    config["text_config"].update(use_sliding_window=True, sliding_window=16)
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="sliding_attention"):
+        load(str(copy), device="cpu")
+
+
+# ---- no code of a checkpoint, no network
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_code_that_came_with_a_checkpoint_never_runs(copy: Path, file: str, tmp_path: Path) -> None:
+    mark = tmp_path / "it-ran"
+    (copy / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Evil: ...\n")
+    classes = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoFeatureExtractor")
+    change_json(
+        copy / file,
+        auto_map={name: "evil.Evil" for name in classes}
+        | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+    )
+    load(str(copy), device="cpu")
+    assert not mark.exists()
+    change_json(copy / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    with pytest.raises(ModelError):
+        load(str(copy), device="cpu")
+    assert not mark.exists()
+
+
+def test_a_folder_is_loaded_without_a_network(checkpoint: Path) -> None:
+    program = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('the network was asked')\n"
+        "socket.socket.connect = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "from steering.model import load\n"
+        "print(load(sys.argv[1], device='cpu').layers)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == "8\n", found.stderr
+
+
+def test_what_was_loaded_is_in_the_log(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "allears"):
+        load(str(checkpoint), device="cpu")
+    assert "revision none (a local folder)" in caplog.text
+    assert "float32 because a CPU" in caplog.text
+    assert "prompt style plain" in caplog.text
+
+
+def test_the_revision_of_the_hub_is_in_the_log(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    snapshot = tmp_path / "0123abc"
+    snapshot.symlink_to(checkpoint)
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda *_, **__: str(snapshot))
+    with caplog.at_level(logging.INFO, "allears"):
+        load("org/name", revision="main", device="cpu")
+    assert "loaded org/name, revision 0123abc" in caplog.text
+
+
+# ---- LoRA
+
+
+@pytest.fixture(scope="module")
+def adapter(
+    untrained: AudioModel, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A LoRA adapter with weights that change something."""
+    folder = tmp_path_factory.mktemp("adapter")
+    network = load(str(checkpoint), device="cpu").network
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"])
+    adapted: Any = get_peft_model(network, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.1)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_a_merged_adapter_is_pefts_own_model(
+    untrained: AudioModel, checkpoint: Path, adapter: Path
+) -> None:
+    merged = load(str(checkpoint), device="cpu", adapter=str(adapter))
+    base = load(str(checkpoint), device="cpu")
+    peft: Any = PeftModel.from_pretrained(base.network, str(adapter)).eval()
+    base.decoder.config._attn_implementation = "eager"
+    asked = prompt(untrained)
+    expected = full_pass(peft.base_model.model, asked)
+    heard = prefill(merged, asked)
+    torch.testing.assert_close(heard.final, expected.residuals[-1, -1], atol=1e-4, rtol=1e-4)
+    logits = merged.network.lm_head(merged.decoder.norm(heard.final))
+    torch.testing.assert_close(logits, expected.logits[-1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(heard.final, prefill(untrained, asked).final, atol=0.1)
+
+
+def test_an_adapted_model_has_a_fingerprint_of_its_own(
+    untrained: AudioModel, checkpoint: Path, adapter: Path
+) -> None:
+    merged = load(str(checkpoint), device="cpu", adapter=str(adapter))
+    assert merged.fingerprint != untrained.fingerprint
+    again = load(str(checkpoint), device="cpu", adapter=str(adapter))
+    assert merged.fingerprint == again.fingerprint
+
+
+def test_what_is_no_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        load(str(checkpoint), device="cpu", adapter=str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"code")
+    with pytest.raises(ModelError, match="safetensors"):
+        load(str(checkpoint), device="cpu", adapter=str(tmp_path))
+
+
+def test_an_adapter_of_another_model_is_refused(
+    checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    file = other / "adapter_model.safetensors"
+    renamed = {key.replace("layers.", "blocks."): t for key, t in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not of this model"):
+        load(str(checkpoint), device="cpu", adapter=str(other))
+
+
+# ---- packages that are not needed by all
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        ("peft", {"adapter": "x/y"}),
+        ("bitsandbytes", {"quantize": "4bit"}),
+        ("accelerate", {"device": "spread"}),
+    ],
+)
+def test_a_missing_package_is_named_with_the_way_to_get_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, options: dict[str, str]
+) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else known(name)
+    )
+    with pytest.raises(ModelError, match=rf"{package}: pip install 'allears\["):
+        load(str(checkpoint), **{"device": "cpu", **options})
+
+
+def test_options_that_clash_or_do_not_exist_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="8bit, 4bit"):
+        load(str(checkpoint), device="cpu", quantize="2bit")
+    with pytest.raises(ModelError, match="merge it first"):
+        load(str(checkpoint), device="cpu", quantize="4bit", adapter="x/y")
+
+
+def test_layers_that_accelerate_places_are_walked_like_any(
+    checkpoint: Path, untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`spread` goes through accelerate's hooks; here they keep some layers on disk."""
+    from accelerate import dispatch_model
+
+    model = load(str(checkpoint), device="cpu")
+    places = {f"model.language_model.layers.{i}": "disk" if i % 3 else "cpu" for i in range(8)}
+    parts = ("embed_tokens", "norm", "rotary_emb")
+    places |= {f"model.language_model.{part}": "cpu" for part in parts}
+    places |= {"model.audio_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    dispatch_model(model.network, places, offload_dir=str(tmp_path), main_device="cpu")
+    assert model.decoder.layers[1].self_attn.q_proj.weight.is_meta
+    asked = prompt(untrained)
+    places_of_two = {"a": 0, "b": 1}  # a spread encoder is run over the padding as well
+    monkeypatch.setattr(untrained.network, "hf_device_map", places_of_two, raising=False)
+    heads = [(0, 0), (4, 3)]
+    found = prefill(model, asked, heads=heads, layers=(1, 4))
+    expected = prefill(untrained, asked, heads=heads, layers=(1, 4))
+    torch.testing.assert_close(found.final, expected.final, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.attention, expected.attention, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.states, expected.states, atol=1e-6, rtol=0)
+    self_test(model)
+
+
+# ---- the start-up check
+
+
+def test_every_tiny_model_passes_the_start_up_check(untrained: AudioModel) -> None:
+    self_test(untrained)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("tokens", "audio tokens of one second are"),
+        ("readout", "logits are"),
+        ("deaf", "IndexError|RuntimeError"),
+        ("nan", "not finite"),
+    ],
+)
+def test_a_model_that_does_not_do_as_its_family_is_refused(
+    untrained: AudioModel, fault: str, said: str
+) -> None:
+    family = untrained.family
+    changes: dict[str, Any] = {
+        "tokens": {"audio_tokens": lambda config, frames: 7},
+        "readout": {"readout": lambda network: lambda states: states[:, :9]},
+        "deaf": {"hear": lambda network, mels, frames: [torch.zeros(3, untrained.width)]},
+        "nan": {"hear": lambda n, m, f: [one * torch.nan for one in family.hear(n, m, f)]},
+    }
+    broken = replace(untrained, family=replace(family, **changes[fault]))
+    with pytest.raises(ModelError, match=rf"(?s)start-up check.*({said}).*docs/families\.md"):
+        self_test(broken)
+
+
+# ---- 8 and 4 bits, where bitsandbytes is installed
+
+if importlib.util.find_spec("bitsandbytes"):
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+    def test_a_quantized_decoder_hears_about_the_same(tmp_path: Path, quantize: str) -> None:
+        folder = tiny.save(tiny.qwen2_audio, tmp_path / "tiny")
+        exact = load(str(folder), device="cpu")
+        rough = load(str(folder), device="cpu", quantize=quantize)
+        self_test(rough)
+        kinds = {type(module).__name__ for module in rough.decoder.layers.modules()}
+        assert {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[quantize] in kinds
+        assert type(rough.network.lm_head) is torch.nn.Linear
+        assert {p.dtype for p in rough.network.model.audio_tower.parameters()} == {torch.float32}
+        asked = prompt(exact, 1.5)
+        one, two = (prefill(model, asked).final.float() for model in (rough, exact))
+        assert float(torch.cosine_similarity(one, two, dim=0)) > 0.9
+
+
+def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> None:
+    """There is one device here, so only the way of the states is run, not the crossing."""
+    spread = replace(untrained, places=(torch.device("cpu"),) * untrained.layers)
+    asked, heads = prompt(untrained), [(0, 0), (7, 3)]
+    found = prefill(spread, asked, heads=heads, layers=(2, 5))
+    expected = prefill(untrained, asked, heads=heads, layers=(2, 5))
+    torch.testing.assert_close(found.final, expected.final, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.states, expected.states, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.attention, expected.attention, atol=1e-6, rtol=0)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from steering.items import read
+from steering.synthetic import data, speech, world
+from steering.synthetic.data import SPLITS, write_items
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_items(tmp_path / name, split="calibration", count=7, seed=5)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_other_seeds_and_splits_give_others(tmp_path: Path) -> None:
+    for name, split, seed in (("a", "test", 1), ("b", "test", 2), ("c", "train", 1)):
+        write_items(tmp_path / name, split=split, count=4, seed=seed)
+    sounds = [set(contents(tmp_path / name).values()) for name in ("a", "b", "c")]
+    assert not sounds[0] & sounds[1] and not sounds[0] & sounds[2] and not sounds[1] & sounds[2]
+
+
+def test_more_items_begin_with_the_same(tmp_path: Path) -> None:
+    few = json.loads(write_items(tmp_path / "few", split="test", count=4, seed=1).read_text())
+    more = json.loads(write_items(tmp_path / "more", split="test", count=8, seed=1).read_text())
+    assert more[:4] == few
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_two_a_clip(tmp_path: Path, count: int) -> None:
+    found = read(write_items(tmp_path, split="test", count=count, seed=0), tmp_path).items
+    assert len(found) == count
+    assert len({item.audio for item in found}) == (count + 1) // 2
+    assert len({item.id for item in found}) == count
+    assert not list(tmp_path.glob(".*")), "nothing partial stays"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_items_are_in_mmaus_schema(tmp_path: Path, split: str) -> None:
+    path = write_items(tmp_path, split=split, count=6, seed=0)
+    published = {
+        "id",
+        "audio_id",
+        "question",
+        "choices",
+        "answer",
+        "dataset",
+        "task",
+        "split",
+        "category",
+        "sub-category",
+        "difficulty",
+    }
+    for record, item in zip(json.loads(path.read_text()), read(path, tmp_path).items, strict=True):
+        assert published | {"wording", "cue"} <= record.keys()
+        assert record["split"] == split
+        assert record["wording"] in ("neutral", "consistent", "conflict")
+        assert (record["cue"] is None) == (record["wording"] == "neutral")
+        assert record["cue"] in (None, "weak", "medium", "strong")
+        assert not Path(record["audio_id"]).is_absolute()
+        assert item.task in ("sound", "music", "speech")
+        header = soundfile.info(item.audio)
+        assert (header.samplerate, header.channels, header.subtype) == (16_000, 1, "PCM_16")
+        assert 1.8 <= header.duration <= world.MAX_SECONDS
+
+
+def test_proportions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quick(
+        path: Path, split: str, index: int, rng: np.random.Generator
+    ) -> tuple[world.Facts, float]:
+        return world.draw_facts(rng, data.DOMAINS[index % 3]), 0.5
+
+    monkeypatch.setattr(data, "_write_clip", quick)
+    records = json.loads(write_items(tmp_path, split="test", count=4000, seed=3).read_text())
+    shares = Counter(record["wording"] for record in records)
+    assert shares["neutral"] / 4000 == pytest.approx(0.5, abs=0.03)
+    assert shares["consistent"] / 4000 == pytest.approx(0.125, abs=0.02)
+    assert shares["conflict"] / 4000 == pytest.approx(0.375, abs=0.03)
+    tasks = Counter(record["task"] for record in records)
+    assert all(count / 4000 == pytest.approx(1 / 3, abs=0.01) for count in tasks.values())
+
+
+def test_only_the_test_split_has_unseen_voices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, set[str]] = {split: set() for split in SPLITS}
+    split = ""
+
+    def say(word: str, voice: str, rng: np.random.Generator) -> NDArray[np.float32]:
+        used[split].add(voice)
+        return np.full(30_000, 0.5, np.float32)
+
+    monkeypatch.setattr(speech, "say", say)
+    for split in SPLITS:
+        write_items(tmp_path / split, split=split, count=30, seed=0)
+    assert used["test"] <= set(speech.TEST_VOICES)
+    assert used["train"] | used["calibration"] <= set(speech.TRAIN_VOICES)
+    assert all(used.values())
+
+
+def test_unseen_wordings(tmp_path: Path) -> None:
+    path = write_items(tmp_path, split="test", count=16, seed=1, unseen_wordings=True)
+    cued = [item for item in read(path, tmp_path).items if item.cue]
+    assert cued
+    for item in cued:
+        starts = [template.split("{x}")[0] for template in world.UNSEEN_CUES[item.cue]]
+        assert item.question.startswith(tuple(starts))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from steering.clip_attribution import clip_scores, contrast_clip, with_influence, without_clip
+from steering.generation import UNSTEERED, score_choices
+from steering.heads import listening_score, timeline
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import build_question, silent_twin
+from tests.steering.examples import QUESTION, clip, prompt
+
+HEADS = ((1, 3), (0, 6))
+LAYERS = (1, 0)
+
+
+def test_scores_of_the_clips_sum_to_the_whole(model: AudioModel) -> None:
+    asked = prompt(model, 1.0, 0.4, 2.0)
+    attention = prefill(model, asked, heads=HEADS).attention.numpy()
+    found = clip_scores(model, asked, timeline(attention))
+    assert [len(one.timeline) for one in found] == [25, 10, 50]
+    assert sum(one.score for one in found) == pytest.approx(listening_score(attention), abs=1e-5)
+    assert np.concatenate([one.timeline for one in found]).tolist() == timeline(attention).tolist()
+
+
+def test_one_silent_clip_leaves_the_others_as_they_are(model: AudioModel) -> None:
+    asked = prompt(model, 1.0, 0.4, 2.0)
+    twin = without_clip(model, asked, 1)
+    assert torch.equal(twin.tokens, asked.tokens)
+    assert torch.equal(twin.mels[[0, 2]], asked.mels[[0, 2]])
+    assert torch.equal(twin.mels[1], silent_twin(model, asked).mels[1])
+    one_by_one = without_clip(model, without_clip(model, twin, 0), 2)
+    assert torch.equal(one_by_one.mels, silent_twin(model, asked).mels)
+
+
+def test_the_contrast_of_a_clip_is_two_plain_passes(model: AudioModel) -> None:
+    asked = prompt(model, 1.0, 0.7)
+    heard = prefill(model, asked, layers=LAYERS)
+    found = contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS)
+    clips = [clip(1.0, seed=0), clip(0.7, seed=1).silent()]
+    other = prefill(model, build_question(model, clips, QUESTION), heads=HEADS, layers=LAYERS)
+    torch.testing.assert_close(found.differences, heard.states - other.states, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.silence_attention, other.attention, atol=2e-6, rtol=0)
+
+
+def test_a_silent_clip_has_no_influence_and_ranks_last(untrained: AudioModel) -> None:
+    asked = build_question(untrained, [clip(1.0), clip(1.0).silent(), clip(2.0, seed=5)], QUESTION)
+    choices = ("dog", "cow")
+
+    def likelihood(heard: PrefillResult) -> float:
+        return float(np.log(score_choices(untrained, heard, UNSTEERED, choices)[0]))
+
+    heard = prefill(untrained, asked, heads=HEADS)
+    clips = clip_scores(untrained, asked, timeline(heard.attention.numpy()))
+    found = with_influence(untrained, asked, heard, clips, likelihood)
+    assert found[1].influence == pytest.approx(0, abs=1e-6)
+    assert sorted(one.rank or 0 for one in found) == [1, 2, 3]
+    expected = likelihood(heard) - likelihood(prefill(untrained, without_clip(untrained, asked, 2)))
+    assert found[2].influence == pytest.approx(expected, abs=1e-6)
+    assert replace(found[0], influence=None, rank=None).score == clips[0].score

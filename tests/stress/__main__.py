@@ -1,0 +1,124 @@
+"""`python -m tests.stress`: everything that is done to real servers, and the table of it.
+
+Exit code 1 if any check failed; the table is written all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+
+from tests.stress import database, hostile_audio_part, process_signals, schema, soak
+from tests.stress.outcome import Outcome
+from tests.stress.server_process import ROOT
+
+_PAGE = ROOT / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- torture: begin -->", "<!-- torture: end -->"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the parts that are wanted, write what they found, say whether all of it held."""
+    wish = _parser().parse_args(words)
+    parts: dict[str, Callable[[], Outcome]] = {
+        "audio": lambda: hostile_audio_part.run(wish.files, wish.seed),
+        "schema": lambda: schema.run(wish.cases, wish.seed),
+        "soak": lambda: soak.run(wish.requests, wish.seed, concurrent=wish.concurrent),
+        "signals": lambda: process_signals.run(wish.clients, wish.kills, wish.seed),
+        "database": lambda: database.run(wish.records, wish.outages, wish.seed),
+    }
+    outcomes = []
+    for name in wish.part or parts:
+        print(f"{name}: begun {time.strftime('%H:%M:%S')}", file=sys.stderr, flush=True)
+        outcomes.append(parts[name]())
+        print(_told(outcomes[-1]), flush=True)
+        kept = _kept(wish.out) | {name: {**asdict(outcomes[-1]), **_when()}}
+        wish.out.parent.mkdir(parents=True, exist_ok=True)
+        wish.out.write_text(json.dumps(kept, indent=2) + "\n")
+        if wish.write:
+            _write(_page([kept[name] for name in parts if name in kept]))
+    return 0 if all(one.held for one in outcomes) else 1
+
+
+def _told(outcome: Outcome) -> str:
+    """An outcome for the terminal."""
+    lines = [f"{outcome.part}: {outcome.seconds:,.0f} s, seed {outcome.seed}"]
+    for check in outcome.checks:
+        mark = "ok    " if check.held else "FAILED"
+        bound = f"  ({check.bound})" if check.bound else ""
+        lines.append(f"  {mark} {check.says}: {check.seen}{bound}")
+    return "\n".join([*lines, *(f"  - {failure}" for failure in outcome.failures)])
+
+
+def _kept(path: Path) -> dict[str, dict[str, object]]:
+    """What earlier runs found of other parts."""
+    found: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _when() -> dict[str, str]:
+    memory = psutil.virtual_memory().total / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = f"{platform.machine()}, {cores} cores, {memory:.0f} GiB"
+    return {"date": time.strftime("%Y-%m-%d"), "machine": f"{machine}, torch {torch.__version__}"}
+
+
+def _page(parts: Sequence[dict[str, object]]) -> str:
+    """The table of docs/reliability.md."""
+    lines = ["| part | what | seen | bound |", "|---|---|---|---|"]
+    for part in parts:
+        for check in part["checks"]:  # type: ignore[attr-defined]
+            mark = "" if check["held"] else " **missed**"
+            lines.append(
+                f"| {part['part']} | {check['says']} | {check['seen']}{mark} | {check['bound']} |"
+            )
+    runs = [
+        f"- {part['part']}: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
+        f" seed {part['seed']}"
+        for part in parts
+    ]
+    return "\n".join([*lines, "", *runs])
+
+
+def _write(table: str) -> None:
+    """Put the table between its markers."""
+    text = _PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    _PAGE.write_text(f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.stress",
+        description="Hold real servers under load, faults and hostile input.",
+        epilog="Example: python -m tests.stress --part soak --requests 2000 --seed 7",
+    )
+    parser.add_argument(
+        "--part", nargs="+", choices=("audio", "schema", "soak", "signals", "database")
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--files", type=int, default=10_000, help="of hostile audio")
+    parser.add_argument("--cases", type=int, default=2000, help="of schemathesis, at least")
+    parser.add_argument("--requests", type=int, default=20_000, help="of the soak")
+    parser.add_argument("--concurrent", type=int, default=32, help="clients of the soak")
+    parser.add_argument("--clients", type=int, default=24, help="at SIGTERM and SIGKILL")
+    parser.add_argument("--kills", type=int, default=5, help="times a server is killed")
+    parser.add_argument("--records", type=int, default=2000, help="answers about outages")
+    parser.add_argument("--outages", type=int, default=4, help="of PostgreSQL")
+    parser.add_argument("--out", type=Path, default=Path("build/torture.json"))
+    parser.add_argument("--write", action="store_true", help="put the table into the docs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
