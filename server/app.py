@@ -32,14 +32,14 @@ _DESCRIPTION = (
 _READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
-def create_app(settings: Settings, listener: Runtime | None = None) -> FastAPI:
+def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     """The app of one deployment; it loads what the settings name unless a listener is given.
 
     It answers at once; until the model has answered a question all but the probes, /metrics and
     /docs is 503.
     """
     deployment = make_deployment(settings, tracing.make_tracer(os.environ))
-    app = make_app(deployment, lambda: _load_and_watch(deployment, listener), deployment.close)
+    app = make_app(deployment, lambda: _load_and_watch(deployment, runtime), deployment.close)
     add_middleware(app, deployment)
     return app
 
@@ -63,7 +63,7 @@ def make_app(
         life = asyncio.ensure_future(live())
         yield
         if deployment.state != "draining":  # `allears serve` has drained before it stops serving
-            await deployment.drained(deployment.settings.drain_seconds)
+            await deployment.drain(deployment.settings.drain_seconds)
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
         await close()
@@ -85,9 +85,9 @@ def make_app(
     return app
 
 
-async def _load_and_watch(deployment: Deployment, listener: Runtime | None) -> None:
-    deployment.decoder.start()
-    await deployment.load(listener)
+async def _load_and_watch(deployment: Deployment, runtime: Runtime | None) -> None:
+    deployment.decode_pool.start()
+    await deployment.load(runtime)
     await deployment.watch()
 
 

@@ -44,7 +44,7 @@ class Deployment:
     settings: Settings
     metrics: Metrics = field(default_factory=make_metrics)
     records: ListeningLog = field(default_factory=MemoryLog)
-    traces: RequestTracer | None = None
+    tracer: RequestTracer | None = None
     state: Literal["loading", "ready", "draining"] = "loading"
     engine: Engine | None = None
     loaded_at: int = 0  # seconds since 1970
@@ -55,7 +55,7 @@ class Deployment:
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     replicas: Callable[[], Awaitable[list[Samples]]] | None = None  # of a front: their metrics
     stop_replicas: Callable[[], Awaitable[None]] | None = None  # of a front: end what they run
-    decoder: DecodePool = field(init=False)
+    decode_pool: DecodePool = field(init=False)
 
     def __post_init__(self) -> None:
         settings, decodes = self.settings, self.metrics.decodes
@@ -65,7 +65,7 @@ class Deployment:
             waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
             waiting_seconds=settings.queue_timeout_seconds,
         )
-        self.decoder = DecodePool(bounds, lambda result: decodes.labels(result).inc())
+        self.decode_pool = DecodePool(bounds, lambda result: decodes.labels(result).inc())
 
     @property
     def limits(self) -> AudioLimits:
@@ -74,9 +74,9 @@ class Deployment:
             max_bytes=self.settings.max_audio_bytes, max_seconds=self.settings.max_audio_seconds
         )
 
-    def hearing(self, engine: Engine) -> AudioPolicy:
+    def audio_policy(self, engine: Engine) -> AudioPolicy:
         """What this deployment hears."""
-        model, settings = engine.listener.model, self.settings
+        model, settings = engine.runtime.model, self.settings
         return AudioPolicy(
             rate_hz=model.rate_hz,
             limits=self.limits,
@@ -105,17 +105,17 @@ class Deployment:
         engine.check_room()
         return engine
 
-    def note(self, question: Question, answer: Answer, created: int) -> None:
+    def record_answer(self, question: Question, answer: Answer, created: int) -> None:
         """Record and count an answered question."""
         assert self.engine is not None, "answered by nobody"
-        record = _record(question, answer, created, *model_and_profile_names(self.engine.listener))
+        record = _record(question, answer, created, *model_and_profile_names(self.engine.runtime))
         self.records.add(record)
         counters.count_answer(self.metrics, answer, record)
 
-    async def load(self, listener: Runtime | None) -> None:
+    async def load(self, runtime: Runtime | None) -> None:
         """Ready when this returns, unless it failed, which `failure` and `failed` then say."""
         try:
-            self.engine = await self._engine(listener)
+            self.engine = await self._engine(runtime)
         except LoadingCancelled:
             return
         except Exception as error:
@@ -125,40 +125,40 @@ class Deployment:
             self.failed.set()
             return
         self.loaded_at = int(time.time())
-        counters.add_engine_gauges(self.metrics, self.engine, _model_info(self.engine.listener))
+        counters.add_engine_gauges(self.metrics, self.engine, _model_info(self.engine.runtime))
         counters.add_listening_gauges(self.metrics, self.engine, self.records)
         if self.state == "loading":
             self.state = "ready"
-            log.info("ready: %s; %s", model_name(self.engine.listener), _memory(self.engine))
-            why = steering_refusal(self.engine.listener)
+            log.info("ready: %s; %s", model_name(self.engine.runtime), _memory(self.engine))
+            why = steering_refusal(self.engine.runtime)
             if why is not None:
                 log.warning("answers stay bare: %s", why)
 
-    async def _engine(self, listener: Runtime | None) -> Engine:
+    async def _engine(self, runtime: Runtime | None) -> Engine:
         """An engine that has answered a question."""
         settings = self.settings
-        if listener is None:
+        if runtime is None:
             loaded = run_in_daemon_thread(
-                lambda: load_runtime(settings, self.progress.say), LOADING_THREAD
+                lambda: load_runtime(settings, self.progress.report), LOADING_THREAD
             )
-            listener = await loaded
+            runtime = await loaded
         engine = Engine(
-            listener,
+            runtime,
             queue_limit_requests=settings.queue_limit_requests,
             queue_timeout_seconds=settings.queue_timeout_seconds,
             request_timeout_seconds=settings.request_timeout_seconds,
         )
-        await engine.answer(_first_question(listener))
-        await asyncio.to_thread(listener.slots.warm_up)
+        await engine.answer(_first_question(runtime))
+        await asyncio.to_thread(runtime.slots.warm_up)
         return engine
 
-    async def drained(self, seconds: float) -> bool:
+    async def drain(self, seconds: float) -> bool:
         """Whether all requests ended within `seconds`; from now on no question is admitted."""
         self.state = "draining"
         self.progress.stopping = True
         return await self._empty(seconds)
 
-    async def cut_off(self) -> None:
+    async def abort_running(self) -> None:
         """End what still runs with Stopped, and give those answers time to be written."""
         if self.engine is not None:
             self.engine.stop()
@@ -187,14 +187,14 @@ class Deployment:
         """Let all threads and processes end, and the log write what waits, for a while."""
         self.state = "draining"
         self.progress.stopping = True
-        await self.decoder.close()
+        await self.decode_pool.close()
         if self.engine is not None:
             ended = run_in_daemon_thread(self.engine.close, "waiting for the torch thread")
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended, _ENDING_SECONDS)
         await asyncio.to_thread(self.records.close)
-        if self.traces is not None:
-            sent = run_in_daemon_thread(self.traces.close, "sending the last traces")
+        if self.tracer is not None:
+            sent = run_in_daemon_thread(self.tracer.close, "sending the last traces")
             try:
                 await asyncio.wait_for(sent, _TRACES_SECONDS)
             except TimeoutError:
@@ -205,31 +205,31 @@ def make_deployment(settings: Settings, traces: RequestTracer | None = None) -> 
     """A deployment whose log is where the settings say; nothing is opened yet."""
     metrics = make_metrics()
     if settings.logs_to_memory:
-        return Deployment(settings, metrics, traces=traces)
+        return Deployment(settings, metrics, tracer=traces)
     records = DatabaseLog(settings, metrics.log_lost.inc)
     counters.add_log_gauges(metrics, records)
-    return Deployment(settings, metrics, records, traces=traces)
+    return Deployment(settings, metrics, records, tracer=traces)
 
 
 def _memory(engine: Engine) -> str:
     """What the rows of answers take, which is all there at start."""
-    slots = engine.listener.slots
-    each = KVSlots.bytes_of(engine.listener.model, 1, 1)
+    slots = engine.runtime.slots
+    each = KVSlots.bytes_of(engine.runtime.model, 1, 1)
     total = slots.store.nbytes / 1e6
     return (
         f"keys and values: {slots.rows} rows x {slots.tokens} tokens x {each} bytes, {total:.0f} MB"
     )
 
 
-def model_name(listener: Runtime) -> str:
+def model_name(runtime: Runtime) -> str:
     """What users see of the model's name: of a folder only the last part."""
-    return public_name(listener.model.name)
+    return public_name(runtime.model.name)
 
 
-def model_and_profile_names(listener: Runtime) -> tuple[str, str]:
+def model_and_profile_names(runtime: Runtime) -> tuple[str, str]:
     """Of model and profile, as records have them: only records of the same ones compare."""
-    profile = listener.profile
-    return model_name(listener), public_name(profile.name) if profile else "none"
+    profile = runtime.profile
+    return model_name(runtime), public_name(profile.name) if profile else "none"
 
 
 def public_name(name: str) -> str:
@@ -237,9 +237,9 @@ def public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
 
 
-def describe_profile(listener: Runtime) -> dict[str, Any] | None:
+def describe_profile(runtime: Runtime) -> dict[str, Any] | None:
     """Name, model, heads and layers of the profile; None if there is none."""
-    found = listener.profile
+    found = runtime.profile
     if found is None:
         return None
     pairs = zip(found.heads, found.correlations, strict=True)
@@ -253,10 +253,10 @@ def describe_profile(listener: Runtime) -> dict[str, Any] | None:
     }
 
 
-def _model_info(listener: Runtime) -> dict[str, str]:
-    loaded, found = listener.model, listener.profile
+def _model_info(runtime: Runtime) -> dict[str, str]:
+    loaded, found = runtime.model, runtime.profile
     return {
-        "model": model_name(listener),
+        "model": model_name(runtime),
         "revision": loaded.revision or "",
         "fingerprint": loaded.fingerprint,
         "profile": public_name(found.name) if found else "none",

@@ -38,8 +38,8 @@ class Progress:
     stopping: bool = False
     _logged_at: float = field(default_factory=time.monotonic)
 
-    def say(self, stage: str) -> None:
-        """Note and, every few seconds, log what is being done; LoadingCancelled if the server stops."""
+    def report(self, stage: str) -> None:
+        """Keep and, every few seconds, log the stage; LoadingCancelled if the server stops."""
         self.stage = stage
         if self.stopping:
             raise LoadingCancelled
@@ -94,15 +94,15 @@ def find_profile(
     return (None, found.reason) if isinstance(found, auto.NoProfile) else (found, NO_PROFILE)
 
 
-def _first_question(listener: Runtime) -> Question:
+def _first_question(runtime: Runtime) -> Question:
     """A question about quiet noise, which the model must answer for the server to be ready.
 
     The clip fills the model's window: so the silence of the longest clips is at hand from the
     start, and memory that is too small for one shows before anybody waits.
     """
-    rate_hz = listener.model.rate_hz
-    room_seconds = listener.slots.tokens // 3 * listener.model.hop_seconds
-    seconds = min(listener.model.max_clip_seconds, room_seconds)
+    rate_hz = runtime.model.rate_hz
+    room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds
+    seconds = min(runtime.model.max_clip_seconds, room_seconds)
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
     clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))

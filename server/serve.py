@@ -104,9 +104,9 @@ def _config(app: object) -> uvicorn.Config:
 
 async def _drain(server: uvicorn.Server, deployment: Deployment) -> bool:
     """Whether all requests ended in time; the others got an error. Then the server stops."""
-    ended = await deployment.drained(deployment.settings.drain_seconds)
+    ended = await deployment.drain(deployment.settings.drain_seconds)
     if not ended:
-        await deployment.cut_off()
+        await deployment.abort_running()
     server.should_exit = True
     return ended
 

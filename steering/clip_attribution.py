@@ -37,7 +37,7 @@ def clip_scores(
     model: AudioModel, prompt: Prompt, timeline: NDArray[np.float32]
 ) -> tuple[ClipAttribution, ...]:
     """Each clip's part of a timeline (F,) of all audio tokens."""
-    counts = [model.audio_tokens(int(frames)) for frames in prompt.frames]
+    counts = [model.audio_tokens(int(frames)) for frames in prompt.mel_frames]
     ends = np.cumsum([0, *counts])
     parts = [timeline[start:end] for start, end in pairwise(ends)]
     return tuple(ClipAttribution(float(part.sum()), part) for part in parts)
@@ -45,10 +45,10 @@ def clip_scores(
 
 def without_clip(model: AudioModel, prompt: Prompt, index: int) -> Prompt:
     """The same prompt with one clip made silent: same tokens, same positions."""
-    mels = prompt.mels.clone()
+    mels = prompt.log_mels.clone()
     mels[index] = silent_mels(model, prompt.heard_seconds)[index]
     clips = tuple(c.silent() if i == index else c for i, c in enumerate(prompt.clips))
-    return replace(prompt, mels=mels, clips=clips)
+    return replace(prompt, log_mels=mels, clips=clips)
 
 
 def contrast_clip(

@@ -19,7 +19,7 @@ class SteeringPlan:
 
     direction: Tensor | None = None  # (D,)
     strength: float = 0.0
-    how: Intervention | None = None
+    intervention: Intervention | None = None
 
 
 UNSTEERED = SteeringPlan()
@@ -35,9 +35,9 @@ class Sampling:
     seed: int | None = None
     ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
 
-    def ends(self, token: int, model: AudioModel) -> bool:
+    def is_end(self, token: int, model: AudioModel) -> bool:
         """Whether a token is the end of the answer."""
-        return not self.ignore_end and token in model.end_ids
+        return not self.ignore_end and token in model.eos_token_ids
 
 
 def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: int) -> Tensor:
@@ -46,7 +46,7 @@ def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: i
         return logits(model, final)
     direction = plan.direction.expand(len(final), -1)
     strength = torch.full((len(final),), plan.strength, device=final.device)
-    return logits(model, final, direction, strength, plan.how, step)
+    return logits(model, final, direction, strength, plan.intervention, step)
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def generate(
     for step in range(sampling.max_tokens):
         token = sample(steered_logits(model, final, plan, step)[0], sampling, random)
         yield token
-        if sampling.ends(token, model) or step + 1 == sampling.max_tokens:
+        if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
         states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
         positions = torch.tensor([[heard.length + step]], device=model.device)

@@ -41,7 +41,7 @@ class Row:
     random: torch.Generator = field(default_factory=torch.Generator)
     token: int = -1  # the last one drawn
     step: int = 0  # answer tokens drawn so far
-    place: int = -1  # its row in the slots; -1 while it has none
+    slot: int = -1  # its row in the slots; -1 while it has none
     length: int = 0  # tokens that have keys there
 
     def __post_init__(self) -> None:
@@ -60,26 +60,26 @@ class KVSlots(Cache):
         model: AudioModel,
         rows: int,
         tokens: int,
-        how: Intervention | None,
+        intervention: Intervention | None,
         *,
         rounded: bool | None = None,
     ) -> None:
         super().__init__(layers=[])
-        self.model, self.rows, self.tokens, self.how = model, rows, tokens, how
+        self.model, self.rows, self.tokens, self.intervention = model, rows, tokens, intervention
         device = model.device
         on_cuda = device.type == "cuda"
-        self.rounded = on_cuda if rounded is None else rounded
+        self.bucketing = on_cuda if rounded is None else rounded
         shape = (model.layers, 2, rows, model.kv_heads, tokens, model.head_width)
         self.store = torch.zeros(shape, device=device, dtype=model.dtype)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.directions = torch.zeros(rows, model.width, device=device)  # float32
         self.strengths = torch.zeros(rows, device=device)
-        self.seated: list[Row] = []
+        self.active: list[Row] = []
         self._last = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # tokens drawn last
         self._places = torch.arange(rows, device=device)
         self._seen = torch.arange(tokens, device=device)
         self._size = (0, 0)  # rows and tokens that the running step reads
-        self.recording = on_cuda and not model.places  # as graphs; not across cards
+        self.use_cuda_graphs = on_cuda and not model.places  # as graphs; not across cards
         self._graphs = CudaGraphs()
 
     @staticmethod
@@ -89,65 +89,71 @@ class KVSlots(Cache):
         return 2 * model.layers * rows * model.kv_heads * tokens * model.head_width * item
 
     @property
-    def free(self) -> int:
+    def free_slots(self) -> int:
         """Rows that nobody has."""
-        return self.rows - len(self.seated)
+        return self.rows - len(self.active)
 
-    def seat(self, row: Row, heard: PrefillResult) -> None:
+    def admit(self, row: Row, heard: PrefillResult) -> None:
         """Give a row its place, with the keys and values of the prompt that was heard."""
-        assert self.free and heard.length < self.tokens, (self.free, heard.length, self.tokens)
-        place, length = len(self.seated), heard.length
+        assert self.free_slots and heard.length < self.tokens, (
+            self.free_slots,
+            heard.length,
+            self.tokens,
+        )
+        place, length = len(self.active), heard.length
         layers: list[Any] = heard.cache.layers
         for layer, kept in enumerate(layers):
             self.store[layer, 0, place, :, :length] = kept.keys[0, :, :length]
             self.store[layer, 1, place, :, :length] = kept.values[0, :, :length]
         self.lengths[place] = length
-        steered = row.plan.direction is not None and not (self.how and self.how.tokens == "first")
+        steered = row.plan.direction is not None and not (
+            self.intervention and self.intervention.tokens == "first"
+        )
         self.strengths[place] = row.plan.strength if steered else 0.0
         if row.plan.direction is not None:
             self.directions[place] = row.plan.direction
-        row.place, row.length = place, length
-        self.seated.append(row)
+        row.slot, row.length = place, length
+        self.active.append(row)
 
-    def leave(self, row: Row) -> None:
+    def release(self, row: Row) -> None:
         """Free a row's place; the last row moves into it."""
-        last = self.seated.pop()
-        free = last.place
+        last = self.active.pop()
+        free = last.slot
         if last is not row:
-            place, length = row.place, last.length
+            place, length = row.slot, last.length
             self.store[:, :, place, :, :length] = self.store[:, :, free, :, :length]
             for each in (self.lengths, self.directions, self.strengths):
                 each[place] = each[free]
-            self.seated[place] = last
-            last.place = place
+            self.active[place] = last
+            last.slot = place
         self.lengths[free] = 0  # in a rounded step it writes its first key, which nobody reads
         self.strengths[free] = 0.0
-        row.place = -1
+        row.slot = -1
 
     def step(self) -> None:
         """Draw the next token of every seated row, all in one pass."""
-        rows = len(self.seated)
+        rows = len(self.active)
         if not rows:  # a question only let others go first
             return
-        size = self._rounded_up(rows, 1 + max(row.length for row in self.seated))
-        self._last[:rows] = torch.tensor([[row.token] for row in self.seated])
-        drawn = sample_rows(self._logits(size)[:rows], self.seated)
-        for row, token in zip(self.seated, drawn, strict=True):
+        size = self._bucketed(rows, 1 + max(row.length for row in self.active))
+        self._last[:rows] = torch.tensor([[row.token] for row in self.active])
+        drawn = sample_rows(self._logits(size)[:rows], self.active)
+        for row, token in zip(self.active, drawn, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
 
     def warm_up(self) -> None:
         """Record steps as long as the last one for any number of rows, while nobody is seated."""
-        assert not self.seated, self.seated
+        assert not self.active, self.active
         reach = self._size[1]
-        if self.recording and reach:
-            for rows in {self._rounded_up(rows, reach)[0] for rows in range(1, self.rows + 1)}:
+        if self.use_cuda_graphs and reach:
+            for rows in {self._bucketed(rows, reach)[0] for rows in range(1, self.rows + 1)}:
                 self._logits((rows, reach))
 
-    def _rounded_up(self, rows: int, reach: int) -> tuple[int, int]:
+    def _bucketed(self, rows: int, reach: int) -> tuple[int, int]:
         """The size of a step that has room for so many rows, and reads so many tokens of each."""
         grain = _KV_BUCKET_TOKENS
-        if self.rounded:
+        if self.bucketing:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
             grain = max(
                 _GRAPH_BUCKET_TOKENS, (1 << reach.bit_length()) // (2 * _GRAPH_BUCKETS_PER_DOUBLING)
@@ -157,12 +163,12 @@ class KVSlots(Cache):
     @torch.inference_mode()
     def _logits(self, size: tuple[int, int]) -> Tensor:
         """(B, V) after the last tokens; from a graph where there is one."""
-        if self.recording:
+        if self.use_cuda_graphs:
             try:
                 return self._graphs.run(size, lambda: self._decode(size))
             except GraphCaptureFailed as error:
                 log.warning("decoding goes on without CUDA graphs, slower: %s", error)
-                self.recording = False
+                self.use_cuda_graphs = False
         return self._decode(size)
 
     def _decode(self, size: tuple[int, int]) -> Tensor:
@@ -172,11 +178,11 @@ class KVSlots(Cache):
         mask = (self._seen[:reach] <= at[:, None])[:, None, None]
         states = self.model.decoder.embed_tokens(self._last[:rows])
         final = run_layers(self.model, states, at[:, None], mask, self)[0][:, -1]  # (B, D)
-        steered = self.recording or any(row.plan.strength for row in self.seated)
-        if self.how is None or not steered:
+        steered = self.use_cuda_graphs or any(row.plan.strength for row in self.active)
+        if self.intervention is None or not steered:
             return logits(self.model, final)
         direction, strength = self.directions[:rows], self.strengths[:rows]
-        return logits(self.model, final, direction, strength, self.how)
+        return logits(self.model, final, direction, strength, self.intervention)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -250,14 +256,14 @@ def generate_batch(
         row.token = sample_rows(steered_logits(slots.model, heard.final[None], row.plan, 0), [row])[
             0
         ]
-        slots.seat(row, heard)
-    while slots.seated:
+        slots.admit(row, heard)
+    while slots.active:
         for row, ids in zip(rows, written, strict=True):
-            if row.place < 0:
+            if row.slot < 0:
                 continue
             ids.append(row.token)
-            if sampling.ends(row.token, slots.model) or len(ids) == sampling.max_tokens:
-                slots.leave(row)
-        if slots.seated:
+            if sampling.is_end(row.token, slots.model) or len(ids) == sampling.max_tokens:
+                slots.release(row)
+        if slots.active:
             slots.step()
     return written

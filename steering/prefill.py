@@ -118,7 +118,7 @@ def prefill(
     model: AudioModel, prompt: Prompt, *, heads: Sequence[Head] = (), layers: Sequence[int] = ()
 ) -> PrefillResult:
     """What the model heard of a prompt: one pass, SDPA, taps on `heads`, states of `layers`."""
-    audio = prompt.audio.to(model.device)
+    audio = prompt.audio_mask.to(model.device)
     taps = Taps.on(heads, audio[None]) if heads else None
     positions = torch.arange(len(audio), device=model.device)[None]
     cache = DynamicCache(config=model.text_config)

@@ -49,7 +49,7 @@ class Profile:
     family: str
     heads: tuple[Head, ...]  # the audio specialists, best first
     correlations: tuple[float, ...]  # r of each
-    how: Intervention
+    intervention: Intervention
     gate: Gate
     fixed_strength: float  # the best constant strength; 0 where steering does not help
     verdicts: Verdicts
@@ -75,7 +75,7 @@ class Profile:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers whose differences make the direction."""
-        return self.how.layers
+        return self.intervention.layers
 
     def percentile(self, score: float) -> float:
         """Share of the calibration set with a lower score, in [0, 1]."""
@@ -191,7 +191,7 @@ def _record(profile: Profile) -> dict[str, Any]:
         "family": profile.family,
         "heads": [{"layer": lay, "head": head, "r": round(r, 4)} for (lay, head), r in pairs],
         "layers": list(profile.layers),
-        "intervention": profile.how.record(),
+        "intervention": profile.intervention.record(),
         "gate": asdict(profile.gate),
         "fixed_strength": profile.fixed_strength,
         "refusal": profile.refusal,
@@ -214,7 +214,7 @@ def _tensors(profile: Profile) -> dict[str, Tensor]:
 
 
 def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profile:
-    how = dict(record["intervention"])
+    intervention = dict(record["intervention"])
     heads, width = (len(record["heads"]),), (tensors["direction"].numel(),)
     shapes = {"direction": width, "quantiles": (101,), "head_mean": heads, "head_std": heads}
     for name, shape in shapes.items():
@@ -228,7 +228,7 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         family=record["family"],
         heads=tuple((int(h["layer"]), int(h["head"])) for h in record["heads"]),
         correlations=tuple(float(h["r"]) for h in record["heads"]),
-        how=Intervention(**{**how, "layers": tuple(how["layers"])}),
+        intervention=Intervention(**{**intervention, "layers": tuple(intervention["layers"])}),
         gate=Gate(**record["gate"]),
         fixed_strength=float(record["fixed_strength"]),
         verdicts=Verdicts(**record["verdicts"]),

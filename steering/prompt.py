@@ -30,16 +30,18 @@ class Prompt:
     """What the model is given; tensors on the CPU."""
 
     tokens: Tensor  # (T,) int64, one audio token for each that the encoder will make
-    mels: Tensor  # (C, M, N) float32 log-mel features of the clips, padded to the model's window
-    frames: Tensor  # (C,) int64, mel frames before the padding
+    log_mels: (
+        Tensor  # (C, M, N) float32 log-mel features of the clips, padded to the model's window
+    )
+    mel_frames: Tensor  # (C,) int64, mel frames before the padding
     clips: tuple[Clip, ...]
     heard_seconds: tuple[float, ...]  # of each clip, at most the model's window
-    audio: Tensor  # (T,) bool, true at audio tokens
+    audio_mask: Tensor  # (T,) bool, true at audio tokens
 
     @property
     def audio_end(self) -> int:
         """Position after the last audio token: what follows is text only."""
-        return int(self.audio.nonzero()[-1]) + 1
+        return int(self.audio_mask.nonzero()[-1]) + 1
 
 
 def with_choices(question: str, choices: Sequence[str], style: PromptStyle = PLAIN) -> str:
@@ -64,17 +66,17 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
     _refuse_control_tokens(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    text += model.style.before
+    text += model.prompt_style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
     inputs = _processed(model, text, heard)
     tokens = inputs["input_ids"][0]
     return Prompt(
         tokens=tokens,
-        mels=inputs["input_features"],
-        frames=inputs["feature_attention_mask"].sum(-1),
+        log_mels=inputs["input_features"],
+        mel_frames=inputs["feature_attention_mask"].sum(-1),
         clips=clips,
         heard_seconds=tuple(len(samples) / model.rate_hz for samples in heard),
-        audio=tokens == model.family.audio_token_id(model.network.config),
+        audio_mask=tokens == model.family.audio_token_id(model.network.config),
     )
 
 
@@ -109,18 +111,18 @@ def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]
 def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
     """The same prompt about digital silence: same tokens, same positions, other features."""
     clips = tuple(clip.silent() for clip in prompt.clips)
-    return replace(prompt, mels=silent_mels(model, prompt.heard_seconds), clips=clips)
+    return replace(prompt, log_mels=silent_mels(model, prompt.heard_seconds), clips=clips)
 
 
 def embed(model: AudioModel, prompt: Prompt) -> Tensor:
     """(1, T, D) in the model's dtype: token embeddings, with what the encoder heard put in."""
     tokens = prompt.tokens.to(model.device)
     states: Tensor = model.decoder.embed_tokens(tokens)[None]
-    if not len(prompt.frames):
+    if not len(prompt.mel_frames):
         return states  # the processor dropped the audio: nothing is heard, and the score says so
-    mels = prompt.mels.to(model.device, model.dtype)
-    heard = torch.cat(model.family.hear(model.network, mels, prompt.frames))  # (F, D)
-    states[:, prompt.audio.to(model.device)] = heard.to(states.device, states.dtype)
+    mels = prompt.log_mels.to(model.device, model.dtype)
+    heard = torch.cat(model.family.hear(model.network, mels, prompt.mel_frames))  # (F, D)
+    states[:, prompt.audio_mask.to(model.device)] = heard.to(states.device, states.dtype)
     return states
 
 

@@ -32,34 +32,40 @@ class Intervention:
         return asdict(self)
 
 
-def pool(differences: Tensor, how: Intervention) -> Tensor:
+def pool(differences: Tensor, intervention: Intervention) -> Tensor:
     """Direction d (..., D): differences (..., K, D) of the intervention's layers."""
-    return differences.mean(-2) if how.pool == "mean" else differences.sum(-2)
+    return differences.mean(-2) if intervention.pool == "mean" else differences.sum(-2)
 
 
 def steer(
-    final: Tensor, direction: Tensor, strength: Tensor, how: Intervention, step: int = 0
+    final: Tensor, direction: Tensor, strength: Tensor, intervention: Intervention, step: int = 0
 ) -> Tensor:
     """Final states h + strength * d, row by row: (B, D) from (B, D), (B, D) and (B,).
 
     `step` counts answer tokens from 0. `final` is h as the intervention's place has it: before or
     after the final norm. A row of strength 0 comes back bit for bit.
     """
-    if how.tokens == "first" and step > 0:
+    if intervention.tokens == "first" and step > 0:
         return final
     h, d, factor = final.float(), direction.float(), strength.float()[:, None]
-    length = h.norm(dim=-1, keepdim=True) if how.scale == "norm" or how.keep_norm else None
-    if length is not None and how.scale == "norm":
+    length = (
+        h.norm(dim=-1, keepdim=True)
+        if intervention.scale == "norm" or intervention.keep_norm
+        else None
+    )
+    if length is not None and intervention.scale == "norm":
         factor = factor * length / d.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     steered = torch.addcmul(h, d, factor)
-    if length is not None and how.keep_norm:
+    if length is not None and intervention.keep_norm:
         steered = steered * (length / steered.norm(dim=-1, keepdim=True).clamp_min(1e-12))
     return torch.where(strength[:, None] == 0, final, steered.to(final.dtype))
 
 
-def relative_norm(final: Tensor, direction: Tensor, strength: float, how: Intervention) -> float:
+def relative_norm(
+    final: Tensor, direction: Tensor, strength: float, intervention: Intervention
+) -> float:
     """Length of what is added over the length of h (D,), before the norm."""
-    if how.scale == "norm":
+    if intervention.scale == "norm":
         return strength
     return strength * float(direction.float().norm() / final.float().norm().clamp_min(1e-12))
 
@@ -69,15 +75,15 @@ def logits(
     final: Tensor,
     direction: Tensor | None = None,
     strength: Tensor | None = None,
-    how: Intervention | None = None,
+    intervention: Intervention | None = None,
     step: int = 0,
 ) -> Tensor:
     """(B, V) float32 from final residuals (B, D); bare without a direction."""
     norm, readout = model.decoder.norm, model.family.readout(model.network)
-    if direction is None or strength is None or how is None:
+    if direction is None or strength is None or intervention is None:
         return readout(norm(final)).to(final.device).float()  # type: ignore[no-any-return]
-    if how.place == "before_norm":
-        normed = norm(steer(final, direction, strength, how, step))
+    if intervention.place == "before_norm":
+        normed = norm(steer(final, direction, strength, intervention, step))
     else:
-        normed = steer(norm(final).to(final.device), direction, strength, how, step)
+        normed = steer(norm(final).to(final.device), direction, strength, intervention, step)
     return readout(normed).to(final.device).float()  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ def self_test(model: AudioModel) -> None:
     prompt = build_question(model, [Clip(noise, rate_hz, 1.0, rate_hz, 1)], "What do you hear?")
     heads = ((0, 0), (model.layers - 1, model.heads - 1))
     layers = (0, model.layers - 1)
-    sounds = sum(model.audio_tokens(int(frames)) for frames in prompt.frames)
+    sounds = sum(model.audio_tokens(int(frames)) for frames in prompt.mel_frames)
     try:
         heard = prefill(model, prompt, heads=heads, layers=layers)
         twin = contrast_with_silence(
@@ -32,7 +32,7 @@ def self_test(model: AudioModel) -> None:
             logits = steered_logits(model, heard.final[None], UNSTEERED, 0)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(_remedy(model, f"{type(error).__name__}: {error}")) from error
-    _verify(model, "audio tokens of one second", prompt.audio.nonzero(), (sounds, 1))
+    _verify(model, "audio tokens of one second", prompt.audio_mask.nonzero(), (sounds, 1))
     _verify(model, "taps", heard.attention, (2, sounds))
     _verify(model, "states", heard.states, (2, model.width))
     _verify(model, "differences from silence", twin.differences, (2, model.width))

@@ -57,7 +57,7 @@ class SilenceCache:
             self._kept.move_to_end(key)
         return found
 
-    def begun(self, key: SilenceKey) -> KVPairs | None:
+    def longest_prefix(self, key: SilenceKey) -> KVPairs | None:
         """The pairs of the longest prefix that `key` continues, or None."""
         tokens, frames, depth = key
         starts = [
@@ -156,14 +156,14 @@ def contrast_with_silence(
 ) -> SilenceContrast:
     """Differences of `layers` between a prompt and its silent twin; `heard` kept those layers."""
     assert len(heard.states) == len(layers), (heard.states.shape, layers)
-    if not prompt.audio.any():  # nothing to be silent about
+    if not prompt.audio_mask.any():  # nothing to be silent about
         return SilenceContrast(
             torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False
         )
     depth = 1 + max([*layers, *(layer for layer, _ in heads)])
     end = prompt.audio_end
     tokens = prompt.tokens[:end]
-    key = (tokens.numpy().tobytes(), tuple(int(n) for n in prompt.frames), depth)
+    key = (tokens.numpy().tobytes(), tuple(int(n) for n in prompt.mel_frames), depth)
     pairs = prefixes.get(key)
     from_cache = pairs is not None
     if pairs is None:
@@ -181,11 +181,11 @@ def _run_prefix(
     What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
     """
     _, frames, depth = key
-    begun = prefixes.begun(key)
+    begun = prefixes.longest_prefix(key)
     start = 0 if begun is None else begun[0][0].shape[2]
     end = prompt.audio_end
-    tokens, audio = prompt.tokens[start:end], prompt.audio[start:end]
-    clips = len(frames) - _clips_before(model, frames, int(prompt.audio[:start].sum()))
+    tokens, audio = prompt.tokens[start:end], prompt.audio_mask[start:end]
+    clips = len(frames) - _clips_before(model, frames, int(prompt.audio_mask[:start].sum()))
     states = model.decoder.embed_tokens(tokens.to(model.device))[None]
     heard = [
         _silent_features(model, prompt, clip, prefixes)
@@ -209,12 +209,12 @@ def _silent_features(
     model: AudioModel, prompt: Prompt, clip: int, prefixes: SilenceCache
 ) -> Tensor:
     """(F, D) that the encoder makes of silence as long as one of the clips."""
-    frames = int(prompt.frames[clip])
+    frames = int(prompt.mel_frames[clip])
     found = prefixes.features(frames)
     if found is None:
         mels = silent_mels(model, prompt.heard_seconds[clip : clip + 1])
         mels = mels.to(model.device, model.dtype)
-        (found,) = model.family.hear(model.network, mels, prompt.frames[clip : clip + 1])
+        (found,) = model.family.hear(model.network, mels, prompt.mel_frames[clip : clip + 1])
         found = found.clone()  # its own memory: the encoder's output is longer
         prefixes.put_features(frames, found)
     return found
@@ -239,7 +239,7 @@ def _run_question(
     length = len(prompt.tokens)
     states = model.decoder.embed_tokens(prompt.tokens[end:].to(model.device))[None]
     positions = torch.arange(end, length, device=model.device)[None]
-    audio = prompt.audio.to(model.device)
+    audio = prompt.audio_mask.to(model.device)
     taps = Taps.on(heads, audio[None]) if heads else None
     _, kept = run_layers(
         model,

@@ -140,7 +140,7 @@ def tiny_profile(tiny_model: AudioModel) -> Profile:
         family=tiny_model.family.name,
         heads=((3, 0), (5, 4), (6, 7)),
         correlations=(0.5, 0.4, 0.3),
-        how=Intervention(layers=(7,)),
+        intervention=Intervention(layers=(7,)),
         gate=Gate(1.0, 0.3, 0.1),
         fixed_strength=0.5,
         verdicts=Verdicts(partly=0.2, listening=0.6),
@@ -248,13 +248,13 @@ class Postgres:
         self._data = data
 
     def start(self) -> None:
-        how = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c fsync=off"
-        how += f" -c unix_socket_directories={self._folder}"
+        intervention = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c fsync=off"
+        intervention += f" -c unix_socket_directories={self._folder}"
         log = self._folder / "log"
-        self._run("pg_ctl", *self._data, "-w", "-o", how, "-l", str(log), "start")
+        self._run("pg_ctl", *self._data, "-w", "-o", intervention, "-l", str(log), "start")
 
-    def stop(self, how: str = "fast") -> None:
-        self._run("pg_ctl", *self._data, "-m", how, "-w", "stop")
+    def stop(self, intervention: str = "fast") -> None:
+        self._run("pg_ctl", *self._data, "-m", intervention, "-w", "stop")
 
     @contextmanager
     def frozen(self) -> Generator[None, None, None]:

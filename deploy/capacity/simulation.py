@@ -1,4 +1,4 @@
-"""A discrete-event simulation of replicas, in the order of `server/engine/engine.py`, without torch.
+"""A discrete-event simulation of replicas, in the order of server/engine/engine.py, without torch.
 
 A replica has a front, where bodies are read and audio is decoded; a queue with a limit and a
 longest wait; and one engine, which lets some questions in, then makes one decode step for all rows,

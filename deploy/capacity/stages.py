@@ -76,22 +76,22 @@ def measure(
     shape = Shape.of(model, depth)
     prompts = {clip: build_prompt(model, subject.messages(0, clip)) for clip in clips}
     longest = max(len(prompt.tokens) for prompt in prompts.values())
-    listener = Runtime.of(model, profile, rows=max(ROWS), tokens=longest + 16 * _TOKENS)
+    runtime = Runtime.of(model, profile, rows=max(ROWS), tokens=longest + 16 * _TOKENS)
     watch = Stopwatch.new()
     for turn in range(rounds + 1):
         for clip in clips:
             _front(watch, subject, clip, turn, model.rate_hz)
-            _passes(watch, subject, listener, clip, turn)
+            _passes(watch, subject, runtime, clip, turn)
             if entries:
-                _entries(watch, subject, listener, clip, turn)
+                _entries(watch, subject, runtime, clip, turn)
         if turn == rounds:
-            _steps(watch, subject, listener, max(clips))
+            _steps(watch, subject, runtime, max(clips))
         watch = watch if turn else Stopwatch.new()
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "shape": asdict(shape),
         "prompts": {f"{clip:g}": _lengths(shape, prompt) for clip, prompt in prompts.items()},
-        "kept_bytes": {f"{clip:g}": _kept(listener, prompts[clip]) for clip in clips},
+        "kept_bytes": {f"{clip:g}": _kept(runtime, prompts[clip]) for clip in clips},
         "stages": watch.stages,
         "rates": rates(model),
     }
@@ -151,11 +151,11 @@ def _lengths(shape: Shape, prompt: Prompt) -> dict[str, int]:
     }
 
 
-def _kept(listener: Runtime, prompt: Prompt) -> dict[str, int]:
+def _kept(runtime: Runtime, prompt: Prompt) -> dict[str, int]:
     """Bytes that a silence cache holds after one twin, and of a row as long as the prompt."""
-    model, profile = listener.model, listener.profile
+    model, profile = runtime.model, runtime.profile
     assert profile is not None
-    kept = SilenceCache(listener.prefixes.limit_bytes)
+    kept = SilenceCache(runtime.prefixes.limit_bytes)
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     contrast_with_silence(
         model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=kept
@@ -183,7 +183,7 @@ def _front(watch: Stopwatch, subject: BenchModel, clip: float, seed: int, rate_h
 
 
 def _passes(
-    watch: Stopwatch, subject: BenchModel, listener: Runtime, clip: float, seed: int
+    watch: Stopwatch, subject: BenchModel, runtime: Runtime, clip: float, seed: int
 ) -> None:
     """Each pass by itself: encoder, prefill, and the twin with all, some or nothing at hand."""
     model, profile = subject.model, subject.profile
@@ -192,7 +192,7 @@ def _passes(
     watch.time("encoder", clip, torch.inference_mode()(hear))
     passed = partial(prefill, model, prompt, heads=profile.heads, layers=profile.layers)
     heard: PrefillResult = watch.time("prefill", clip, passed)
-    fresh = SilenceCache(listener.prefixes.limit_bytes)
+    fresh = SilenceCache(runtime.prefixes.limit_bytes)
     worded = (f"Number {seed}. ", *subject.messages(seed, clip)[0].parts)
     other = build_prompt(model, (replace(subject.messages(seed, clip)[0], parts=worded),))
     others: PrefillResult = prefill(model, other, heads=profile.heads, layers=profile.layers)
@@ -203,10 +203,10 @@ def _passes(
 
 
 def _entries(
-    watch: Stopwatch, subject: BenchModel, listener: Runtime, clip: float, seed: int
+    watch: Stopwatch, subject: BenchModel, runtime: Runtime, clip: float, seed: int
 ) -> None:
     """From the prompt to the first token, as the engine lets a question in."""
-    fresh = replace(listener, prefixes=SilenceCache(listener.prefixes.limit_bytes))
+    fresh = replace(runtime, prefixes=SilenceCache(runtime.prefixes.limit_bytes))
     for kind in ("bare", "cold", "hit", "words"):
         messages = subject.messages(seed, clip)
         if kind == "words":
@@ -218,20 +218,20 @@ def _entries(
         with_prompt.close()
 
 
-def _steps(watch: Stopwatch, subject: BenchModel, listener: Runtime, clip: float) -> None:
+def _steps(watch: Stopwatch, subject: BenchModel, runtime: Runtime, clip: float) -> None:
     """Decode steps of more and more rows: alone, and with all that the engine does between two."""
     question = _endless(Question("bench", subject.messages(0, clip), sampling=Sampling(1000)))
-    prompt = prepare_prompt(listener, question)
+    prompt = prepare_prompt(runtime, question)
     seated: list[Generator[Any, None, None]] = []
 
     def whole_round() -> None:
-        listener.slots.step()
+        runtime.slots.step()
         for answer in seated:
             _to_next_row(answer)
 
     for rows in ROWS:
         while len(seated) < rows:
-            seated.append(answer_question(listener, question, prompt))
+            seated.append(answer_question(runtime, question, prompt))
             _to_next_row(seated[-1])
         for _ in range(STEPS):
             watch.time("round", rows, whole_round)
@@ -239,7 +239,7 @@ def _steps(watch: Stopwatch, subject: BenchModel, listener: Runtime, clip: float
         while len(seated) > rows:
             seated.pop().close()
         for _ in range(STEPS):
-            watch.time("step", rows, listener.slots.step)
+            watch.time("step", rows, runtime.slots.step)
     seated.pop().close()
 
 

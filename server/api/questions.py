@@ -35,7 +35,7 @@ from steering.prompt import Message
 class RequestBody:
     """A request's body: the checked fields, the files of a form, and what its links led to."""
 
-    wish: ListeningRequest | AudioChatRequest
+    request: ListeningRequest | AudioChatRequest
     files: tuple[bytes, ...] = ()
     fetched: Mapping[str, bytes] = field(default_factory=dict)  # by URL
 
@@ -55,7 +55,7 @@ def audio_files(submitted: RequestBody, hearing: AudioPolicy) -> dict[str, bytes
     Raises RequestError for fields that clash and for too many clips, AudioError for what is no
     base64.
     """
-    wish = submitted.wish
+    wish = submitted.request
     if (wish.question is None) == (wish.messages is None):
         count = "neither" if wish.question is None else "both"
         raise RequestError(
@@ -133,7 +133,7 @@ def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
 
 def _files_of_audio(submitted: RequestBody, hearing: AudioPolicy) -> Iterator[tuple[str, bytes]]:
     """The files of `audio`; their clips go before the question."""
-    audio, messages = submitted.wish.audio, submitted.wish.messages
+    audio, messages = submitted.request.audio, submitted.request.messages
     carried = sum(1 for _ in _audio_parts(messages or ()))
     sent: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
     here = len(sent) + len(submitted.files)

@@ -291,7 +291,7 @@ def _audio(answer: Answer) -> list[AudioHeard]:
 def _warnings(answer: Answer) -> list[str]:
     """What is worth knowing about the clips, a sentence each."""
     found, prompt = [], answer.prompt
-    if not prompt.audio.any():
+    if not prompt.audio_mask.any():
         found.append("the audio never reached the model: its prompt holds no audio token")
     for i, (clip, heard) in enumerate(zip(prompt.clips, prompt.heard_seconds, strict=True)):
         if _truncated(clip, heard):
@@ -310,7 +310,7 @@ def _usage(answer: Answer) -> Usage:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
-        audio_tokens=int(answer.prompt.audio.sum()),
+        audio_tokens=int(answer.prompt.audio_mask.sum()),
     )
 
 

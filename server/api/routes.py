@@ -117,7 +117,7 @@ async def audio_chat(request: Request, here: CurrentDeployment, closing: Respons
     headers = responses.headers(heeded.listening, heeded.steering)
     if not wish.stream:
         return JSONResponse(finish(await _answer(events)), headers=headers)
-    start = responses.chunk_start(question.id, created, model_name(engine.listener))
+    start = responses.chunk_start(question.id, created, model_name(engine.runtime))
     wording = sse.StreamFormat(
         begin=(),
         piece=lambda text: {**start, "delta": text},
@@ -137,7 +137,7 @@ async def chat_completions(
 ) -> Response:
     """OpenAI's chat completions, with audio in; `listening` and `steering` come beside its keys."""
     engine = here.admit()
-    created, name = int(time.time()), model_name(engine.listener)
+    created, name = int(time.time()), model_name(engine.runtime)
     wanted = await _json(request, ChatCompletionRequest)
     _check_model(wanted.model, name)
     wish, form = to_audio_chat(wanted), json_choice(wanted)
@@ -177,8 +177,8 @@ async def score_listening(
     events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
     heeded = await _heeded(events)
     request.state.answer = answer = await _answer(events)
-    here.note(question, answer, created)
-    body = responses.listening_report(model_name(engine.listener), created, answer, wish.include)
+    here.record_answer(question, answer, created)
+    body = responses.listening_report(model_name(engine.runtime), created, answer, wish.include)
     return JSONResponse(body, headers=responses.headers(heeded.listening, heeded.steering))
 
 
@@ -195,8 +195,8 @@ async def listening_score(
     engine = here.ready()
     if request_id is not None:
         return asdict(await reading.find(here.records, request_id))
-    records, log = await reading.recent(here.records, *model_and_profile_names(engine.listener))
-    profile = describe_profile(engine.listener)
+    records, log = await reading.recent(here.records, *model_and_profile_names(engine.runtime))
+    profile = describe_profile(engine.runtime)
     return {**summary(records), "log": log, "profile": profile}
 
 
@@ -215,7 +215,7 @@ async def model(here: CurrentDeployment, model: str) -> dict[str, Any]:
 
 
 def _model(here: Deployment) -> dict[str, Any]:
-    name = model_name(here.ready().listener)
+    name = model_name(here.ready().runtime)
     return {"id": name, "object": "model", "created": here.loaded_at, "owned_by": "allears"}
 
 
@@ -235,7 +235,7 @@ async def readyz(here: CurrentDeployment) -> dict[str, str]:
     """The model has answered a question, and more may be asked; `reason` says why answers stay bare
     where they do.
     """
-    why = steering_refusal(here.ready().listener)
+    why = steering_refusal(here.ready().runtime)
     return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
 
 
@@ -294,8 +294,8 @@ async def _question(
     else:
         submitted = RequestBody(await _json(request, kind, " with the clips as files named audio"))
     question = await _decoded(request, here, engine, submitted, "achat")
-    assert isinstance(submitted.wish, kind)
-    return submitted.wish, question
+    assert isinstance(submitted.request, kind)
+    return submitted.request, question
 
 
 def _media(request: Request) -> str:
@@ -319,8 +319,8 @@ async def _decoded(
     """The question of checked fields: its links fetched, its audio decoded."""
     request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
     settings = here.settings
-    hearing = for_long_audio(here.hearing(engine), submitted.wish.long_audio)
-    if urls := audio_urls(submitted.wish, hearing):
+    hearing = for_long_audio(here.audio_policy(engine), submitted.request.long_audio)
+    if urls := audio_urls(submitted.request, hearing):
         traced = tracing.headers(getattr(request.state, "span", None))
         fetcher = UrlFetcher(
             frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes, headers=traced
@@ -328,8 +328,10 @@ async def _decoded(
         submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
     begun = time.time_ns()
     files = await asyncio.to_thread(audio_files, submitted, hearing)
-    clips = {name: await decode_clip(here.decoder, name, files[name], hearing) for name in files}
-    question = make_question(request.state.answer_id, submitted.wish, hearing, clips)
+    clips = {
+        name: await decode_clip(here.decode_pool, name, files[name], hearing) for name in files
+    }
+    question = make_question(request.state.answer_id, submitted.request, hearing, clips)
     request.state.question, ended = question, time.time_ns()
     request.state.taken = tracing.StageTimes((begun, ended), ended)
     return question
@@ -379,7 +381,5 @@ def _finish(
 ) -> dict[str, Any]:
     """The body of an answer, after it was recorded."""
     request.state.answer = answer
-    here.note(question, answer, created)
-    return responses.audio_chat(
-        model_name(engine.listener), created, question, answer, wish.include
-    )
+    here.record_answer(question, answer, created)
+    return responses.audio_chat(model_name(engine.runtime), created, question, answer, wish.include)

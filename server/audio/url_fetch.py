@@ -140,8 +140,8 @@ class UrlFetcher:
                 return str(link.url.join(response.headers["location"]))
             if response.status_code != 200 or "content-encoding" in response.headers:
                 raise AudioError(
-                    f"{_printable(str(link.url))}: answered {response.status_code}, not with a plain"
-                    " file; send its bytes"
+                    f"{_printable(str(link.url))}: answered {response.status_code}, not with a"
+                    " plain file; send its bytes"
                 )
             return await self._read(response, link)
 

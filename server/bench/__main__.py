@@ -78,7 +78,7 @@ def measure(
         "rounds": rounds,
         "tokens": tokens,
         "prompt_tokens": len(prompt.tokens),
-        "audio_tokens": int(prompt.audio.sum()),
+        "audio_tokens": int(prompt.audio_mask.sum()),
         "question_tokens": len(prompt.tokens) - prompt.audio_end,
         "legend": {arm: says for arm, (says, _) in ARMS.items()},
         "arms": figures.summary(runs),

@@ -42,7 +42,7 @@ class Bench:
     """A subject, and the listeners that share its model: with a profile and without."""
 
     subject: BenchModel
-    listener: Runtime
+    runtime: Runtime
     without_profile: Runtime
     tokens: int
     clock: Callable[[], float]  # seconds: of the wall, or of this process on the CPU
@@ -57,8 +57,8 @@ class Bench:
     ) -> Bench:
         """A bench for answers of so many tokens, up to `rows` at once."""
         length = len(build_prompt(subject.model, subject.messages(0)).tokens) + tokens
-        listener = Runtime.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
-        return cls(subject, listener, replace(listener, profile=None), tokens, clock)
+        runtime = Runtime.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
+        return cls(subject, runtime, replace(runtime, profile=None), tokens, clock)
 
     def now(self) -> float:
         """Seconds, when all that was asked of the device is done."""
@@ -84,13 +84,13 @@ def _bare_without_profile(bench: Bench, seed: int) -> Run:
 
 
 def _bare(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.listener, bench.question(seed))
+    return _listened(bench, bench.runtime, bench.question(seed))
 
 
 def _cold(bench: Bench, seed: int) -> Run:
-    empty = SilenceCache(bench.listener.prefixes.limit_bytes)
+    empty = SilenceCache(bench.runtime.silence_cache.limit_bytes)
     return _listened(
-        bench, replace(bench.listener, prefixes=empty), bench.question(seed, steer=True)
+        bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, steer=True)
     )
 
 
@@ -99,30 +99,28 @@ def _new_words(bench: Bench, seed: int) -> Run:
     question = bench.question(seed, steer=True)
     (message,) = question.messages
     message = replace(message, parts=(f"Number {seed}. ", *message.parts))
-    return _listened(bench, bench.listener, replace(question, messages=(message,)))
+    return _listened(bench, bench.runtime, replace(question, messages=(message,)))
 
 
 def _warm(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.listener, bench.question(seed, steer=True))
+    return _listened(bench, bench.runtime, bench.question(seed, steer=True))
 
 
 def _calibrated(bench: Bench, seed: int) -> Run:
-    return _listened(
-        bench, bench.listener, bench.question(seed, steer=True, direction="calibrated")
-    )
+    return _listened(bench, bench.runtime, bench.question(seed, steer=True, direction="calibrated"))
 
 
-def _listened(bench: Bench, listener: Runtime, question: Question) -> Run:
+def _listened(bench: Bench, runtime: Runtime, question: Question) -> Run:
     """One question by itself, with a decode step wherever it waits for one."""
     start = bench.now()
-    prompt = prepare_prompt(listener, question)
+    prompt = prepare_prompt(runtime, question)
     prepared = bench.now()
     first, answer = 0.0, None
-    for event in answer_question(listener, question, prompt):
+    for event in answer_question(runtime, question, prompt):
         if not first and isinstance(event, str | Row):  # the first token is there
             first = bench.now() - start
         if isinstance(event, Row):
-            listener.slots.step()
+            runtime.slots.step()
         elif isinstance(event, Answer):
             answer = event
     total = bench.now() - start
@@ -185,7 +183,7 @@ def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions:
             finals.append(torch.stack([out.hidden_states[layer][0, -1] for layer in layers]))
             if output_attentions:
                 heads = bench.subject.profile.heads
-                mass = [out.attentions[la][0, h, -1, prompt.audio].sum() for la, h in heads]
+                mass = [out.attentions[la][0, h, -1, prompt.audio_mask].sum() for la, h in heads]
                 float(torch.stack(mass).mean())
     direction = (finals[0] - finals[1]).mean(0)
     final = model.network.lm_head(out.hidden_states[-1][:, -1] + 0.5 * direction)
@@ -229,12 +227,12 @@ class Stopwatch:
 def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
     """A prompt as transformers takes it."""
     tokens = prompt.tokens[None]
-    frames = torch.arange(prompt.mels.shape[-1])[None] < prompt.frames[:, None]
+    frames = torch.arange(prompt.log_mels.shape[-1])[None] < prompt.mel_frames[:, None]
     model = bench.subject.model
     return {
         "input_ids": tokens.to(model.device),
         "attention_mask": torch.ones_like(tokens).to(model.device),
-        "input_features": prompt.mels.to(model.device, model.dtype),
+        "input_features": prompt.log_mels.to(model.device, model.dtype),
         "feature_attention_mask": frames.long().to(model.device),
     }
 

@@ -40,7 +40,7 @@ def through_engine(
 ) -> float:
     """Requests a second of so many clients, each of which asks again as soon as it is answered."""
     engine = Engine(
-        bench.listener,
+        bench.runtime,
         queue_limit_requests=requests,
         queue_timeout_seconds=_PATIENCE_SECONDS,
     )

@@ -185,7 +185,7 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
         family=model.family.name,
         heads=heads,
         correlations=tuple(0.5 for _ in heads),
-        how=Intervention(layers=tuple(sorted({layer for layer, _ in heads}))),
+        intervention=Intervention(layers=tuple(sorted({layer for layer, _ in heads}))),
         gate=Gate(1.0, 0.5, 0.1),
         fixed_strength=0.5,
         verdicts=Verdicts(0.2, 0.6),

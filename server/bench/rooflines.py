@@ -28,7 +28,7 @@ def rooflines(model: AudioModel, prompt: Prompt) -> dict[str, float]:
     decoder = _weights(model.decoder.layers)
     weights = decoder + _weights(model.network.lm_head)
     tower = model.network.model.audio_tower
-    encoded = len(prompt.frames) * int(tower.config.max_source_positions)
+    encoded = len(prompt.mel_frames) * int(tower.config.max_source_positions)
     operations = 2 * (decoder * len(prompt.tokens) + _weights(tower.layers) * encoded)
     return {
         "copy_bytes_a_second": bandwidth,
@@ -46,21 +46,23 @@ def different_directions(model: AudioModel, messages: tuple[Message, ...], rows:
     """Time of a decode step of `rows` rows, each steered its own way, over that of bare rows."""
     prompt = build_prompt(model, messages)
     heard = prefill(model, prompt)
-    how = Intervention(layers=(0,))
-    slots = KVSlots(model, rows, heard.length + 40, how)
+    intervention = Intervention(layers=(0,))
+    slots = KVSlots(model, rows, heard.length + 40, intervention)
     draws = torch.randn(rows, model.width, generator=torch.Generator().manual_seed(2))
     directions = draws.to(model.device)
     took: dict[bool, list[float]] = {True: [], False: []}
     for steered in (True, False) * 4:
         for direction in directions:
             row = Row(
-                SteeringPlan(direction, 0.5, how) if steered else UNSTEERED, Sampling(), token=1
+                SteeringPlan(direction, 0.5, intervention) if steered else UNSTEERED,
+                Sampling(),
+                token=1,
             )
-            slots.seat(row, heard)
+            slots.admit(row, heard)
         slots.step()
         took[steered].append(_median_seconds(slots.step, model.device, 5))
-        for row in list(slots.seated):
-            slots.leave(row)
+        for row in list(slots.active):
+            slots.release(row)
     return min(took[True]) / min(took[False])
 
 

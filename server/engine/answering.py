@@ -1,7 +1,7 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
-`prepare_prompt` makes the prompt, which needs no network. `answer_question` is a generator: it yields Heeded once
-it knows how far the model listened, then pieces of the answer's text as they come and, last, the
+`prepare_prompt` makes the prompt, which needs no network. `answer_question` is a generator: it
+yields AnswerStarted once it knows how far the model listened, then pieces of the answer's text as they come and, last, the
 Answer with all of it. Where it needs a next token it yields its Row and expects it drawn when it
 goes on: whoever runs it makes one decode step for many questions. Streaming, plain requests and
 benchmarks all run it. It knows no HTTP.
@@ -33,32 +33,34 @@ from steering.readout import pool, relative_norm
 from steering.silence import SilenceContrast, contrast_with_silence
 
 
-def prepare_prompt(listener: Runtime, question: Question) -> Prompt | None:
+def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
     """The question's prompt: tokens and features, made without the network, in any thread.
 
     None where a clip is to be heard in windows: they are prepared one after the other.
     Raises RequestError for what can't be asked, and for what can never fit.
     """
-    if question.windowed and long_clip_index(question, listener.model) is not None:
+    if question.windowed and long_clip_index(question, runtime.model) is not None:
         return None
-    return _build_checked(listener, question)
+    return _build_checked(runtime, question)
 
 
-def _build_checked(listener: Runtime, question: Question) -> Prompt:
-    prompt = build_prompt(listener.model, _messages_with_choices(question, listener.model.style))
-    _check_length(listener, prompt, question)
+def _build_checked(runtime: Runtime, question: Question) -> Prompt:
+    prompt = build_prompt(
+        runtime.model, _messages_with_choices(question, runtime.model.prompt_style)
+    )
+    _check_length(runtime, prompt, question)
     return prompt
 
 
 def answer_question(
-    listener: Runtime, question: Question, prompt: Prompt | None
+    runtime: Runtime, question: Question, prompt: Prompt | None
 ) -> Generator[AnswerStarted | str | Answer | Row, None, None]:
     """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
     if prompt is not None:
-        yield from answer_once(listener, question, prompt)
+        yield from answer_once(runtime, question, prompt)
         return
     answer = yield from answer_windows(
-        listener, question, lambda part: answer_once(listener, part, _build_checked(listener, part))
+        runtime, question, lambda part: answer_once(runtime, part, _build_checked(runtime, part))
     )
     yield AnswerStarted(answer.listening, answer.steering)
     if answer.text:
@@ -67,10 +69,10 @@ def answer_question(
 
 
 def answer_once(
-    listener: Runtime, question: Question, prompt: Prompt
+    runtime: Runtime, question: Question, prompt: Prompt
 ) -> Generator[AnswerStarted | str | Answer | Row, None, None]:
     """The same for clips that fit the model's window, or are cut there."""
-    model, profile = listener.model, listener.profile
+    model, profile = runtime.model, runtime.profile
     started = time.perf_counter()
 
     # 1. One pass over the prompt, with taps on the specialist heads.
@@ -80,29 +82,29 @@ def answer_once(
     after_prefill = time.perf_counter()
 
     # 2. The silence twin, where a live direction or its score is wanted.
-    live = question.steer and question.direction == "request" and steering_refusal(listener) is None
+    live = question.steer and question.direction == "request" and steering_refusal(runtime) is None
     twin: SilenceContrast | None = None
     if profile and live and question.contrast_clip is not None:
         index = _clip_index(question.contrast_clip, prompt)
         twin = contrast_clip(model, prompt, heard, index, heads=tapped, layers=layers)
     elif profile and (live or question.with_silence):
         twin = contrast_with_silence(
-            model, prompt, heard, heads=tapped, layers=layers, prefixes=listener.prefixes
+            model, prompt, heard, heads=tapped, layers=layers, prefixes=runtime.silence_cache
         )
     after_silence = time.perf_counter()
 
     # 3. Listening score, strength, plan.
-    listening = _listening(listener, prompt, heard, twin)
-    plan, steering = _decide(listener, question, heard, twin, listening)
+    listening = _listening(runtime, prompt, heard, twin)
+    plan, steering = _decide(runtime, question, heard, twin, listening)
     yield AnswerStarted(listening, steering)
 
     # 4. The answer, and for comparison the bare and the silent one.
     reply = GeneratedText()
-    yield from generate_text(listener, heard, plan, question, reply)
+    yield from generate_text(runtime, heard, plan, question, reply)
     after_decode = time.perf_counter()
     unsteered = GeneratedText() if question.with_unsteered and steering.applied else reply
     if unsteered is not reply:
-        yield from without_text(generate_text(listener, heard, UNSTEERED, question, unsteered))
+        yield from without_text(generate_text(runtime, heard, UNSTEERED, question, unsteered))
     if question.with_clips and reply.text:
         likelihood = partial(_log_probability, model, question, reply.text)
         clips = with_influence(model, prompt, heard, listening.clips, likelihood)
@@ -110,7 +112,7 @@ def answer_once(
     silent = GeneratedText()
     if question.with_silence:
         twin_heard = prefill(model, silent_twin(model, prompt))
-        yield from without_text(generate_text(listener, twin_heard, UNSTEERED, question, silent))
+        yield from without_text(generate_text(runtime, twin_heard, UNSTEERED, question, silent))
     yield Answer(
         id=question.id,
         text=reply.text,
@@ -150,13 +152,14 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
     return (*before, Message(last.role, tuple(parts)))
 
 
-def _check_length(listener: Runtime, prompt: Prompt, question: Question) -> None:
+def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
     """Nothing, if the prompt and the longest answer fit a row."""
-    limit = listener.slots.tokens
+    limit = runtime.slots.tokens
     answer = question.sampling.max_tokens if question.generate else 0
     if len(prompt.tokens) + answer > limit:
         raise RequestError(
-            f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio.sum())} of them audio;"
+            f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio_mask.sum())} of them"
+            " audio;"
             f" with max_tokens {answer} at most {limit - answer} fit here: shorten the text,"
             " send fewer or shorter clips, or lower max_tokens"
         )
@@ -182,9 +185,9 @@ def _log_probability(
 
 
 def _listening(
-    listener: Runtime, prompt: Prompt, heard: PrefillResult, twin: SilenceContrast | None
+    runtime: Runtime, prompt: Prompt, heard: PrefillResult, twin: SilenceContrast | None
 ) -> Listening:
-    profile, hop = listener.profile, listener.model.hop_seconds
+    profile, hop = runtime.profile, runtime.model.hop_seconds
     if profile is None:
         return Listening(None, None, "unknown", None, None, np.zeros(0, np.float32), hop, ())
     attention = heard.attention.cpu().numpy()
@@ -200,20 +203,20 @@ def _listening(
         timeline=heads.timeline(attention),
         hop_seconds=hop,
         heads=tuple((la, h, m) for (la, h), m in zip(profile.heads, mass, strict=True)),
-        clips=clip_scores(listener.model, prompt, heads.timeline(attention)),
+        clips=clip_scores(runtime.model, prompt, heads.timeline(attention)),
     )
 
 
 def _decide(
-    listener: Runtime,
+    runtime: Runtime,
     question: Question,
     heard: PrefillResult,
     twin: SilenceContrast | None,
     found: Listening,
 ) -> tuple[SteeringPlan, Steering]:
     """How the answer is steered, and how that is reported."""
-    profile = listener.profile
-    why = steering_refusal(listener)
+    profile = runtime.profile
+    why = steering_refusal(runtime)
     if why is not None or profile is None:
         return UNSTEERED, Steering(False, reason=why)
     if not question.steer:
@@ -231,11 +234,11 @@ def _decide(
     if strength == 0:
         return UNSTEERED, Steering(False, question.direction, reason="strength is 0")
     if question.direction == "calibrated":
-        direction = profile.direction.to(listener.model.device)
+        direction = profile.direction.to(runtime.model.device)
     else:
         assert twin is not None
-        direction = pool(twin.differences, profile.how)
-    size = relative_norm(heard.final, direction, strength, profile.how)
-    return SteeringPlan(direction, strength, profile.how), Steering(
+        direction = pool(twin.differences, profile.intervention)
+    size = relative_norm(heard.final, direction, strength, profile.intervention)
+    return SteeringPlan(direction, strength, profile.intervention), Steering(
         True, question.direction, strength, size
     )

@@ -50,10 +50,10 @@ class Job:
     """A question in the engine; its fields are the torch thread's, but for `gone`."""
 
     question: Question
-    pieces: bool  # whether anybody reads the text as it comes
-    post: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
+    wants_text: bool  # whether anybody reads the text as it comes
+    send: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
     steps: Generator[Event | Row, None, None] | None = None  # once its prompt is made
-    gone: bool = False  # set by the event loop: nobody waits for the answer any more
+    cancelled: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
 class Engine:
@@ -61,24 +61,26 @@ class Engine:
 
     def __init__(
         self,
-        listener: Runtime,
+        runtime: Runtime,
         *,
         queue_limit_requests: int,
         queue_timeout_seconds: float,
         request_timeout_seconds: float = math.inf,
     ) -> None:
-        self.listener = listener
+        self.runtime = runtime
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.request_timeout_seconds = request_timeout_seconds
         self.waiting = 0  # questions admitted that have not begun
         self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
         self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
-        self._beside = listener.model.device.type != "cpu"  # whether prompts are made there
-        self._came: deque[Job] = deque()  # their prompts are to be made
-        self._queue: deque[Job] = deque()  # theirs are; they wait for a row
-        self._seats: list[Job] = []
-        self._news = threading.Condition()
+        self._prepare_in_workers = (
+            runtime.model.device.type != "cpu"
+        )  # whether prompts are made there
+        self._unprepared: deque[Job] = deque()  # their prompts are to be made
+        self._ready: deque[Job] = deque()  # theirs are; they wait for a row
+        self._running: list[Job] = []
+        self._wake_up = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
         self._thread.start()
@@ -105,20 +107,20 @@ class Engine:
         seat = Job(question, pieces, post)
 
         def out_of_time() -> None:
-            seat.gone = True  # frees the row, whether or not anybody reads on
+            seat.cancelled = True  # frees the row, whether or not anybody reads on
             took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
             inbox.put_nowait(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
 
         limit_seconds = min(self.request_timeout_seconds, _NEVER_SECONDS)
         timer = loop.call_later(limit_seconds, out_of_time)
         try:
-            if self._beside:
+            if self._prepare_in_workers:
                 seat.steps = await asyncio.to_thread(self._steps, question)
             self._enter(seat)
             await self._begun(inbox)
         except BaseException:
             timer.cancel()
-            seat.gone = True
+            seat.cancelled = True
             raise
         finally:
             self.waiting -= 1
@@ -133,7 +135,7 @@ class Engine:
                 yield with_queue_time(event, waited) if isinstance(event, Answer) else event
         finally:
             timer.cancel()
-            seat.gone = True
+            seat.cancelled = True
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
@@ -148,7 +150,7 @@ class Engine:
         if self.waiting < self.queue_limit_requests:
             return
         recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
-        guess = math.ceil(recent * self.waiting / self.listener.slots.rows)
+        guess = math.ceil(recent * self.waiting / self.runtime.slots.rows)
         raise QueueFull(
             f"{self.waiting} requests wait already, as many as this server lets wait",
             min(max(guess, 1), _LONGEST_GUESS_SECONDS),
@@ -156,9 +158,9 @@ class Engine:
 
     def stop(self) -> None:
         """Have the torch thread end after its step; what waits or runs ends with EngineStopped."""
-        with self._news:
+        with self._wake_up:
             self._closing = True
-            self._news.notify()
+            self._wake_up.notify()
 
     def join(self) -> None:
         """Wait for the torch thread to end, for whatever reason it does."""
@@ -172,7 +174,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Questions that are being answered."""
-        return len(self._seats)
+        return len(self._running)
 
     @property
     def alive(self) -> bool:
@@ -196,15 +198,15 @@ class Engine:
             raise event
 
     def _enter(self, seat: Job) -> None:
-        with self._news:
+        with self._wake_up:
             if self._closing or not self.alive:
                 raise EngineStopped("the server is shutting down", 5)
-            (self._queue if seat.steps else self._came).append(seat)
-            self._news.notify()
+            (self._ready if seat.steps else self._unprepared).append(seat)
+            self._wake_up.notify()
 
     def _steps(self, question: Question) -> Generator[Event | Row, None, None]:
         """What a question does; its prompt is made at once. Raises what `prepare` raises."""
-        return answer_question(self.listener, question, prepare_prompt(self.listener, question))
+        return answer_question(self.runtime, question, prepare_prompt(self.runtime, question))
 
     # ---- the torch thread's side ----------------------------------------------------------------
 
@@ -214,75 +216,77 @@ class Engine:
             while not self._closing:
                 for _ in range(_ENTER_BETWEEN_STEPS):
                     self._drop_gone()
-                    self._prepare()
+                    self._prepare_next()
                     entering = self._next()
                     if entering is None:
                         break
-                    self._seats.append(entering)
-                    entering.post(BEGUN)
+                    self._running.append(entering)
+                    entering.send(BEGUN)
                     self._advance(entering)
                 self._drop_gone()
-                if self._seats:
+                if self._running:
                     self._step()
         except BaseException as error:  # whatever it is: nobody runs torch any more
             self.fault = error
             log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
-            with self._news:  # nobody enters any more, so nobody is left waiting for ever
+            with self._wake_up:  # nobody enters any more, so nobody is left waiting for ever
                 self._closing = True
-                left = [*self._seats, *self._queue, *self._came]
-                self._queue.clear()
-                self._came.clear()
+                left = [*self._running, *self._ready, *self._unprepared]
+                self._ready.clear()
+                self._unprepared.clear()
             for seat in left:
                 self._end(seat, EngineStopped("the engine has stopped", 5))
 
     def _drop_gone(self) -> None:
-        for seat in [seat for seat in self._seats if seat.gone]:
+        for seat in [seat for seat in self._running if seat.cancelled]:
             self._end(seat, None)
 
-    def _prepare(self) -> None:
+    def _prepare_next(self) -> None:
         """Make the prompt of the next question that came, or refuse it."""
-        if not self._came:
+        if not self._unprepared:
             return
-        seat = self._came[0]  # it stays there until it is made: nobody is lost if the thread dies
+        seat = self._unprepared[
+            0
+        ]  # it stays there until it is made: nobody is lost if the thread dies
         refused: Exception | None = None
         try:
-            seat.steps = None if seat.gone else self._steps(seat.question)
+            seat.steps = None if seat.cancelled else self._steps(seat.question)
         except Exception as error:
             self._make_room_after(error)
             refused = error
-        with self._news:
-            self._came.popleft()
+        with self._wake_up:
+            self._unprepared.popleft()
             if seat.steps is not None:
-                self._queue.append(seat)
+                self._ready.append(seat)
         if refused is not None:
             self._end(seat, refused)
 
     def _next(self) -> Job | None:
         """The next question, if there is a row for it; waits while there is nothing to do."""
-        with self._news:
+        with self._wake_up:
             while True:
-                while self._queue and self._queue[0].gone:
-                    self._queue.popleft()
+                while self._ready and self._ready[0].cancelled:
+                    self._ready.popleft()
                 if self._closing:
                     return None
-                if self._queue and len(self._seats) < self.listener.slots.rows:
-                    return self._queue.popleft()
-                if self._seats or self._came:
+                if self._ready and len(self._running) < self.runtime.slots.rows:
+                    return self._ready.popleft()
+                if self._running or self._unprepared:
                     return None
-                self._news.wait()
+                self._wake_up.wait()
 
     def _step(self) -> None:
         """One token more for every row; then each question goes on to where it needs another."""
         try:
-            self.listener.slots.step()
+            self.runtime.slots.step()
         except Exception as error:
             self._make_room_after(error)
-            for seat in list(self._seats):
+            for seat in list(self._running):
                 self._end(seat, error)
             return
-        for seat in list(self._seats):
-            self._end(seat, None) if seat.gone else self._advance(seat)
+        for seat in list(self._running):
+            self._end(seat, None) if seat.cancelled else self._advance(seat)
 
     def _advance(self, seat: Job) -> None:
         """Run a question until it waits for its row's next token, or ends."""
@@ -291,8 +295,8 @@ class Engine:
             for event in seat.steps:
                 if isinstance(event, Row):
                     return
-                if seat.pieces or not isinstance(event, str):
-                    seat.post(event)
+                if seat.wants_text or not isinstance(event, str):
+                    seat.send(event)
         except Exception as error:
             self._make_room_after(error)
             self._end(seat, error)
@@ -301,14 +305,14 @@ class Engine:
 
     def _end(self, seat: Job, error: BaseException | None) -> None:
         """Close a question, which frees its row, and say so to the one who asked."""
-        if seat in self._seats:
-            self._seats.remove(seat)
+        if seat in self._running:
+            self._running.remove(seat)
         try:
             if seat.steps is not None:
                 seat.steps.close()
         except Exception as fault:  # ours; the others go on
             error = error or fault
-        seat.post(error)
+        seat.send(error)
 
     def _make_room_after(self, error: Exception) -> None:
         """Free what is kept if memory ran out; raise the error again if the device is lost."""
@@ -316,5 +320,5 @@ class Engine:
             raise error  # ends the thread: nothing that runs on the device can be answered
         if torch_errors.is_out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # they hold what had been allocated so far
-            self.listener.make_room()
+            self.runtime.make_room()
             log.warning("out of memory: what was kept of silence is freed")

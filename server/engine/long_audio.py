@@ -48,13 +48,13 @@ def clips_of(question: Question) -> list[Clip]:
 
 
 def answer_windows(
-    listener: Runtime, question: Question, listen_once: Callable[[Question], Events]
+    runtime: Runtime, question: Question, listen_once: Callable[[Question], Events]
 ) -> Generator[Row, None, Answer]:
     """The Answer, from an answer about each window; rows wait for their tokens on the way."""
-    index = long_clip_index(question, listener.model)
+    index = long_clip_index(question, runtime.model)
     assert index is not None, "every clip fits the window"
     whole = clips_of(question)[index]
-    windows = cut(whole, listener.model.max_clip_seconds)
+    windows = cut(whole, runtime.model.max_clip_seconds)
     answers: list[Answer] = []
     pause = Row(UNSTEERED, Sampling())  # it never gets a place: others go on before the next window
     for window in windows:
@@ -103,7 +103,7 @@ def _merge(
         clips=clips,
         heard_seconds=tuple(heard),
         tokens=torch.cat([answer.prompt.tokens for answer in answers]),
-        audio=torch.cat([answer.prompt.audio for answer in answers]),
+        audio_mask=torch.cat([answer.prompt.audio_mask for answer in answers]),
     )
     return replace(
         most,

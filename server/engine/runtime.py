@@ -21,9 +21,9 @@ class Runtime:
 
     model: AudioModel
     profile: Profile | None
-    prefixes: SilenceCache
+    silence_cache: SilenceCache
     slots: KVSlots
-    unprofiled: str = NO_PROFILE  # why there is no profile, where there is none
+    no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
 
     @classmethod
     def of(
@@ -38,23 +38,23 @@ class Runtime:
     ) -> Runtime:
         """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
-        slots = KVSlots(model, rows, tokens, profile.how if profile else None)
+        slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
         prefixes = SilenceCache(silence_cache_bytes)
         return cls(model, profile, prefixes, slots, unprofiled)
 
     def make_room(self) -> None:
         """Free what is kept only to save time, and give it back to the device."""
-        self.prefixes.clear()
+        self.silence_cache.clear()
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def steering_refusal(listener: Runtime) -> str | None:
+def steering_refusal(runtime: Runtime) -> str | None:
     """Why this deployment steers no answer, in plain words; None where it may steer."""
-    profile = listener.profile
+    profile = runtime.profile
     if profile is None:
-        return listener.unprofiled
+        return runtime.no_profile_reason
     if profile.max_strength == 0:
         why = profile.refusal or "calibration found no gain from steering this model"
         return f"{why}: strength 0"

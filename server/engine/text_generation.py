@@ -32,14 +32,14 @@ class GeneratedText:
 
 
 def generate_text(
-    listener: Runtime,
+    runtime: Runtime,
     heard: PrefillResult,
     plan: SteeringPlan,
     question: Question,
     reply: GeneratedText,
 ) -> TextEvents:
     """Pieces of text of one answer; `reply` holds the whole when they end."""
-    model = listener.model
+    model = runtime.model
     if not question.generate:
         reply.finish_reason = "listen"
         return
@@ -52,7 +52,7 @@ def generate_text(
         yield reply.text
         return
     text = _TextAssembler(model, question)
-    with closing(_generate_tokens(listener, heard, plan, question.sampling)) as tokens:
+    with closing(_generate_tokens(runtime, heard, plan, question.sampling)) as tokens:
         for event in tokens:
             if isinstance(event, Row):
                 yield event
@@ -73,22 +73,22 @@ def generate_text(
 
 
 def _generate_tokens(
-    listener: Runtime, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
+    runtime: Runtime, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
 ) -> Generator[int | Row, None, None]:
     """Tokens of one answer, at most max_tokens; a Row where it waits for the next decode step."""
     row = Row(plan, sampling)
-    row.token = sample_rows(steered_logits(listener.model, heard.final[None], plan, 0), [row])[0]
+    row.token = sample_rows(steered_logits(runtime.model, heard.final[None], plan, 0), [row])[0]
     try:
         for step in range(sampling.max_tokens):
             yield row.token
             if step + 1 == sampling.max_tokens:
                 return
-            if row.place < 0:
-                listener.slots.seat(row, heard)
+            if row.slot < 0:
+                runtime.slots.admit(row, heard)
             yield row
     finally:
-        if row.place >= 0:
-            listener.slots.leave(row)
+        if row.slot >= 0:
+            runtime.slots.release(row)
 
 
 def without_text(writing: TextEvents) -> Generator[Row, None, None]:
@@ -104,14 +104,14 @@ class _TextAssembler:
     def __init__(self, model: AudioModel, question: Question) -> None:
         self._tokenizer = model.processor.tokenizer.backend_tokenizer
         self._model, self._sampling = model, question.sampling
-        self._stops = (*question.stop, *filter(None, [model.style.after]))
+        self._stops = (*question.stop, *filter(None, [model.prompt_style.after]))
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held = ""  # not handed out yet: it may be the start of a stop string
         self.ended = False
 
     def add(self, token: int) -> str:
         """The text that a token completes, which may be none."""
-        if self._sampling.ends(token, self._model):
+        if self._sampling.is_end(token, self._model):
             self.ended = True
             return self.rest()
         text = self._held + (self._stream.step(self._tokenizer, token) or "")

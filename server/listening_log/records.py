@@ -1,6 +1,6 @@
 """What this deployment heard lately: a record of each answer, and their summary. No user text.
 
-`RecentRecords` forgets with the process; `server/listening_log/writer.py` has the log in a database.
+`MemoryLog` ends with the process; `writer.py` keeps the log in a database.
 """
 
 from __future__ import annotations

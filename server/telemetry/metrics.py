@@ -121,7 +121,7 @@ def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, st
     rows = Gauge("allears_batch_rows", "Requests the model works on", registry=own)
     rows.set_function(lambda: engine.running)
     held = Gauge("allears_silence_cache_bytes", "Bytes of kept silent prefixes", registry=own)
-    held.set_function(lambda: engine.listener.prefixes.held_bytes)
+    held.set_function(lambda: engine.runtime.silence_cache.held_bytes)
     limit = Gauge("allears_queue_limit_requests", "Requests that may wait", registry=own)
     limit.set(engine.queue_limit_requests)
     info = Gauge("allears_model_info", "What is served; always 1", list(model_info), registry=own)
@@ -130,23 +130,23 @@ def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, st
 
 def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog) -> None:
     """Add what alerts compare: drift of the scores, what calibration saw, and the memory left."""
-    own, listener = metrics.collected, engine.listener
+    own, runtime = metrics.collected, engine.runtime
     index = Gauge(
         "allears_listening_drift_psi",
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(listener.profile, records.own()))
+    index.set_function(lambda: drift(runtime.profile, records.own()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
         registry=own,
     )
-    share.set(expected_not_listening(listener.profile))
+    share.set(expected_not_listening(runtime.profile))
     memory = Gauge(
         "allears_device_memory_bytes", "Memory of the model's device", ["kind"], registry=own
     )
-    device = listener.model.device
+    device = runtime.model.device
     memory.labels("used").set_function(lambda: device_bytes(device, "used"))
     memory.labels("total").set_function(lambda: device_bytes(device, "total"))
 
@@ -166,7 +166,7 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
     """Count one answered question."""
     prompt, timings = answer.prompt, answer.timings
     metrics.tokens.labels("prompt").inc(len(prompt.tokens))
-    metrics.tokens.labels("audio").inc(int(prompt.audio.sum()))
+    metrics.tokens.labels("audio").inc(int(prompt.audio_mask.sum()))
     metrics.tokens.labels("completion").inc(answer.completion_tokens)
     metrics.audio_seconds.inc(record.audio_seconds)
     if record.score is not None:

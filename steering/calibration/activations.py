@@ -85,7 +85,7 @@ def clip_of(model: AudioModel, item: Item) -> Clip:
 def prompt_of(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
     """The item's prompt: question and options, under the clip."""
     return build_question(
-        model, [clip], preface + with_choices(item.question, item.choices, model.style)
+        model, [clip], preface + with_choices(item.question, item.choices, model.prompt_style)
     )
 
 
@@ -97,7 +97,9 @@ def answer_text(model: AudioModel, heard: PrefillResult, plan: SteeringPlan = UN
 def text_of(model: AudioModel, ids: Sequence[int]) -> str:
     """The words of an answer's tokens."""
     text = str(model.processor.tokenizer.decode(ids, skip_special_tokens=True))
-    return (text.partition(model.style.after)[0] if model.style.after else text).strip()
+    return (
+        text.partition(model.prompt_style.after)[0] if model.prompt_style.after else text
+    ).strip()
 
 
 def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
@@ -116,13 +118,16 @@ def columns_of(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np
 
 
 def pooled(
-    evidence: Activations, how: Intervention, rows: NDArray[np.int64] | None = None
+    evidence: Activations, intervention: Intervention, rows: NDArray[np.int64] | None = None
 ) -> Tensor:
     """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
     rows = np.arange(len(evidence.final)) if rows is None else rows
-    layers = np.array(how.layers)
+    layers = np.array(intervention.layers)
     blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
-    found = [pool(torch.from_numpy(evidence.differences[block, layers]), how) for block in blocks]
+    found = [
+        pool(torch.from_numpy(evidence.differences[block, layers]), intervention)
+        for block in blocks
+    ]
     return torch.cat(found)
 
 

@@ -48,7 +48,7 @@ def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
         "items": len(dataset.items),
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "max_answer_tokens": ANSWER.max_tokens,
-        "prompt_style": model.style.name,
+        "prompt_style": model.prompt_style.name,
         **versions(),
     }
 

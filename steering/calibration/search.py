@@ -49,7 +49,7 @@ class FittedSettings:
 
     heads: tuple[Head, ...]
     r: tuple[float, ...]
-    how: Intervention
+    intervention: Intervention
     gate: Gate
     fixed_strength: float
 
@@ -89,13 +89,13 @@ class Search:
             if len(chosen) > 1:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
-    def right_at(self, how: Intervention) -> Flags:
+    def right_at(self, intervention: Intervention) -> Flags:
         """(S, I): whether the token that decides is right at each strength, full vocabulary."""
-        key = (how.layers, how.place)
+        key = (intervention.layers, intervention.place)
         if key not in self._reach:  # every scale and pooling is a multiple of the raw mean
             everyone = np.arange(len(self.items))
-            self._reach[key] = strength_intervals(self.model, self.evidence, how, everyone)
-        return self._reach[key].right_at(STRENGTHS[:, None], how)
+            self._reach[key] = strength_intervals(self.model, self.evidence, intervention, everyone)
+        return self._reach[key].right_at(STRENGTHS[:, None], intervention)
 
     def fit(self, rows: NDArray[np.int64]) -> FittedSettings:
         """The best setting on some items.
@@ -105,13 +105,19 @@ class Search:
         """
         heads, r = self.specialists(rows)
         scores = self.evidence.scores(heads, self.model.heads)[rows]
-        tried = [(how, self.right_at(how)[:, rows]) for how in self.interventions(heads)]
+        tried = [
+            (intervention, self.right_at(intervention)[:, rows])
+            for intervention in self.interventions(heads)
+        ]
         tried.sort(key=lambda pair: -max(self.fixed_worth(pair[1])))  # stable: of equals the first
         best, chosen = (-np.inf, 0.0), None
-        for how, right in tried[:FINALISTS]:
+        for intervention, right in tried[:FINALISTS]:
             gate, worth = self.best_gate(right, scores)
             if chosen is None or worth > best:
-                best, chosen = worth, FittedSettings(heads, r, how, gate, self.best_fixed(right))
+                best, chosen = (
+                    worth,
+                    FittedSettings(heads, r, intervention, gate, self.best_fixed(right)),
+                )
         assert chosen is not None
         return chosen
 
@@ -151,8 +157,10 @@ class Search:
         best = choose(audible, min(MIN_HEADS, len(audible)))
         heads = tuple(all_heads(self.model)[i] for i in best)
         threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
-        how = Intervention((self.model.layers - 1,))
-        return FittedSettings(heads, (0.0,) * len(heads), how, Gate(0.0, threshold, 1.0), 0.0)
+        intervention = Intervention((self.model.layers - 1,))
+        return FittedSettings(
+            heads, (0.0,) * len(heads), intervention, Gate(0.0, threshold, 1.0), 0.0
+        )
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
@@ -189,7 +197,7 @@ class Search:
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             best = self.fit(inside)
             fits.append(best)
-            right = self.right_at(best.how)[:, outside]
+            right = self.right_at(best.intervention)[:, outside]
             scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
             silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
             at = nearest(best.gate.strengths(scores[outside]))
@@ -215,11 +223,11 @@ class Search:
             right = 0
             for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
                 rows = np.flatnonzero(fold == k)
-                how = replace(fit.how, layers=some)
+                intervention = replace(fit.intervention, layers=some)
                 if len(rows):  # fewer clips than folds leave some empty
                     right += int(
-                        strength_intervals(self.model, evidence, how, rows)
-                        .right_at(strengths[rows], how)
+                        strength_intervals(self.model, evidence, intervention, rows)
+                        .right_at(strengths[rows], intervention)
                         .sum()
                     )
             return right / len(fold)
@@ -233,7 +241,7 @@ class Search:
                 evidence.mass, evidence.right, self.strata, fold, places
             ),
             "random_layers": nulls.random_layers(
-                self.model.layers, [fit.how.layers for fit in fits], judged
+                self.model.layers, [fit.intervention.layers for fit in fits], judged
             ),
             "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
         }

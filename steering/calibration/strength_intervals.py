@@ -90,23 +90,27 @@ class StrengthIntervals:
     largest: NDArray[np.float64]  # (I,) and this many times the raw mean direction
     times: NDArray[np.float64]  # (I,) that direction must be taken to be as long as h
 
-    def right_at(self, strengths: NDArray[np.float64], how: Intervention) -> NDArray[np.bool_]:
+    def right_at(
+        self, strengths: NDArray[np.float64], intervention: Intervention
+    ) -> NDArray[np.bool_]:
         """Whether the answers are right at strengths (..., I) of an intervention at this place."""
-        if how.scale == "norm":
+        if intervention.scale == "norm":
             times = strengths * self.times
         else:
-            times = strengths * (len(how.layers) if how.pool == "sum" else 1)
+            times = strengths * (len(intervention.layers) if intervention.pool == "sum" else 1)
         return np.asarray((times >= self.least) & (times <= self.largest))
 
 
 def strength_intervals(
-    model: AudioModel, evidence: Activations, how: Intervention, rows: NDArray[np.int64]
+    model: AudioModel, evidence: Activations, intervention: Intervention, rows: NDArray[np.int64]
 ) -> StrengthIntervals:
     """The reach of some items along the mean of an intervention's layers, at its place."""
     gain = gains(model)
-    direction = pooled(evidence, Intervention(how.layers), rows).to(model.device)
+    direction = pooled(evidence, Intervention(intervention.layers), rows).to(model.device)
     final = torch.from_numpy(evidence.deciding[rows]).to(model.device)
-    if how.place == "before_norm":  # the norm's common factor changes no order: it is left out
+    if (
+        intervention.place == "before_norm"
+    ):  # the norm's common factor changes no order: it is left out
         state, way, length = final * gain, direction * gain, final.norm(dim=-1)
     else:
         with torch.inference_mode():

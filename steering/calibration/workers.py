@@ -113,7 +113,7 @@ def _start(ray: Any, model: AudioModel) -> Any:
     dtype = next(n for n, kind in DTYPES.items() if kind == model.dtype)
     needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
     actor = ray.remote(CalibrationWorker).options(scheduling_strategy="SPREAD", **needs)
-    return actor.remote(name, model.revision, device, dtype, model.style.name)
+    return actor.remote(name, model.revision, device, dtype, model.prompt_style.name)
 
 
 def _check_same_model(ray: Any, crew: _WorkerPool) -> None:

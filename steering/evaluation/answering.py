@@ -135,8 +135,10 @@ class ArmRunner:
         heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
         score = heard.attention.sum(-1).mean().cpu().numpy()
-        direction = pool(heard.states - silent.states, profile.how)
-        return heard, SteeringPlan(direction, float(profile.gate.strengths(score)), profile.how)
+        direction = pool(heard.states - silent.states, profile.intervention)
+        return heard, SteeringPlan(
+            direction, float(profile.gate.strengths(score)), profile.intervention
+        )
 
     def _jobs(self, i: int, scene: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
         """Prompt and plan of every arm that writes one row."""
@@ -169,7 +171,7 @@ class ArmRunner:
         if self._slots is None or self._slots.tokens < tokens:
             tokens += _SPARE_TOKENS
             rows = min(rows, max(1, _SLOT_BYTES // KVSlots.bytes_of(self.model, 1, tokens)))
-            self._slots = KVSlots(self.model, rows, tokens, self.profile.how)
+            self._slots = KVSlots(self.model, rows, tokens, self.profile.intervention)
         return self._slots
 
     def _choose(self, i: int, scene: ItemPasses) -> dict[str, str]:

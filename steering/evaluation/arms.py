@@ -81,7 +81,7 @@ def choose_strengths(
         cues = np.array([item.cue for item in items])
         by_arm["wording_only"] = profile.gate.strengths(group_means(scores, strata))
         by_arm["cue_only"] = profile.gate.strengths(group_means(scores, cues))
-    return ArmStrengths(by_arm, random_layers(model, profile.how, rng))
+    return ArmStrengths(by_arm, random_layers(model, profile.intervention, rng))
 
 
 _AS_ADAPTIVE = (
@@ -101,10 +101,10 @@ def random_heads(model: AudioModel, count: int, rng: np.random.Generator) -> lis
 
 
 def random_layers(
-    model: AudioModel, how: Intervention, rng: np.random.Generator
+    model: AudioModel, intervention: Intervention, rng: np.random.Generator
 ) -> tuple[int, ...]:
     """As many different layers as the intervention has."""
-    drawn = rng.choice(model.layers, size=len(how.layers), replace=False)
+    drawn = rng.choice(model.layers, size=len(intervention.layers), replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 
@@ -144,14 +144,14 @@ def plans(
     profile: Profile, chosen: ArmStrengths, i: int, sides: Differences
 ) -> dict[str, SteeringPlan]:
     """How each arm that is one forward pass and a readout answers item i."""
-    how = profile.how
-    every = replace(how, layers=tuple(range(len(sides.difference))))
-    drawn = replace(how, layers=chosen.random_layers)
-    made = {"text_only": (sides.text_only, how), "other_item": (sides.other, how)}
+    intervention = profile.intervention
+    every = replace(intervention, layers=tuple(range(len(sides.difference))))
+    drawn = replace(intervention, layers=chosen.random_layers)
+    made = {"text_only": (sides.text_only, intervention), "other_item": (sides.other, intervention)}
     made |= {"all_layers": (sides.difference, every), "random_layers": (sides.difference, drawn)}
     found = {"bare": UNSTEERED}
     for arm, strengths in chosen.by_arm.items():
-        states, by = made.get(arm, (sides.difference, how))
+        states, by = made.get(arm, (sides.difference, intervention))
         direction = pool(states[list(by.layers)], by)
         if arm == "calibrated":
             direction = profile.direction.to(direction.device)

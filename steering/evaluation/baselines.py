@@ -45,7 +45,7 @@ def audio_aware_decoding(
         audio, silence = (steered_logits(model, final, UNSTEERED, step)[0] for final in finals)
         token = int(((1 + weight) * audio - weight * silence).argmax())
         yield token
-        if sampling.ends(token, model) or step + 1 == sampling.max_tokens:
+        if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
         states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
         for i, branch in enumerate(branches):

@@ -57,7 +57,7 @@ def try_constants(
     known = one_token(model, items, mode)
     tokens = FirstTokens(model, evidence, known)
     strengths = np.linspace(0.0, 1.5 * (profile.max_strength or 1.0), GRID).round(4)
-    rows = [tokens.right(profile.how, np.full(len(known.rows), s)) for s in strengths]
+    rows = [tokens.right(profile.intervention, np.full(len(known.rows), s)) for s in strengths]
     weights = {mix: weight[known.rows] for mix, weight in mixes(items).items()}
     return Constants(tokens, strengths, np.stack(rows), weights)
 
@@ -82,15 +82,19 @@ def control_figures(
         return found | {"reason": "no item's right answer is one token"}
     rows, tokens = known.rows, constants.tokens
     adaptive = chosen.by_arm["adaptive"][rows]
-    steered = tokens.right(profile.how, adaptive)
+    steered = tokens.right(profile.intervention, adaptive)
     redraws = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
     gates = _gates(model, evidence, chosen, rows)
-    flags = {name: tokens.right(profile.how, strengths) for name, strengths in gates.items()}
+    flags = {
+        name: tokens.right(profile.intervention, strengths) for name, strengths in gates.items()
+    }
     rng = np.random.default_rng([seed, 2])
-    layers = [random_layers(model, profile.how, rng) for _ in range(LAYER_SETS)]
-    by_layers = [tokens.right(replace(profile.how, layers=each), adaptive) for each in layers]
+    layers = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
+    by_layers = [
+        tokens.right(replace(profile.intervention, layers=each), adaptive) for each in layers
+    ]
     heads = random_scores(model, len(profile.heads), evidence, seed)
-    by_heads = [tokens.right(profile.how, rank_matched(adaptive, s[rows])) for s in heads]
+    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in heads]
     found["by_strength"] = _curve(constants)
     found["gates"] = {
         name: {

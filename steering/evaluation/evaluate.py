@@ -86,7 +86,7 @@ def _results(
     constants = try_constants(model, profile, items, evidence, asking.mode)
     chosen = choose_strengths(model, profile, items, evidence, seed, constants.best())
     said = ArmRunner(model, profile, items, evidence, chosen, asking).run(journal)
-    outputs = _predictions(dataset, said, asking, lettered=model.style.name == PLAIN.name)
+    outputs = _predictions(dataset, said, asking, lettered=model.prompt_style.name == PLAIN.name)
     right = rightness(items, outputs)
     evidence = replace(evidence, right=right["bare"])
     results = {
@@ -95,7 +95,7 @@ def _results(
         "data": data_record(dataset),
         "asking": {
             **asdict(asking),
-            "prompt_style": model.style.name,
+            "prompt_style": model.prompt_style.name,
             "first_prompt": prompt_text(model, items[0]),
         },
         "seed": seed,
@@ -118,13 +118,18 @@ def _run(
     model: AudioModel, profile: Profile, dataset: DataSet, asking: AnswerOptions
 ) -> dict[str, str | int]:
     """What tells one run's answers from another's."""
-    settings = [profile.heads, asdict(profile.how), asdict(profile.gate), profile.fixed_strength]
+    settings = [
+        profile.heads,
+        asdict(profile.intervention),
+        asdict(profile.gate),
+        profile.fixed_strength,
+    ]
     digest = sha256(json.dumps(settings).encode() + profile.direction.numpy().tobytes())
     return {
         "model": model.fingerprint,
         "profile": digest.hexdigest()[:16],
         "data": dataset.sha256[:16],
-        "prompt_style": model.style.name,
+        "prompt_style": model.prompt_style.name,
         **asdict(asking),
     }
 

@@ -57,36 +57,39 @@ class FirstTokens:
         self.model, self.evidence, self.known = model, evidence, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
-    def right(self, how: Intervention, strengths: Strengths) -> Flags:
+    def right(self, intervention: Intervention, strengths: Strengths) -> Flags:
         """(N,) for strengths (N,), one for each item that can be told from one token."""
         if not len(self.known.rows):
             return np.zeros(0, bool)
-        directions = self._pooled(how)
+        directions = self._pooled(intervention)
         found = []
         for start in range(0, len(self.known.rows), _ROWS):
             part = slice(start, start + _ROWS)
-            found.append(self._right(part, directions[part], how, strengths[part]))
+            found.append(self._right(part, directions[part], intervention, strengths[part]))
         return np.concatenate(found)
 
-    def _pooled(self, how: Intervention) -> Tensor:
+    def _pooled(self, intervention: Intervention) -> Tensor:
         """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
-        if how.layers not in self._directions:
+        if intervention.layers not in self._directions:
             parts = [
-                pool(torch.from_numpy(self.evidence.differences[row][list(how.layers)]), how)
+                pool(
+                    torch.from_numpy(self.evidence.differences[row][list(intervention.layers)]),
+                    intervention,
+                )
                 for row in self.known.rows
             ]
-            self._directions = {how.layers: torch.stack(parts)}
-        return self._directions[how.layers]
+            self._directions = {intervention.layers: torch.stack(parts)}
+        return self._directions[intervention.layers]
 
     @torch.inference_mode()
     def _right(
-        self, part: slice, directions: Tensor, how: Intervention, strengths: Strengths
+        self, part: slice, directions: Tensor, intervention: Intervention, strengths: Strengths
     ) -> Flags:
         device = self.model.device
         rows = self.known.rows[part]
         final = torch.from_numpy(self.evidence.final[rows]).to(device, self.model.dtype)
         each = torch.from_numpy(strengths).float().to(device)
-        found = logits(self.model, final, directions.to(device), each, how)
+        found = logits(self.model, final, directions.to(device), each, intervention)
         wanted = torch.from_numpy(self.known.wanted[part]).to(device)
         best = found.gather(1, wanted[:, None])[:, 0]
         if self.known.options[part] and self.known.options[part][0]:

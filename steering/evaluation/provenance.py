@@ -48,7 +48,7 @@ def prompt_text(model: AudioModel, item: Item) -> str:
     prompt = prompt_of(model, item, clip_of(model, item))
     tokenizer = model.processor.tokenizer
     found = []
-    pairs = zip(prompt.tokens.tolist(), prompt.audio.tolist(), strict=True)
+    pairs = zip(prompt.tokens.tolist(), prompt.audio_mask.tolist(), strict=True)
     for is_audio, run in groupby(pairs, key=lambda pair: pair[1]):
         ids = [token for token, _ in run]
         text = tokenizer.decode(ids[:1] if is_audio else ids, skip_special_tokens=False)

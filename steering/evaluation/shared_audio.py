@@ -39,7 +39,7 @@ def prefill_on_prefix(
     """What `prefill` gives of a prompt whose keys and values up to the audio's end are `pairs`."""
     end, length, device = prompt.audio_end, len(prompt.tokens), model.device
     assert pairs[0][0].shape[2] == end, (pairs[0][0].shape, end)
-    audio = prompt.audio.to(device)
+    audio = prompt.audio_mask.to(device)
     cache = DynamicCache(config=model.text_config)
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
@@ -64,7 +64,7 @@ def prefill_on_prefix(
 def silent_kv_prefix(model: AudioModel, prompt: Prompt, prefixes: SilenceCache) -> KVPairs:
     """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
     end = prompt.audio_end
-    frames = tuple(int(count) for count in prompt.frames)
+    frames = tuple(int(count) for count in prompt.mel_frames)
     key = (prompt.tokens[:end].numpy().tobytes(), frames, model.layers)
     found = prefixes.get(key)
     if found is None:

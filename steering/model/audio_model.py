@@ -25,7 +25,7 @@ class AudioModel:
     processor: Any
     device: torch.device  # of its inputs
     dtype: torch.dtype
-    style: PromptStyle = PLAIN
+    prompt_style: PromptStyle = PLAIN
     places: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
 
     @property
@@ -85,7 +85,7 @@ class AudioModel:
         return self.family.audio_tokens(self.network.config, frames)
 
     @property
-    def end_ids(self) -> frozenset[int]:
+    def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         ids = self.network.generation_config.eos_token_id
         ids = ids if isinstance(ids, list) else [ids]

@@ -202,7 +202,9 @@ class ListeningHooks:
         if not self._steered:
             return states
         assert self._directions is not None
-        last = steer(states[:, -1], self._directions, self._strengths, self.profile.how, self._step)
+        last = steer(
+            states[:, -1], self._directions, self._strengths, self.profile.intervention, self._step
+        )
         return torch.cat([states[:, :-1], last[:, None]], dim=1)
 
     def _plan(self, taps: Taps) -> None:
@@ -235,7 +237,9 @@ class ListeningHooks:
         twin: SilenceContrast | None = None
         if reason is None and wish.direction == "request":
             twin = self._twin(row, prompt, attention)
-            direction = pool(twin.differences, profile.how).clone()  # out of inference mode
+            direction = pool(
+                twin.differences, profile.intervention
+            ).clone()  # out of inference mode
         silent = heads.listening_score(twin.silence_attention.cpu().numpy()) if twin else None
         heard = RowResult(
             score=score,
@@ -307,7 +311,7 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
     undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
     for layer in profile.layers:
         undo.callback(decoder.layers[layer].register_forward_hook(after_layer(layer)).remove)
-    if profile.how.place == "before_norm":
+    if profile.intervention.place == "before_norm":
         undo.callback(decoder.norm.register_forward_pre_hook(before_norm).remove)
     else:
         undo.callback(decoder.norm.register_forward_hook(after_norm).remove)

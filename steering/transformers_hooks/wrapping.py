@@ -102,11 +102,11 @@ def _prompt(model: AudioModel, tokens: Tensor, mels: Tensor, frames: Tensor) -> 
     hop_seconds = model.processor.feature_extractor.hop_length / model.rate_hz
     return Prompt(
         tokens=tokens,
-        mels=mels,
-        frames=frames,
+        log_mels=mels,
+        mel_frames=frames,
         clips=(),  # the waveforms are not among generate's inputs
         heard_seconds=tuple(float(count) * hop_seconds for count in frames),
-        audio=tokens == model.family.audio_token_id(model.network.config),
+        audio_mask=tokens == model.family.audio_token_id(model.network.config),
     )
 
 
@@ -118,7 +118,7 @@ def _merge_copies(rows: list[Prompt]) -> tuple[Prompt, ...]:
         same = (
             before is not None
             and torch.equal(before.tokens, row.tokens)
-            and torch.equal(before.mels, row.mels)
+            and torch.equal(before.log_mels, row.log_mels)
         )
         merged.append(before if same and before is not None else row)
     return tuple(merged)

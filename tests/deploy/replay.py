@@ -209,8 +209,8 @@ def _lend(stack: ExitStack, path: Path, place: Path) -> None:
     _mount(stack, place, "--bind", path)
 
 
-def _mount(stack: ExitStack, place: Path, *how: str | Path) -> None:
-    subprocess.run(["mount", *how, place], check=True)
+def _mount(stack: ExitStack, place: Path, *intervention: str | Path) -> None:
+    subprocess.run(["mount", *intervention, place], check=True)
     stack.callback(lambda: subprocess.run(["umount", "--lazy", place], check=True))
 
 

@@ -1,4 +1,4 @@
-"""tests/deploy/replay.py reads the Dockerfile as a builder does; running it takes root and minutes."""
+"""replay.py reads the Dockerfile as a builder does; running it takes root and minutes."""
 
 from __future__ import annotations
 

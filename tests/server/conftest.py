@@ -143,31 +143,29 @@ class Remote:
 
 
 @pytest.fixture(scope="session")
-def listener(tiny_model: AudioModel, tiny_profile: Profile) -> Runtime:
+def runtime(tiny_model: AudioModel, tiny_profile: Profile) -> Runtime:
     return Runtime.of(tiny_model, tiny_profile)
 
 
 @pytest.fixture(scope="session")
-def server(given_url: str | None, listener: Runtime) -> Generator[Server | Remote, None, None]:
+def server(given_url: str | None, runtime: Runtime) -> Generator[Server | Remote, None, None]:
     """A server that all tests share which leave it as it was."""
     if given_url is not None:
         with closing(Remote(given_url)) as remote:
             yield remote
         return
     with Server(
-        create_app(Settings(listening_log_url=SecretStr(NO_LOG)), listener)
+        create_app(Settings(listening_log_url=SecretStr(NO_LOG)), runtime)
     ).started() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def start(listener: Runtime) -> Callable[..., Any]:
+def start(runtime: Runtime) -> Callable[..., Any]:
     """Starts a server of one's own, with settings as arguments."""
 
     def own(*, heard_by: Runtime | None = None, ready: bool = True, **settings: Any) -> Any:
-        app = create_app(
-            Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or listener
-        )
+        app = create_app(Settings(**{"listening_log_url": NO_LOG, **settings}), heard_by or runtime)
         return Server(app).started(ready=ready)
 
     return own
@@ -195,9 +193,9 @@ class Gate:
         self.held = self.pieces = 0
 
     def listen(
-        self, listener: Runtime, question: Question, prompt: Prompt
+        self, runtime: Runtime, question: Question, prompt: Prompt
     ) -> Iterator[AnswerStarted | str | Answer | Row]:
-        for event in answer_question(listener, question, prompt):
+        for event in answer_question(runtime, question, prompt):
             if isinstance(event, AnswerStarted):
                 self.held += 1
                 yield event

@@ -39,10 +39,10 @@ def kill_thread() -> None:
 def exhaust_memory() -> None:
     """Have large prompts allocate, in the thread that runs the model, more than there is."""
 
-    def greedy(listener: Any, question: Any, prompt: Any) -> Iterator[Any]:
+    def greedy(runtime: Any, question: Any, prompt: Any) -> Iterator[Any]:
         if len(prompt.tokens) >= LARGE_TOKENS:
             torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
-        yield from answer_question(listener, question, prompt)
+        yield from answer_question(runtime, question, prompt)
 
     setattr(engine, "answer_question", greedy)  # noqa: B010
 

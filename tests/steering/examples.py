@@ -77,7 +77,7 @@ def full_pass(
         out = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=asked.mels,
+            input_features=asked.log_mels,
             output_attentions=True,
             use_cache=False,
             **{mask_name: feature_mask(asked)},
@@ -91,7 +91,7 @@ def full_pass(
 
 def feature_mask(asked: Prompt) -> Tensor:
     """(C, N) int64: 1 where the mel frames of a clip are not padding."""
-    return (torch.arange(asked.mels.shape[-1])[None] < asked.frames[:, None]).long()
+    return (torch.arange(asked.log_mels.shape[-1])[None] < asked.mel_frames[:, None]).long()
 
 
 def generated(network: Any, asked: Prompt, count: int) -> list[int]:
@@ -100,7 +100,7 @@ def generated(network: Any, asked: Prompt, count: int) -> list[int]:
     out = network.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
-        input_features=asked.mels,
+        input_features=asked.log_mels,
         feature_attention_mask=feature_mask(asked),
         do_sample=False,
         max_new_tokens=count,
@@ -110,12 +110,12 @@ def generated(network: Any, asked: Prompt, count: int) -> list[int]:
 
 
 def plan_for(
-    model: AudioModel, heard: PrefillResult, strength: float, how: Intervention
+    model: AudioModel, heard: PrefillResult, strength: float, intervention: Intervention
 ) -> SteeringPlan:
     """A plan along a random direction of about the length of the final residual."""
     random = torch.Generator().manual_seed(3)
     direction = torch.randn(model.width, generator=random)
-    return SteeringPlan(direction * heard.final.norm() / direction.norm(), strength, how)
+    return SteeringPlan(direction * heard.final.norm() / direction.norm(), strength, intervention)
 
 
 def write_items(folder: Path, count: int) -> Path:

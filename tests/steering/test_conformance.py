@@ -119,9 +119,9 @@ def test_weights_are_the_checkpoints_and_nothing_else_is_there(case: Case) -> No
 @pytest.mark.parametrize("shape", SHAPES)
 def test_audio_tokens_stand_where_the_clips_do(case: Case, shape: str) -> None:
     asked = asked_in(case.model, shape)
-    counts = [case.model.audio_tokens(int(frames)) for frames in asked.frames]
-    assert int(asked.audio.sum()) == sum(counts)
-    heard = case.model.family.hear(case.model.network, asked.mels, asked.frames)
+    counts = [case.model.audio_tokens(int(frames)) for frames in asked.mel_frames]
+    assert int(asked.audio_mask.sum()) == sum(counts)
+    heard = case.model.family.hear(case.model.network, asked.log_mels, asked.mel_frames)
     assert [tuple(one.shape) for one in heard] == [(n, case.model.width) for n in counts]
     for seconds, count in zip(asked.heard_seconds, counts, strict=True):
         assert count * case.model.hop_seconds == pytest.approx(seconds, abs=0.1)
@@ -135,7 +135,7 @@ def test_positions_are_one_after_the_other_on_every_axis(case: Case, shape: str)
     asked = asked_in(case.model, shape)
     tokens = asked.tokens[None]
     positions, delta = case.oracle.get_rope_index(
-        tokens, attention_mask=torch.ones_like(tokens), audio_seqlens=asked.frames
+        tokens, attention_mask=torch.ones_like(tokens), audio_seqlens=asked.mel_frames
     )
     assert torch.equal(positions.long(), torch.arange(len(asked.tokens)).expand(3, 1, -1))
     assert int(delta) == 0
@@ -150,7 +150,7 @@ def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: s
     asked = asked_in(model, shape)
     heard = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
     full = case.full(asked)
-    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio]
+    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio_mask]
     torch.testing.assert_close(heard.attention, eager, atol=1e-5, rtol=0)
     assert heard.attention.max() > 2 * heard.attention.median(), "the oracle has a shape to match"
     torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
@@ -165,7 +165,9 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
     heard = prefill(model, asked, layers=LAYERS)
     loud, quiet = case.full(asked), case.full(silent_twin(model, asked))
     difference = loud.residuals[list(LAYERS), -1] - quiet.residuals[list(LAYERS), -1]
-    eager = torch.stack([quiet.attention[layer, head, -1, asked.audio] for layer, head in HEADS])
+    eager = torch.stack(
+        [quiet.attention[layer, head, -1, asked.audio_mask] for layer, head in HEADS]
+    )
     for from_cache in (False, True):
         found = contrast_with_silence(
             model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
@@ -227,24 +229,24 @@ def plans(model: AudioModel, heards: list[PrefillResult]) -> list[SteeringPlan]:
 
 
 def written_together(
-    model: AudioModel, heards: list[PrefillResult], how: Sampling
+    model: AudioModel, heards: list[PrefillResult], intervention: Sampling
 ) -> list[list[int]]:
     """Answers of rows that enter one by one and share every step after that."""
     slots = KVSlots(model, len(heards), 1024, HOW)
-    rows = [Row(plan, how) for plan in plans(model, heards)]
+    rows = [Row(plan, intervention) for plan in plans(model, heards)]
     written: list[list[int]] = [[] for _ in rows]
     waiting = list(zip(rows, heards, strict=True))
-    while waiting or slots.seated:
+    while waiting or slots.active:
         if waiting:
             row, heard = waiting.pop(0)
             row.token = int(steered_logits(model, heard.final[None], row.plan, 0)[0].argmax())
-            slots.seat(row, heard)
+            slots.admit(row, heard)
         for row, ids in zip(rows, written, strict=True):
-            if row.place >= 0:
+            if row.slot >= 0:
                 ids.append(row.token)
-                if len(ids) == how.max_tokens:
-                    slots.leave(row)
-        if slots.seated:
+                if len(ids) == intervention.max_tokens:
+                    slots.release(row)
+        if slots.active:
             slots.step()
     return written
 
@@ -315,8 +317,10 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
         there = listening_score(prefill(hearing, asked, heads=chosen).attention.numpy())
         assert verdicts.of(missing) == "not_listening"
         assert verdicts.of(there) == "listening"
-    nowhere = replace(asked, audio=torch.zeros_like(asked.audio))  # not even its place in the text
-    assert listening_score(np.zeros((2, int(nowhere.audio.sum())), np.float32)) == 0.0
+    nowhere = replace(
+        asked, audio_mask=torch.zeros_like(asked.audio_mask)
+    )  # not even its place in the text
+    assert listening_score(np.zeros((2, int(nowhere.audio_mask.sum())), np.float32)) == 0.0
 
 
 def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
@@ -329,7 +333,7 @@ def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
     plan = SteeringPlan(pool(found.differences, HOW), 0.8, HOW)
     steered = steered_logits(model, heard.final[None], plan, 0)
     assert not torch.allclose(steered, steered_logits(model, heard.final[None], UNSTEERED, 0))
-    assert feature_mask(asked).sum() == asked.frames.sum()
+    assert feature_mask(asked).sum() == asked.mel_frames.sum()
 
 
 def test_features_padded_to_less_than_the_window_are_the_same(case: Case) -> None:
@@ -341,6 +345,6 @@ def test_features_padded_to_less_than_the_window_are_the_same(case: Case) -> Non
     whole = model.processor(
         text=tokens, audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
     )["input_features"]
-    assert asked.mels.shape[-1] <= whole.shape[-1]
-    for mel, expected, frames in zip(asked.mels, whole, asked.frames, strict=True):
+    assert asked.log_mels.shape[-1] <= whole.shape[-1]
+    for mel, expected, frames in zip(asked.log_mels, whole, asked.mel_frames, strict=True):
         assert torch.equal(mel[:, : int(frames)], expected[:, : int(frames)])

@@ -113,9 +113,11 @@ def test_max_tokens_is_how_many_there_are(untrained: AudioModel, count: int) -> 
 
 
 @pytest.mark.parametrize("how", [RAW, FIRST], ids=["every", "first"])
-def test_strength_zero_is_the_bare_model_bit_for_bit(model: AudioModel, how: Intervention) -> None:
+def test_strength_zero_is_the_bare_model_bit_for_bit(
+    model: AudioModel, intervention: Intervention
+) -> None:
     heard = prefill(model, prompt(model))
-    nothing = plan_for(model, heard, 0.0, how)
+    nothing = plan_for(model, heard, 0.0, intervention)
     bare = list(generate(model, heard, UNSTEERED, GREEDY))
     assert list(generate(model, heard, nothing, GREEDY)) == bare
     for step in (0, 1):
@@ -145,8 +147,8 @@ def test_steered_minus_bare_is_strength_times_direction_before_the_readout(
 
 def test_steering_the_first_token_leaves_the_others_bare(model: AudioModel) -> None:
     heard = prefill(model, prompt(model))
-    how = Intervention(layers=(1,), scale="raw", tokens="first")
-    plan = plan_for(model, heard, 3.0, how)
+    intervention = Intervention(layers=(1,), scale="raw", tokens="first")
+    plan = plan_for(model, heard, 3.0, intervention)
     assert plan.direction is not None
     with readouts(model) as (residuals, normed):
         list(generate(model, heard, plan, GREEDY))
@@ -169,11 +171,11 @@ def test_steering_leaves_keys_and_values_the_bare_models(model: AudioModel) -> N
 
 @pytest.mark.parametrize("how", [RAW, FIRST], ids=["every", "first"])
 def test_a_steered_answer_is_the_naive_one(
-    model: AudioModel, oracle: Any, how: Intervention
+    model: AudioModel, oracle: Any, intervention: Intervention
 ) -> None:
     asked = prompt(model)
     heard = prefill(model, asked)
-    plan = plan_for(model, heard, 1.5, how)
+    plan = plan_for(model, heard, 1.5, intervention)
     naive: list[int] = []
     for step in range(6):
         last = naive_logits(oracle, asked, naive, plan, [step])[-1]
@@ -190,16 +192,16 @@ def naive_logits(
     full = full_pass(network, asked, list(answer))
     at = [len(asked.tokens) - 1 + step for step in steps]
     states, norm = full.residuals[-1, at], network.model.language_model.norm
-    if plan.direction is None or plan.how is None:
+    if plan.direction is None or plan.intervention is None:
         return network.lm_head(norm(states))  # type: ignore[no-any-return]
-    if plan.how.place == "after_norm":
+    if plan.intervention.place == "after_norm":
         states = norm(states)
     found = []
     for step, state in zip(steps, states, strict=True):
         strength = torch.tensor([plan.strength])
-        found.append(steer(state[None], plan.direction[None], strength, plan.how, step)[0])
+        found.append(steer(state[None], plan.direction[None], strength, plan.intervention, step)[0])
     steered = torch.stack(found)
-    if plan.how.place == "before_norm":
+    if plan.intervention.place == "before_norm":
         steered = norm(steered)
     return network.lm_head(steered)  # type: ignore[no-any-return]
 
@@ -285,18 +287,18 @@ def naive_choices(
 
 @pytest.mark.parametrize("how", [None, RAW, FIRST], ids=["bare", "every", "first"])
 def test_choices_side_by_side_score_as_each_alone(
-    model: AudioModel, oracle: Any, how: Intervention | None
+    model: AudioModel, oracle: Any, intervention: Intervention | None
 ) -> None:
     asked = prompt(model, 0.5, 1.2)
     heard = prefill(model, asked)
-    plan = plan_for(model, heard, 0.7, how) if how else UNSTEERED
+    plan = plan_for(model, heard, 0.7, intervention) if intervention else UNSTEERED
     tokenizer = model.processor.tokenizer
     lengths = [len(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in CHOICES]
     assert min(lengths) == 1 and max(lengths) > 4, "choices of one token and of many"
     found = score_choices(model, heard, plan, CHOICES)
     assert sum(found) == pytest.approx(1.0)
     assert found == pytest.approx(naive_choices(oracle, model, asked, plan, CHOICES), abs=1e-5)
-    if how:
+    if intervention:
         assert found != pytest.approx(score_choices(model, heard, UNSTEERED, CHOICES), abs=1e-3)
 
 

@@ -47,21 +47,21 @@ class Job:
 
 
 def directed(
-    model: AudioModel, heard: PrefillResult, seed: int, strength: float, how: Intervention
+    model: AudioModel, heard: PrefillResult, seed: int, strength: float, intervention: Intervention
 ) -> SteeringPlan:
     """A plan along a direction of its own."""
     draw = torch.randn(model.width, generator=torch.Generator().manual_seed(seed))
-    return SteeringPlan(draw * heard.final.norm() / draw.norm(), strength, how)
+    return SteeringPlan(draw * heard.final.norm() / draw.norm(), strength, intervention)
 
 
-def jobs_of(model: AudioModel, how: Intervention) -> list[Job]:
+def jobs_of(model: AudioModel, intervention: Intervention) -> list[Job]:
     """Bare and steered answers of every sampling about clips of different lengths."""
     jobs = []
     for i, sampling in enumerate(ANSWERS * 2):
         text = "Which sound is this?" + " What do you hear?" * (i % 3)
         heard = prefill(model, prompt(model, 0.3 + 0.37 * i, text=text))
         strength = (0.0, 0.7, 0.0, 2.5, 1.3)[i % 5]
-        plan = directed(model, heard, i, strength, how) if strength else UNSTEERED
+        plan = directed(model, heard, i, strength, intervention) if strength else UNSTEERED
         jobs.append(Job(heard, plan, sampling))
     return jobs
 
@@ -73,22 +73,22 @@ def write(slots: KVSlots, jobs: Sequence[Job], seed: int) -> int:
     rows: dict[int, tuple[Row, Job]] = {}
     rng.shuffle(waiting)
     while waiting or rows:
-        while waiting and slots.free and rng.random() < 0.5:
+        while waiting and slots.free_slots and rng.random() < 0.5:
             job = waiting.pop()
             row = Row(job.plan, job.sampling)
             first = steered_logits(slots.model, job.heard.final[None], job.plan, 0)
             row.token = sample_rows(first, [row])[0]
-            slots.seat(row, job.heard)
+            slots.admit(row, job.heard)
             rows[id(row)] = (row, job)
         for name, (row, job) in list(rows.items()):
             job.written.append(row.token)
-            over = job.sampling.ends(row.token, slots.model)
+            over = job.sampling.is_end(row.token, slots.model)
             if over or len(job.written) == job.sampling.max_tokens:
-                slots.leave(row)
+                slots.release(row)
                 del rows[name]
-        assert [row.place for row in slots.seated] == list(range(len(slots.seated)))
-        if slots.seated:
-            most = max(most, len(slots.seated))
+        assert [row.slot for row in slots.active] == list(range(len(slots.active)))
+        if slots.active:
+            most = max(most, len(slots.active))
             slots.step()
     return most
 
@@ -96,11 +96,11 @@ def write(slots: KVSlots, jobs: Sequence[Job], seed: int) -> int:
 @pytest.mark.parametrize("rounded", [False, True], ids=["exact", "rounded"])
 @pytest.mark.parametrize("how", HOWS, ids=["norm", "raw", "first", "keep_norm"])
 def test_rows_that_come_and_go_write_what_they_write_alone(
-    model: AudioModel, how: Intervention, rounded: bool
+    model: AudioModel, intervention: Intervention, rounded: bool
 ) -> None:
-    jobs = jobs_of(model, how)
+    jobs = jobs_of(model, intervention)
     expected = [job.alone(model) for job in jobs]
-    slots = KVSlots(model, 5, 200, how, rounded=rounded)
+    slots = KVSlots(model, 5, 200, intervention, rounded=rounded)
     for seed in range(2):
         for job in jobs:
             job.written.clear()
@@ -149,8 +149,8 @@ def test_recorded_steps_write_what_plain_ones_write() -> None:
     for recorded in (False, True):
         jobs = jobs_of(found, NORM)
         slots = KVSlots(found, 5, 200, NORM)
-        assert slots.recording
-        slots.recording = recorded
+        assert slots.use_cuda_graphs
+        slots.use_cuda_graphs = recorded
         write(slots, jobs, seed=1)
         slots.warm_up()
         written.append([job.written for job in jobs])
@@ -165,7 +165,7 @@ def test_rounded_steps_have_room_and_come_in_few_sizes(untrained: AudioModel) ->
     sizes = set()
     for rows in range(1, 13):
         for reach in range(1, 1901):
-            bucket, tokens = slots._rounded_up(rows, reach)
+            bucket, tokens = slots._bucketed(rows, reach)
             assert rows <= bucket <= min(2 * rows - 1, 12)
             assert reach <= tokens <= min(reach + max(63, reach / 3), 1900)
             sizes.add((bucket, tokens))
@@ -182,14 +182,14 @@ def test_the_last_row_moves_into_the_place_of_one_that_leaves(untrained: AudioMo
     rows = []
     for i, heard in enumerate(heards):
         row = Row(directed(untrained, heard, i, 1.0 + i, RAW), Sampling(), token=i)
-        slots.seat(row, heard)
+        slots.admit(row, heard)
         rows.append(row)
-    assert slots.free == 0
-    slots.leave(rows[1])
-    assert slots.seated == [rows[0], rows[3], rows[2]]
-    assert [row.place for row in rows] == [0, -1, 2, 1]
+    assert slots.free_slots == 0
+    slots.release(rows[1])
+    assert slots.active == [rows[0], rows[3], rows[2]]
+    assert [row.slot for row in rows] == [0, -1, 2, 1]
     for row, heard in ((rows[0], heards[0]), (rows[3], heards[3]), (rows[2], heards[2])):
-        place, length = row.place, heard.length
+        place, length = row.slot, heard.length
         assert int(slots.lengths[place]) == length
         assert float(slots.strengths[place]) == row.plan.strength
         assert row.plan.direction is not None
@@ -197,9 +197,9 @@ def test_the_last_row_moves_into_the_place_of_one_that_leaves(untrained: AudioMo
         for layer, (keys, values) in enumerate(keys_and_values(heard)):
             assert torch.equal(slots.store[layer, 0, place, :, :length], keys[0])
             assert torch.equal(slots.store[layer, 1, place, :, :length], values[0])
-    slots.leave(rows[2])  # the last itself
-    assert slots.seated == [rows[0], rows[3]]
-    assert slots.free == 2
+    slots.release(rows[2])  # the last itself
+    assert slots.active == [rows[0], rows[3]]
+    assert slots.free_slots == 2
 
 
 def test_memory_is_what_was_planned(model: AudioModel) -> None:
@@ -224,7 +224,7 @@ def before_the_readout(model: AudioModel) -> Iterator[list[Tensor]]:
 
 def seat_all(slots: KVSlots, heard: PrefillResult, plans: Sequence[SteeringPlan]) -> None:
     for plan in plans:
-        slots.seat(Row(plan, Sampling(), token=9), heard)
+        slots.admit(Row(plan, Sampling(), token=9), heard)
 
 
 def test_each_row_differs_from_bare_by_its_strength_times_its_direction(model: AudioModel) -> None:
@@ -245,14 +245,14 @@ def test_each_row_differs_from_bare_by_its_strength_times_its_direction(model: A
 
 @pytest.mark.parametrize("how", HOWS, ids=["norm", "raw", "first", "keep_norm"])
 def test_strength_0_among_steered_rows_is_bit_identical_to_a_bare_batch(
-    model: AudioModel, how: Intervention
+    model: AudioModel, intervention: Intervention
 ) -> None:
     heard = prefill(model, prompt(model))
-    steered = directed(model, heard, 1, 1.5, how)
+    steered = directed(model, heard, 1, 1.5, intervention)
     plans = [steered, replace(steered, strength=0.0), UNSTEERED, steered]
     logits = []
     for chosen in ([UNSTEERED] * 4, plans):
-        slots = KVSlots(model, 4, 100, how)
+        slots = KVSlots(model, 4, 100, intervention)
         slots.directions.fill_(float("inf"))  # what a row that left may have been given
         seat_all(slots, heard, chosen)
         readout = model.family.readout(model.network)
@@ -264,7 +264,7 @@ def test_strength_0_among_steered_rows_is_bit_identical_to_a_bare_batch(
             hook.remove()
         logits.append(out[0])
     assert torch.equal(logits[0][1:3], logits[1][1:3])
-    if how.tokens == "every":
+    if intervention.tokens == "every":
         assert not torch.equal(logits[0][0], logits[1][0])
 
 
@@ -299,4 +299,4 @@ def test_write_together_is_generate_for_each_plan(model: AudioModel, sampling: S
     slots = KVSlots(model, 4, 120, NORM)
     for _ in range(2):
         assert generate_batch(slots, [(heard, plan) for plan in plans], sampling) == expected
-        assert not slots.seated
+        assert not slots.active

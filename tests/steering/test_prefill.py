@@ -24,7 +24,7 @@ def test_a_prefill_is_one_pass_of_transformers(
     heard = prefill(model, asked, heads=heads, layers=layers)
     full = full_pass(oracle, asked)
 
-    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio]  # (L * H, F)
+    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio_mask]  # (L * H, F)
     torch.testing.assert_close(heard.attention, eager, atol=2e-6, rtol=0)
     assert heard.attention.max() > 3 * heard.attention.median(), "the oracle has a shape to match"
     torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
@@ -49,7 +49,7 @@ def test_attention_comes_in_the_order_asked_for(untrained: AudioModel) -> None:
 def test_nothing_asked_for_is_nothing_kept(untrained: AudioModel) -> None:
     asked = prompt(untrained)
     heard = prefill(untrained, asked)
-    assert heard.attention.shape == (0, int(asked.audio.sum()))
+    assert heard.attention.shape == (0, int(asked.audio_mask.sum()))
     assert heard.states.shape == (0, untrained.width)
 
 
@@ -100,7 +100,7 @@ def test_cached_decode_is_the_full_pass_with_taps_and_states(
     for step, token in enumerate(answer):
         states = model.decoder.embed_tokens(torch.tensor([[token]]))
         audio = torch.zeros(1, heard.length + step + 1, dtype=torch.bool)
-        audio[:, : heard.length] = asked.audio
+        audio[:, : heard.length] = asked.audio_mask
         taps = Taps.on(heads, audio)
         positions = torch.tensor([[heard.length + step]])
         final, kept = run_layers(

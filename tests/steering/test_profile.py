@@ -31,7 +31,9 @@ def profile(untrained: AudioModel) -> Profile:
         family=untrained.family.name,
         heads=((5, 3), (0, 7)),
         correlations=(0.51, 0.4242),
-        how=Intervention(layers=(4, 7), pool="sum", scale="raw", tokens="first", keep_norm=True),
+        intervention=Intervention(
+            layers=(4, 7), pool="sum", scale="raw", tokens="first", keep_norm=True
+        ),
         gate=Gate(1.7, 0.42, 0.03),
         fixed_strength=0.85,
         verdicts=Verdicts(0.2, 0.6),

@@ -28,7 +28,7 @@ from tests.steering.examples import QUESTION, RATE_HZ, clip, feature_mask, full_
 
 def words(model: AudioModel, asked: Prompt) -> str:
     """The prompt as text, one mark for each run of audio tokens."""
-    audio = asked.audio.tolist()
+    audio = asked.audio_mask.tolist()
     kept = [
         token
         for i, token in enumerate(asked.tokens.tolist())
@@ -71,7 +71,7 @@ def test_a_conversation_keeps_its_order(untrained: AudioModel) -> None:
     )
     assert asked.clips == (first, second)
     assert asked.heard_seconds == (0.5, 1.5)
-    assert asked.frames.tolist() == [50, 150]
+    assert asked.mel_frames.tolist() == [50, 150]
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.333, 1.0, 2.999, 3.0])
@@ -79,8 +79,8 @@ def test_there_is_an_audio_token_for_each_that_the_encoder_makes(
     untrained: AudioModel, seconds: float
 ) -> None:
     asked = prompt(untrained, seconds)
-    made = untrained.family.hear(untrained.network, asked.mels, asked.frames)
-    assert [len(one) for one in made] == [int(asked.audio.sum())]
+    made = untrained.family.hear(untrained.network, asked.log_mels, asked.mel_frames)
+    assert [len(one) for one in made] == [int(asked.audio_mask.sum())]
     assert len(made[0]) == pytest.approx(25 * seconds, abs=1)
 
 
@@ -100,7 +100,7 @@ def test_features_are_those_of_the_processor(untrained: AudioModel) -> None:
         return_attention_mask=True,
         return_tensors="pt",
     )
-    assert torch.equal(asked.mels, expected["input_features"])
+    assert torch.equal(asked.log_mels, expected["input_features"])
     assert torch.equal(feature_mask(asked), expected["attention_mask"].long())
 
 
@@ -119,16 +119,16 @@ def test_what_was_heard_stands_where_the_audio_tokens_are(model: AudioModel, ora
     finally:
         hook.remove()
     torch.testing.assert_close(states, seen[0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(states[~asked.audio], seen[0][~asked.audio])
+    assert torch.equal(states[~asked.audio_mask], seen[0][~asked.audio_mask])
 
 
 @torch.inference_mode()
 def test_a_clip_is_heard_alike_beside_another(untrained: AudioModel) -> None:
     both = build_question(untrained, [clip(0.6, seed=4), clip(2.0, seed=5)], QUESTION)
-    heard = embed(untrained, both)[0, both.audio]
+    heard = embed(untrained, both)[0, both.audio_mask]
     for part, one in zip((heard[:15], heard[15:]), both.clips, strict=True):
         alone = build_question(untrained, [one], QUESTION)
-        expected = embed(untrained, alone)[0, alone.audio]
+        expected = embed(untrained, alone)[0, alone.audio_mask]
         torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -143,9 +143,9 @@ def test_a_clip_longer_than_the_window_is_heard_up_to_it(untrained: AudioModel) 
         build_question(untrained, [short], QUESTION),
     )
     assert asked.heard_seconds == expected.heard_seconds == (3.0,)
-    assert torch.equal(asked.mels, expected.mels)
+    assert torch.equal(asked.log_mels, expected.log_mels)
     assert torch.equal(asked.tokens, expected.tokens)
-    assert int(asked.audio.sum()) == 75
+    assert int(asked.audio_mask.sum()) == 75
     assert asked.clips == (long,), "what was sent is remembered whole"
 
 
@@ -197,14 +197,14 @@ def test_the_silent_twin_differs_in_what_is_heard_only(
     asked = prompt(untrained, *seconds)
     twin = silent_twin(untrained, asked)
     assert torch.equal(twin.tokens, asked.tokens)
-    assert torch.equal(twin.audio, asked.audio)
-    assert torch.equal(twin.frames, asked.frames)
+    assert torch.equal(twin.audio_mask, asked.audio_mask)
+    assert torch.equal(twin.mel_frames, asked.mel_frames)
     assert twin.heard_seconds == asked.heard_seconds
     for sent, silent in zip(asked.clips, twin.clips, strict=True):
         assert len(silent.samples) == len(sent.samples)
         assert not silent.samples.any()
     zeros = Clip(np.zeros(round(seconds[0] * RATE_HZ), np.float32), RATE_HZ, 1.0, RATE_HZ, 1)
     expected = build_question(untrained, [zeros], QUESTION)
-    assert torch.equal(silent_mels(untrained, asked.heard_seconds)[0], expected.mels[0])
-    assert torch.equal(twin.mels[0], expected.mels[0])
-    assert not torch.equal(twin.mels, asked.mels)
+    assert torch.equal(silent_mels(untrained, asked.heard_seconds)[0], expected.log_mels[0])
+    assert torch.equal(twin.log_mels[0], expected.log_mels[0])
+    assert not torch.equal(twin.log_mels, asked.log_mels)

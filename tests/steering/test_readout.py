@@ -75,10 +75,10 @@ def test_first_steers_the_first_token_only() -> None:
 
 
 @pytest.mark.parametrize("how", EVERY_WAY, ids=str)
-def test_a_row_of_strength_zero_comes_back_bit_for_bit(how: Intervention) -> None:
+def test_a_row_of_strength_zero_comes_back_bit_for_bit(intervention: Intervention) -> None:
     h, d = rows(0), rows(1)
     d[1] = torch.nan  # whatever its direction holds
-    steered = steer(h, d, torch.tensor([1.0, 0.0, 0.3]), how)
+    steered = steer(h, d, torch.tensor([1.0, 0.0, 0.3]), intervention)
     assert torch.equal(steered[1], h[1])
     assert not torch.equal(steered[0], h[0])
     assert torch.isfinite(steered).all()
@@ -87,8 +87,8 @@ def test_a_row_of_strength_zero_comes_back_bit_for_bit(how: Intervention) -> Non
 def test_a_direction_of_nothing_changes_nothing() -> None:
     h = rows(0)
     for scale in SCALES:
-        how = Intervention(layers=(1,), scale=scale)
-        torch.testing.assert_close(steer(h, torch.zeros_like(h), torch.ones(3), how), h)
+        intervention = Intervention(layers=(1,), scale=scale)
+        torch.testing.assert_close(steer(h, torch.zeros_like(h), torch.ones(3), intervention), h)
 
 
 def test_half_precision_comes_back_in_half_precision() -> None:
@@ -101,10 +101,10 @@ def test_half_precision_comes_back_in_half_precision() -> None:
 
 def test_relative_norm_is_what_was_added_over_h() -> None:
     h, d = rows(0)[0], rows(1)[0]
-    for how in (RAW, replace(RAW, scale="norm")):
-        added = steer(h[None], d[None], torch.tensor([0.7]), how)[0] - h
+    for intervention in (RAW, replace(RAW, scale="norm")):
+        added = steer(h[None], d[None], torch.tensor([0.7]), intervention)[0] - h
         expected = float(added.norm() / h.norm())
-        assert relative_norm(h, d, 0.7, how) == pytest.approx(expected, rel=1e-4)
+        assert relative_norm(h, d, 0.7, intervention) == pytest.approx(expected, rel=1e-4)
 
 
 def test_pooling_is_a_mean_or_a_sum_over_layers() -> None:
@@ -116,9 +116,9 @@ def test_pooling_is_a_mean_or_a_sum_over_layers() -> None:
 
 
 def test_a_record_makes_the_same_intervention_again() -> None:
-    for how in EVERY_WAY:
-        record = json.loads(json.dumps(how.record()))
-        assert Intervention(**{**record, "layers": tuple(record["layers"])}) == how
+    for intervention in EVERY_WAY:
+        record = json.loads(json.dumps(intervention.record()))
+        assert Intervention(**{**record, "layers": tuple(record["layers"])}) == intervention
 
 
 # ---- into logits, at the first answer token and against a cache
@@ -142,21 +142,21 @@ def test_steering_before_the_norm_or_after_it(model: AudioModel, cached: bool) -
     after = head(norm(h) + s[:, None] * d)
     assert not torch.allclose(before, after, atol=0.1)
     torch.testing.assert_close(logits(model, h, d, s, RAW), before, atol=1e-5, rtol=1e-5)
-    how = replace(RAW, place="after_norm")
-    torch.testing.assert_close(logits(model, h, d, s, how), after, atol=1e-5, rtol=1e-5)
+    intervention = replace(RAW, place="after_norm")
+    torch.testing.assert_close(logits(model, h, d, s, intervention), after, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["prefill", "cached"])
 @pytest.mark.parametrize("how", EVERY_WAY, ids=str)
 @torch.inference_mode()
 def test_in_a_mixed_batch_the_unsteered_row_is_the_bare_models(
-    untrained: AudioModel, how: Intervention, cached: bool
+    untrained: AudioModel, intervention: Intervention, cached: bool
 ) -> None:
     h, step = finals(untrained, cached), 2 * int(cached)
-    mixed = logits(untrained, h, rows(1), torch.tensor([1.0, 0.0, 0.5]), how, step)
+    mixed = logits(untrained, h, rows(1), torch.tensor([1.0, 0.0, 0.5]), intervention, step)
     bare = logits(untrained, h)
     assert torch.equal(mixed[1], bare[1])
-    steered = how.tokens == "every" or step == 0
+    steered = intervention.tokens == "every" or step == 0
     assert torch.equal(mixed[0], bare[0]) != steered
     assert torch.equal(mixed[2], bare[2]) != steered
 
@@ -165,9 +165,9 @@ def test_in_a_mixed_batch_the_unsteered_row_is_the_bare_models(
 @torch.inference_mode()
 def test_a_row_in_a_batch_is_steered_as_alone(untrained: AudioModel, cached: bool) -> None:
     h, d, s = finals(untrained, cached), rows(1), torch.tensor([1.0, 0.2, 0.5])
-    how = Intervention(layers=(1,))
-    together = logits(untrained, h, d, s, how)
+    intervention = Intervention(layers=(1,))
+    together = logits(untrained, h, d, s, intervention)
     for row in range(3):
         one = slice(row, row + 1)
-        alone = logits(untrained, h[one], d[one], s[one], how)
+        alone = logits(untrained, h[one], d[one], s[one], intervention)
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)

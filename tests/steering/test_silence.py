@@ -71,7 +71,9 @@ def test_miss_hit_and_a_plain_second_pass_agree(
     loud, quiet = full_pass(oracle, asked), full_pass(oracle, silent_twin(model, asked))
     difference = loud.residuals[list(LAYERS), -1] - quiet.residuals[list(LAYERS), -1]
     torch.testing.assert_close(miss.differences, difference, atol=1e-4, rtol=1e-4)
-    eager = torch.stack([quiet.attention[layer, head, -1, asked.audio] for layer, head in HEADS])
+    eager = torch.stack(
+        [quiet.attention[layer, head, -1, asked.audio_mask] for layer, head in HEADS]
+    )
     torch.testing.assert_close(miss.silence_attention, eager, atol=2e-6, rtol=0)
     assert miss.differences.norm(dim=-1).min() > 0.01, "there is a difference to get right"
 
@@ -92,7 +94,7 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
         found = contrasted(untrained, asked, SilenceCache(PLENTY), layers=layers, heads=heads)
         heard = prefill(untrained, asked, layers=layers)
         assert found.differences.shape == (len(layers), untrained.width)
-        assert found.silence_attention.shape == (len(heads), int(asked.audio.sum()))
+        assert found.silence_attention.shape == (len(heads), int(asked.audio_mask.sum()))
         if layers:
             expected = heard.states - second.states
             torch.testing.assert_close(found.differences, expected, atol=1e-5, rtol=1e-5)

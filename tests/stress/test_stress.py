@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.stress import __main__ as torture
 from tests.stress import database, process_signals, schema, soak
 from tests.stress.hostile_clients import refused, unchunked
 from tests.stress.outcome import Check, Outcome, at_least, at_most, none_of
 from tests.stress.questions import Row, pool
 from tests.stress.server_process import parsed
-from tests.stress import __main__ as torture
 
 
 def held(outcome: Outcome) -> None:

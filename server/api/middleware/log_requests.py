@@ -44,7 +44,7 @@ def log_requests(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         state = scope.setdefault("state", {})
         state["request_id"] = _request_id(scope)
         started, status = time.perf_counter(), 0
-        traces = deployment.traces if scope["path"] not in PROBES else None
+        traces = deployment.tracer if scope["path"] not in PROBES else None
         if traces:
             state["span"] = traces.begin(Headers(scope=scope))
 

@@ -63,17 +63,17 @@ def test_an_encoder_is_as_many_operations_as_torch_counts(
     clip = Clip(noise, model.rate_hz, length / model.rate_hz, model.rate_hz, 1)
     prompt = build_question(model, [clip], "What do you hear?")
     hear = torch.inference_mode()(model.family.hear)
-    _, found = counted(lambda: hear(model.network, prompt.mels, prompt.frames))
+    _, found = counted(lambda: hear(model.network, prompt.log_mels, prompt.mel_frames))
     shape = Shape.of(model, DEPTH)
-    positions = shape.positions_of(int(prompt.frames[0]))
-    assert positions // 2 == int(prompt.audio.sum())
+    positions = shape.positions_of(int(prompt.mel_frames[0]))
+    assert positions // 2 == int(prompt.audio_mask.sum())
     assert costs.encoder(shape, positions).operations == found
 
 
 def test_a_prefill_is_as_many_operations_as_torch_counts(model: AudioModel, prompt: Prompt) -> None:
     _, found = counted(lambda: prefill(model, prompt))
     shape = Shape.of(model, DEPTH)
-    positions = shape.positions_of(int(prompt.frames[0]))
+    positions = shape.positions_of(int(prompt.mel_frames[0]))
     predicted = costs.prefill(shape, len(prompt.tokens), positions).operations
     assert predicted - costs.readout(shape).operations == found  # logits come later
 
@@ -92,9 +92,9 @@ def test_a_twin_is_as_many_operations_as_torch_counts(model: AudioModel, prompt:
     assert (cold.from_cache, hit.from_cache) == (False, True)
     question = costs.question(shape, len(prompt.tokens), end)
     assert question.operations == hit_operations
-    positions = shape.positions_of(int(prompt.frames[0]))
+    positions = shape.positions_of(int(prompt.mel_frames[0]))
     miss = question + costs.silent_prefix(shape, end) + costs.encoder(shape, positions)
-    window = prompt.mels.shape[-1]
+    window = prompt.log_mels.shape[-1]
     mel_filters = 2 * shape.mel_bins * 201 * window  # of the silence: torch's, of 400 samples
     assert miss.operations + mel_filters == cold_operations
     assert mel_filters < 0.05 * cold_operations
@@ -107,7 +107,7 @@ def test_a_step_is_as_many_operations_as_torch_counts(
     heard = prefill(model, prompt)
     slots = KVSlots(model, 4, len(prompt.tokens) + 70, None)
     for _ in range(rows):
-        slots.seat(Row(UNSTEERED, Sampling(), token=1), heard)
+        slots.admit(Row(UNSTEERED, Sampling(), token=1), heard)
     _, found = counted(slots.step)
     reach = min(16 * -(-(len(prompt.tokens) + 1) // 16), slots.tokens)
     assert costs.step(Shape.of(model, DEPTH), rows, reach).operations == found
@@ -117,7 +117,7 @@ def test_kept_bytes_are_those_that_are_held(model: AudioModel, prompt: Prompt) -
     shape, prefixes = Shape.of(model, DEPTH), SilenceCache(10**9)
     heard = prefill(model, prompt, layers=(DEPTH - 1,))
     contrast_with_silence(model, prompt, heard, heads=(), layers=(DEPTH - 1,), prefixes=prefixes)
-    entry = shape.entry_bytes(prompt.audio_end) + shape.feature_bytes(int(prompt.audio.sum()))
+    entry = shape.entry_bytes(prompt.audio_end) + shape.feature_bytes(int(prompt.audio_mask.sum()))
     assert entry == prefixes.held_bytes
     assert 4 * shape.row_bytes(100) == KVSlots.bytes_of(model, 4, 100)
 

@@ -232,7 +232,8 @@ def test_the_pages_lead_nowhere_else(raw: Raw, target: str) -> None:
 
 WRONG_KEYS = ("", "Bearer", "Bearer ", f"Bearer {ANN[:-1]}", f"Bearer {ANN}x", f"Basic {ANN}", ANN,
               f"Bearer {ANN},{ANN}", f"Bearer {ANN.upper()}", f"Bearer {ANN} {ANN}",
-              f"Bearer {api_keys.digest(ANN).hex()}", "Bearer \xff\xfe", "Bearer key-1")  # fmt: skip
+              f"Bearer {api_keys.digest(ANN).hex()}",
+              "Bearer \xff\xfe", "Bearer key-1")  # fmt: skip
 
 
 @pytest.mark.parametrize("sent", WRONG_KEYS)

@@ -160,11 +160,11 @@ def test_steering_is_applied_and_reported(
     assert (body["timings"]["silence_cache"] is None) == (direction == "calibrated")
 
 
-def test_the_adaptive_strength_is_the_gates(server: Any, listener: Runtime, audio: Any) -> None:
+def test_the_adaptive_strength_is_the_gates(server: Any, runtime: Runtime, audio: Any) -> None:
     response = server.chat(audio=audio, question=QUESTION, steer=True, max_tokens=1)
     body = response.json()
-    assert listener.profile is not None
-    wanted = listener.profile.gate.strength(body["listening"]["score"])
+    assert runtime.profile is not None
+    wanted = runtime.profile.gate.strength(body["listening"]["score"])
     assert body["steering"]["strength"] == pytest.approx(wanted, abs=1e-4)
     assert float(response.headers["x-steering-strength"]) == pytest.approx(wanted, abs=1e-4)
 
@@ -239,9 +239,9 @@ def test_what_the_model_can_not_hear_is_said(server: Any, make_sound: Any) -> No
 
 
 def test_without_a_profile_nothing_is_known_and_nothing_steered(
-    start: Any, listener: Runtime, audio: dict[str, str]
+    start: Any, runtime: Runtime, audio: dict[str, str]
 ) -> None:
-    with start(heard_by=Runtime.of(listener.model, None)) as server:
+    with start(heard_by=Runtime.of(runtime.model, None)) as server:
         response = server.chat(audio=audio, question=QUESTION, steer=True, max_tokens=1)
         summary = server.get("/listening-score").json()
     body = response.json()

@@ -34,14 +34,14 @@ def small(tiny_model: Any, tiny_profile: Any) -> Runtime:
 
 
 @contextmanager
-def running(listener: Runtime) -> Iterator[Engine]:
-    engine = Engine(listener, queue_limit_requests=500, queue_timeout_seconds=60)
+def running(runtime: Runtime) -> Iterator[Engine]:
+    engine = Engine(runtime, queue_limit_requests=500, queue_timeout_seconds=60)
     try:
         yield engine
     finally:
         engine.close()
         assert not engine.alive
-        assert not listener.slots.seated
+        assert not runtime.slots.active
 
 
 def question(seed: int = 0, **fields: Any) -> Question:
@@ -140,7 +140,7 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtim
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:
-    listener = Runtime.of(tiny_model, None, rows=1, tokens=500)
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=500)
 
     async def ask() -> None:
         async with aclosing(engine.run(replace(question(), sampling=LONG))) as events:
@@ -150,7 +150,7 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
                 await engine.answer(too_long)
             assert engine.running == 1 and engine.waiting == 0
 
-    with running(listener) as engine:
+    with running(runtime) as engine:
         asyncio.run(ask())
 
 
@@ -178,7 +178,7 @@ def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
     step = small.slots.step
 
     def failing() -> None:
-        sizes.append(len(small.slots.seated))
+        sizes.append(len(small.slots.active))
         if len(sizes) == 4:
             raise RuntimeError("no memory")
         step()
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_o
 
     def greedy() -> None:
         if not held:
-            held.append(small.prefixes.held_bytes)
+            held.append(small.silence_cache.held_bytes)
             torch.empty(1 << 46, dtype=torch.uint8)
         step()
 
@@ -238,8 +238,8 @@ def test_who_reads_no_further_holds_no_row_over_the_time_limit(small: Runtime) -
     async def ask() -> None:
         async with aclosing(engine.run(question(1, sampling=LONG))) as events:
             await anext(events)
-            await until(lambda: len(small.slots.seated) == 1)
-            await until(lambda: not small.slots.seated)
+            await until(lambda: len(small.slots.active) == 1)
+            await until(lambda: not small.slots.active)
             with pytest.raises(RequestTimeout):
                 async for _ in events:
                     pass
@@ -274,7 +274,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
     step = small.slots.step
 
     def counted() -> None:
-        rows.append(len(small.slots.seated))
+        rows.append(len(small.slots.active))
         step()
 
     monkeypatch.setattr(small.slots, "step", counted)
@@ -287,7 +287,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
         steps = len(rows)
         await until(lambda: engine.running == 0)
         assert len(rows) <= steps + 1
-        assert not small.slots.seated
+        assert not small.slots.active
         assert len(rows) < 300, "the answer was cut"
 
         # and beside one that stays
@@ -298,7 +298,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
                 if isinstance(event, str):
                     break
         steps = len(rows)
-        await until(lambda: len(small.slots.seated) == 1)
+        await until(lambda: len(small.slots.active) == 1)
         assert 2 not in rows[steps + 1 :]
         assert (await stays).completion_tokens == LONG.max_tokens
 
@@ -307,7 +307,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
 
 
 def test_a_row_that_somebody_left_goes_to_the_next_who_waits(tiny_model: Any) -> None:
-    listener = Runtime.of(tiny_model, None, rows=1, tokens=1200)
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=1200)
 
     async def ask() -> None:
         async with aclosing(engine.run(question(1, sampling=LONG))) as events:
@@ -317,12 +317,12 @@ def test_a_row_that_somebody_left_goes_to_the_next_who_waits(tiny_model: Any) ->
         assert (await waits).timings.queue_seconds > 0
         await until(lambda: engine.waiting == engine.running == 0)
 
-    with running(listener) as engine:
+    with running(runtime) as engine:
         asyncio.run(ask())
 
 
 def test_closing_ends_what_runs_and_what_waits(tiny_model: Any) -> None:
-    listener = Runtime.of(tiny_model, None, rows=1, tokens=1200)
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=1200)
 
     async def ask() -> None:
         asked = [asyncio.create_task(engine.answer(question(i, sampling=LONG))) for i in range(4)]
@@ -330,11 +330,11 @@ def test_closing_ends_what_runs_and_what_waits(tiny_model: Any) -> None:
         await asyncio.to_thread(engine.close)
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(one) for one in found] == [EngineStopped] * 4
-        assert not listener.slots.seated
+        assert not runtime.slots.active
         with pytest.raises(EngineStopped):
             await engine.answer(question(5))
 
-    with running(listener) as engine:
+    with running(runtime) as engine:
         asyncio.run(ask())
 
 
@@ -382,8 +382,8 @@ class Death(BaseException):
 def test_a_dead_thread_is_noticed_by_all_and_by_readyz(
     start: Any, tiny_model: Any, audio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = Runtime.of(tiny_model, None)
-    with start(heard_by=listener, profile="none") as server:
+    runtime = Runtime.of(tiny_model, None)
+    with start(heard_by=runtime, profile="none") as server:
         engine = server.deployment.engine
         assert engine.alive
         assert server.get("/readyz").status_code == 200
@@ -391,7 +391,7 @@ def test_a_dead_thread_is_noticed_by_all_and_by_readyz(
         def die() -> None:
             raise Death
 
-        monkeypatch.setattr(listener.slots, "step", die)
+        monkeypatch.setattr(runtime.slots, "step", die)
         body = {"audio": audio, "question": "What is this?", "max_tokens": 5}
         assert server.chat(**body).status_code == 503
         server.wait_until(lambda: not engine.alive)

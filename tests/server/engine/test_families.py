@@ -40,7 +40,7 @@ def profile_of(model: AudioModel, like: Profile) -> Profile:
         fingerprint=model.fingerprint,
         family=model.family.name,
         heads=((0, 1), (1, 2), (2, 3)),
-        how=replace(like.how, layers=(0, 2)),
+        intervention=replace(like.intervention, layers=(0, 2)),
         direction=torch.randn(model.width, generator=torch.Generator().manual_seed(1)),
     )
 
@@ -108,7 +108,7 @@ def test_audio_that_never_arrives_is_at_the_floor(
     """The processor gets the clip and drops it, as where `audios=` was renamed to `audio=`."""
     name, server = family
     assert server.deployment.engine is not None
-    model = server.deployment.engine.listener.model
+    model = server.deployment.engine.runtime.model
     tokenizer = model.processor.tokenizer
 
     def deaf(self: Any, text: str, **options: Any) -> dict[str, torch.Tensor]:
@@ -135,9 +135,9 @@ def test_audio_that_never_arrives_is_at_the_floor(
 def test_r1_aqa_is_asked_in_its_own_words(family: tuple[str, Server]) -> None:
     name, server = family
     assert server.deployment.engine is not None
-    listener: Runtime = server.deployment.engine.listener
-    assert listener.model.style.name == ("r1_aqa" if name == "r1-aqa" else "plain")
-    assert np.isfinite(listener.model.hop_seconds)
+    runtime: Runtime = server.deployment.engine.runtime
+    assert runtime.model.prompt_style.name == ("r1_aqa" if name == "r1-aqa" else "plain")
+    assert np.isfinite(runtime.model.hop_seconds)
 
 
 def test_a_checkpoint_is_served_by_a_real_process(

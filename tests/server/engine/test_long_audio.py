@@ -60,7 +60,7 @@ def test_what_is_cut_is_said(server: Any, five_seconds: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("more", [{"choices": CHOICES}, {"max_tokens": 2}], ids=["choices", "free"])
 def test_a_minute_in_windows(
-    server: Any, listener: Runtime, minute: dict[str, str], more: dict[str, Any]
+    server: Any, runtime: Runtime, minute: dict[str, str], more: dict[str, Any]
 ) -> None:
     response = server.chat(audio=minute, question=QUESTION, long_audio="window", steer=True, **more)
     assert response.status_code == 200, response.text

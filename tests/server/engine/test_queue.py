@@ -149,22 +149,22 @@ def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
 def test_who_takes_too_long_frees_the_row_within_a_step(
     start: Any, tiny_model: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = Runtime.of(tiny_model, None, rows=1)
-    step = listener.slots.step
+    runtime = Runtime.of(tiny_model, None, rows=1)
+    step = runtime.slots.step
 
     def slow() -> None:
         time.sleep(0.02)
         step()
 
-    own = {"heard_by": listener, "profile": "none", "request_timeout_seconds": 1.0}
+    own = {"heard_by": runtime, "profile": "none", "request_timeout_seconds": 1.0}
     with start(**own) as server:
-        monkeypatch.setattr(listener.slots, "step", slow)
+        monkeypatch.setattr(runtime.slots, "step", slow)
         long = {**ask, "max_tokens": 1000}
         begun = time.monotonic()
         late, streamed = begin(server, long), begin(server, {**long, "stream": True})
         found = [late.result(10), streamed.result(10)]
         assert time.monotonic() - begun < 5
-        server.wait_until(lambda: not listener.slots.seated and server.deployment.in_flight == 0)
+        server.wait_until(lambda: not runtime.slots.active and server.deployment.in_flight == 0)
         codes = []
         for one in found:  # which of them got the row is open
             if one.headers["content-type"].startswith("text/event-stream"):
@@ -193,7 +193,7 @@ def test_retry_after_of_a_full_queue_is_what_the_last_answers_took(
 ) -> None:
     with start(queue_limit_requests=2, max_batch_rows=1) as server:
         engine = server.deployment.engine
-        rows = engine.listener.slots.rows
+        rows = engine.runtime.slots.rows
         gate.close()
         begin(server, ask)
         server.wait_until(lambda: gate.held == 1)
@@ -227,7 +227,7 @@ def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any,
             for caller in callers:
                 caller.done.result(20)
         server.wait_until(lambda: engine.running == engine.waiting == 0)
-        server.wait_until(lambda: not engine.listener.slots.seated)
+        server.wait_until(lambda: not engine.runtime.slots.seated)
         server.wait_until(lambda: len(asyncio.all_tasks(loop)) == tasks)
         assert server.deployment.in_flight == 0
         assert not engine._queue

@@ -112,7 +112,7 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
     assert profile.heads[0] == PLANTED[0], "the clearest first"
     assert min(profile.correlations) > 0.8
     assert list(profile.correlations) == sorted(profile.correlations, reverse=True)
-    assert profile.how.layers == (untrained.layers - 1,)
+    assert profile.intervention.layers == (untrained.layers - 1,)
     torch.testing.assert_close(
         profile.direction, torch.from_numpy(shown.differences[:, -1]).mean(0)
     )
@@ -158,7 +158,11 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
     json.dumps(dict(profile.held_out), allow_nan=False)
     again = fit_profile(untrained, dataset(), shown)
-    assert (again.heads, again.how, again.gate) == (profile.heads, profile.how, profile.gate)
+    assert (again.heads, again.intervention, again.gate) == (
+        profile.heads,
+        profile.intervention,
+        profile.gate,
+    )
     assert again.held_out == profile.held_out
 
 
@@ -204,7 +208,11 @@ def test_a_profile_is_saved_whole(
     monkeypatch.setattr(collecting, "record_items", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     found = load(tmp_path / "out" / "mine")
-    assert (found.name, found.heads, found.how) == (profile.name, profile.heads, profile.how)
+    assert (found.name, found.heads, found.intervention) == (
+        profile.name,
+        profile.heads,
+        profile.intervention,
+    )
 
 
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
@@ -226,18 +234,20 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
 
 
 @pytest.mark.parametrize("how", [Intervention((7,)), Intervention((0, 7), scale="raw")], ids=str)
-def test_every_strength_is_tried_on_every_item(untrained: AudioModel, how: Intervention) -> None:
+def test_every_strength_is_tried_on_every_item(
+    untrained: AudioModel, intervention: Intervention
+) -> None:
     shown = evidence(untrained, helps=True)
-    found = Search(untrained, shown, items()).right_at(how)
+    found = Search(untrained, shown, items()).right_at(intervention)
     assert found.shape == (len(STRENGTHS), ITEMS)
     final = torch.from_numpy(shown.final)
     with torch.inference_mode():
         bare = logits(untrained, final).argmax(-1).numpy() == shown.first_token
         np.testing.assert_array_equal(found[0], bare)
-        direction = torch.from_numpy(shown.differences[:, list(how.layers)].mean(1))
+        direction = torch.from_numpy(shown.differences[:, list(intervention.layers)].mean(1))
         for at in (1, 10, 40):
             each = torch.full((ITEMS,), float(STRENGTHS[at]))
-            said = logits(untrained, final, direction, each, how).argmax(-1).numpy()
+            said = logits(untrained, final, direction, each, intervention).argmax(-1).numpy()
             np.testing.assert_array_equal(found[at], said == shown.first_token)
 
 

@@ -227,7 +227,7 @@ def test_the_head_map_is_that_of_eager_attention(
     for item in items:
         asked = prompt_of(model, item, clip_of(model, item))
         maps = full_pass(oracle, asked).attention[:, :, -1]  # (L, H, T) from the last token
-        eager.append(maps[..., asked.audio].sum(-1).flatten().numpy())
+        eager.append(maps[..., asked.audio_mask].sum(-1).flatten().numpy())
     mass = np.stack(eager)
     np.testing.assert_allclose(found.mass, mass, atol=1e-5)
     right = np.arange(len(items)) % 3 == 0

@@ -37,7 +37,7 @@ def test_shared_beginnings_are_given(untrained: AudioModel) -> None:
 def test_an_answer_that_begins_another_is_decided_by_its_end(untrained: AudioModel) -> None:
     found = find_decisive_token(untrained, item("dog", "dog bell", answer="dog"), "rain")
     assert words(untrained, *found.before) == "dog"
-    assert found.token in untrained.end_ids
+    assert found.token in untrained.eos_token_ids
 
 
 @pytest.mark.parametrize(

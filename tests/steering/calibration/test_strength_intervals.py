@@ -61,7 +61,7 @@ def evidence(model: AudioModel) -> Activations:
 def test_what_is_right_at_every_strength_is_what_the_readout_says(
     shaped: AudioModel, place: str, scale: str, pooling: str, keep_norm: bool
 ) -> None:
-    how = Intervention(
+    intervention = Intervention(
         (4, 5, 6, 7),
         pool=pooling,  # type: ignore[arg-type]
         scale=scale,  # type: ignore[arg-type]
@@ -69,14 +69,14 @@ def test_what_is_right_at_every_strength_is_what_the_readout_says(
         keep_norm=keep_norm,
     )
     shown = evidence(shaped)
-    found = Search(shaped, shown, items()).right_at(how)
+    found = Search(shaped, shown, items()).right_at(intervention)
     final = torch.from_numpy(shown.final)
-    direction = pool(torch.from_numpy(shown.differences[:, 4:]), how)
+    direction = pool(torch.from_numpy(shown.differences[:, 4:]), intervention)
     said = []
     with torch.inference_mode():
         for strength in STRENGTHS:
             each = torch.full((ITEMS,), float(strength))
-            said.append(logits(shaped, final, direction, each, how).argmax(-1).numpy())
+            said.append(logits(shaped, final, direction, each, intervention).argmax(-1).numpy())
     expected = np.stack(said) == shown.first_token
     assert 0.1 < expected.mean() < 0.9, "else the test says nothing"
     assert (found != expected).mean() < 1e-3, "but for ties at an end"

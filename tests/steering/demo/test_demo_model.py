@@ -78,12 +78,14 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
             layers=profile.layers,
             prefixes=prefixes,
         )
-        direction = pool(found.differences, profile.how)
+        direction = pool(found.differences, profile.intervention)
         right = []
         for strength in (0.0, profile.gate.strength(at)):
-            plan = SteeringPlan(direction, strength, profile.how) if strength else UNSTEERED
+            plan = (
+                SteeringPlan(direction, strength, profile.intervention) if strength else UNSTEERED
+            )
             right.append(is_right(answer_text(demo, heard, plan), item.answer, item.choices))
-        lost = replace(asked, mels=silent_mels(demo, asked.heard_seconds))
+        lost = replace(asked, log_mels=silent_mels(demo, asked.heard_seconds))
         floor = listening_score(prefill(demo, lost, heads=profile.heads).attention.numpy())
         twin = listening_score(found.silence_attention.numpy())
         rows.append((*right, at, floor, twin))
@@ -140,7 +142,8 @@ def test_served_heads_equal_eager_attentions(
         mass = audio_mass(prefill(demo, asked, heads=profile.heads).attention.numpy())
         attention = full_pass(eager.eval(), asked).attention
         expected = [
-            float(attention[layer, head, -1, asked.audio].sum()) for layer, head in profile.heads
+            float(attention[layer, head, -1, asked.audio_mask].sum())
+            for layer, head in profile.heads
         ]
         np.testing.assert_allclose(mass, expected, atol=1e-4)
 

@@ -108,7 +108,7 @@ def test_lessons_and_prompts_are_the_same_tokens(
     samples = np.ones(32_000, np.float32)
     asked = build_question(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
     ids, _, _ = teacher._row(facts, question, 0.5, random)
-    before = [*teacher.before(1)[0].tolist(), *[int(asked.tokens[asked.audio][0])] * 50, *ids]
+    before = [*teacher.before(1)[0].tolist(), *[int(asked.tokens[asked.audio_mask][0])] * 50, *ids]
     assert before[:-1] == asked.tokens.tolist()
     assert before[-1] == teacher.encode("dog")[0]
 

@@ -29,7 +29,7 @@ def profile_of(model: AudioModel) -> Profile:
         family=model.family.name,
         heads=HEADS,
         correlations=(0.3, 0.2, 0.1),
-        how=Intervention(layers=(1, 2)),
+        intervention=Intervention(layers=(1, 2)),
         gate=Gate(2.0, 0.3, 0.1),
         fixed_strength=1.2,
         verdicts=Verdicts(0.2, 0.4),

@@ -40,22 +40,26 @@ def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[PrefillResult, Ste
     profile = profile_of(model)
     heard, silent, score = heard_of(model, item)
     difference = heard.states - silent.states
-    live, how, strength = pool(difference[[1, 2]], profile.how), profile.how, 0.0
+    live, intervention, strength = (
+        pool(difference[[1, 2]], profile.intervention),
+        profile.intervention,
+        0.0,
+    )
     strength = profile.gate.strength(score)
     turned, turned_silent, turned_score = heard_of(model, permuted(item, 0))
-    turned_live = pool((turned.states - turned_silent.states)[[1, 2]], how)
+    turned_live = pool((turned.states - turned_silent.states)[[1, 2]], intervention)
     return {
         "bare": (heard, SteeringPlan()),
         "no_audio": (silent, SteeringPlan()),
-        "fixed": (heard, SteeringPlan(live, 1.2, how)),
-        "adaptive": (heard, SteeringPlan(live, strength, how)),
-        "inverted": (heard, SteeringPlan(live, 2.0 - strength, how)),
-        "calibrated": (heard, SteeringPlan(profile.direction, strength, how)),
-        "all_layers": (heard, SteeringPlan(difference.mean(0), strength, how)),
+        "fixed": (heard, SteeringPlan(live, 1.2, intervention)),
+        "adaptive": (heard, SteeringPlan(live, strength, intervention)),
+        "inverted": (heard, SteeringPlan(live, 2.0 - strength, intervention)),
+        "calibrated": (heard, SteeringPlan(profile.direction, strength, intervention)),
+        "all_layers": (heard, SteeringPlan(difference.mean(0), strength, intervention)),
         "permuted_bare": (turned, SteeringPlan()),
         "permuted_adaptive": (
             turned,
-            SteeringPlan(turned_live, profile.gate.strength(turned_score), how),
+            SteeringPlan(turned_live, profile.gate.strength(turned_score), intervention),
         ),
     }
 

@@ -43,8 +43,8 @@ def test_the_prompt_is_what_the_model_saw(grouped: AudioModel, tmp_path: Path) -
     asked = read(write_items(tmp_path, 2), tmp_path).items[1]
     prompt = prompt_of(grouped, asked, clip_of(grouped, asked))
     text = prompt_text(grouped, asked)
-    count = int(prompt.audio.sum())
+    count = int(prompt.audio_mask.sum())
     whole = grouped.processor.tokenizer.decode(prompt.tokens, skip_special_tokens=False)
-    mark = grouped.processor.tokenizer.decode(prompt.tokens[prompt.audio][:1])
+    mark = grouped.processor.tokenizer.decode(prompt.tokens[prompt.audio_mask][:1])
     assert text.replace(f"{mark} x {count}", mark * count) == whole
     assert "cow" in text

@@ -57,11 +57,11 @@ def test_only_the_text_decoder_has_taps(untrained: AudioModel) -> None:
 
 def test_answers_end_at_the_tokens_of_both_configs(untrained: AudioModel) -> None:
     end = untrained.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert untrained.end_ids == {end}
+    assert untrained.eos_token_ids == {end}
     config = untrained.network.generation_config
     config.eos_token_id = [end, 17]
     try:
-        assert untrained.end_ids == {end, 17}
+        assert untrained.eos_token_ids == {end, 17}
     finally:
         config.eos_token_id = end
 

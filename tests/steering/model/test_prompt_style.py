@@ -40,12 +40,12 @@ def test_r1_aqa_is_asked_as_it_was_trained(untrained: AudioModel) -> None:
         " Output the final answer in <answer> </answer>."
     )
     assert "options" not in with_choices("Which?", (), R1_AQA)
-    model = replace(untrained, style=R1_AQA)
+    model = replace(untrained, prompt_style=R1_AQA)
     tokens = build_question(model, [clip(0.5)], text).tokens
     assert model.processor.tokenizer.decode(tokens).endswith("assistant\n<answer>")
 
 
 def test_an_answer_ends_at_its_tag(untrained: AudioModel) -> None:
     ids = untrained.processor.tokenizer("a dog</answer> and more", add_special_tokens=False)
-    assert text_of(replace(untrained, style=R1_AQA), ids["input_ids"]) == "a dog"
+    assert text_of(replace(untrained, prompt_style=R1_AQA), ids["input_ids"]) == "a dog"
     assert text_of(untrained, ids["input_ids"]) == "a dog</answer> and more"

@@ -65,7 +65,7 @@ def plain_network(model: AudioModel, attention: str = "sdpa") -> Any:
     return network.eval()
 
 
-def profile_for(model: AudioModel, how: Intervention, *, top: float = 2.0) -> Profile:
+def profile_for(model: AudioModel, intervention: Intervention, *, top: float = 2.0) -> Profile:
     """A profile whose gate gives every prompt another strength."""
     return Profile(
         name="mine",
@@ -75,7 +75,7 @@ def profile_for(model: AudioModel, how: Intervention, *, top: float = 2.0) -> Pr
         family=model.family.name,
         heads=((2, 1), (0, 7), (1, 4)),
         correlations=(0.5, 0.4, 0.3),
-        how=how,
+        intervention=intervention,
         gate=Gate(top, 0.35, 0.05),
         fixed_strength=top / 2,
         verdicts=Verdicts(0.3, 0.5),
@@ -135,7 +135,9 @@ def own(model: AudioModel, profile: Profile, row: int, strength: float | None = 
     read = heard.attention.numpy()
     score = listening_score(read)
     strength = profile.gate.strength(score) if strength is None else strength
-    plan = SteeringPlan(pool(twin.differences, profile.how), strength, profile.how)
+    plan = SteeringPlan(
+        pool(twin.differences, profile.intervention), strength, profile.intervention
+    )
     return Own(heard, score, timeline(read), plan)
 
 
@@ -275,7 +277,7 @@ def test_a_row_of_strength_0_among_steered_ones_is_bit_identical(
     bare = strengths.index(0.0)
     for step, (a, b) in enumerate(zip(before, inside, strict=True)):
         assert torch.equal(a[bare], b[bare])
-        if step == 0 or profile.how.tokens == "every":
+        if step == 0 or profile.intervention.tokens == "every":
             assert not torch.equal(a[1 - bare], b[1 - bare])
 
 
@@ -312,7 +314,7 @@ def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel) -> None:
         for step in range(TOKENS):
             row = steered_logits(model, final, expected.plan, step)
             drawn.append(int(torch.multinomial((row / 0.9).softmax(-1), 1)))
-            if drawn[-1] in model.end_ids:
+            if drawn[-1] in model.eos_token_ids:
                 break
             states = model.decoder.embed_tokens(torch.tensor([[drawn[-1]]]))
             position = torch.tensor([[expected.heard.length + step]])
