@@ -1,10 +1,10 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
-`prepare_prompt` makes the prompt, which needs no network. `answer_question` is a generator: it
-yields AnswerStarted once it knows how far the model listened, then pieces of the answer's text as they come and, last, the
-Answer with all of it. Where it needs a next token it yields its Row and expects it drawn when it
-goes on: whoever runs it makes one decode step for many questions. Streaming, plain requests and
-benchmarks all run it. It knows no HTTP.
+`prepare_prompt` makes the prompt, without the network. `answer_question` is a generator: it yields
+AnswerStarted once it knows how far the model listened, then pieces of the answer's text as they
+come and, last, the Answer with all of it. Where it needs a next token it yields its Row and expects
+it drawn when it goes on: whoever runs it makes one decode step for many questions. Streaming, plain
+requests and benchmarks all run it. It knows no HTTP.
 """
 
 from __future__ import annotations
