@@ -68,10 +68,10 @@ def test_a_stronger_hand_turns_the_answer(names: dict[str, Any], said: list[str]
 
 
 def test_the_page_calibrates_and_evaluates(names: dict[str, Any]) -> None:
-    assert isinstance(names["found"], Profile)
+    assert isinstance(names["calibrated"], Profile)
     assert isinstance(names["own"], Profile)
     assert names["own"].calibrated_on == "synthetic"
-    assert names["found"].calibrated_on == "user data"
+    assert names["calibrated"].calibrated_on == "user data"
     assert np.isfinite(names["results"]["arms"]["adaptive"]["right_percent"])
 
 
