@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from deploy.capacity.costs import Shape
-from server.api.questions import RequestBody, audio_files, make_question
+from server.api.questions import audio_files, make_question
 from server.api.requests import AudioChatRequest, parse_json
 from server.audio.policy import AudioPolicy
 from server.bench.models import BenchModel
@@ -170,13 +170,13 @@ def _front(watch: Stopwatch, subject: BenchModel, clip: float, seed: int, rate_h
     hearing = AudioPolicy(rate_hz, limits, 8, subject.model.max_clip_seconds, 300.0)
     sent = body(subject, clip, seed)
 
-    files = audio_files(RequestBody(parse_json(AudioChatRequest, sent)), hearing)
+    files = audio_files(parse_json(AudioChatRequest, sent), hearing)
     decoded = partial(decode, rate_hz=rate_hz, limits=limits)
     clips = {n: watch.time("decode", clip, partial(decoded, files[n])) for n in files}
 
     def opened() -> Question:
         wish = parse_json(AudioChatRequest, sent)
-        audio_files(RequestBody(wish), hearing)
+        audio_files(wish, hearing)
         return make_question("bench", wish, hearing, clips)
 
     question = watch.time("open", clip, opened)

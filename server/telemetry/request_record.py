@@ -47,7 +47,7 @@ class RequestRecord:
     request_id: str = ""  # log_requests; of a replica, the front's
     span: Span | None = None  # log_requests, where there are traces
     key: str = NOBODY  # require_key: the name of the API key
-    answer_id: str | None = None  # the routes, as all that follows
+    answer_id: str = ""  # open_question, as the next three; empty: none was begun
     question: Question | None = None
     stage_times: StageTimes | None = None
     answer: Answer | None = None
@@ -81,7 +81,7 @@ class RequestRecord:
         if self.summary is not None:
             return dict(self.summary.line_fields)
         known = {"error_code": self.error_code, "answer_id": self.answer_id}
-        fields = {key: value for key, value in known.items() if value is not None}
+        fields = {key: value for key, value in known.items() if value}
         return fields if self.answer is None else fields | _answer_fields(self.answer)
 
     def text_fields(self) -> dict[str, str]:
