@@ -89,7 +89,7 @@ def find_profile(
     if not auto.is_wanted(settings.profile, loaded):
         return profile.find(settings.profile, loaded), NO_PROFILE
     found = auto.find_or_make(
-        loaded, settings.cache_folder, items=settings.calibration_items, said=said
+        loaded, settings.cache_folder, items=settings.calibration_items, on_progress=said
     )
     return (None, found.reason) if isinstance(found, auto.NoProfile) else (found, NO_PROFILE)
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from steering.calibration.activations import Activations, Row
+from steering.calibration.activations import ActivationRow, Activations
 from steering.errors import DataError
 
 Columns = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
@@ -43,14 +43,14 @@ class ActivationStore:
         """Items that have no row yet."""
         return [int(i) for i in np.flatnonzero(self.checks == 0)]
 
-    def put(self, index: int, row: Row) -> None:
+    def put(self, index: int, row: ActivationRow) -> None:
         """Keep the row of an item; it counts from the moment its checksum is written, last."""
         for column, value in zip(self.columns.values(), row, strict=True):
             assert column[index].shape == np.shape(value), (column[index].shape, np.shape(value))
             column[index] = value
         self.checks[index] = self._check(index)
 
-    def evidence(self) -> Activations:
+    def activations(self) -> Activations:
         """All of it, read from the files as it is needed."""
         assert not self.missing(), self.missing()
         return Activations(**self.columns)
@@ -98,19 +98,19 @@ def open_store(
             partial = folder / f".{_KEY}.partial"
             partial.write_text(json.dumps(key, indent=2) + "\n")
             partial.replace(folder / _KEY)
-        found = _open(folder, layout, count)
-        found.forget_damaged()
-        yield found
+        store = _open(folder, layout, count)
+        store.forget_damaged()
+        yield store
 
 
 def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
     try:
-        theirs = json.loads((folder / _KEY).read_text())
+        stored = json.loads((folder / _KEY).read_text())
     except ValueError:
-        theirs = {}
-    if theirs != key:
-        names = sorted(n for n in {*theirs, *key} if theirs.get(n) != key.get(n))
-        listed = "; ".join(f"{n} {theirs.get(n)!r}, now {key.get(n)!r}" for n in names)
+        stored = {}
+    if stored != key:
+        names = sorted(n for n in {*stored, *key} if stored.get(n) != key.get(n))
+        listed = "; ".join(f"{n} {stored.get(n)!r}, now {key.get(n)!r}" for n in names)
         raise DataError(
             f"{folder} holds the evidence of another calibration ({listed}). Delete the folder to"
             " start anew, or give another --out"
@@ -124,9 +124,9 @@ def _lay_out(folder: Path, layout: Columns, count: int) -> None:
     if others:
         raise DataError(f"{folder} is not an evidence folder: it holds {others[:5]}")
     try:
-        for name, (shape, kind) in layout.items():
+        for name, (shape, dtype) in layout.items():
             file = folder / f"{name}.npy"
-            open_memmap(file, "w+", dtype=kind, shape=(count, *shape))
+            open_memmap(file, "w+", dtype=dtype, shape=(count, *shape))
             if hasattr(os, "posix_fallocate"):  # not on macOS
                 with file.open("r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
@@ -140,13 +140,13 @@ def _lay_out(folder: Path, layout: Columns, count: int) -> None:
 
 def _open(folder: Path, layout: Columns, count: int) -> ActivationStore:
     files: dict[str, NDArray[Any]] = {}
-    for name, (shape, kind) in layout.items():
+    for name, (shape, dtype) in layout.items():
         try:
             files[name] = open_memmap(folder / f"{name}.npy", "r+")
-            whole = files[name].shape == (count, *shape) and files[name].dtype == kind
+            intact = files[name].shape == (count, *shape) and files[name].dtype == dtype
         except (OSError, ValueError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             raise DataError(f"{folder}/{name}.npy is damaged: delete the folder to start anew")
     checks = files.pop(_CHECKS)
     return ActivationStore(folder, files, checks)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.calibration.activations import Activations, pooled
+from steering.calibration.activations import Activations, pooled_directions
 from steering.errors import ModelError
 from steering.model.audio_model import AudioModel
 from steering.readout import Intervention
@@ -55,12 +55,15 @@ def winning_strengths(
     """
     matrix = model.family.readout(model.network).weight  # (V, D)
     blocks = zip(*(x.split(_BLOCK_ITEMS) for x in (states, directions, tokens)), strict=True)
-    parts = [_ends(matrix, state.float(), way.float(), token) for state, way, token in blocks]
+    parts = [
+        _block_intervals(matrix, state.float(), direction.float(), token)
+        for state, direction, token in blocks
+    ]
     least, largest = zip(*parts, strict=True)
     return torch.cat(least), torch.cat(largest)
 
 
-def _ends(
+def _block_intervals(
     matrix: Tensor, states: Tensor, directions: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two ends for a block of items, the vocabulary block by block."""
@@ -71,9 +74,9 @@ def _ends(
         block = matrix[start : start + _BLOCK_TOKENS].float()
         ahead = level[:, None] - states @ block.T  # (I, V') lead of the token at strength 0
         gained = slope[:, None] - directions @ block.T  # (I, V') lead it wins by a strength of 1
-        here = tokens - start
-        rows = ((here >= 0) & (here < len(block))).nonzero()[:, 0]
-        ahead[rows, here[rows]] = gained[rows, here[rows]] = 0.0  # not its own rival
+        columns = tokens - start
+        rows = ((columns >= 0) & (columns < len(block))).nonzero()[:, 0]
+        ahead[rows, columns[rows]] = gained[rows, columns[rows]] = 0.0  # not its own rival
         crossing = -ahead / gained
         least = torch.maximum(least, crossing.masked_fill(gained <= 0, 0.0).amax(-1))
         largest = torch.minimum(largest, crossing.masked_fill(gained >= 0, torch.inf).amin(-1))
@@ -90,7 +93,7 @@ class StrengthIntervals:
     largest: NDArray[np.float64]  # (I,) and this many times the raw mean direction
     times: NDArray[np.float64]  # (I,) that direction must be taken to be as long as h
 
-    def right_at(
+    def correct_at(
         self, strengths: NDArray[np.float64], intervention: Intervention
     ) -> NDArray[np.bool_]:
         """Whether the answers are right at strengths (..., I) of an intervention at this place."""
@@ -102,21 +105,23 @@ class StrengthIntervals:
 
 
 def strength_intervals(
-    model: AudioModel, evidence: Activations, intervention: Intervention, rows: NDArray[np.int64]
+    model: AudioModel, activations: Activations, intervention: Intervention, rows: NDArray[np.int64]
 ) -> StrengthIntervals:
     """The reach of some items along the mean of an intervention's layers, at its place."""
     gain = gains(model)
-    direction = pooled(evidence, Intervention(intervention.layers), rows).to(model.device)
-    final = torch.from_numpy(evidence.deciding[rows]).to(model.device)
+    direction = pooled_directions(activations, Intervention(intervention.layers), rows).to(
+        model.device
+    )
+    final = torch.from_numpy(activations.deciding[rows]).to(model.device)
     if (
         intervention.place == "before_norm"
     ):  # the norm's common factor changes no order: it is left out
-        state, way, length = final * gain, direction * gain, final.norm(dim=-1)
+        state, added, length = final * gain, direction * gain, final.norm(dim=-1)
     else:
         with torch.inference_mode():
             state = model.decoder.norm(final.to(model.dtype)).float()
-        way, length = direction, state.norm(dim=-1)
-    tokens = torch.from_numpy(evidence.first_token[rows]).to(model.device)
-    least, largest = winning_strengths(model, state, way, tokens)
+        added, length = direction, state.norm(dim=-1)
+    tokens = torch.from_numpy(activations.first_token[rows]).to(model.device)
+    least, largest = winning_strengths(model, state, added, tokens)
     times = length / direction.norm(dim=-1).clamp_min(1e-12)
     return StrengthIntervals(*(x.double().cpu().numpy() for x in (least, largest, times)))

@@ -56,8 +56,8 @@ class AudioModel:
     @property
     def head_width(self) -> int:
         """Width of one head's keys."""
-        own = getattr(self.text_config, "head_dim", None)
-        return int(own or self.width // self.heads)
+        head_dim = getattr(self.text_config, "head_dim", None)
+        return int(head_dim or self.width // self.heads)
 
     @property
     def width(self) -> int:
@@ -89,5 +89,5 @@ class AudioModel:
         """Tokens that end an answer."""
         ids = self.network.generation_config.eos_token_id
         ids = ids if isinstance(ids, list) else [ids]
-        found = [*ids, self.processor.tokenizer.eos_token_id]
-        return frozenset(int(i) for i in found if i is not None)
+        ids_of_both = [*ids, self.processor.tokenizer.eos_token_id]
+        return frozenset(int(i) for i in ids_of_both if i is not None)

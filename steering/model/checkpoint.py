@@ -53,7 +53,7 @@ def check_whole(name: str, folder: Path) -> None:
     index = folder / _INDEX
     if index.is_file():
         wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if odd := [one for one in wanted if "/" in one or not one.endswith(".safetensors")]:
+        if odd := [file for file in wanted if "/" in file or not file.endswith(".safetensors")]:
             raise ModelError(
                 f"{name}: {_INDEX} names {odd[0]!r}; only .safetensors files in its own folder are"
                 " read: convert the checkpoint"

@@ -30,7 +30,7 @@ def shaped(untrained: AudioModel) -> Iterator[AudioModel]:
     weight.data = before
 
 
-def evidence(model: AudioModel) -> Activations:
+def activations(model: AudioModel) -> Activations:
     """Noise of all lengths, a token that is right at some strength for about half of the items."""
     rng = np.random.default_rng(3)
     final = rng.standard_normal((ITEMS, model.width)) * rng.uniform(0.5, 20, (ITEMS, 1))
@@ -68,8 +68,8 @@ def test_what_is_right_at_every_strength_is_what_the_readout_says(
         place=place,  # type: ignore[arg-type]
         keep_norm=keep_norm,
     )
-    shown = evidence(shaped)
-    found = Search(shaped, shown, items()).right_at(intervention)
+    shown = activations(shaped)
+    found = Search(shaped, shown, items()).correct_at(intervention)
     final = torch.from_numpy(shown.final)
     direction = pool(torch.from_numpy(shown.differences[:, 4:]), intervention)
     said = []
@@ -85,7 +85,7 @@ def test_what_is_right_at_every_strength_is_what_the_readout_says(
 def test_the_vocabulary_in_blocks_is_the_vocabulary(
     untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = evidence(untrained)
+    shown = activations(untrained)
     states, ways = torch.from_numpy(shown.final), torch.from_numpy(shown.differences[:, 7])
     tokens = torch.from_numpy(shown.first_token)
     whole = winning_strengths(untrained, states, ways, tokens)
@@ -97,7 +97,7 @@ def test_the_vocabulary_in_blocks_is_the_vocabulary(
 
 
 def test_a_direction_of_nothing_changes_nothing(untrained: AudioModel) -> None:
-    states = torch.from_numpy(evidence(untrained).final)
+    states = torch.from_numpy(activations(untrained).final)
     with torch.inference_mode():
         best = untrained.network.lm_head(states).argmax(-1)
     nothing = torch.zeros_like(states)

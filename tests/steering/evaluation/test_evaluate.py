@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steering.calibration.activations import Activations, clip_of, prompt_of, text_of
+from steering.calibration.activations import (
+    Activations,
+    build_item_prompt,
+    decode_answer,
+    load_item_clip,
+)
 from steering.errors import DataError
 from steering.evaluation import evaluate as evaluations
 from steering.evaluation.answering import ArmRunner
@@ -28,7 +33,7 @@ SHORT = 4
 
 def heard_of(model: AudioModel, item: Item) -> tuple[PrefillResult, PrefillResult, float]:
     """An item, its silence, and its score, each by a whole pass of its own."""
-    asked = prompt_of(model, item, clip_of(model, item))
+    asked = build_item_prompt(model, item, load_item_clip(model, item))
     layers, heads = range(model.layers), profile_of(model).heads
     heard = prefill(model, asked, heads=heads, layers=layers)
     silent = prefill(model, silent_twin(model, asked), layers=layers)
@@ -101,7 +106,9 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
     for i, item in enumerate(items):
         hand = by_hand(grouped, item)
         texts = {
-            arm: text_of(grouped, list(generate(grouped, heard, plan, Sampling(max_tokens=SHORT))))
+            arm: decode_answer(
+                grouped, list(generate(grouped, heard, plan, Sampling(max_tokens=SHORT)))
+            )
             for arm, (heard, plan) in hand.items()
         }
         assert {arm: found[arm][i] for arm in texts} == texts
