@@ -140,6 +140,23 @@ def test_plain_lines_are_for_people_and_those_of_requests_json(
     assert json.loads(request)["route"] == "/v1/models"
 
 
+def test_a_stream_that_was_closed_under_the_handlers_is_not_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As test runners close theirs, while threads that log live on."""
+    closed, current = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    with own_logging(monkeypatch):
+        logs.set_up("plain")
+        closed.close()
+        monkeypatch.setattr(sys, "stderr", current)
+        logging.getLogger("allears").info("ready: tiny")
+        logging.getLogger("allears.requests").info("request")
+    plain, request = current.getvalue().splitlines()
+    assert plain.endswith(" INFO ready: tiny")
+    assert json.loads(request)["message"] == "request"
+
+
 SENT = (
     f"x-request-id: a\x0b{FORGED}",
     f"x-request-id: a\x85{FORGED}",
