@@ -26,6 +26,7 @@ from server.audio.decode_pool import DecodePool
 from server.audio.policy import AudioPolicy
 from server.engine.messages import Question
 from steering.audio.clip import Clip
+from steering.decision import SteeringRequest
 from steering.errors import AudioError, AudioTooLarge, RequestError
 from steering.generation import Sampling
 from steering.prompt import Message
@@ -114,13 +115,12 @@ def make_question(
 def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
     """The question, with how it is to be answered."""
     steering = wish.steering or SteeringOptions(strength="adaptive")
+    strength = None if steering.strength == "adaptive" else float(steering.strength)
     return Question(
         id=question.id,
         messages=question.messages,
         choices=question.choices,
-        steer=wish.steer,
-        direction=steering.direction,
-        strength=None if steering.strength == "adaptive" else float(steering.strength),
+        steering=SteeringRequest(wish.steer, strength, steering.direction),
         sampling=Sampling(wish.max_tokens, wish.temperature, wish.top_p, wish.seed),
         stop=tuple(wish.stop),
         with_unsteered="unsteered" in wish.include,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from server.engine import messages
 from server.engine.messages import Answer, Question
+from steering import decision
 from steering.audio.clip import Clip
 from steering.clip_attribution import ClipAttribution
 
@@ -195,13 +196,13 @@ def listening_report(
     return body.model_dump(exclude_unset=True)
 
 
-def headers(listening: messages.Listening, steering: messages.Steering) -> dict[str, str]:
+def headers(listening: decision.Listening, steering: decision.Steering) -> dict[str, str]:
     """The two headers of every answer; the score is `unknown` without a profile."""
     score = "unknown" if listening.score is None else f"{listening.score:.{_DIGITS}f}"
     return {"x-listening-score": score, "x-steering-strength": f"{steering.strength:.{_DIGITS}g}"}
 
 
-def _listening(found: messages.Listening, include: set[str]) -> Listening:
+def _listening(found: decision.Listening, include: set[str]) -> Listening:
     extra: dict[str, Any] = {}
     if "timeline" in include:
         extra["timeline"] = [round(x, _DIGITS) for x in found.timeline.tolist()]
@@ -320,7 +321,7 @@ def _timings(timings: messages.Timings) -> Timings:
         prefill_seconds=round(timings.prefill_seconds, _DIGITS),
         silence_seconds=round(timings.silence_seconds, _DIGITS),
         decode_seconds=round(timings.decode_seconds, _DIGITS),
-        silence_cache=timings.silence_cache,  # type: ignore[arg-type]  # hit, miss or None
+        silence_cache=timings.silence_cache,
     )
 
 

@@ -38,6 +38,7 @@ class RequestSummary:
     error_code: str | None
     stage_times: StageTimes | None
     timings: Timings | None
+    began_at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +62,13 @@ class RequestRecord:
             return self.summary.timings
         return None if self.answer is None else self.answer.timings
 
+    @property
+    def began_at(self) -> float:
+        """time.perf_counter() when the answer's prefill began; 0 without an answer."""
+        if self.summary is not None:
+            return self.summary.began_at
+        return 0.0 if self.answer is None else self.answer.began_at
+
     def add_summary(self, summary: RequestSummary) -> None:
         """Take over what a replica knows of the request."""
         self.summary, self.stage_times = summary, summary.stage_times
@@ -74,6 +82,7 @@ class RequestRecord:
             error_code=self.error_code,
             stage_times=self.stage_times,
             timings=self.timings,
+            began_at=self.began_at,
         )
 
     def line_fields(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from steering.calibration.activations import (
     decode_answer,
     load_item_clip,
 )
+from steering.decision import SteeringRequest, decide
 from steering.errors import DataError
 from steering.evaluation.arms import ARMS, ArmStrengths, Differences, another_clip, permuted, plans
 from steering.evaluation.baselines import (
@@ -43,7 +44,6 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.readout import pool
 from steering.silence import KVPairs, SilenceCache
 
 _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
@@ -148,11 +148,10 @@ class ArmRunner:
         model, profile = self.model, self.profile
         heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
-        score = heard.attention.sum(-1).mean().cpu().numpy()
-        direction = pool(heard.states - silent.states, profile.intervention)
-        return heard, SteeringPlan(
-            direction, float(profile.gate.strengths(score)), profile.intervention
-        )
+        score = float(heard.attention.sum(-1).mean())
+        differences = heard.states - silent.states
+        decision = decide(profile, SteeringRequest(steer=True), score, heard.final, differences)
+        return heard, decision.plan
 
     def _jobs(self, i: int, passes: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
         """Prompt and plan of every arm that writes one row."""
