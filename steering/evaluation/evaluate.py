@@ -19,7 +19,7 @@ from typing import Any
 
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
-from steering.evaluation.answering import AnswerOptions, ArmRunner, one_thread
+from steering.evaluation.answering import AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
@@ -31,6 +31,7 @@ from steering.evaluation.separation import correlation_map, listening_figures
 from steering.items import DataSet, read
 from steering.measures import Flags
 from steering.model.audio_model import AudioModel
+from steering.model.one_thread import one_thread
 from steering.model.prompt_style import PLAIN
 from steering.profile import Profile
 
