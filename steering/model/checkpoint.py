@@ -117,8 +117,8 @@ def _check_file(name: str, file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{name}: {file.name} can't be loaded: it is not a safetensors file, or it is cut off or"
-            f" damaged ({file.stat().st_size:,} bytes, {first_line(error)}); download it again"
+            f"{name}: {file.name} can't be loaded: it is not a safetensors file, or it is cut off"
+            f" or damaged ({file.stat().st_size:,} bytes, {first_line(error)}); download it again"
         ) from error
 
 
