@@ -168,6 +168,7 @@ def evaluate_command(
     from steering import profile as profiles
     from steering.evaluation import evaluate as evaluation
 
+    evaluation.require_report_packages()
     loaded = loading.load(
         model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style
     )

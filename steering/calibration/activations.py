@@ -7,7 +7,6 @@ readout, every setting of it can be tried on these vectors without another pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from steering.calibration.decisive_token import find_decisive_token, state_at
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
 from steering.items import Item, is_right
 from steering.model.audio_model import AudioModel
+from steering.model.one_thread import one_thread
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, silent_twin, with_choices
 from steering.readout import Intervention, logits, pool
@@ -154,7 +154,7 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
     many cores and in however many processes the items are gathered.
     """
     heads, layers = all_heads(model), range(model.layers)
-    with _one_thread(model):
+    with one_thread(model):
         prompt = build_item_prompt(model, item, load_item_clip(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
@@ -173,14 +173,3 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
             np.bool_(is_right(answer, item.answer, item.choices)),
             np.float32(first.max().item()),
         )
-
-
-@contextmanager
-def _one_thread(model: AudioModel) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

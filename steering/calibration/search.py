@@ -93,9 +93,9 @@ class Search:
         """(S, I): whether the token that decides is right at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
-            everyone = np.arange(len(self.items))
+            all_items = np.arange(len(self.items))
             self._intervals[key] = strength_intervals(
-                self.model, self.activations, intervention, everyone
+                self.model, self.activations, intervention, all_items
             )
         return self._intervals[key].correct_at(STRENGTHS[:, None], intervention)
 
@@ -112,7 +112,7 @@ class Search:
             for intervention in self.interventions(heads)
         ]
         tried.sort(
-            key=lambda pair: -max(self.net_accuracy_by_strength(pair[1]))
+            key=lambda pair: -max(self.net_by_strength(pair[1]))
         )  # stable: of equals the first
         best, chosen = (-np.inf, 0.0), None
         for intervention, right in tried[:FINALISTS]:
@@ -173,9 +173,9 @@ class Search:
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
-        return float(STRENGTHS[int(np.argmax(self.net_accuracy_by_strength(right)))])
+        return float(STRENGTHS[int(np.argmax(self.net_by_strength(right)))])
 
-    def net_accuracy_by_strength(self, right: Flags) -> NDArray[np.float64]:
+    def net_by_strength(self, right: Flags) -> NDArray[np.float64]:
         """(S,) what each constant strength is worth, with its neighbours."""
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,20 +206,6 @@ class ArmRunner:
             options_chosen[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
         aware = audio_aware_choices(model, passes.heard, passes.silent, passes.item.choices)
         return options_chosen | {"aad": _likeliest(aware, passes.item)}
-
-
-@contextmanager
-def one_thread(model: AudioModel) -> Iterator[None]:
-    """On a CPU torch runs in one thread here: passes of one row gain nothing from more, on a busy
-    machine they lose most of their time, and the numbers are the same on any number of cores.
-    """
-    before = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _by(model: AudioModel, plan: SteeringPlan) -> Callable[[Tensor, int], Tensor]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from steering.calibration.activations import (
     decode_answer,
     load_item_clip,
 )
-from steering.errors import DataError
+from steering.errors import AllEarsError, DataError
 from steering.evaluation import evaluate as evaluations
 from steering.evaluation.answering import ArmRunner
 from steering.evaluation.arms import ARMS, permuted
@@ -188,3 +190,40 @@ def test_faults_in_the_data_come_before_any_pass(
 def test_a_mode_that_is_not_known_is_refused(grouped: AudioModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="generate, choices"):
         evaluate(grouped, profile_of(grouped), tmp_path, tmp_path, tmp_path, mode="guess")
+
+
+# ---- without the extra `evaluate`
+
+
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys({packages!r}))  # None: an import of it fails
+from steering.model import loading
+
+def load(*_, **__):
+    raise AssertionError("the model was loaded")
+
+loading.load = load
+import server.app, server.serve, steering.evaluation.evaluate
+from server.cli import app
+app(["evaluate", "--data", "items.json", "--out", "out"])
+"""
+
+
+@pytest.mark.parametrize("packages", [("matplotlib",), ("jinja2", "markupsafe", "matplotlib")])
+def test_without_the_report_s_packages_it_says_so_at_once(packages: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(packages=packages)], capture_output=True, text=True
+    )
+    assert run.returncode == 1, run.stderr
+    assert f"needs {', '.join(packages)}: pip install 'allears[evaluate]'" in run.stderr
+
+
+def test_the_library_says_so_before_any_pass(
+    grouped: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    data = write_items(tmp_path, 4)
+    with pytest.raises(AllEarsError, match=r"pip install 'allears\[evaluate\]'"):
+        evaluate(grouped, profile_of(grouped), data, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
