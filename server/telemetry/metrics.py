@@ -136,7 +136,7 @@ def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(runtime.profile, records.own()))
+    index.set_function(lambda: drift(runtime.profile, records.of_this_process()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
@@ -152,10 +152,10 @@ def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog
 
 
 def add_log_gauges(metrics: Metrics, records: DatabaseLog) -> None:
-    """Add what tells whether the listening log's database takes records."""
+    """Add the gauges of the listening log's database."""
     own = metrics.collected
     up = Gauge("allears_listening_log_up", "1: the database takes records; 0: away", registry=own)
-    up.set_function(lambda: not records.away)
+    up.set_function(lambda: not records.unavailable)
     waiting = Gauge(
         "allears_listening_log_waiting", "Records that wait for the database", registry=own
     )

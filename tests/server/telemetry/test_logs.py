@@ -28,13 +28,19 @@ FORGED = '{"route": "/forged"}'
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Sets up JSON lines as a server does, and gives those written so far, each parsed."""
-    written = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", written)
+    written: list[str] = []
+
+    def parsed() -> list[dict[str, Any]]:
+        written.extend(capsys.readouterr().err.splitlines())
+        return [json.loads(line) for line in written]
+
     with own_logging(monkeypatch):
         logs.set_up("json")
-        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+        yield parsed
 
 
 @contextmanager
