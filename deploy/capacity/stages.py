@@ -30,6 +30,7 @@ from server.engine.events import NeedsToken
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from steering.audio.decode import AudioLimits, decode
+from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
@@ -213,7 +214,9 @@ def _entries(
         if kind == "words":
             worded = (f"Number {seed}. ", *messages[0].parts)
             messages = (replace(messages[0], parts=worded),)
-        question = Question("bench", messages, steer=kind != "bare", sampling=Sampling(2))
+        question = Question(
+            "bench", messages, steering=SteeringRequest(kind != "bare"), sampling=Sampling(2)
+        )
         with_prompt = answer_question(fresh, _endless(question), prepare_prompt(fresh, question))
         watch.time(f"enter {kind}", clip, partial(_to_next_row, with_prompt))
         with_prompt.close()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from pydantic import Field
+
 from server.api import response_bodies
 from server.api.open_question import OpenQuestion
 from server.api.requests import AudioChatRequest
@@ -99,11 +101,11 @@ class ChatCompletion(ResponseModel):
     """durations"""
     warnings: list[str]
     """sentences about clips that are cut off, silent or did not reach the model"""
-    probabilities: list[ChoiceProbability] = []
+    probabilities: list[ChoiceProbability] = Field(default=[])
     """with choices or response_format: their probabilities, in their order"""
     silent_answer: str = ""
     """with include silence: the answer to the same question about silence"""
-    windows: list[WindowListening] = []
+    windows: list[WindowListening] = Field(default=[])
     """of a clip heard in windows: each window"""
 
 
@@ -133,10 +135,9 @@ def completion_stream(
     The last one with text ends the answer; with usage another one follows. Both have all that is
     known of the answer.
     """
-    start = {"id": opened.question.id, "object": "chat.completion.chunk"}
+    start: dict[str, Any] = {"id": opened.question.id, "object": "chat.completion.chunk"}
     start |= {"created": opened.created, "model": opened.model}
-    if with_usage:
-        start["usage"] = None
+    start |= {"usage": None} if with_usage else {}
 
     def last_chunks(answer: Answer) -> list[dict[str, Any]]:
         chat = response_bodies.audio_chat(opened, answer)

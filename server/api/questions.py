@@ -26,6 +26,7 @@ from server.audio.decode_pool import DecodePool
 from server.audio.policy import AudioPolicy
 from server.engine.messages import Question
 from steering.audio.clip import Clip
+from steering.decision import SteeringRequest
 from steering.errors import AudioError, AudioTooLarge, RequestError
 from steering.generation import Sampling
 from steering.prompt import Message
@@ -109,12 +110,11 @@ def make_question(
 def _to_answer(question: Question, body: AudioChatRequest) -> Question:
     """The question with the options of its answer."""
     steering = body.steering or SteeringOptions(strength="adaptive")
+    strength = None if steering.strength == "adaptive" else float(steering.strength)
     return replace(
         question,
         generate=True,
-        steer=body.steer,
-        direction=steering.direction,
-        strength=None if steering.strength == "adaptive" else float(steering.strength),
+        steering=SteeringRequest(body.steer, strength, steering.direction),
         sampling=Sampling(body.max_tokens, body.temperature, body.top_p, body.seed),
         stop=tuple(body.stop),
         with_unsteered="unsteered" in body.include,

@@ -23,9 +23,9 @@ from server.api.responses import (
     WindowListening,
 )
 from server.api.sse import StreamFormat
-from server.engine import messages
 from server.engine.events import Started
 from server.engine.messages import Answer
+from steering import decision
 from steering.audio.clip import Clip
 from steering.clip_attribution import ClipAttribution
 
@@ -43,9 +43,7 @@ def audio_chat(opened: OpenQuestion[AudioChatRequest], answer: Answer) -> AudioC
         finish_reason="length" if answer.finish_reason == "length" else "stop",
         choices=[
             ChoiceProbability(text=text, probability=probability)
-            for text, probability in zip(
-                opened.question.choices, answer.probabilities, strict=True
-            )
+            for text, probability in zip(opened.question.choices, answer.probabilities, strict=True)
         ],
         listening=_listening(answer.listening, opened.body.include),
         steering=_steering(answer),
@@ -53,14 +51,14 @@ def audio_chat(opened: OpenQuestion[AudioChatRequest], answer: Answer) -> AudioC
         usage=_usage(answer),
         timings=answer.timings.rounded(),
         warnings=_warnings(answer),
-        **({} if answer.silent is None else {"silent_answer": answer.silent}),
+        **_silent_answer(answer),
         **_windows(answer),
     )
 
 
 def audio_chat_stream(opened: OpenQuestion[AudioChatRequest]) -> StreamFormat:
     """The events of a streamed answer; the last has all of the answer but its text."""
-    start = {"id": opened.question.id, "object": "audio.chat.chunk"}
+    start: dict[str, Any] = {"id": opened.question.id, "object": "audio.chat.chunk"}
     start |= {"created": opened.created, "model": opened.model}
     return StreamFormat(
         begin=(),
@@ -100,7 +98,7 @@ def headers(started: Started) -> dict[str, str]:
     }
 
 
-def _listening(listening: messages.Listening, include: Collection[str]) -> Listening:
+def _listening(listening: decision.Listening, include: Collection[str]) -> Listening:
     extra: dict[str, Any] = {}
     if "timeline" in include:
         extra["timeline"] = [round(x, _DIGITS) for x in listening.timeline.tolist()]
@@ -129,6 +127,10 @@ def _clip(index: int, clip: ClipAttribution, include: Collection[str]) -> ClipLi
     if "timeline" in include:
         extra["timeline"] = [round(x, _DIGITS) for x in clip.timeline.tolist()]
     return ClipListening(index=index, score=round(clip.score, _DIGITS), **extra)
+
+
+def _silent_answer(answer: Answer) -> dict[str, Any]:
+    return {} if answer.silent is None else {"silent_answer": answer.silent}
 
 
 def _windows(answer: Answer) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.messages import Answer, Listening, Steering
+from server.engine.messages import Answer
+from steering.decision import Listening, Steering
 from steering.kv_slots import Row
 
 

@@ -116,6 +116,8 @@ def _merge(
         prompt=prompt,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         timings=_summed_timings([answer.timings for answer in answers]),
+        began_at=answers[0].began_at,
+        first_token_seconds=sum(answer.first_token_seconds for answer in answers),
         windows=tuple(
             _window_answer(index, window, answer)
             for window, answer in zip(windows, answers, strict=True)
@@ -155,6 +157,5 @@ def _summed_timings(timings: Sequence[Timings]) -> Timings:
         prefill_seconds=sum(one.prefill_seconds for one in timings),
         silence_seconds=sum(one.silence_seconds for one in timings),
         decode_seconds=sum(one.decode_seconds for one in timings),
-        first_token_seconds=sum(one.first_token_seconds for one in timings),
         silence_cache="miss" if "miss" in caches else first.silence_cache,
     )

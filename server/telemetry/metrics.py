@@ -177,7 +177,7 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.silence_cache.labels(timings.silence_cache).inc()
     if not record.generated:
         return
-    metrics.first_token_seconds.observe(timings.queue_seconds + timings.first_token_seconds)
+    metrics.first_token_seconds.observe(timings.queue_seconds + answer.first_token_seconds)
     metrics.steering_strength.observe(record.strength)
     if record.steered:
         metrics.steered.labels(record.direction).inc()

@@ -6,7 +6,7 @@ It stands under one key of ASGI's scope["state"]; `request_record` is the only w
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.access.api_keys import NOBODY
@@ -38,6 +38,7 @@ class RequestSummary:
     error_code: str | None
     stage_times: StageTimes | None
     timings: Timings | None
+    began_at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +62,13 @@ class RequestRecord:
             return self.summary.timings
         return None if self.answer is None else self.answer.timings
 
+    @property
+    def began_at(self) -> float:
+        """time.perf_counter() when the answer's prefill began; 0 without an answer."""
+        if self.summary is not None:
+            return self.summary.began_at
+        return 0.0 if self.answer is None else self.answer.began_at
+
     def add_summary(self, summary: RequestSummary) -> None:
         """Take over what a replica knows of the request."""
         self.summary, self.stage_times = summary, summary.stage_times
@@ -74,6 +82,7 @@ class RequestRecord:
             error_code=self.error_code,
             stage_times=self.stage_times,
             timings=self.timings,
+            began_at=self.began_at,
         )
 
     def line_fields(self) -> dict[str, Any]:
@@ -105,12 +114,11 @@ def request_record(scope: MutableMapping[str, Any]) -> RequestRecord:
 
 def _answer_fields(answer: Answer) -> dict[str, Any]:
     """Durations, score, strength and sizes of an answer."""
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
+    listening, steering = answer.listening, answer.steering
+    seconds = asdict(answer.timings.rounded())
+    del seconds["silence_cache"]
     return {
-        "queue_seconds": round(timings.queue_seconds, _DIGITS),
-        "prefill_seconds": round(timings.prefill_seconds, _DIGITS),
-        "silence_seconds": round(timings.silence_seconds, _DIGITS),
-        "decode_seconds": round(timings.decode_seconds, _DIGITS),
+        **seconds,
         "score": None if listening.score is None else round(listening.score, _DIGITS),
         "verdict": listening.verdict,
         "strength": round(steering.strength, _DIGITS),
