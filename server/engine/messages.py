@@ -35,10 +35,15 @@ class Timings:
     """Seconds that each step of an answer took; of a clip heard in windows, of all windows."""
 
     queue_seconds: float
+    """wait for a place in the model's batch"""
     prefill_seconds: float
+    """run of the prompt"""
     silence_seconds: float
+    """run of the silent twin"""
     decode_seconds: float
-    silence_cache: Literal["hit", "miss"] | None  # None if no silent twin was run
+    """run of the answer's tokens"""
+    silence_cache: Literal["hit", "miss"] | None
+    """whether the silent twin's prefix was cached; null if no twin was run"""
 
     def rounded(self) -> Timings:
         """The same in whole microseconds: what is beyond is noise."""
