@@ -279,7 +279,7 @@ def _model_info(runtime: Runtime) -> dict[str, str]:
 
 
 def _record(question: Question, answer: Answer, created: int, model: str, profile: str) -> Record:
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
+    listening, steering = answer.listening, answer.steering
     return Record(
         id=answer.id,
         created=created,
@@ -294,10 +294,7 @@ def _record(question: Question, answer: Answer, created: int, model: str, profil
         audio_seconds=sum(answer.prompt.heard_seconds),
         answered=time.time(),
         answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
-        queue_seconds=timings.queue_seconds,
-        prefill_seconds=timings.prefill_seconds,
-        silence_seconds=timings.silence_seconds,
-        decode_seconds=timings.decode_seconds,
+        **answer.timings.seconds(),
         model=model,
         profile=profile,
     )

@@ -45,14 +45,14 @@ class Timings:
     silence_cache: Literal["hit", "miss"] | None
     """whether the silent twin's prefix was cached; null if no twin was run"""
 
+    def seconds(self) -> dict[str, float]:
+        """The durations by their names, in the order of the steps."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_seconds")}
+
     def rounded(self) -> Timings:
         """The same in whole microseconds: what is beyond is noise."""
-        seconds = {
-            name: round(value, _DIGITS)
-            for name, value in asdict(self).items()
-            if name != "silence_cache"
-        }
-        return replace(self, **seconds)
+        rounded = {name: round(value, _DIGITS) for name, value in self.seconds().items()}
+        return replace(self, **rounded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ It stands under one key of ASGI's scope["state"]; `request_record` is the only w
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.access.api_keys import NOBODY
@@ -115,10 +115,8 @@ def request_record(scope: MutableMapping[str, Any]) -> RequestRecord:
 def _answer_fields(answer: Answer) -> dict[str, Any]:
     """Durations, score, strength and sizes of an answer."""
     listening, steering = answer.listening, answer.steering
-    seconds = asdict(answer.timings.rounded())
-    del seconds["silence_cache"]
     return {
-        **seconds,
+        **answer.timings.rounded().seconds(),
         "score": None if listening.score is None else round(listening.score, _DIGITS),
         "verdict": listening.verdict,
         "strength": round(steering.strength, _DIGITS),
