@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from steering.decision import Listening, Steering, SteeringRequest
 from steering.generation import Sampling
@@ -51,7 +51,7 @@ class Timings:
 
     def rounded(self) -> Timings:
         """The same in whole microseconds: what is beyond is noise."""
-        rounded = {name: round(value, _DIGITS) for name, value in self.seconds().items()}
+        rounded: dict[str, Any] = {k: round(x, _DIGITS) for k, x in self.seconds().items()}
         return replace(self, **rounded)
 
 
