@@ -54,7 +54,7 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         try:
             done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
         except asyncio.CancelledError:
-            if deployment.state == "draining":  # the server ends, and this is the last to be said
+            if deployment.state == "draining":  # the server ends
                 raise Draining("the server shut down before the answer was there", 5) from None
             raise
         finally:
