@@ -20,7 +20,7 @@ from server.api.middleware.limit_body import limit_body
 from server.api.middleware.log_requests import log_requests
 from server.api.middleware.require_key import PROBES, require_key
 from server.api.routes import router
-from server.deployment import Deployment, make_deployment
+from server.deployment import Deployment, make_deployment, public_name
 from server.engine.runtime import Runtime
 from server.settings import Settings
 from server.telemetry import tracing
@@ -124,13 +124,19 @@ def add_middleware(app: FastAPI, deployment: Deployment) -> None:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
-        found = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
             description=app.description,
             routes=app.routes,
+            tags=openapi.TAGS,
         )
-        keyed = bool(app.state.deployment.settings.known_keys)
-        app.openapi_schema = openapi.with_bodies(found, PROBES, keyed=keyed)
+        settings = app.state.deployment.settings
+        app.openapi_schema = openapi.complete(
+            document,
+            PROBES,
+            keyed=bool(settings.known_keys),
+            model=public_name(settings.model),
+        )
     return app.openapi_schema

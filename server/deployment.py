@@ -20,7 +20,7 @@ from server.errors import Draining, EngineStopped, Loading, LoadingCancelled
 from server.listening_log.records import ListeningLog, MemoryLog, Record
 from server.listening_log.writer import DatabaseLog
 from server.loading import LOADING_THREAD, Progress, _first_question, load_runtime
-from server.settings import Settings
+from server.settings import Settings, wrong_log
 from server.telemetry import metrics as counters
 from server.telemetry.merged_metrics import Samples
 from server.telemetry.metrics import Metrics, make_metrics
@@ -206,9 +206,22 @@ def make_deployment(settings: Settings, traces: RequestTracer | None = None) -> 
     metrics = make_metrics()
     if settings.logs_to_memory:
         return Deployment(settings, metrics, tracer=traces)
-    records = DatabaseLog(settings, metrics.log_lost.inc)
+    records = database_log(settings, metrics.log_lost.inc)
     counters.add_log_gauges(metrics, records)
     return Deployment(settings, metrics, records, tracer=traces)
+
+
+def database_log(settings: Settings, count_lost: Callable[[int], None]) -> DatabaseLog:
+    """The listening log in the database of the settings; nothing is opened yet."""
+    return DatabaseLog(
+        settings.log_database,
+        max_rows=settings.listening_log_max_rows,
+        max_days=settings.listening_log_max_days,
+        buffer_rows=settings.listening_log_buffer_rows,
+        count_lost=count_lost,
+        start_error=lambda reason: wrong_log(settings, reason),
+        folder=settings.state_folder if settings.listening_log_url is None else None,
+    )
 
 
 def _memory(engine: Engine) -> str:
@@ -266,7 +279,7 @@ def _model_info(runtime: Runtime) -> dict[str, str]:
 
 
 def _record(question: Question, answer: Answer, created: int, model: str, profile: str) -> Record:
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
+    listening, steering = answer.listening, answer.steering
     return Record(
         id=answer.id,
         created=created,
@@ -281,10 +294,7 @@ def _record(question: Question, answer: Answer, created: int, model: str, profil
         audio_seconds=sum(answer.prompt.heard_seconds),
         answered=time.time(),
         answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
-        queue_seconds=timings.queue_seconds,
-        prefill_seconds=timings.prefill_seconds,
-        silence_seconds=timings.silence_seconds,
-        decode_seconds=timings.decode_seconds,
+        **answer.timings.seconds(),
         model=model,
         profile=profile,
     )

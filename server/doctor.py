@@ -108,7 +108,7 @@ def _gb(size: int) -> str:
 def _fits(settings: Settings, loaded: AudioModel) -> str:
     if auto.is_wanted(settings.profile, loaded):
         folder = auto.profile_folder(settings.cache_folder, loaded, settings.calibration_items)
-        found = auto.load_kept(folder, loaded)
+        found = auto.load_cached(folder, loaded)
         if found is None:
             return f"auto: not made yet, the first start makes it in {folder}"
         if isinstance(found, auto.NoProfile):

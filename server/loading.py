@@ -16,6 +16,7 @@ from server.settings import Settings
 from steering import profile
 from steering.audio.clip import Clip
 from steering.calibration import auto
+from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots
 from steering.model import loading, memory_plan
@@ -89,7 +90,7 @@ def find_profile(
     if not auto.is_wanted(settings.profile, loaded):
         return profile.find(settings.profile, loaded), NO_PROFILE
     found = auto.find_or_make(
-        loaded, settings.cache_folder, items=settings.calibration_items, said=said
+        loaded, settings.cache_folder, items=settings.calibration_items, on_progress=said
     )
     return (None, found.reason) if isinstance(found, auto.NoProfile) else (found, NO_PROFILE)
 
@@ -106,4 +107,5 @@ def _first_question(runtime: Runtime) -> Question:
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
     clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))
-    return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
+    steering = SteeringRequest(steer=True)
+    return Question("start", (message,), steering=steering, sampling=Sampling(max_tokens=2))

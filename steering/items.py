@@ -198,9 +198,9 @@ def is_right(prediction: str, answer: str, choices: Sequence[str]) -> bool:
     Right iff all the answer's words are in the prediction, and no word of another choice that is
     not also the answer's. An empty prediction is wrong.
     """
-    said, wanted = _words(prediction), _words(answer)
-    others = set().union(*(_words(c) for c in choices if c != answer)) - wanted
-    return bool(said) and wanted <= said and not said & others
+    spoken, wanted = _words(prediction), _words(answer)
+    forbidden = set().union(*(_words(c) for c in choices if c != answer)) - wanted
+    return bool(spoken) and wanted <= spoken and not spoken & forbidden
 
 
 def _words(text: str) -> set[str]:

@@ -138,10 +138,10 @@ def _refuse_control_tokens(model: AudioModel, messages: Sequence[Message]) -> No
     controls = [token.content for token in added if token.special]
     for message in messages:
         for part in message.parts:
-            found = [t for t in controls if isinstance(part, str) and t in part]
-            if found:
+            present = [t for t in controls if isinstance(part, str) and t in part]
+            if present:
                 raise RequestError(
-                    f"the text holds {found[0]!r}, a control token of this model; write it"
+                    f"the text holds {present[0]!r}, a control token of this model; write it"
                     " differently",
                     "question",
                 )

@@ -42,11 +42,11 @@ class Taps:
 
     def rows(self, heads: Iterable[Head]) -> Tensor:
         """(B, N, T) float32: attention of each of `heads` on every token, zero off the audio."""
-        found = []
+        rows = []
         for layer, head in heads:
             place = int((self.heads[layer] == head).nonzero()[0, 0])
-            found.append(self.read[layer][:, place])
-        return torch.stack(found, dim=1)
+            rows.append(self.read[layer][:, place])
+        return torch.stack(rows, dim=1)
 
 
 def tapped_attention(

@@ -21,16 +21,18 @@ import numpy as np
 import torch
 
 from deploy.capacity.costs import Shape
-from server.api.questions import RequestBody, audio_files, make_question
+from server.api.questions import audio_files, make_question
 from server.api.requests import AudioChatRequest, parse_json
 from server.audio.policy import AudioPolicy
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
+from server.engine.events import NeedsToken
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from steering.audio.decode import AudioLimits, decode
+from steering.decision import SteeringRequest
 from steering.generation import Sampling
-from steering.kv_slots import KVSlots, Row
+from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_prompt
@@ -169,13 +171,13 @@ def _front(watch: Stopwatch, subject: BenchModel, clip: float, seed: int, rate_h
     hearing = AudioPolicy(rate_hz, limits, 8, subject.model.max_clip_seconds, 300.0)
     sent = body(subject, clip, seed)
 
-    files = audio_files(RequestBody(parse_json(AudioChatRequest, sent)), hearing)
+    files = audio_files(parse_json(AudioChatRequest, sent), hearing)
     decoded = partial(decode, rate_hz=rate_hz, limits=limits)
     clips = {n: watch.time("decode", clip, partial(decoded, files[n])) for n in files}
 
     def opened() -> Question:
         wish = parse_json(AudioChatRequest, sent)
-        audio_files(RequestBody(wish), hearing)
+        audio_files(wish, hearing)
         return make_question("bench", wish, hearing, clips)
 
     question = watch.time("open", clip, opened)
@@ -212,7 +214,9 @@ def _entries(
         if kind == "words":
             worded = (f"Number {seed}. ", *messages[0].parts)
             messages = (replace(messages[0], parts=worded),)
-        question = Question("bench", messages, steer=kind != "bare", sampling=Sampling(2))
+        question = Question(
+            "bench", messages, steering=SteeringRequest(kind != "bare"), sampling=Sampling(2)
+        )
         with_prompt = answer_question(fresh, _endless(question), prepare_prompt(fresh, question))
         watch.time(f"enter {kind}", clip, partial(_to_next_row, with_prompt))
         with_prompt.close()
@@ -249,6 +253,7 @@ def _endless(question: Question) -> Question:
 
 def _to_next_row(answer: Generator[Any, None, None]) -> None:
     for event in answer:
-        if isinstance(event, Row):
-            return
+        match event:
+            case NeedsToken():
+                return
     raise AssertionError("an answer that has no end has ended")

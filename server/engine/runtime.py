@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from steering.decision import refusal
 from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
@@ -52,10 +53,4 @@ class Runtime:
 
 def steering_refusal(runtime: Runtime) -> str | None:
     """Why this deployment steers no answer, in plain words; None where it may steer."""
-    profile = runtime.profile
-    if profile is None:
-        return runtime.no_profile_reason
-    if profile.max_strength == 0:
-        why = profile.refusal or "calibration found no gain from steering this model"
-        return f"{why}: strength 0"
-    return None
+    return runtime.no_profile_reason if runtime.profile is None else refusal(runtime.profile)

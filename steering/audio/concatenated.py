@@ -20,12 +20,12 @@ _MPEG_MARKS = (b"Xing\x00\x00\x00", b"Info\x00\x00\x00")  # in the first frame o
 def second_start(data: bytes) -> int | None:
     """Byte at which a second file is found in `data`, None if there is one only."""
     first = _end_of_ogg_heads(data) or 1
-    found = [data.find(mark, first) for mark in _MARKS]
-    found += [next(_starts_of_wav(data, first), -1)]
+    starts = [data.find(mark, first) for mark in _MARKS]
+    starts += [next(_starts_of_wav(data, first), -1)]
     for mark in _MPEG_MARKS:
         before = data.find(mark)
-        found.append(data.find(mark, before + 1) if before >= 0 else -1)
-    return min((at for at in found if at >= 0), default=None)
+        starts.append(data.find(mark, before + 1) if before >= 0 else -1)
+    return min((start for start in starts if start >= 0), default=None)
 
 
 def _end_of_ogg_heads(data: bytes) -> int:

@@ -33,7 +33,7 @@ from steering.synthetic.data import write_items
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
 _POLL_SECONDS = 0.5
 
-Said = Callable[[str], None]  # hears what is being done; what it raises ends it
+OnProgress = Callable[[str], None]  # hears what is being done; what it raises ends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     return cache / "profiles" / name
 
 
-def load_kept(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
+def load_cached(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
     """What an entry of the cache holds; None if nothing yet. ProfileError if it is damaged."""
     refusal = folder / "refusal.json"
     if refusal.is_file():
@@ -70,7 +70,9 @@ def load_kept(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
     return profile
 
 
-def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> Profile | NoProfile:
+def find_or_make(
+    model: AudioModel, cache: Path, *, items: int, on_progress: OnProgress
+) -> Profile | NoProfile:
     """The kept profile of a model, or a new one, which takes minutes and is kept.
 
     `said` hears every step; what it raises ends the work, and the next call goes on from what is
@@ -79,9 +81,11 @@ def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> P
     folder = profile_folder(cache, model, items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder, said):
-            found = _undamaged(folder, model, said)
-            return found if found is not None else _make(model, folder, items, said)
+        with _lock(folder, on_progress):
+            cached = _load_undamaged(folder, model, on_progress)
+            return (
+                cached if cached is not None else _make_profile(model, folder, items, on_progress)
+            )
     except OSError as error:
         raise ProfileError(
             f"a profile can't be made and kept in {folder}: {error}. Name another folder with"
@@ -90,52 +94,58 @@ def find_or_make(model: AudioModel, cache: Path, *, items: int, said: Said) -> P
 
 
 @contextmanager
-def _alone_in(folder: Path, said: Said) -> Iterator[None]:
+def _lock(folder: Path, on_progress: OnProgress) -> Iterator[None]:
     """Only one process at a time works in an entry; the lock of one that died is free."""
     lock = FileLock(folder / "lock")
     while not lock.is_locked:
         try:
             lock.acquire(timeout=_POLL_SECONDS)
         except Timeout:
-            said("calibrating: another server is making this model's profile")
+            on_progress("calibrating: another server is making this model's profile")
     try:
         yield
     finally:
         lock.release()
 
 
-def _undamaged(folder: Path, model: AudioModel, said: Said) -> Profile | NoProfile | None:
+def _load_undamaged(
+    folder: Path, model: AudioModel, on_progress: OnProgress
+) -> Profile | NoProfile | None:
     """What the entry holds; what is damaged is taken away, so that it is made again."""
     try:
-        return load_kept(folder, model)
+        return load_cached(folder, model)
     except ProfileError as error:
-        said(f"calibrating again: {error}")
+        on_progress(f"calibrating again: {error}")
         shutil.rmtree(folder / "profile", ignore_errors=True)
         (folder / "refusal.json").unlink(missing_ok=True)
         return None
 
 
-def _make(model: AudioModel, folder: Path, items: int, said: Said) -> Profile | NoProfile:
+def _make_profile(
+    model: AudioModel, folder: Path, items: int, on_progress: OnProgress
+) -> Profile | NoProfile:
     """A new profile, saved in the entry, or the reason why there is none, saved as well."""
 
-    def clips(done: int, count: int) -> None:
-        said(f"calibrating: {done} of {count} clips made")
+    def report_clips(done: int, count: int) -> None:
+        on_progress(f"calibrating: {done} of {count} clips made")
 
-    def answers(done: int, count: int) -> None:
+    def report_items(done: int, count: int) -> None:
         rest = "" if done < count else ", now choosing heads and strengths"
-        said(f"calibrating: {done} of {count} items{rest}")
+        on_progress(f"calibrating: {done} of {count} items{rest}")
 
     data = folder / "items" / "items.json"
     if not data.is_file():  # it is written last
-        write_items(data.parent, split="calibration", count=items, seed=_SEED, progress=clips)
+        write_items(
+            data.parent, split="calibration", count=items, seed=_SEED, progress=report_clips
+        )
     out = folder / "profile"
     try:
-        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=answers)
-        found: Profile | NoProfile = load(out)  # as every later start reads it
+        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
+        profile: Profile | NoProfile = load(out)  # as every later start reads it
     except DataError as error:
-        found = _refuse(folder, items, error)
+        profile = _refuse(folder, items, error)
     shutil.rmtree(data.parent)
-    return found
+    return profile
 
 
 def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:

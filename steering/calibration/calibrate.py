@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.calibration.activations import Activations, pooled
+from steering.calibration.activations import Activations, pooled_directions
 from steering.calibration.collecting import Progress, fill, open_store_for, versions
 from steering.calibration.data_checks import check_items
 from steering.calibration.search import FOLDS, FittedSettings, Search
@@ -62,7 +62,7 @@ def calibrate(
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
         fill(store, model, dataset.items, workers, progress)
-        profile = fit_profile(model, dataset, store.evidence(), calibrated_on=calibrated_on)
+        profile = fit_profile(model, dataset, store.activations(), calibrated_on=calibrated_on)
         save(profile, out)
         if not keep_evidence:
             store.remove()
@@ -72,17 +72,17 @@ def calibrate(
 def fit_profile(
     model: AudioModel,
     dataset: DataSet,
-    evidence: Activations,
+    activations: Activations,
     *,
     calibrated_on: Origin = USER_DATA,
 ) -> Profile:
     """The profile that the evidence of a data set supports; DataError as `calibrate`."""
-    search = Search(model, evidence, dataset.items)
+    search = Search(model, activations, dataset.items)
     best, held_out, refusal = _fitted(search, calibrated_on)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
-    scores = evidence.scores(best.heads, model.heads)
-    columns = evidence.mass[:, [layer * model.heads + head for layer, head in best.heads]]
+    scores = activations.scores(best.heads, model.heads)
+    columns = activations.mass[:, [layer * model.heads + head for layer, head in best.heads]]
     return Profile(
         name=f"{model.name}-{dataset.sha256[:8]}",
         model=model.name,
@@ -94,7 +94,7 @@ def fit_profile(
         intervention=best.intervention,
         gate=best.gate,
         fixed_strength=best.fixed_strength,
-        verdicts=verdicts(scores, evidence.right),
+        verdicts=verdicts(scores, activations.right),
         calibration={
             "data": dataset.name,
             "sha256": dataset.sha256,
@@ -109,7 +109,7 @@ def fit_profile(
         },
         held_out=held_out,
         versions=versions(),
-        direction=pooled(evidence, best.intervention).mean(0),
+        direction=pooled_directions(activations, best.intervention).mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
         head_mean=columns.mean(0).astype(np.float32),
         head_std=columns.std(0).astype(np.float32),
@@ -126,7 +126,7 @@ def _fitted(
     except DataError as error:
         if calibrated_on != SYNTHETIC:
             raise
-        return search.audible(), {}, f"no gain from steering could be shown: {error}"
+        return search.without_steering(), {}, f"no gain from steering could be shown: {error}"
     try:
         held_out = search.held_out()
     except DataError as error:

@@ -13,7 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from steering.calibration.activation_store import ActivationStore, open_store
-from steering.calibration.activations import ACTIVATIONS_VERSION, ANSWER, columns_of, record_items
+from steering.calibration.activations import (
+    ACTIVATIONS_VERSION,
+    ANSWER,
+    column_layout,
+    record_items,
+)
 from steering.calibration.workers import rows_by_workers
 from steering.items import DataSet, Item
 from steering.model.audio_model import AudioModel
@@ -21,7 +26,7 @@ from steering.model.audio_model import AudioModel
 Progress = Callable[[int, int], None]  # items done, all items
 
 
-def activations_of(out: Path) -> Path:
+def store_folder(out: Path) -> Path:
     """The folder of the evidence for a profile in `out`, beside it."""
     return out.with_name(f"{out.name}.evidence")
 
@@ -31,7 +36,7 @@ def open_store_for(
 ) -> AbstractContextManager[ActivationStore]:
     """The evidence folder of a model and a data set, what is there of it included."""
     return open_store(
-        activations_of(out), _key(model, dataset), columns_of(model), len(dataset.items)
+        store_folder(out), _key(model, dataset), column_layout(model), len(dataset.items)
     )
 
 
@@ -80,8 +85,8 @@ def fill(
 
 def versions() -> dict[str, str]:
     """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
-    found = {"allears": "0", "python": platform.python_version()}
+    installed = {"allears": "0", "python": platform.python_version()}
     for package in ("allears", "torch", "transformers", "numpy"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

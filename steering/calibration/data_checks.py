@@ -30,7 +30,7 @@ def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> D
     are left out instead, and counted.
     """
     parsed = parse(path, audio_root)
-    digests, faults = _listen(parsed)
+    digests, faults = _check_audio(parsed)
     parsed.faults += faults
     for index, item in parsed.items.items():
         parsed.faults += [
@@ -39,18 +39,20 @@ def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> D
         ]
     faulty = {fault.index for fault in parsed.faults} if skip_faulty else set()
     items = tuple(item for index, item in parsed.items.items() if index not in faulty)
-    together = list(_together(items))
-    own = [] if skip_faulty else sorted(parsed.faults, key=_place)
-    parsed.refuse([*together, *own], _ADVICE if own else "")
-    sounds = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
-    return DataSet(items, parsed.sha256, path.name, sounds.hexdigest(), parsed.count - len(items))
+    set_faults = list(_faults_of_the_set(items))
+    item_faults = [] if skip_faulty else sorted(parsed.faults, key=_position)
+    parsed.refuse([*set_faults, *item_faults], _ADVICE if item_faults else "")
+    audio_digest = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
+    return DataSet(
+        items, parsed.sha256, path.name, audio_digest.hexdigest(), parsed.count - len(items)
+    )
 
 
-def _place(fault: Fault) -> int:
+def _position(fault: Fault) -> int:
     return -1 if fault.index is None else fault.index
 
 
-def _listen(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
+def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     """The hash of every clip that can be heard, and a fault for every item of one that can't."""
     users: dict[Path, list[int]] = {}
     for index, item in parsed.items.items():
@@ -66,7 +68,7 @@ def _listen(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     return digests, faults
 
 
-def _together(items: Iterable[Item]) -> Iterable[Fault]:
+def _faults_of_the_set(items: Iterable[Item]) -> Iterable[Fault]:
     """What is wrong with the items as a set."""
     answers = Counter(item.answer for item in items)
     count = answers.total()

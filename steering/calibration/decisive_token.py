@@ -34,12 +34,14 @@ class DecisiveToken:
 def find_decisive_token(model: AudioModel, item: Item, bare: str) -> DecisiveToken:
     """Where the right answer to an item is decided; `bare` is what the model says unsteered."""
     tokenizer = model.processor.tokenizer
-    written = [
+    token_ids = [
         tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         for text in spellings(item.choices, bare)
     ]
-    right = written[item.choices.index(item.answer)]
-    shared = max((_shared(right, other) for other in written if other != right), default=0)
+    right = token_ids[item.choices.index(item.answer)]
+    shared = max(
+        (_common_prefix_length(right, other) for other in token_ids if other != right), default=0
+    )
     if shared == len(right):  # the whole of another choice's beginning: it must end here
         return DecisiveToken(right, int(tokenizer.eos_token_id))
     return DecisiveToken(right[:shared], right[shared])
@@ -47,14 +49,14 @@ def find_decisive_token(model: AudioModel, item: Item, bare: str) -> DecisiveTok
 
 def spellings(choices: Sequence[str], bare: str) -> list[str]:
     """The choices as the model writes them: with or without their letters, or the letters only."""
-    found = _LETTERED.match(bare)
-    if found is None or bare in choices:
+    letter_style = _LETTERED.match(bare)
+    if letter_style is None or bare in choices:
         return list(choices)
     letters = [chr(ord("A") + i) for i in range(len(choices))]
-    if found[2] is None:
+    if letter_style[2] is None:
         return letters
     pairs = zip(letters, choices, strict=True)
-    return [f"{found[1]}{letter}{found[2]} {choice}" for letter, choice in pairs]
+    return [f"{letter_style[1]}{letter}{letter_style[2]} {choice}" for letter, choice in pairs]
 
 
 @torch.inference_mode()
@@ -69,7 +71,7 @@ def state_at(model: AudioModel, heard: PrefillResult, before: Sequence[int]) -> 
     return final
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

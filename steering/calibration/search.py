@@ -57,14 +57,14 @@ class FittedSettings:
 class Search:
     """All settings tried on stored evidence; fits on some rows, judges on others."""
 
-    def __init__(self, model: AudioModel, evidence: Activations, items: Sequence[Item]) -> None:
+    def __init__(self, model: AudioModel, activations: Activations, items: Sequence[Item]) -> None:
         self.model = model
-        self.evidence = evidence
+        self.activations = activations
         self.items = items
         self.strata = [item.stratum for item in items]
         self.clips = np.array([str(item.audio) for item in items])
         self.tried = 0
-        self._reach: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
+        self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
     def goal(self) -> str:
@@ -89,13 +89,15 @@ class Search:
             if len(chosen) > 1:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
-    def right_at(self, intervention: Intervention) -> Flags:
+    def correct_at(self, intervention: Intervention) -> Flags:
         """(S, I): whether the token that decides is right at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
-        if key not in self._reach:  # every scale and pooling is a multiple of the raw mean
-            everyone = np.arange(len(self.items))
-            self._reach[key] = strength_intervals(self.model, self.evidence, intervention, everyone)
-        return self._reach[key].right_at(STRENGTHS[:, None], intervention)
+        if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
+            all_items = np.arange(len(self.items))
+            self._intervals[key] = strength_intervals(
+                self.model, self.activations, intervention, all_items
+            )
+        return self._intervals[key].correct_at(STRENGTHS[:, None], intervention)
 
     def fit(self, rows: NDArray[np.int64]) -> FittedSettings:
         """The best setting on some items.
@@ -104,18 +106,20 @@ class Search:
         that are worth most at one.
         """
         heads, r = self.specialists(rows)
-        scores = self.evidence.scores(heads, self.model.heads)[rows]
+        scores = self.activations.scores(heads, self.model.heads)[rows]
         tried = [
-            (intervention, self.right_at(intervention)[:, rows])
+            (intervention, self.correct_at(intervention)[:, rows])
             for intervention in self.interventions(heads)
         ]
-        tried.sort(key=lambda pair: -max(self.fixed_worth(pair[1])))  # stable: of equals the first
+        tried.sort(
+            key=lambda pair: -max(self.net_by_strength(pair[1]))
+        )  # stable: of equals the first
         best, chosen = (-np.inf, 0.0), None
         for intervention, right in tried[:FINALISTS]:
-            gate, worth = self.best_gate(right, scores)
-            if chosen is None or worth > best:
+            gate, net = self.best_gate(right, scores)
+            if chosen is None or net > best:
                 best, chosen = (
-                    worth,
+                    net,
                     FittedSettings(heads, r, intervention, gate, self.best_fixed(right)),
                 )
         assert chosen is not None
@@ -130,20 +134,25 @@ class Search:
         highest on, the head is added that makes the mean of all separate right from wrong and clip
         from silence best, as long as that gains something.
         """
-        everything = self.evidence.of(rows)
-        audible = _audio_auroc(everything)
-        floor = min(MIN_AUDIBILITY, float(np.sort(audible)[-min(MIN_HEADS, len(audible))]))
-        telling = np.array([self.items[i].wording in ("", "conflict") for i in rows])
-        some = rows[telling] if telling.any() else rows
-        evidence, strata = self.evidence.of(some), [self.strata[i] for i in some]
-        r = correlations(evidence.mass, evidence.right, strata)
-        ranked = choose(np.where(audible >= floor, r, -2.0), int((audible >= floor).sum()))
+        all_activations = self.activations.select(rows)
+        audio_auroc = _audio_auroc(all_activations)
+        floor = min(MIN_AUDIBILITY, float(np.sort(audio_auroc)[-min(MIN_HEADS, len(audio_auroc))]))
+        conflicting = np.array([self.items[i].wording in ("", "conflict") for i in rows])
+        judged_rows = rows[conflicting] if conflicting.any() else rows
+        activations, strata = (
+            self.activations.select(judged_rows),
+            [self.strata[i] for i in judged_rows],
+        )
+        r = correlations(activations.mass, activations.right, strata)
+        ranked = choose(np.where(audio_auroc >= floor, r, -2.0), int((audio_auroc >= floor).sum()))
 
         def quality(heads: list[int]) -> float:
             self.tried += 1
-            score = evidence.mass[:, heads].mean(1)
-            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
-            return auroc_within_strata(score, evidence.right, strata) + auroc_against_silence(
+            score = activations.mass[:, heads].mean(1)
+            heard, silent = (
+                m[:, heads].mean(1) for m in (all_activations.mass, all_activations.silent_mass)
+            )
+            return auroc_within_strata(score, activations.right, strata) + auroc_against_silence(
                 heard, silent
             )
 
@@ -151,12 +160,12 @@ class Search:
         names = all_heads(self.model)
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
-    def audible(self) -> FittedSettings:
+    def without_steering(self) -> FittedSettings:
         """What can be had where no answer tells heads apart: those that hear best, no steering."""
-        audible = _audio_auroc(self.evidence)
-        best = choose(audible, min(MIN_HEADS, len(audible)))
+        audio_auroc = _audio_auroc(self.activations)
+        best = choose(audio_auroc, min(MIN_HEADS, len(audio_auroc)))
         heads = tuple(all_heads(self.model)[i] for i in best)
-        threshold = float(np.median(self.evidence.scores(heads, self.model.heads)))
+        threshold = float(np.median(self.activations.scores(heads, self.model.heads)))
         intervention = Intervention((self.model.layers - 1,))
         return FittedSettings(
             heads, (0.0,) * len(heads), intervention, Gate(0.0, threshold, 1.0), 0.0
@@ -164,9 +173,9 @@ class Search:
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength that is worth most, judged with its neighbours."""
-        return float(STRENGTHS[int(np.argmax(self.fixed_worth(right)))])
+        return float(STRENGTHS[int(np.argmax(self.net_by_strength(right)))])
 
-    def fixed_worth(self, right: Flags) -> NDArray[np.float64]:
+    def net_by_strength(self, right: Flags) -> NDArray[np.float64]:
         """(S,) what each constant strength is worth, with its neighbours."""
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
@@ -179,10 +188,10 @@ class Search:
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
             gate = Gate(float(top), float(threshold), width * spread)
             strengths = gate.strengths(scores)
-            worth = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
+            net = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
-            if (worth, -float(strengths.mean())) > best:
-                best, chosen = (worth, -float(strengths.mean())), gate
+            if (net, -float(strengths.mean())) > best:
+                best, chosen = (net, -float(strengths.mean())), gate
         return chosen, best
 
     def held_out(self) -> dict[str, Any]:
@@ -197,15 +206,15 @@ class Search:
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             best = self.fit(inside)
             fits.append(best)
-            right = self.right_at(best.intervention)[:, outside]
-            scores[outside] = self.evidence.scores(best.heads, self.model.heads)[outside]
-            silent[outside] = self.evidence.silent_scores(best.heads, self.model.heads)[outside]
+            right = self.correct_at(best.intervention)[:, outside]
+            scores[outside] = self.activations.scores(best.heads, self.model.heads)[outside]
+            silent[outside] = self.activations.silent_scores(best.heads, self.model.heads)[outside]
             at = nearest(best.gate.strengths(scores[outside]))
             adaptive[outside] = right[at, np.arange(len(outside))]
             strengths[outside] = STRENGTHS[at]
             at = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[at, np.arange(len(outside))]
-        bare = self.right_at(Intervention((self.model.layers - 1,)))[0]
+        bare = self.correct_at(Intervention((self.model.layers - 1,)))[0]
         figures = self._figures(bare, fixed, adaptive, scores, silent)
         return {**figures, "nulls": self._nulls(fold, fits, strengths)}
 
@@ -216,7 +225,7 @@ class Search:
         strengths: NDArray[np.float64],
     ) -> dict[str, Any]:
         """What chance would have reached in place of each fold's heads, and of its layers."""
-        evidence, heads_a_layer = self.evidence, self.model.heads
+        activations, heads_a_layer = self.activations, self.model.heads
         places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
 
         def judged(layers: Sequence[tuple[int, ...]]) -> float:
@@ -226,19 +235,19 @@ class Search:
                 intervention = replace(fit.intervention, layers=some)
                 if len(rows):  # fewer clips than folds leave some empty
                     right += int(
-                        strength_intervals(self.model, evidence, intervention, rows)
-                        .right_at(strengths[rows], intervention)
+                        strength_intervals(self.model, activations, intervention, rows)
+                        .correct_at(strengths[rows], intervention)
                         .sum()
                     )
             return right / len(fold)
 
         def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
             strata = [self.strata[i] for i in rows]
-            return correlations(evidence.mass[rows], evidence.right[rows], strata)
+            return correlations(activations.mass[rows], activations.right[rows], strata)
 
         return {
             "random_heads": nulls.random_heads(
-                evidence.mass, evidence.right, self.strata, fold, places
+                activations.mass, activations.right, self.strata, fold, places
             ),
             "random_layers": nulls.random_layers(
                 self.model.layers, [fit.intervention.layers for fit in fits], judged
@@ -262,9 +271,9 @@ class Search:
             "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
             "gain_over_fixed": [round(100 * x, 2) for x in paired_gain(adaptive, fixed)],
             "repaired_broken": list(repaired_broken(adaptive, bare)),
-            "auroc_right_wrong": round(auroc(scores, self.evidence.right), 4),
+            "auroc_right_wrong": round(auroc(scores, self.activations.right), 4),
             "auroc_right_wrong_within_wording": round(
-                auroc_within_strata(scores, self.evidence.right, self.strata), 4
+                auroc_within_strata(scores, self.activations.right, self.strata), 4
             ),
             "auroc_clip_silence": round(auroc_against_silence(scores, silent), 4),
         }
@@ -277,17 +286,17 @@ def _greedy_forward_selection(
     chosen, reached = candidates[:1], -np.inf
     while len(chosen) < min(MAX_HEADS, len(candidates)):
         left = [head for head in candidates if head not in chosen]
-        found = [quality([*chosen, head]) for head in left]
-        best = int(np.argmax(found))  # of equals the most correlated
-        if len(chosen) >= MIN_HEADS and found[best] < reached + MIN_BETTER:
+        qualities = [quality([*chosen, head]) for head in left]
+        best = int(np.argmax(qualities))  # of equals the most correlated
+        if len(chosen) >= MIN_HEADS and qualities[best] < reached + MIN_BETTER:
             break
-        chosen, reached = [*chosen, left[best]], found[best]
+        chosen, reached = [*chosen, left[best]], qualities[best]
     return chosen
 
 
-def _audio_auroc(evidence: Activations) -> NDArray[np.float64]:
+def _audio_auroc(activations: Activations) -> NDArray[np.float64]:
     """(L * H,) AUROC clip against silence of each head alone."""
-    pairs = zip(evidence.mass.T, evidence.silent_mass.T, strict=True)
+    pairs = zip(activations.mass.T, activations.silent_mass.T, strict=True)
     return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.activations import Row, record_item
+from steering.calibration.activations import ActivationRow, record_item
 from steering.errors import AllEarsError, ModelError
 from steering.items import Item
 from steering.model import loading
@@ -38,7 +38,7 @@ class CalibrationWorker:
         """Of the checkpoint that was loaded."""
         return self.model.fingerprint
 
-    def row(self, item: Item) -> Row:
+    def row(self, item: Item) -> ActivationRow:
         """What one item leaves behind."""
         return record_item(self.model, item)
 
@@ -57,7 +57,7 @@ class _WorkerPool:
 
 def rows_by_workers(
     model: AudioModel, items: Sequence[Item], wanted: Iterable[int], workers: int
-) -> Iterator[tuple[int, Row]]:
+) -> Iterator[tuple[int, ActivationRow]]:
     """Index and row of each wanted item, in the order in which they are done.
 
     Uses the Ray cluster that RAY_ADDRESS names, or starts one on this machine and stops it again.
@@ -71,10 +71,10 @@ def rows_by_workers(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         _refuse_too_many(ray, model, workers)
-        crew = _WorkerPool(model, items, deque(wanted))
-        crew.actors = [_start(ray, model) for _ in range(min(workers, len(crew.waiting)))]
-        _check_same_model(ray, crew)
-        yield from _rows(ray, crew)
+        pool = _WorkerPool(model, items, deque(wanted))
+        pool.actors = [_start(ray, model) for _ in range(min(workers, len(pool.waiting)))]
+        _check_same_model(ray, pool)
+        yield from _rows(ray, pool)
     finally:
         if started:
             ray.shutdown()
@@ -97,11 +97,11 @@ def _kind(model: AudioModel) -> str:
 
 def _refuse_too_many(ray: Any, model: AudioModel, workers: int) -> None:
     kind = _kind(model)
-    there = int(ray.cluster_resources().get(kind, 0))
-    if workers > there:
+    available = int(ray.cluster_resources().get(kind, 0))
+    if workers > available:
         raise ModelError(
-            f"{workers} workers need {workers} {kind}s, and Ray has {there}: ask for at most"
-            f" {there}, or connect to a larger cluster with RAY_ADDRESS"
+            f"{workers} workers need {workers} {kind}s, and Ray has {available}: ask for at most"
+            f" {available}, or connect to a larger cluster with RAY_ADDRESS"
         )
 
 
@@ -116,56 +116,56 @@ def _start(ray: Any, model: AudioModel) -> Any:
     return actor.remote(name, model.revision, device, dtype, model.prompt_style.name)
 
 
-def _check_same_model(ray: Any, crew: _WorkerPool) -> None:
+def _check_same_model(ray: Any, pool: _WorkerPool) -> None:
     """ModelError if a worker's machine has another checkpoint under the same name."""
-    found = {_cause(ray, actor.fingerprint.remote()) for actor in crew.actors}
-    if found - {crew.model.fingerprint}:
+    fingerprints = {_result_of(ray, actor.fingerprint.remote()) for actor in pool.actors}
+    if fingerprints - {pool.model.fingerprint}:
         raise ModelError(
-            f"a worker loaded another {crew.model.name}: fingerprints {sorted(found)}, here"
-            f" {crew.model.fingerprint}. Give every machine the same checkpoint"
+            f"a worker loaded another {pool.model.name}: fingerprints {sorted(fingerprints)}, here"
+            f" {pool.model.fingerprint}. Give every machine the same checkpoint"
         )
 
 
-def _rows(ray: Any, crew: _WorkerPool) -> Iterator[tuple[int, Row]]:
-    while crew.waiting or crew.running:
-        _hand_out(crew)
-        done, _ = ray.wait(list(crew.running), num_returns=1)
+def _rows(ray: Any, pool: _WorkerPool) -> Iterator[tuple[int, ActivationRow]]:
+    while pool.waiting or pool.running:
+        _hand_out(pool)
+        done, _ = ray.wait(list(pool.running), num_returns=1)
         for result in done:
-            actor, index = crew.running.pop(result)
+            actor, index = pool.running.pop(result)
             try:
-                row = _cause(ray, result)
+                row = _result_of(ray, result)
             except ray.exceptions.RayActorError:
-                _replace(ray, crew, actor, index)
+                _replace(ray, pool, actor, index)
             else:
                 yield index, row
 
 
-def _hand_out(crew: _WorkerPool) -> None:
+def _hand_out(pool: _WorkerPool) -> None:
     """Give every worker with a free hand the next item."""
-    busy = Counter(id(actor) for actor, _ in crew.running.values())
+    busy = Counter(id(actor) for actor, _ in pool.running.values())
     for _ in range(_ITEMS_IN_HAND):
-        for actor in crew.actors:
-            if crew.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
-                index = crew.waiting.popleft()
-                crew.running[actor.row.remote(crew.items[index])] = actor, index
+        for actor in pool.actors:
+            if pool.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
+                index = pool.waiting.popleft()
+                pool.running[actor.row.remote(pool.items[index])] = actor, index
                 busy[id(actor)] += 1
 
 
-def _replace(ray: Any, crew: _WorkerPool, lost: Any, index: int) -> None:
+def _replace(ray: Any, pool: _WorkerPool, lost: Any, index: int) -> None:
     """Put a lost worker's item back in front, and start another worker, once for each lost one."""
-    crew.attempts[index] += 1
-    if crew.attempts[index] == _MAX_ATTEMPTS:
+    pool.attempts[index] += 1
+    if pool.attempts[index] == _MAX_ATTEMPTS:
         raise ModelError(
-            f"{_MAX_ATTEMPTS} workers ended at item {crew.items[index].id!r}: look for what ended"
+            f"{_MAX_ATTEMPTS} workers ended at item {pool.items[index].id!r}: look for what ended"
             " them (memory, most often), or leave the item out. What was gathered is kept"
         )
-    crew.waiting.appendleft(index)
-    if any(actor is lost for actor in crew.actors):
-        crew.actors = [actor for actor in crew.actors if actor is not lost]
-        crew.actors.append(_start(ray, crew.model))
+    pool.waiting.appendleft(index)
+    if any(actor is lost for actor in pool.actors):
+        pool.actors = [actor for actor in pool.actors if actor is not lost]
+        pool.actors.append(_start(ray, pool.model))
 
 
-def _cause(ray: Any, result: Any) -> Any:
+def _result_of(ray: Any, result: Any) -> Any:
     """A result; an error of ours that a worker met is raised as itself."""
     try:
         return ray.get(result)

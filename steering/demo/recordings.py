@@ -44,8 +44,8 @@ def make_clips(folder: Path, count: int, seed: int) -> ClipBank:
         bank = np.zeros((count, MAX_SAMPLES), np.int16)
         records = []
         with ProcessPoolExecutor() as pool:
-            made = pool.map(_clean_clip, tasks, chunksize=64)
-            for i, (samples, facts) in enumerate(tqdm(made, "clips", count)):
+            clips = pool.map(_clean_clip, tasks, chunksize=64)
+            for i, (samples, facts) in enumerate(tqdm(clips, "clips", count)):
                 bank[i, : len(samples)] = samples
                 records.append([len(samples), facts.domain, dict(facts.attributes)])
         np.save(samples_file, bank)

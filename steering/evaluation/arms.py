@@ -58,16 +58,16 @@ def choose_strengths(
     model: AudioModel,
     profile: Profile,
     items: Sequence[Item],
-    evidence: Activations,
+    activations: Activations,
     seed: int,
     oracles: Mapping[str, float],
 ) -> ArmStrengths:
     """How strongly each arm steers each item; `oracles` are constant strengths by arm."""
     rng = np.random.default_rng(seed)
     count = len(items)
-    scores = evidence.scores(profile.heads, model.heads)
+    scores = activations.scores(profile.heads, model.heads)
     adaptive = profile.gate.strengths(scores)
-    chance = evidence.scores(random_heads(model, len(profile.heads), rng), model.heads)
+    chance = activations.scores(random_heads(model, len(profile.heads), rng), model.heads)
     strata = np.array([item.stratum for item in items])
     by_arm = {
         "fixed": np.full(count, profile.fixed_strength),
@@ -116,19 +116,19 @@ def rank_matched(strengths: Strengths, scores: NDArray[np.floating]) -> Strength
 
 def shuffled(strengths: Strengths, groups: NDArray[np.str_], rng: np.random.Generator) -> Strengths:
     """(I,) the same strengths, exchanged at random between items of one group."""
-    found = strengths.copy()
+    exchanged = strengths.copy()
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
-        found[rows] = strengths[rng.permutation(rows)]
-    return found
+        exchanged[rows] = strengths[rng.permutation(rows)]
+    return exchanged
 
 
 def group_means(scores: NDArray[np.float32], groups: NDArray[np.str_]) -> NDArray[np.float32]:
     """(I,) the mean score of each item's group."""
-    found = np.empty_like(scores)
+    means = np.empty_like(scores)
     for group in np.unique(groups):
-        found[groups == group] = scores[groups == group].mean()
-    return found
+        means[groups == group] = scores[groups == group].mean()
+    return means
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,22 +141,30 @@ class Differences:
 
 
 def plans(
-    profile: Profile, chosen: ArmStrengths, i: int, sides: Differences
+    profile: Profile, arm_strengths: ArmStrengths, i: int, differences: Differences
 ) -> dict[str, SteeringPlan]:
     """How each arm that is one forward pass and a readout answers item i."""
     intervention = profile.intervention
-    every = replace(intervention, layers=tuple(range(len(sides.difference))))
-    drawn = replace(intervention, layers=chosen.random_layers)
-    made = {"text_only": (sides.text_only, intervention), "other_item": (sides.other, intervention)}
-    made |= {"all_layers": (sides.difference, every), "random_layers": (sides.difference, drawn)}
-    found = {"bare": UNSTEERED}
-    for arm, strengths in chosen.by_arm.items():
-        states, by = made.get(arm, (sides.difference, intervention))
-        direction = pool(states[list(by.layers)], by)
+    all_layers = replace(intervention, layers=tuple(range(len(differences.difference))))
+    random_layers_of = replace(intervention, layers=arm_strengths.random_layers)
+    directions_by_arm = {
+        "text_only": (differences.text_only, intervention),
+        "other_item": (differences.other, intervention),
+    }
+    directions_by_arm |= {
+        "all_layers": (differences.difference, all_layers),
+        "random_layers": (differences.difference, random_layers_of),
+    }
+    plan_by_arm = {"bare": UNSTEERED}
+    for arm, strengths in arm_strengths.by_arm.items():
+        states, arm_intervention = directions_by_arm.get(
+            arm, (differences.difference, intervention)
+        )
+        direction = pool(states[list(arm_intervention.layers)], arm_intervention)
         if arm == "calibrated":
             direction = profile.direction.to(direction.device)
-        found[arm] = SteeringPlan(direction, float(strengths[i]), by)
-    return found
+        plan_by_arm[arm] = SteeringPlan(direction, float(strengths[i]), arm_intervention)
+    return plan_by_arm
 
 
 def another_clip(items: Sequence[Item], i: int) -> int:
@@ -168,7 +176,7 @@ def another_clip(items: Sequence[Item], i: int) -> int:
 def permuted(item: Item, seed: int) -> Item:
     """The item with its options in another order; the same seed gives the same."""
     count = len(item.choices)
-    drawn = np.random.default_rng([seed, *item.id.encode()]).permutation(count)
-    if (drawn == np.arange(count)).all():
-        drawn = np.roll(drawn, 1)
-    return replace(item, choices=tuple(item.choices[int(k)] for k in drawn))
+    order = np.random.default_rng([seed, *item.id.encode()]).permutation(count)
+    if (order == np.arange(count)).all():
+        order = np.roll(order, 1)
+    return replace(item, choices=tuple(item.choices[int(k)] for k in order))

@@ -36,7 +36,7 @@ def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) ->
     """By arm: share right of all items and in each mix, gains with intervals, what it cost."""
     redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     weights = mixes(items)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for arm, flags in right.items():
         in_mixes = {}
         for mix, weight in weights.items():
@@ -46,24 +46,24 @@ def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) ->
                 if other in right
             }
             in_mixes[mix] = share_percent(flags, weight) | gains
-        found[arm] = {
+        figures[arm] = {
             **in_mixes["all"],
             "repaired_broken": list(repaired_broken(flags, right["bare"])),
             "mcnemar_p": mcnemar(flags, right["bare"]),
             "mixes": in_mixes,
         }
-    return found
+    return figures
 
 
 def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By domain, sub-category, difficulty and wording: each arm's share and gain over bare."""
     redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for part, values in parts(items).items():
-        found[part] = {}
+        figures[part] = {}
         for value, rows in values.items():
             weight = rows.astype(np.float64)
-            found[part][value] = {
+            figures[part][value] = {
                 "items": int(rows.sum()),
                 "arms": {
                     arm: share_percent(flags, weight)
@@ -71,7 +71,7 @@ def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -
                     for arm, flags in right.items()
                 },
             }
-    return found
+    return figures
 
 
 def share_percent(flags: Flags, weights: Weights) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
     """Rows of text for people: a header, then one row an arm."""
     mixes_shown = list(next(iter(results["arms"].values()))["mixes"])
     rows = [["arm", *mixes_shown, "gain over bare", "repaired / broken"]]
-    for arm, found in results["arms"].items():
-        gain, low, high = found["gain_over_bare"]
-        repaired, broken = found["repaired_broken"]
+    for arm, arm_results in results["arms"].items():
+        gain, low, high = arm_results["gain_over_bare"]
+        repaired, broken = arm_results["repaired_broken"]
         rows.append(
             [
                 arm,
-                *(f"{found['mixes'][mix]['right_percent']:.1f}" for mix in mixes_shown),
+                *(f"{arm_results['mixes'][mix]['right_percent']:.1f}" for mix in mixes_shown),
                 f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
                 f"{repaired} / {broken}",
             ]
@@ -114,7 +114,7 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def columns(right: Mapping[str, Flags], more: Mapping[str, NDArray[Any]]) -> list[list[Any]]:
+def item_rows(right: Mapping[str, Flags], more: Mapping[str, NDArray[Any]]) -> list[list[Any]]:
     """A header and a row an item: numbers of each, and 1 or 0 for every arm."""
     header = ["id", *more, *(f"right.{arm}" for arm in right)]
     body = zip(*more.values(), *(flags.astype(int) for flags in right.values()), strict=True)

@@ -53,8 +53,8 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
 class FirstTokens:
     """Whether the first token is right, under any strengths, layers or order of items."""
 
-    def __init__(self, model: AudioModel, evidence: Activations, known: OneToken) -> None:
-        self.model, self.evidence, self.known = model, evidence, known
+    def __init__(self, model: AudioModel, activations: Activations, known: OneToken) -> None:
+        self.model, self.activations, self.known = model, activations, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
     def right(self, intervention: Intervention, strengths: Strengths) -> Flags:
@@ -62,18 +62,18 @@ class FirstTokens:
         if not len(self.known.rows):
             return np.zeros(0, bool)
         directions = self._pooled(intervention)
-        found = []
+        flags = []
         for start in range(0, len(self.known.rows), _ROWS):
-            part = slice(start, start + _ROWS)
-            found.append(self._right(part, directions[part], intervention, strengths[part]))
-        return np.concatenate(found)
+            block = slice(start, start + _ROWS)
+            flags.append(self._right(block, directions[block], intervention, strengths[block]))
+        return np.concatenate(flags)
 
     def _pooled(self, intervention: Intervention) -> Tensor:
         """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
         if intervention.layers not in self._directions:
             parts = [
                 pool(
-                    torch.from_numpy(self.evidence.differences[row][list(intervention.layers)]),
+                    torch.from_numpy(self.activations.differences[row][list(intervention.layers)]),
                     intervention,
                 )
                 for row in self.known.rows
@@ -83,37 +83,37 @@ class FirstTokens:
 
     @torch.inference_mode()
     def _right(
-        self, part: slice, directions: Tensor, intervention: Intervention, strengths: Strengths
+        self, block: slice, directions: Tensor, intervention: Intervention, strengths: Strengths
     ) -> Flags:
         device = self.model.device
-        rows = self.known.rows[part]
-        final = torch.from_numpy(self.evidence.final[rows]).to(device, self.model.dtype)
-        each = torch.from_numpy(strengths).float().to(device)
-        found = logits(self.model, final, directions.to(device), each, intervention)
-        wanted = torch.from_numpy(self.known.wanted[part]).to(device)
-        best = found.gather(1, wanted[:, None])[:, 0]
-        if self.known.options[part] and self.known.options[part][0]:
-            others = [found[i, ids].max() for i, ids in enumerate(self.known.options[part])]
+        rows = self.known.rows[block]
+        final = torch.from_numpy(self.activations.final[rows]).to(device, self.model.dtype)
+        row_strengths = torch.from_numpy(strengths).float().to(device)
+        token_logits = logits(self.model, final, directions.to(device), row_strengths, intervention)
+        wanted = torch.from_numpy(self.known.wanted[block]).to(device)
+        best = token_logits.gather(1, wanted[:, None])[:, 0]
+        if self.known.options[block] and self.known.options[block][0]:
+            others = [token_logits[i, ids].max() for i, ids in enumerate(self.known.options[block])]
             return np.asarray((best >= torch.stack(others)).cpu().numpy())
-        return np.asarray((found.argmax(1) == wanted).cpu().numpy())
+        return np.asarray((token_logits.argmax(1) == wanted).cpu().numpy())
 
 
-def divergence(model: AudioModel, evidence: Activations) -> NDArray[np.float64]:
+def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
     """(I,) in [0, ln 2]: how far the first token's distribution on the clip is from that on its
     silence (Jensen-Shannon).
     """
-    found = []
+    blocks = []
     last = model.layers - 1
     with torch.inference_mode():
-        for start in range(0, len(evidence.final), _ROWS):
-            part = slice(start, start + _ROWS)
-            final = torch.from_numpy(evidence.final[part])
-            silent = final - torch.from_numpy(evidence.differences[part, last])
-            both = [
+        for start in range(0, len(activations.final), _ROWS):
+            block = slice(start, start + _ROWS)
+            final = torch.from_numpy(activations.final[block])
+            silent = final - torch.from_numpy(activations.differences[block, last])
+            log_probabilities = [
                 logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
                 for states in (final, silent)
             ]
-            middle = torch.logaddexp(*both) - float(np.log(2))
-            halves = [(p.exp() * (p - middle)).sum(-1) for p in both]
-            found.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
-    return np.concatenate(found)
+            middle = torch.logaddexp(*log_probabilities) - float(np.log(2))
+            halves = [(p.exp() * (p - middle)).sum(-1) for p in log_probabilities]
+            blocks.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
+    return np.concatenate(blocks)

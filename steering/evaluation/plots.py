@@ -140,12 +140,12 @@ def parts(values: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(1.2 + 0.72 * len(names))
     axes.axvline(0, color=GREY, linewidth=1)
     for k, (arm, (colour, mark)) in enumerate(PART_ARMS.items()):
-        for place, name in enumerate(names):
+        for row, name in enumerate(names):
             gain, low, high = values[name]["arms"][arm]["gain_over_bare"]
-            at = place + (k - 2) * 0.15
-            axes.plot([low, high], [at, at], color=colour, linewidth=1.6, alpha=0.8)
-            label = arm.replace("_", " ") if place == 0 else None
-            axes.plot([gain], [at], mark, color=colour, markersize=5, label=label)
+            height = row + (k - 2) * 0.15
+            axes.plot([low, high], [height, height], color=colour, linewidth=1.6, alpha=0.8)
+            label = arm.replace("_", " ") if row == 0 else None
+            axes.plot([gain], [height], mark, color=colour, markersize=5, label=label)
     labels = [f"{short(name)}\n({values[name]['items']})" for name in names]
     axes.set_yticks(range(len(names)), labels)
     axes.invert_yaxis()
@@ -181,10 +181,14 @@ def example(
     low, high = _envelope(samples, 400)
     wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color=GREY, linewidth=0)
     wave.set(yticks=[], ylabel="sound")
-    at = (np.arange(len(timeline)) + 0.5) * hop_seconds
-    looks.fill_between(at, timeline * 100, step="mid", color=BLUE, alpha=0.3, linewidth=0)
-    looks.plot(at, timeline * 100, drawstyle="steps-mid", color=BLUE, lw=1.3)
-    looks.set(xlabel="seconds", ylabel="attention %", xlim=(0, max(seconds, float(at[-1]))))
+    seconds_heard = (np.arange(len(timeline)) + 0.5) * hop_seconds
+    looks.fill_between(
+        seconds_heard, timeline * 100, step="mid", color=BLUE, alpha=0.3, linewidth=0
+    )
+    looks.plot(seconds_heard, timeline * 100, drawstyle="steps-mid", color=BLUE, lw=1.3)
+    looks.set(
+        xlabel="seconds", ylabel="attention %", xlim=(0, max(seconds, float(seconds_heard[-1])))
+    )
     looks.set_ylim(bottom=0)
     return figure
 

@@ -22,15 +22,15 @@ def prediction(text: str, choices: Sequence[str], *, lettered: bool) -> str:
     options letters; only then is a letter the name of one. An empty answer stays empty: the
     official script counts it as wrong.
     """
-    said = answer_part(text)
+    answer = answer_part(text)
     for choice in choices:
-        if said.casefold() == choice.strip().casefold():
+        if answer.casefold() == choice.strip().casefold():
             return choice
-    named = _by_letter(said, choices) if lettered else None
+    named = _by_letter(answer, choices) if lettered else None
     if named is None:
-        found = _named(said, choices)
-        named = found[0] if len(found) == 1 else None
-    return said if named is None else named
+        options = _named(answer, choices)
+        named = options[0] if len(options) == 1 else None
+    return answer if named is None else named
 
 
 def answer_part(text: str) -> str:
@@ -39,26 +39,26 @@ def answer_part(text: str) -> str:
     return (tagged[-1] if tagged else text).strip()
 
 
-def _by_letter(said: str, choices: Sequence[str]) -> str | None:
+def _by_letter(answer: str, choices: Sequence[str]) -> str | None:
     """The option of a letter that stands alone, or before that option's own text."""
-    match = _LETTER.fullmatch(said)
+    match = _LETTER.fullmatch(answer)
     if match is None or (place := ord(match[1].upper()) - ord("A")) >= len(choices):
         return None
     rest = (match[2] or "").strip(" .").casefold()
     return choices[place] if rest in ("", choices[place].strip(" .").casefold()) else None
 
 
-def _named(said: str, choices: Sequence[str]) -> list[str]:
+def _named(answer: str, choices: Sequence[str]) -> list[str]:
     """The options whose words stand in the answer as they are, longest first; an option inside a
     longer one that is also named does not count.
     """
-    left, found = said, []
+    remaining, options = answer, []
     for choice in sorted(choices, key=len, reverse=True):
         whole = re.compile(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", re.IGNORECASE)
-        if whole.search(left):
-            found.append(choice)
-            left = whole.sub(" ", left)
-    return found
+        if whole.search(remaining):
+            options.append(choice)
+            remaining = whole.sub(" ", remaining)
+    return options
 
 
 def prediction_key(record: dict[str, Any]) -> str:

@@ -61,13 +61,13 @@ def prefill_on_prefix(
     return PrefillResult(attention, kept[0], states[0, -1], cache, length)
 
 
-def silent_kv_prefix(model: AudioModel, prompt: Prompt, prefixes: SilenceCache) -> KVPairs:
+def silent_kv_prefix(model: AudioModel, prompt: Prompt, silence_cache: SilenceCache) -> KVPairs:
     """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
     end = prompt.audio_end
     frames = tuple(int(count) for count in prompt.mel_frames)
     key = (prompt.tokens[:end].numpy().tobytes(), frames, model.layers)
-    found = prefixes.get(key)
-    if found is None:
-        found = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)
-        prefixes.put(key, found)
-    return found
+    pairs = silence_cache.get(key)
+    if pairs is None:
+        pairs = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)
+        silence_cache.put(key, pairs)
+    return pairs

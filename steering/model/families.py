@@ -56,7 +56,7 @@ def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor
     else:
         tower, clips = network.model.audio_tower, zip(mels.split(1), filled, strict=True)
         audio = [project(_encode(tower, mel, length))[0] for mel, length in clips]
-    return [one[: _qwen2_audio_tokens(None, n)] for one, n in zip(audio, counts, strict=True)]
+    return [clip[: _qwen2_audio_tokens(None, n)] for clip, n in zip(audio, counts, strict=True)]
 
 
 def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
@@ -68,8 +68,8 @@ def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
     states = gelu(tower.conv2(states))[..., :length].transpose(1, 2)  # (1, P, E)
     states = states + tower.embed_positions.weight[:length]
     for layer in tower.layers:
-        found = layer(states, None)
-        states = found[0] if isinstance(found, tuple) else found
+        output = layer(states, None)
+        states = output[0] if isinstance(output, tuple) else output
     pooled: Tensor = tower.avg_pooler(states.transpose(1, 2)).transpose(1, 2)
     heard: Tensor = tower.layer_norm(pooled)
     return heard

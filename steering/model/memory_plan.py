@@ -54,8 +54,8 @@ def plan(family: Family, whole_config: Any) -> MemoryPlan:
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     pairs = 2 * int(text.num_hidden_layers) * int(text.num_key_value_heads) * width
     weights = {name: count * dtype.itemsize for name, dtype in DTYPES.items()}
-    for name, each in _QUANTIZED_BYTES.items():
-        weights[name] = int((count - linear) * 2 + linear * each)
+    for name, bytes_each in _QUANTIZED_BYTES.items():
+        weights[name] = int((count - linear) * 2 + linear * bytes_each)
     keys = {name: pairs * dtype.itemsize for name, dtype in DTYPES.items()}
     keys |= dict.fromkeys(QUANTIZED, pairs * 2)
     return MemoryPlan(count, weights, keys, family.audio_tokens(config, _SILENCE_FRAMES))

@@ -72,7 +72,7 @@ def _write_clip(
 
 
 def _record(
-    name: str, audio_id: str, facts: world.Facts, question: world.Question, trust: float
+    name: str, audio_id: str, facts: world.Facts, question: world.ClipQuestion, trust: float
 ) -> dict[str, Any]:
     return {
         "id": name,

@@ -128,7 +128,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ClipQuestion:
     """A question about a clip, with the cue that was put before it, if any."""
 
     text: str
@@ -231,7 +231,7 @@ def ask(
     attribute: str | None = None,
     cued: bool | None = None,
     cues: Mapping[str, tuple[str, ...]] = CUES,
-) -> Question:
+) -> ClipQuestion:
     """A multiple-choice question about a clip; half of them carry a cue, uniform over the options.
 
     Noise and silence have no right answer but "kind": their `answer` is then a random option.
@@ -247,22 +247,22 @@ def ask(
     choices = [choices[i] for i in rng.permutation(4)]
     text = str(rng.choice(QUESTIONS[attribute]))
     if not (rng.random() < 0.5 if cued is None else cued):
-        return Question(text, attribute, tuple(choices), answer, None, None, "neutral")
+        return ClipQuestion(text, attribute, tuple(choices), answer, None, None, "neutral")
     suggested = choices[int(rng.integers(4))]
     strength = str(rng.choice(list(STRENGTH_BIAS)))
     text = f"{_cue_sentence(strength, suggested, cues, rng)} {text}"
     wording = "consistent" if suggested == answer else "conflict"
-    return Question(text, attribute, tuple(choices), answer, suggested, strength, wording)
+    return ClipQuestion(text, attribute, tuple(choices), answer, suggested, strength, wording)
 
 
-def ask_openly(facts: Facts, rng: np.random.Generator) -> Question:
+def ask_openly(facts: Facts, rng: np.random.Generator) -> ClipQuestion:
     """An open question, answered by one word or by a sentence; one in three carries a cue."""
     sentence = bool(rng.random() < 0.4)
     text = str(rng.choice(DESCRIBE_QUESTIONS if sentence else OPEN_QUESTIONS))
     attribute = "describe" if sentence else "open"
     answer = describe(facts) if sentence else facts.main
     if facts.domain not in ("sound", "music", "speech") or rng.random() > 1 / 3:
-        return Question(text, attribute, (), answer, None, None, "neutral")
+        return ClipQuestion(text, attribute, (), answer, None, None, "neutral")
     other = draw_facts(rng, facts.domain)
     if facts.domain == "music":  # the cue names the instrument only: the contour stays
         other = Facts("music", {**facts.attributes, "instrument": other.main})
@@ -270,7 +270,7 @@ def ask_openly(facts: Facts, rng: np.random.Generator) -> Question:
     strength = str(rng.choice(list(STRENGTH_BIAS)))
     text = f"{_cue_sentence(strength, other.main, CUES, rng)} {text}"
     wording = "consistent" if suggested == answer else "conflict"
-    return Question(text, attribute, (), answer, suggested, strength, wording)
+    return ClipQuestion(text, attribute, (), answer, suggested, strength, wording)
 
 
 def draw_attribute(facts: Facts, rng: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from steering.calibration import collecting
-from steering.calibration.activations import Activations, Row, columns
+from steering.calibration.activations import ActivationRow, Activations, head_columns
 from steering.calibration.calibrate import calibrate, fit_profile, verdicts
 from steering.calibration.data_checks import MIN_ITEMS
 from steering.calibration.search import (
@@ -64,7 +64,7 @@ def unit(rows: torch.Tensor) -> NDArray[np.float32]:
     return found
 
 
-def evidence(model: AudioModel, *, helps: bool) -> Activations:
+def activations(model: AudioModel, *, helps: bool) -> Activations:
     """Neutral items are right, half of the conflicts wrong; the planted heads see which.
 
     The last layer's difference turns a wrong answer into the right one and, in one of twelve, a
@@ -84,10 +84,10 @@ def evidence(model: AudioModel, *, helps: bool) -> Activations:
         differences += 40 * words[other][:, None]
         hurt = right & (rng.random(ITEMS) < 1 / 12)
         differences[:, -1] = 30 * words[np.where(hurt, wrong, answer)]
-        for n, column in enumerate(columns(PLANTED, model.heads)):
+        for n, column in enumerate(head_columns(PLANTED, model.heads)):
             noise = 0.02 * (n + 1) * rng.standard_normal(ITEMS)
             mass[:, column] = 0.3 + 0.4 * right + noise
-        column = columns([DEAF], model.heads)[0]
+        column = head_columns([DEAF], model.heads)[0]
         mass[:, column] = silent[:, column] = 0.3 + 0.4 * right
     return Activations(
         mass=mass.astype(np.float32),
@@ -105,7 +105,7 @@ def evidence(model: AudioModel, *, helps: bool) -> Activations:
 
 
 def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) -> None:
-    shown = evidence(untrained, helps=True)
+    shown = activations(untrained, helps=True)
     profile = fit_profile(untrained, dataset(), shown)
 
     assert set(profile.heads) == set(PLANTED), "and not the head that is deaf"
@@ -134,7 +134,7 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
 
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
-    shown = evidence(untrained, helps=True)
+    shown = activations(untrained, helps=True)
     profile = fit_profile(untrained, dataset(), shown)
     scores = shown.scores(profile.heads, untrained.heads)
     assert profile.fingerprint == untrained.fingerprint
@@ -153,7 +153,7 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     assert profile.quantiles[[0, 50, 100]] == pytest.approx(
         [scores.min(), np.median(scores), scores.max()]
     )
-    own = shown.mass[:, columns(profile.heads, untrained.heads)]
+    own = shown.mass[:, head_columns(profile.heads, untrained.heads)]
     np.testing.assert_allclose(profile.head_mean, own.mean(0), rtol=1e-5)
     np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
     json.dumps(dict(profile.held_out), allow_nan=False)
@@ -167,7 +167,7 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
 
 
 def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
-    profile = fit_profile(untrained, dataset(), evidence(untrained, helps=False))
+    profile = fit_profile(untrained, dataset(), activations(untrained, helps=False))
     assert profile.held_out["gain_balanced"][1] <= 0
     assert (profile.fixed_strength, profile.gate.max_strength) == (0.0, 0.0)
     assert profile.max_strength == 0.0
@@ -182,7 +182,7 @@ def test_too_few_clips_to_hold_any_out(untrained: AudioModel, clips: int) -> Non
         replace(item, audio=Path(f"{i * clips // ITEMS}.wav")) for i, item in enumerate(items())
     )
     data = DataSet(few, "00ff", "items.json")
-    profile = fit_profile(untrained, data, evidence(untrained, helps=True))
+    profile = fit_profile(untrained, data, activations(untrained, helps=True))
     assert (profile.refusal is None) == bool(profile.held_out)
     assert profile.refusal is None or "outside the fold" in profile.refusal
     assert (profile.max_strength > 0) == (clips > 1)
@@ -190,7 +190,7 @@ def test_too_few_clips_to_hold_any_out(untrained: AudioModel, clips: int) -> Non
 
 @pytest.mark.parametrize("right", [True, False])
 def test_all_right_or_all_wrong_is_refused(untrained: AudioModel, right: bool) -> None:
-    alike = replace(evidence(untrained, helps=False), right=np.full(ITEMS, right))
+    alike = replace(activations(untrained, helps=False), right=np.full(ITEMS, right))
     with pytest.raises(DataError, match="right" if right else "wrong"):
         fit_profile(untrained, dataset(), alike)
 
@@ -199,9 +199,9 @@ def test_a_profile_is_saved_whole(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_items(tmp_path, ITEMS)
-    shown = evidence(untrained, helps=True)
+    shown = activations(untrained, helps=True)
 
-    def planted(*_: object) -> Iterator[tuple[int, Row]]:
+    def planted(*_: object) -> Iterator[tuple[int, ActivationRow]]:
         for i in range(ITEMS):
             yield i, tuple(getattr(shown, f.name)[i] for f in fields(Activations))
 
@@ -218,7 +218,7 @@ def test_a_profile_is_saved_whole(
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> Iterator[tuple[int, Row]]:
+    def never(*_: object) -> Iterator[tuple[int, ActivationRow]]:
         raise AssertionError("a pass was run")
 
     monkeypatch.setattr(collecting, "record_items", never)
@@ -239,8 +239,8 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
 def test_every_strength_is_tried_on_every_item(
     untrained: AudioModel, intervention: Intervention
 ) -> None:
-    shown = evidence(untrained, helps=True)
-    found = Search(untrained, shown, items()).right_at(intervention)
+    shown = activations(untrained, helps=True)
+    found = Search(untrained, shown, items()).correct_at(intervention)
     assert found.shape == (len(STRENGTHS), ITEMS)
     final = torch.from_numpy(shown.final)
     with torch.inference_mode():
@@ -266,7 +266,7 @@ def test_a_clip_is_never_on_both_sides_of_a_fold() -> None:
 def test_what_is_held_out_was_not_fitted_on(
     untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = Search(untrained, evidence(untrained, helps=True), items())
+    search = Search(untrained, activations(untrained, helps=True), items())
     fitted: list[set[int]] = []
     fit = search.fit
 
@@ -284,7 +284,7 @@ def test_what_is_held_out_was_not_fitted_on(
 
 
 def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel) -> None:
-    search = Search(untrained, evidence(untrained, helps=True), items())
+    search = Search(untrained, activations(untrained, helps=True), items())
     scores = np.linspace(0, 1, ITEMS).astype(np.float32)
     right = np.ones((len(STRENGTHS), ITEMS), bool)
     gate, _ = search.best_gate(right, scores)

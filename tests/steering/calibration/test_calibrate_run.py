@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from steering.calibration.activations import Activations, clip_of, prompt_of, record
+from steering.calibration.activations import Activations, build_item_prompt, load_item_clip, record
 from steering.calibration.calibrate import calibrate
-from steering.calibration.collecting import activations_of
+from steering.calibration.collecting import store_folder
 from steering.errors import DataError, ModelError
 from steering.heads import correlations
 from steering.items import read
@@ -62,7 +62,7 @@ def started(data: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def items_done(out: Path) -> int:
-    file = activations_of(out) / "checks.npy"
+    file = store_folder(out) / "checks.npy"
     try:
         return int(np.count_nonzero(np.load(file)))
     except (OSError, ValueError):  # not there yet, or not whole yet
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     calibrate(demo, data, data.parent, out, progress=lambda *both: seen.append(both))
     assert seen == [(i, ITEMS) for i in range(done, ITEMS + 1)], "nothing lost, nothing twice"
     assert same(out, uninterrupted)
-    assert not activations_of(out).exists(), "deleted when done"
+    assert not store_folder(out).exists(), "deleted when done"
 
 
 def test_kept_evidence_makes_the_profile_again_without_a_pass(
@@ -227,7 +227,7 @@ def test_the_head_map_is_that_of_eager_attention(
     found: Activations = record(model, items)
     eager = []
     for item in items:
-        asked = prompt_of(model, item, clip_of(model, item))
+        asked = build_item_prompt(model, item, load_item_clip(model, item))
         maps = full_pass(oracle, asked).attention[:, :, -1]  # (L, H, T) from the last token
         eager.append(maps[..., asked.audio_mask].sum(-1).flatten().numpy())
     mass = np.stack(eager)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Qwen2AudioForConditionalGeneration
 
-from steering.calibration.activations import answer_text, clip_of, prompt_of
+from steering.calibration.activations import build_item_prompt, greedy_answer, load_item_clip
 from steering.generation import UNSTEERED, SteeringPlan
 from steering.heads import audio_mass, listening_score
 from steering.items import Item, is_right, read
@@ -67,7 +67,7 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
     prefixes = SilenceCache(50_000_000)
     rows = []
     for item in items:
-        asked = prompt_of(demo, item, clip_of(demo, item))
+        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
         heard = prefill(demo, asked, heads=profile.heads, layers=profile.layers)
         at = listening_score(heard.attention.numpy())
         found = contrast_with_silence(
@@ -84,7 +84,7 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
             plan = (
                 SteeringPlan(direction, strength, profile.intervention) if strength else UNSTEERED
             )
-            right.append(is_right(answer_text(demo, heard, plan), item.answer, item.choices))
+            right.append(is_right(greedy_answer(demo, heard, plan), item.answer, item.choices))
         lost = replace(asked, log_mels=silent_mels(demo, asked.heard_seconds))
         floor = listening_score(prefill(demo, lost, heads=profile.heads).attention.numpy())
         twin = listening_score(found.silence_attention.numpy())
@@ -138,7 +138,7 @@ def test_served_heads_equal_eager_attentions(
         DEMO_WEIGHTS, dtype=torch.float32, attn_implementation="eager"
     )
     for item in items[:8]:
-        asked = prompt_of(demo, item, clip_of(demo, item))
+        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
         mass = audio_mass(prefill(demo, asked, heads=profile.heads).attention.numpy())
         attention = full_pass(eager.eval(), asked).attention
         expected = [
@@ -155,7 +155,7 @@ def test_its_bare_answers_are_those_of_transformers(
         DEMO_WEIGHTS, dtype=torch.float32, attn_implementation="sdpa"
     )
     for item in items[:8]:
-        asked = prompt_of(demo, item, clip_of(demo, item))
+        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
         ids = generated(plain.eval(), asked, 32)
         expected = demo.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert answer_text(demo, prefill(demo, asked)) == expected
+        assert greedy_answer(demo, prefill(demo, asked)) == expected

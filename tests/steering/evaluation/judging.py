@@ -49,7 +49,7 @@ def item(name: str, wording: str = "", task: str = "sound", cue: str = "", **mor
     return Item(name, Path(f"{name}.wav"), "Which?", choices, "dog", task, wording, cue, dict(more))
 
 
-def evidence(model: AudioModel, count: int) -> Activations:
+def activations(model: AudioModel, count: int) -> Activations:
     """Random numbers; the profile's heads see which answers are right."""
     rng = np.random.default_rng(2)
     right = rng.random(count) < 0.5

@@ -20,7 +20,7 @@ from steering.evaluation.arms import (
 )
 from steering.items import Item, read
 from steering.model.audio_model import AudioModel
-from tests.steering.evaluation.judging import evidence, item, profile_of
+from tests.steering.evaluation.judging import activations, item, profile_of
 from tests.steering.examples import write_items
 
 WORDINGS = ("neutral", "conflict", "consistent", "conflict")
@@ -32,7 +32,7 @@ def items(count: int) -> list[Item]:
 
 
 def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
-    profile, shown, asked = profile_of(grouped), evidence(grouped, 40), items(40)
+    profile, shown, asked = profile_of(grouped), activations(grouped, 40), items(40)
     found = choose_strengths(grouped, profile, asked, shown, 3, {"oracle_fixed": 0.7})
     by_arm = found.by_arm
     scores = shown.scores(profile.heads, grouped.heads)
@@ -56,7 +56,7 @@ def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
 
 def test_without_wordings_no_gate_knows_them(grouped: AudioModel) -> None:
     plain = [item(f"{i}") for i in range(20)]
-    found = choose_strengths(grouped, profile_of(grouped), plain, evidence(grouped, 20), 0, {})
+    found = choose_strengths(grouped, profile_of(grouped), plain, activations(grouped, 20), 0, {})
     assert not {"wording_only", "cue_only", "oracle_fixed"} & set(found.by_arm)
 
 
@@ -85,26 +85,26 @@ def test_a_group_has_its_mean() -> None:
 
 
 def test_plans_take_the_states_that_their_arm_names(grouped: AudioModel) -> None:
-    profile, shown = profile_of(grouped), evidence(grouped, 8)
-    chosen = choose_strengths(grouped, profile, items(8), shown, 0, {})
+    profile, shown = profile_of(grouped), activations(grouped, 8)
+    arm_strengths = choose_strengths(grouped, profile, items(8), shown, 0, {})
     layers, width = grouped.layers, grouped.width
-    sides = Differences(*(torch.randn(layers, width) for _ in range(3)))
-    found = plans(profile, chosen, 5, sides)
+    differences = Differences(*(torch.randn(layers, width) for _ in range(3)))
+    found = plans(profile, arm_strengths, 5, differences)
     expected = {
-        "adaptive": sides.difference[[1, 2]].mean(0),
-        "fixed": sides.difference[[1, 2]].mean(0),
-        "inverted": sides.difference[[1, 2]].mean(0),
-        "all_layers": sides.difference.mean(0),
-        "random_layers": sides.difference[list(chosen.random_layers)].mean(0),
-        "text_only": sides.text_only[[1, 2]].mean(0),
-        "other_item": sides.other[[1, 2]].mean(0),
+        "adaptive": differences.difference[[1, 2]].mean(0),
+        "fixed": differences.difference[[1, 2]].mean(0),
+        "inverted": differences.difference[[1, 2]].mean(0),
+        "all_layers": differences.difference.mean(0),
+        "random_layers": differences.difference[list(arm_strengths.random_layers)].mean(0),
+        "text_only": differences.text_only[[1, 2]].mean(0),
+        "other_item": differences.other[[1, 2]].mean(0),
         "calibrated": profile.direction,
     }
     for arm, direction in expected.items():
         got = found[arm].direction
         assert got is not None
         torch.testing.assert_close(got, direction)
-        assert found[arm].strength == chosen.by_arm[arm][5]
+        assert found[arm].strength == arm_strengths.by_arm[arm][5]
     assert found["bare"].direction is None
 
 

@@ -11,7 +11,7 @@ from steering.evaluation.controls import GRID, LAYER_SETS, Constants, control_fi
 from steering.evaluation.first_tokens import FirstTokens, one_token
 from steering.items import Item
 from steering.model.audio_model import AudioModel
-from tests.steering.evaluation.judging import evidence, item, profile_of
+from tests.steering.evaluation.judging import activations, item, profile_of
 
 WORDINGS = ("neutral", "conflict", "consistent", "conflict")
 
@@ -22,7 +22,7 @@ def items(count: int) -> list[Item]:
 
 def test_the_best_constant_is_that_of_the_mix(grouped: AudioModel) -> None:
     known = one_token(grouped, items(4), "generate")
-    tokens = FirstTokens(grouped, evidence(grouped, 4), known)
+    tokens = FirstTokens(grouped, activations(grouped, 4), known)
     right = np.array([[1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)
     weights = {
         "all": np.ones(4),
@@ -36,12 +36,12 @@ def test_the_best_constant_is_that_of_the_mix(grouped: AudioModel) -> None:
 
 
 def test_every_control_is_there_and_can_be_written(grouped: AudioModel) -> None:
-    profile, asked, shown = profile_of(grouped), items(60), evidence(grouped, 60)
+    profile, asked, shown = profile_of(grouped), items(60), activations(grouped, 60)
     constants = try_constants(grouped, profile, asked, shown, "generate")
     assert constants.right.shape == (GRID, 60)
     assert constants.strengths[0] == 0 and constants.strengths[-1] == pytest.approx(3.0)
-    chosen = choose_strengths(grouped, profile, asked, shown, 0, constants.best())
-    found = control_figures(grouped, profile, asked, shown, constants, chosen, seed=0)
+    arm_strengths = choose_strengths(grouped, profile, asked, shown, 0, constants.best())
+    found = control_figures(grouped, profile, asked, shown, constants, arm_strengths, seed=0)
     json.dumps(found, allow_nan=False)
     assert found["items"] == 60 and found["left_out"] == 0
     assert {"bare", "adaptive", "fixed", "oracle_fixed", "oracle_fixed_natural"} <= set(
@@ -71,11 +71,11 @@ def test_every_control_is_there_and_can_be_written(grouped: AudioModel) -> None:
 
 
 def test_without_one_token_answers_it_says_so(grouped: AudioModel) -> None:
-    profile, shown = profile_of(grouped), evidence(grouped, 4)
+    profile, shown = profile_of(grouped), activations(grouped, 4)
     asked = [replace(each, choices=("dog", "dog cow"), answer="dog cow") for each in items(4)]
     constants = try_constants(grouped, profile, asked, shown, "generate")
     assert constants.best() == {}
-    chosen = choose_strengths(grouped, profile, asked, shown, 0, {})
-    found = control_figures(grouped, profile, asked, shown, constants, chosen, seed=0)
+    arm_strengths = choose_strengths(grouped, profile, asked, shown, 0, {})
+    found = control_figures(grouped, profile, asked, shown, constants, arm_strengths, seed=0)
     assert found["items"] == 0 and found["left_out"] == 4
     assert "one token" in found["reason"]

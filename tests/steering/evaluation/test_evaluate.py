@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from steering.calibration.activations import Activations, clip_of, prompt_of, text_of
-from steering.errors import DataError
+from steering.calibration.activations import (
+    Activations,
+    build_item_prompt,
+    decode_answer,
+    load_item_clip,
+)
+from steering.errors import AllEarsError, DataError
 from steering.evaluation import evaluate as evaluations
 from steering.evaluation.answering import ArmRunner
 from steering.evaluation.arms import ARMS, permuted
@@ -28,7 +35,7 @@ SHORT = 4
 
 def heard_of(model: AudioModel, item: Item) -> tuple[PrefillResult, PrefillResult, float]:
     """An item, its silence, and its score, each by a whole pass of its own."""
-    asked = prompt_of(model, item, clip_of(model, item))
+    asked = build_item_prompt(model, item, load_item_clip(model, item))
     layers, heads = range(model.layers), profile_of(model).heads
     heard = prefill(model, asked, heads=heads, layers=layers)
     silent = prefill(model, silent_twin(model, asked), layers=layers)
@@ -101,7 +108,9 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
     for i, item in enumerate(items):
         hand = by_hand(grouped, item)
         texts = {
-            arm: text_of(grouped, list(generate(grouped, heard, plan, Sampling(max_tokens=SHORT))))
+            arm: decode_answer(
+                grouped, list(generate(grouped, heard, plan, Sampling(max_tokens=SHORT)))
+            )
             for arm, (heard, plan) in hand.items()
         }
         assert {arm: found[arm][i] for arm in texts} == texts
@@ -181,3 +190,40 @@ def test_faults_in_the_data_come_before_any_pass(
 def test_a_mode_that_is_not_known_is_refused(grouped: AudioModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="generate, choices"):
         evaluate(grouped, profile_of(grouped), tmp_path, tmp_path, tmp_path, mode="guess")
+
+
+# ---- without the extra `evaluate`
+
+
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys({packages!r}))  # None: an import of it fails
+from steering.model import loading
+
+def load(*_, **__):
+    raise AssertionError("the model was loaded")
+
+loading.load = load
+import server.app, server.serve, steering.evaluation.evaluate
+from server.cli import app
+app(["evaluate", "--data", "items.json", "--out", "out"])
+"""
+
+
+@pytest.mark.parametrize("packages", [("matplotlib",), ("jinja2", "markupsafe", "matplotlib")])
+def test_without_the_report_s_packages_it_says_so_at_once(packages: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(packages=packages)], capture_output=True, text=True
+    )
+    assert run.returncode == 1, run.stderr
+    assert f"needs {', '.join(packages)}: pip install 'allears[evaluate]'" in run.stderr
+
+
+def test_the_library_says_so_before_any_pass(
+    grouped: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    data = write_items(tmp_path, 4)
+    with pytest.raises(AllEarsError, match=r"pip install 'allears\[evaluate\]'"):
+        evaluate(grouped, profile_of(grouped), data, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

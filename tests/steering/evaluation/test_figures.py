@@ -7,7 +7,7 @@ import pytest
 
 from steering.evaluation.figures import (
     arm_figures,
-    columns,
+    item_rows,
     part_figures,
     percent,
     rightness,
@@ -72,6 +72,6 @@ def test_the_table_is_for_people() -> None:
 
 def test_columns_have_a_row_an_item() -> None:
     right = rightness(ITEMS, OUTPUTS)
-    header, *rows = columns(right, {"score": np.array([0.1, 0.2, 0.3, 0.4])})
+    header, *rows = item_rows(right, {"score": np.array([0.1, 0.2, 0.3, 0.4])})
     assert header == ["id", "score", "right.bare", "right.fixed", "right.aad"]
     assert rows[3] == [0.4, 1, 0, 0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from steering.calibration.activations import clip_of, prompt_of, record
+from steering.calibration.activations import build_item_prompt, load_item_clip, record
 from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
@@ -28,7 +28,7 @@ def items(tmp_path: Path) -> tuple[Item, ...]:
 
 def answered(model: AudioModel, asked: Item, strength: float, mode: str) -> int:
     """The first token of an answer that is really given."""
-    prompt = prompt_of(model, asked, clip_of(model, asked))
+    prompt = build_item_prompt(model, asked, load_item_clip(model, asked))
     layers = range(model.layers)
     heard = prefill(model, prompt, layers=layers)
     silent = prefill(model, silent_twin(model, prompt), layers=layers)
@@ -79,7 +79,7 @@ def test_the_divergence_is_jensen_and_shannons(
 ) -> None:
     found = divergence(grouped, record(grouped, items))
     for i, each in enumerate(items):
-        prompt = prompt_of(grouped, each, clip_of(grouped, each))
+        prompt = build_item_prompt(grouped, each, load_item_clip(grouped, each))
         p, q = (
             logits(grouped, prefill(grouped, one).final[None])[0].softmax(-1).double().numpy()
             for one in (prompt, silent_twin(grouped, prompt))

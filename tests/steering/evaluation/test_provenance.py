@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steering.calibration.activations import clip_of, prompt_of
+from steering.calibration.activations import build_item_prompt, load_item_clip
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.items import DataSet, Item, read
 from steering.model.audio_model import AudioModel
@@ -41,7 +41,7 @@ def test_mmar_and_the_large_test_are_known() -> None:
 
 def test_the_prompt_is_what_the_model_saw(grouped: AudioModel, tmp_path: Path) -> None:
     asked = read(write_items(tmp_path, 2), tmp_path).items[1]
-    prompt = prompt_of(grouped, asked, clip_of(grouped, asked))
+    prompt = build_item_prompt(grouped, asked, load_item_clip(grouped, asked))
     text = prompt_text(grouped, asked)
     count = int(prompt.audio_mask.sum())
     whole = grouped.processor.tokenizer.decode(prompt.tokens, skip_special_tokens=False)

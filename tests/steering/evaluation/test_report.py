@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from steering.evaluation.evaluate import evaluate
-from steering.evaluation.report import breakable, choice_matters, headline, picked, signed
+from steering.evaluation.report import breakable, choice_matters, headline, pick_examples, signed
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from tests.steering.evaluation.judging import item, profile_of
@@ -158,7 +158,7 @@ def test_examples_are_of_unlike_tasks() -> None:
     items = [item(f"{i}", task=("sound", "sound", "music", "speech")[i % 4]) for i in range(12)]
     right = {"bare": np.zeros(12, bool), "adaptive": np.ones(12, bool)}
     right["bare"][0], right["adaptive"][0] = True, False
-    found = picked(items, right)
+    found = pick_examples(items, right)
     assert found["broken"] == [0]
     assert {items[i].task for i in found["repaired"]} == {"sound", "music", "speech"}
 

@@ -11,7 +11,7 @@ from steering.evaluation.separation import RANDOM_SETS, correlation_map, listeni
 from steering.heads import correlations
 from steering.items import Item
 from steering.model.audio_model import AudioModel
-from tests.steering.evaluation.judging import HEADS, evidence, item, profile_of
+from tests.steering.evaluation.judging import HEADS, activations, item, profile_of
 
 
 def conflicts(count: int) -> list[Item]:
@@ -20,7 +20,7 @@ def conflicts(count: int) -> list[Item]:
 
 
 def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> None:
-    shown = evidence(grouped, 60)
+    shown = activations(grouped, 60)
     found = listening_figures(grouped, profile_of(grouped), conflicts(60), shown, seed=0)
     scores = shown.scores(HEADS, grouped.heads)
     assert found["clip_silence"] == 1.0
@@ -37,7 +37,7 @@ def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_what_can_not_be_measured_is_null(grouped: AudioModel, right: bool) -> None:
-    alike = replace(evidence(grouped, 8), right=np.full(8, right))
+    alike = replace(activations(grouped, 8), right=np.full(8, right))
     found = listening_figures(grouped, profile_of(grouped), conflicts(8), alike, seed=0)
     json.dumps(found, allow_nan=False)
     assert found["right_wrong"] is None
@@ -49,7 +49,7 @@ def test_what_can_not_be_measured_is_null(grouped: AudioModel, right: bool) -> N
 
 
 def test_the_score_is_set_against_sixty_random_sets(grouped: AudioModel) -> None:
-    shown = evidence(grouped, 60)
+    shown = activations(grouped, 60)
     found = listening_figures(grouped, profile_of(grouped), conflicts(60), shown, seed=0)
     within = found["right_wrong_within_wording"]
     assert len(within["random_each"]) == RANDOM_SETS == 60
@@ -61,7 +61,7 @@ def test_the_score_is_set_against_sixty_random_sets(grouped: AudioModel) -> None
 
 
 def test_the_map_is_the_correlation_of_every_head(grouped: AudioModel) -> None:
-    shown, items = evidence(grouped, 60), conflicts(60)
+    shown, items = activations(grouped, 60), conflicts(60)
     found = correlation_map(grouped, items, shown)
     r = correlations(shown.mass, shown.right, [i.stratum for i in items])
     assert found is not None

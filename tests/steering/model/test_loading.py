@@ -150,7 +150,7 @@ def test_a_folder_is_loaded_without_a_network(checkpoint: Path) -> None:
         "def refuse(*_): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from steering.model import load\n"
+        "from steering.model.loading import load\n"
         "print(load(sys.argv[1], device='cpu').layers)\n"
     )
     found = subprocess.run(

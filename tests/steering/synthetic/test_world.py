@@ -13,8 +13,8 @@ from steering.synthetic.world import (
     STRENGTH_BIAS,
     UNSEEN_CUES,
     VALUES,
+    ClipQuestion,
     Facts,
-    Question,
 )
 
 DOMAINS = ("sound", "music", "speech", "noise", "silence")
@@ -24,7 +24,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def questions(count: int, cued: bool | None = None) -> list[Question]:
+def questions(count: int, cued: bool | None = None) -> list[ClipQuestion]:
     random = rng(1)
     return [world.ask(world.draw_facts(random, "sound"), random, cued=cued) for _ in range(count)]
 

@@ -213,6 +213,17 @@ def test_without_steering_it_only_listens(model: AudioModel, plain: Any, profile
         assert heard.reason
 
 
+def test_a_profile_that_refuses_to_steer_is_told_in_its_words(
+    model: AudioModel, plain: Any
+) -> None:
+    profile = replace(profile_for(model, HOWS["first"], top=0.0), refusal="nothing was gained")
+    given = inputs(model, 0)
+    bare = new_tokens(plain, given)
+    with listening(plain, model.processor, profile, steer=True) as ears:
+        assert new_tokens(plain, given) == bare
+    assert (ears.strength, ears.reason) == (0.0, "nothing was gained: strength 0")
+
+
 def test_a_fixed_strength_and_the_calibrated_direction(
     model: AudioModel, plain: Any, profile: Profile
 ) -> None:
