@@ -54,7 +54,7 @@ def without_clip(model: AudioModel, prompt: Prompt, index: int) -> Prompt:
 def contrast_clip(
     model: AudioModel,
     prompt: Prompt,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     index: int,
     *,
     heads: Sequence[Head],
@@ -62,19 +62,19 @@ def contrast_clip(
 ) -> SilenceContrast:
     """What one clip adds to its silence, the other clips sounding. A whole second pass."""
     twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
-    return SilenceContrast(heard.states - twin.states, twin.attention, from_cache=False)
+    return SilenceContrast(prefilled.states - twin.states, twin.attention, from_cache=False)
 
 
 @torch.inference_mode()
 def with_influence(
     model: AudioModel,
     prompt: Prompt,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     clips: Sequence[ClipAttribution],
     likelihood: Callable[[PrefillResult], float],
 ) -> tuple[ClipAttribution, ...]:
     """The clips with influence and rank; `likelihood` is the answer's log-probability of a pass."""
-    whole = likelihood(heard)
+    whole = likelihood(prefilled)
     losses = [
         whole - likelihood(prefill(model, without_clip(model, prompt, i)))
         for i in range(len(clips))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
 
 
@@ -51,31 +51,29 @@ def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: i
 
 @torch.inference_mode()
 def generate(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, sampling: Sampling
 ) -> Iterator[int]:
     """The answer's tokens, an end token included if one comes within `max_tokens`.
 
-    Works on `heard`'s cache, and leaves there what it added: start one generation at a time.
+    Works on `prefilled`'s cache, and leaves there what it added: start one generation at a time.
     """
-    crop_to_prompt(heard)
+    crop_to_prompt(prefilled)
     random = torch.Generator(device="cpu")
     random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
-    final = heard.final[None]
+    final = prefilled.final
     for step in range(sampling.max_tokens):
-        token = sample(steered_logits(model, final, plan, step)[0], sampling, random)
+        token = sample(steered_logits(model, final[None], plan, step)[0], sampling, random)
         yield token
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        positions = torch.tensor([[heard.length + step]], device=model.device)
-        final = run_layers(model, states, positions, None, heard.cache)[0][:, -1]
+        final = next_state(model, prefilled, token)
 
 
-def crop_to_prompt(heard: PrefillResult) -> None:
+def crop_to_prompt(prefilled: PrefillResult) -> None:
     """Take what earlier answers added off the cache."""
-    added = heard.cache.get_seq_length() - heard.length
+    added = prefilled.cache.get_seq_length() - prefilled.length
     if added:
-        heard.cache.crop(-added)
+        prefilled.cache.crop(-added)
 
 
 def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
@@ -91,7 +89,7 @@ def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 
 @torch.inference_mode()
 def score_choices(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
 ) -> list[float]:
     """Probabilities of the choices as answers, summing to 1.
 
@@ -99,7 +97,7 @@ def score_choices(
     probabilities are the softmax of the scores. All choices run in one pass over the prompt's
     keys and values, side by side, each seeing the prompt and itself.
     """
-    read = read_choices(model, heard, choices)
+    read = read_choices(model, prefilled, choices)
     return choice_probabilities(
         read, lambda states, step: steered_logits(model, states, plan, step)
     )
@@ -114,14 +112,16 @@ class ChoiceStates:
 
 
 @torch.inference_mode()
-def read_choices(model: AudioModel, heard: PrefillResult, choices: Sequence[str]) -> ChoiceStates:
+def read_choices(
+    model: AudioModel, prefilled: PrefillResult, choices: Sequence[str]
+) -> ChoiceStates:
     """The states that every token of the choices is read from, in one pass at most."""
     tokenizer = model.processor.tokenizer
     tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
-    states = [[heard.final] for _ in tokens]
+    states = [[prefilled.final] for _ in tokens]
     rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
     if rest:
-        finals = _side_by_side(model, heard, tokens, rest)
+        finals = _side_by_side(model, prefilled, tokens, rest)
         for (choice, _), final in zip(rest, finals, strict=True):
             states[choice].append(final)
     return ChoiceStates(tokens, [torch.stack(each) for each in states])
@@ -139,10 +139,10 @@ def choice_probabilities(
 
 @torch.inference_mode()
 def mean_log_probabilities(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
 ) -> list[float]:
     """Mean log-probability of each answer's tokens, its end token left out."""
-    read = read_choices(model, heard, answers)
+    read = read_choices(model, prefilled, answers)
     return _means(read, lambda states, step: steered_logits(model, states, plan, step))
 
 
@@ -159,19 +159,19 @@ def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> li
 
 def _side_by_side(
     model: AudioModel,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     tokens: Sequence[Sequence[int]],
     rest: list[tuple[int, int]],
 ) -> Tensor:
     """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
-    crop_to_prompt(heard)
+    crop_to_prompt(prefilled)
     device = model.device
     owner = torch.tensor([c for c, _ in rest], device=device)
     place = torch.tensor([k for _, k in rest], device=device)
     inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
     own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])  # (N, N)
-    prompt = torch.ones(len(rest), heard.length, dtype=torch.bool, device=device)
+    prompt = torch.ones(len(rest), prefilled.length, dtype=torch.bool, device=device)
     mask = torch.cat([prompt, own], dim=1)[None, None]
     states = model.decoder.embed_tokens(inputs)
-    positions = (heard.length + place)[None]
-    return run_layers(model, states, positions, mask, heard.cache)[0][0]
+    positions = (prefilled.length + place)[None]
+    return run_layers(model, states, positions, mask, prefilled.cache)[0][0]

@@ -93,15 +93,15 @@ class KVSlots(Cache):
         """Rows that nobody has."""
         return self.rows - len(self.active)
 
-    def admit(self, row: Row, heard: PrefillResult) -> None:
-        """Give a row its place, with the keys and values of the prompt that was heard."""
-        assert self.free_slots and heard.length < self.tokens, (
+    def admit(self, row: Row, prefilled: PrefillResult) -> None:
+        """Give a row its place, with the keys and values of its prompt."""
+        assert self.free_slots and prefilled.length < self.tokens, (
             self.free_slots,
-            heard.length,
+            prefilled.length,
             self.tokens,
         )
-        place, length = len(self.active), heard.length
-        layers: list[Any] = heard.cache.layers
+        place, length = len(self.active), prefilled.length
+        layers: list[Any] = prefilled.cache.layers
         for layer, kept in enumerate(layers):
             self.store[layer, 0, place, :, :length] = kept.keys[0, :, :length]
             self.store[layer, 1, place, :, :length] = kept.values[0, :, :length]
@@ -249,14 +249,14 @@ def sample_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:
 def generate_batch(
     slots: KVSlots, answers: Sequence[tuple[PrefillResult, SteeringPlan]], sampling: Sampling
 ) -> list[list[int]]:
-    """Tokens of several answers, each to a prompt that was heard and by a plan of its own."""
+    """Tokens of several answers, each to a prefilled prompt and by a plan of its own."""
     rows = [Row(plan, sampling) for _, plan in answers]
     written: list[list[int]] = [[] for _ in rows]
-    for row, (heard, _) in zip(rows, answers, strict=True):
-        row.token = sample_rows(steered_logits(slots.model, heard.final[None], row.plan, 0), [row])[
-            0
-        ]
-        slots.admit(row, heard)
+    for row, (prefilled, _) in zip(rows, answers, strict=True):
+        row.token = sample_rows(
+            steered_logits(slots.model, prefilled.final[None], row.plan, 0), [row]
+        )[0]
+        slots.admit(row, prefilled)
     while slots.active:
         for row, ids in zip(rows, written, strict=True):
             if row.slot < 0:

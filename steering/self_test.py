@@ -24,17 +24,17 @@ def self_test(model: AudioModel) -> None:
     layers = (0, model.layers - 1)
     sounds = sum(model.audio_tokens(int(frames)) for frames in prompt.mel_frames)
     try:
-        heard = prefill(model, prompt, heads=heads, layers=layers)
+        prefilled = prefill(model, prompt, heads=heads, layers=layers)
         twin = contrast_with_silence(
-            model, prompt, heard, heads=heads, layers=layers, prefixes=SilenceCache(0)
+            model, prompt, prefilled, heads=heads, layers=layers, silence_cache=SilenceCache(0)
         )
         with torch.inference_mode():
-            logits = steered_logits(model, heard.final[None], UNSTEERED, 0)
+            logits = steered_logits(model, prefilled.final[None], UNSTEERED, 0)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(_remedy(model, f"{type(error).__name__}: {error}")) from error
     _verify(model, "audio tokens of one second", prompt.audio_mask.nonzero(), (sounds, 1))
-    _verify(model, "taps", heard.attention, (2, sounds))
-    _verify(model, "states", heard.states, (2, model.width))
+    _verify(model, "taps", prefilled.attention, (2, sounds))
+    _verify(model, "states", prefilled.states, (2, model.width))
     _verify(model, "differences from silence", twin.differences, (2, model.width))
     _verify(model, "taps on silence", twin.silence_attention, (2, sounds))
     _verify(model, "logits", logits, (1, int(model.text_config.vocab_size)))

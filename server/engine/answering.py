@@ -153,7 +153,7 @@ def _contrast(
             prefilled,
             heads=profile.heads,
             layers=profile.layers,
-            prefixes=runtime.silence_cache,
+            silence_cache=runtime.silence_cache,
         )
     return None
 

@@ -263,7 +263,7 @@ class ListeningHooks:
                 prefilled,
                 heads=profile.heads,
                 layers=profile.layers,
-                prefixes=self._prefixes,
+                silence_cache=self._prefixes,
             )
         finally:
             self._twin_runs = False
