@@ -1,4 +1,4 @@
-"""Heard and a Plan become an Answer: tokens one by one, or the likeliest of given choices."""
+"""A PrefillResult and a SteeringPlan become an answer: token by token, or the likeliest choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steering.readout import Intervention, logits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringPlan:
-    """How one answer is steered; BARE is not at all."""
+    """Direction and strength of one answer; UNSTEERED has none."""
 
     direction: Tensor | None = None  # (D,)
     strength: float = 0.0
@@ -27,13 +27,13 @@ UNSTEERED = SteeringPlan()
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy, whatever the checkpoint's own default says."""
+    """Options of sampling: temperature 0 is greedy, whatever the checkpoint's own default is."""
 
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
+    ignore_end: bool = False  # go on past end tokens, to measure answers of one length
 
     def is_end(self, token: int, model: AudioModel) -> bool:
         """Whether a token is the end of the answer."""
@@ -53,9 +53,17 @@ def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: i
 def generate(
     model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, sampling: Sampling
 ) -> Iterator[int]:
-    """The answer's tokens, an end token included if one comes within `max_tokens`.
+    """Generate one answer, token by token.
 
-    Works on `prefilled`'s cache, and leaves there what it added: start one generation at a time.
+    Args:
+        model: the model.
+        prefilled: the prompt's prefill. The answer's keys and values join its cache and stay there
+            until the next generation: start one at a time.
+        plan: how the readout is steered.
+        sampling: how tokens are sampled.
+
+    Returns:
+        Token ids, an end token included if one comes within `max_tokens`.
     """
     crop_to_prompt(prefilled)
     random = torch.Generator(device="cpu")
@@ -91,11 +99,19 @@ def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 def score_choices(
     model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
 ) -> list[float]:
-    """Probabilities of the choices as answers, summing to 1.
+    """Score the choices as answers: softmax of the mean log-probability of their tokens.
 
-    A choice's score is the mean log-probability of its tokens, the end token left out; the
-    probabilities are the softmax of the scores. All choices run in one pass over the prompt's
-    keys and values, side by side, each seeing the prompt and itself.
+    The end token is left out. All choices run in one pass over the prompt's keys and values, side
+    by side, each seeing the prompt and itself.
+
+    Args:
+        model: the model.
+        prefilled: the prompt's prefill.
+        plan: how the readout is steered.
+        choices: texts that the answer may be.
+
+    Returns:
+        A probability for each choice; they sum to 1.
     """
     read = read_choices(model, prefilled, choices)
     return choice_probabilities(
@@ -105,7 +121,7 @@ def score_choices(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChoiceStates:
-    """What the choices' tokens are read from; the same however the readout is steered."""
+    """Final residuals that the choices' tokens are read from, the same however they are steered."""
 
     tokens: list[list[int]]  # of each choice
     states: list[Tensor]  # (K, D) of each choice: final residuals that its K tokens follow
@@ -151,9 +167,10 @@ def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> li
     sums = [0.0] * len(read.tokens)
     for step in range(max(map(len, read.tokens))):
         rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
-        found = logits_at(torch.stack([read.states[c][step] for c in rows]), step).log_softmax(-1)
+        states = torch.stack([read.states[c][step] for c in rows])
+        log_probabilities = logits_at(states, step).log_softmax(-1)
         for row, choice in enumerate(rows):
-            sums[choice] += float(found[row, read.tokens[choice][step]])
+            sums[choice] += float(log_probabilities[row, read.tokens[choice][step]])
     return [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
 
 
@@ -166,12 +183,12 @@ def _side_by_side(
     """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
     crop_to_prompt(prefilled)
     device = model.device
-    owner = torch.tensor([c for c, _ in rest], device=device)
-    place = torch.tensor([k for _, k in rest], device=device)
+    choice = torch.tensor([c for c, _ in rest], device=device)  # (N,)
+    offset = torch.tensor([k for _, k in rest], device=device)  # (N,) in its choice
     inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
-    own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])  # (N, N)
+    own = (choice[:, None] == choice[None]) & (offset[:, None] >= offset[None])  # (N, N)
     prompt = torch.ones(len(rest), prefilled.length, dtype=torch.bool, device=device)
     mask = torch.cat([prompt, own], dim=1)[None, None]
     states = model.decoder.embed_tokens(inputs)
-    positions = (prefilled.length + place)[None]
+    positions = (prefilled.length + offset)[None]
     return run_layers(model, states, positions, mask, prefilled.cache)[0][0]

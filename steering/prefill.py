@@ -23,7 +23,7 @@ from steering.taps import Head, Taps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillResult:
-    """What one pass over a prompt leaves, on the model's device."""
+    """The results of one pass over a prompt, on the model's device."""
 
     attention: Tensor  # (N, F) float32: each tapped head on each audio token, from the last token
     states: Tensor  # (K, D) residual of the last token after each of the kept layers

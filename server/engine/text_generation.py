@@ -1,4 +1,4 @@
-"""One answer is written: the likeliest choice, or token by token, as pieces of text."""
+"""One answer becomes text: the likeliest choice, or token by token in pieces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate_text(
     *,
     pieces: bool = True,
 ) -> Generator[Piece | NeedsToken, None, GeneratedText]:
-    """The text of one answer, whole; on the way its pieces, if they are wanted."""
+    """Generate one answer: yields its pieces, if they are wanted, and returns the whole."""
     if not question.generate:
         return GeneratedText(finish_reason="listen")
     if question.choices:
@@ -118,7 +118,7 @@ class _TextAssembler:
         return text[:keep]
 
     def rest(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         held, self._held = self._held, ""
         return held
 
