@@ -76,7 +76,7 @@ def load_runtime(settings: Settings, said: Callable[[str], None]) -> Runtime:
     return Runtime.of(
         loaded,
         found,
-        unprofiled=unprofiled,
+        no_profile_reason=unprofiled,
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,

@@ -29,7 +29,7 @@ Direction = Literal["request", "calibrated"]
 
 @dataclass(frozen=True, slots=True)
 class SteeringRequest:
-    """How an answer shall be steered."""
+    """A request to steer an answer, or not to."""
 
     steer: bool = False
     strength: float | None = None  # None is adaptive: as much as the listening score asks for
@@ -53,7 +53,7 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What was done to the answer; `reason` says why nothing was."""
+    """Steering of one answer as reported; `reason` says why there was none."""
 
     applied: bool
     direction: str | None = None
@@ -64,7 +64,7 @@ class Steering:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """How one answer is steered, and how that is reported."""
+    """The plan of one answer's steering, and its report."""
 
     plan: SteeringPlan
     steering: Steering
@@ -77,12 +77,12 @@ def measure(
     attention: Tensor,
     silence_attention: Tensor | None,
 ) -> Listening:
-    """Score, percentile, verdict and timeline of one prompt.
+    """Measure the listening of one prompt: score, percentile, verdict, timeline.
 
     Args:
-        model: the model that heard it.
+        model: the model.
         profile: with the specialist heads; None gives the verdict `unknown` and no score.
-        prompt: what was heard.
+        prompt: the prompt with its clips.
         attention: (N, F) of the profile's heads on the audio, from the last prompt token.
         silence_attention: (N, F) the same of the silent twin, None if it was not run.
     """
@@ -145,15 +145,18 @@ def decide(
     final: Tensor,
     differences: Tensor | None,
 ) -> Decision:
-    """How an answer is steered: refusal, then strength, then direction.
+    """Decide how an answer is steered: refusal, then strength, then direction.
 
     Args:
         profile: of the model.
-        request: what was asked for.
+        request: the steering asked for.
         score: the prompt's listening score.
         final: (D,) residual of the last prompt token that the readout gets.
         differences: (K, D) clip minus silence of the profile's layers; needed where
             `wants_silence` and the strength is not 0.
+
+    Returns:
+        The plan, and its report with the reason if the answer is not steered.
 
     Raises:
         RequestError: the strength asked for is over the profile's max_strength.

@@ -160,7 +160,7 @@ def _kept(runtime: Runtime, prompt: Prompt) -> dict[str, int]:
     kept = SilenceCache(runtime.silence_cache.limit_bytes)
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     contrast_with_silence(
-        model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=kept
+        model, prompt, heard, heads=profile.heads, layers=profile.layers, silence_cache=kept
     )
     return {"silence": kept.held_bytes, "row": KVSlots.bytes_of(model, 1, len(prompt.tokens))}
 
@@ -198,7 +198,9 @@ def _passes(
     worded = (f"Number {seed}. ", *subject.messages(seed, clip)[0].parts)
     other = build_prompt(model, (replace(subject.messages(seed, clip)[0], parts=worded),))
     others: PrefillResult = prefill(model, other, heads=profile.heads, layers=profile.layers)
-    ask = partial(contrast_with_silence, heads=profile.heads, layers=profile.layers, prefixes=fresh)
+    ask = partial(
+        contrast_with_silence, heads=profile.heads, layers=profile.layers, silence_cache=fresh
+    )
     watch.time("twin cold", clip, lambda: ask(model, prompt, heard))
     watch.time("twin hit", clip, lambda: ask(model, prompt, heard))
     watch.time("twin words", clip, lambda: ask(model, other, others))

@@ -1,4 +1,4 @@
-"""One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
+"""One question's answer, in order: prompt, prefill, silence twin, decision, steered readout, text.
 
 `prepare_prompt` makes the prompt, without the network. `answer_question` is a generator of events:
 Started once it knows how far the model listened, then Pieces of the answer's text as they come and,
@@ -33,10 +33,10 @@ from steering.silence import SilenceContrast, contrast_with_silence
 
 
 def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
-    """The question's prompt: tokens and features, made without the network, in any thread.
+    """Prepare the question's prompt: tokens and features, without the network, in any thread.
 
-    None where a clip is to be heard in windows: they are prepared one after the other.
-    Raises RequestError for what can't be asked, and for what can never fit.
+    None if a clip is heard in windows: they are prepared one after the other.
+    Raises RequestError for a question that can't be asked or can never fit.
     """
     if question.windowed and long_clip_index(question, runtime.model) is not None:
         return None
@@ -140,11 +140,11 @@ def _contrast(
     model, profile = runtime.model, runtime.profile
     if profile is None:
         return None
-    live = wants_silence(profile, question.steering)
-    if live and question.contrast_clip is not None:
-        index = _clip_index(question.contrast_clip, prompt)
+    live, clip = wants_silence(profile, question.steering), question.contrast_clip
+    if live and clip is not None:
+        _check_clip_index(clip, prompt)
         return contrast_clip(
-            model, prompt, prefilled, index, heads=profile.heads, layers=profile.layers
+            model, prompt, prefilled, clip, heads=profile.heads, layers=profile.layers
         )
     if live or question.with_silence:
         return contrast_with_silence(
@@ -153,7 +153,7 @@ def _contrast(
             prefilled,
             heads=profile.heads,
             layers=profile.layers,
-            prefixes=runtime.silence_cache,
+            silence_cache=runtime.silence_cache,
         )
     return None
 
@@ -176,22 +176,24 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
     if not question.choices and style is PLAIN:
         return question.messages
     *before, last = question.messages
-    at = max((i for i, part in enumerate(last.parts) if isinstance(part, str)), default=None)
-    if at is None and not question.choices:
+    text_index = max(
+        (i for i, part in enumerate(last.parts) if isinstance(part, str)), default=None
+    )
+    if text_index is None and not question.choices:
         return question.messages
-    if at is None:
+    if text_index is None:
         raise RequestError(
             "choices need a text to stand under: the last message has none", "messages"
         )
     parts = list(last.parts)
-    parts[at] = with_choices(str(parts[at]), question.choices, style)
+    parts[text_index] = with_choices(str(parts[text_index]), question.choices, style)
     return (*before, Message(last.role, tuple(parts)))
 
 
 def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
-    """Nothing, if the prompt and the longest answer fit a row."""
+    """Raise RequestError unless the prompt and the longest answer fit a slot."""
     limit = runtime.slots.tokens
-    answer = question.sampling.max_tokens if question.generate else 0
+    answer = question.sampling.max_tokens if question.generate else 0  # tokens
     if len(prompt.tokens) + answer > limit:
         raise RequestError(
             f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio_mask.sum())} of them"
@@ -201,13 +203,12 @@ def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
         )
 
 
-def _clip_index(wanted: int, prompt: Prompt) -> int:
-    if wanted >= len(prompt.clips):
+def _check_clip_index(index: int, prompt: Prompt) -> None:
+    if index >= len(prompt.clips):
         raise RequestError(
-            f"steering.clip is {wanted}; clips count from 0, and {len(prompt.clips)} were sent",
+            f"steering.clip is {index}; clips count from 0, and {len(prompt.clips)} were sent",
             "steering.clip",
         )
-    return wanted
 
 
 def _log_probability(

@@ -14,7 +14,7 @@ from steering.kv_slots import Row
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Started:
-    """What is known before the first piece of the answer."""
+    """The first event: measurements and steering, known before the first piece."""
 
     listening: Listening
     steering: Steering

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a Question, and in the end its Answer."""
+"""The engine's messages: a Question goes in, an Answer comes out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowAnswer:
-    """One window of a long clip, and what was answered about it alone."""
+    """One window of a long clip, and the answer about it alone."""
 
     clip: int  # index of the clip
     start_seconds: float
@@ -70,7 +70,7 @@ class WindowAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """Everything that is known about one answered question."""
+    """One answered question: text, measurements, steering, sizes, times."""
 
     id: str
     text: str

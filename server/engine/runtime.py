@@ -1,4 +1,4 @@
-"""What all questions of a deployment share: a model, its profile, silent prefixes, rows."""
+"""The runtime that all questions of a deployment share: model, profile, silence cache, slots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
-    """A model, its profile, and what its questions share: silent prefixes, and rows to write in."""
+    """A model, its profile, and what its questions share: the silence cache and KV slots."""
 
     model: AudioModel
     profile: Profile | None
@@ -35,16 +35,15 @@ class Runtime:
         silence_cache_bytes: int = 1_000_000_000,
         rows: int = 16,
         tokens: int = 2048,
-        unprofiled: str = NO_PROFILE,
+        no_profile_reason: str = NO_PROFILE,
     ) -> Runtime:
-        """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
+        """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        prefixes = SilenceCache(silence_cache_bytes)
-        return cls(model, profile, prefixes, slots, unprofiled)
+        return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
 
     def make_room(self) -> None:
-        """Free what is kept only to save time, and give it back to the device."""
+        """Free the silence cache, and give its memory back to the device."""
         self.silence_cache.clear()
         gc.collect()
         if self.model.device.type == "cuda":

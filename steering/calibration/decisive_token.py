@@ -18,7 +18,7 @@ from torch import Tensor
 from steering.generation import crop_to_prompt
 from steering.items import Item
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state
 
 _LETTERED = re.compile(r"(\(?)[A-Z]([).:])\s*\S|[A-Z]$")  # "(B) a child", "B. a child", "B"
 
@@ -60,14 +60,12 @@ def spellings(choices: Sequence[str], bare: str) -> list[str]:
 
 
 @torch.inference_mode()
-def state_at(model: AudioModel, heard: PrefillResult, before: Sequence[int]) -> Tensor:
+def state_at(model: AudioModel, prefilled: PrefillResult, before: Sequence[int]) -> Tensor:
     """(D,) last residual of the unsteered model after it wrote `before`."""
-    crop_to_prompt(heard)
-    final = heard.final
-    for step, token in enumerate(before):
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        positions = torch.tensor([[heard.length + step]], device=model.device)
-        final = run_layers(model, states, positions, None, heard.cache)[0][0, -1]
+    crop_to_prompt(prefilled)
+    final = prefilled.final
+    for token in before:
+        final = next_state(model, prefilled, token)
     return final
 
 

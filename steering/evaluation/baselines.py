@@ -18,7 +18,7 @@ from steering.generation import (
     steered_logits,
 )
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state
 from steering.prompt import Prompt
 from steering.silence import KVPairs
 
@@ -47,10 +47,7 @@ def audio_aware_decoding(
         yield token
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        for i, branch in enumerate(branches):
-            positions = torch.tensor([[branch.length + step]], device=model.device)
-            finals[i] = run_layers(model, states, positions, None, branch.cache)[0][:, -1]
+        finals = [next_state(model, branch, token)[None] for branch in branches]
 
 
 def audio_aware_choices(

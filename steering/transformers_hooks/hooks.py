@@ -73,16 +73,29 @@ def listening(
     direction: Direction = "request",
     trust_profile: bool = False,
 ) -> Iterator[ListeningHooks]:
-    """Ears on a transformers model, for as long as the block lasts; then it is as it was.
+    """Listen and steer inside a transformers model; after the block it is as it was.
 
-    `profile` is a Profile or its folder. With `steer` answers are steered: by `strength`, from 0 to
-    the profile's max_strength, or adaptively where that is None; along the live direction, clip
-    minus silence, or the profile's calibrated one. Batches are padded on the left. Greedy decoding,
-    sampling and beams; more than one new token a step (assisted decoding) is refused.
+    Batches are padded on the left. Greedy decoding, sampling and beams work; more than one new
+    token a step (assisted decoding) is refused. Source: arXiv 2603.06854, listening score and
+    audio-silence direction.
 
-    The profile must have been made for this checkpoint, which is looked up where the model says it
-    was loaded from. `trust_profile` says that it was, where that place can't tell.
-    Raises ModelError, ProfileError, or RequestError for what can't be done.
+    Args:
+        model: a loaded model of a known family.
+        processor: its processor.
+        profile: a Profile or its folder, made for this checkpoint.
+        steer: whether answers are steered.
+        strength: from 0 to the profile's max_strength; None is adaptive.
+        direction: "request" is the live one, clip minus silence, "calibrated" the profile's.
+        trust_profile: skip the check that the profile was made for this checkpoint, if the place
+            that the model was loaded from can't tell.
+
+    Yields:
+        The ears: score, strength, verdict and timeline of the newest prompt.
+
+    Raises:
+        ModelError: the model can't be steered.
+        ProfileError: the profile is damaged or another checkpoint's.
+        RequestError: the options or the model's inputs can't be served.
     """
     own_profile = profile if isinstance(profile, Profile) else load_profile(profile)
     request = _check_request(SteeringRequest(steer, strength, direction), own_profile)
@@ -98,16 +111,18 @@ def listening(
 
 
 class ListeningHooks:
-    """What was heard of the newest prompt; filled in by the model's own pass over it."""
+    """Results of the newest prompt, filled in by the model's own pass over it."""
 
     def __init__(self, model: AudioModel, profile: Profile, request: SteeringRequest) -> None:
         self.model, self.profile, self.request = model, profile, request
         self._rows: tuple[RowResult, ...] = ()
-        self._prefixes = SilenceCache(_SILENCE_CACHE_BYTES)
+        self._silence_cache = SilenceCache(_SILENCE_CACHE_BYTES)
         self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
-        self._audio: Tensor | None = None  # (B, T) bool, where the running pass has its audio
+        self._audio: Tensor | None = None  # (B, T) bool, audio tokens of the running pass
         self._taps: Taps | None = None
-        self._kept: dict[int, Tensor] = {}  # layer -> (B, D) last residual, of the prompt pass
+        self._last_states: dict[
+            int, Tensor
+        ] = {}  # layer -> (B, D) last residual, of the prompt pass
         self._directions: Tensor | None = None  # (B, D) of the answers being written
         self._strengths: Tensor | None = None  # (B,) float32
         self._steered = False  # any of the rows
@@ -132,7 +147,7 @@ class ListeningHooks:
 
     @property
     def strength(self) -> float:
-        """How strongly the only answer was steered; 0 is bare."""
+        """Strength of the only answer; 0 is bare."""
         return self._only.strength
 
     @property
@@ -182,14 +197,14 @@ class ListeningHooks:
             raise RequestError(
                 "use_cache is False: every token would be taken for a new prompt. Leave it out"
             )
-        self._step, self._rows, self._kept = 0, (), {}
+        self._step, self._rows, self._last_states = 0, (), {}
         self._prompts, self._audio = prompts_of(self.model, given)
         self._taps = Taps.on(self.profile.heads, self._audio)
 
     def on_layer(self, layer: int, states: Tensor) -> None:
         """Keep the last residual (B, D) of a layer of the prompt pass; states (B, T, D)."""
         if self._taps is not None and not self._twin_runs:
-            self._kept[layer] = states[:, -1].detach()
+            self._last_states[layer] = states[:, -1].detach()
 
     def on_readout(self, states: Tensor) -> Tensor:
         """(B, T, D) with the last position steered, from the states before or after the norm."""
@@ -252,7 +267,7 @@ class ListeningHooks:
     def _contrast(self, row: int, prompt: Prompt, attention: Tensor) -> SilenceContrast:
         """One row's contrast with silence, as cheap as the server's."""
         profile = self.profile
-        states = torch.stack([self._kept[layer][row] for layer in profile.layers])
+        states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
         length = len(prompt.tokens)
         prefilled = PrefillResult(attention, states, states[-1], None, length)  # type: ignore[arg-type]  # the twin reads no cache
         self._twin_runs = True
@@ -263,7 +278,7 @@ class ListeningHooks:
                 prefilled,
                 heads=profile.heads,
                 layers=profile.layers,
-                prefixes=self._prefixes,
+                silence_cache=self._silence_cache,
             )
         finally:
             self._twin_runs = False
@@ -284,7 +299,7 @@ class _ForwardHook:
 
 
 def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
-    """Put the hooks and the tapped attention on; what is on is taken off when `undo` closes."""
+    """Put the hooks and the tapped attention on; `undo` takes them off when it closes."""
     network, decoder, profile = ears.model.network, ears.model.decoder, ears.profile
 
     def tapped(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -300,11 +315,11 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
         return lambda module, args, states: ears.on_layer(layer, states)
 
     configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "config")}.values()
-    undo.callback(_set_attention, [(each, each._attn_implementation) for each in configs])
+    undo.callback(_set_attention, [(config, config._attn_implementation) for config in configs])
     # the encoder on SDPA as well: the silent twin gives it a mask that eager attention can't read
-    _set_attention([(each, "sdpa") for each in configs] + [(decoder.config, ATTENTION)])
-    asked = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
-    undo.callback(asked.remove)
+    _set_attention([(config, "sdpa") for config in configs] + [(decoder.config, ATTENTION)])
+    hook = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
+    undo.callback(hook.remove)
     undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
     for layer in profile.layers:
         undo.callback(decoder.layers[layer].register_forward_hook(after_layer(layer)).remove)
@@ -314,9 +329,9 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
         undo.callback(decoder.norm.register_forward_hook(after_norm).remove)
 
 
-def _set_attention(wanted: Sequence[tuple[Any, str | None]]) -> None:
+def _set_attention(attention: Sequence[tuple[Any, str | None]]) -> None:
     """Give each config its attention, the whole model's before its parts': it is passed on."""
-    for config, name in wanted:
+    for config, name in attention:
         config._attn_implementation = name
 
 

@@ -170,7 +170,7 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
     )
     for from_cache in (False, True):
         found = contrast_with_silence(
-            model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+            model, asked, heard, heads=HEADS, layers=LAYERS, silence_cache=prefixes
         )
         assert found.from_cache == from_cache
         torch.testing.assert_close(found.differences, difference, atol=1e-4, rtol=1e-3)
@@ -328,7 +328,7 @@ def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
     asked = asked_in(model, "one")
     heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
     found = contrast_with_silence(
-        model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+        model, asked, heard, heads=HEADS, layers=LAYERS, silence_cache=prefixes
     )
     plan = SteeringPlan(pool(found.differences, HOW), 0.8, HOW)
     steered = steered_logits(model, heard.final[None], plan, 0)

@@ -32,7 +32,9 @@ def contrasted(
     heads: tuple[Head, ...] = HEADS,
 ) -> SilenceContrast:
     heard = heard or prefill(model, asked, layers=layers)
-    return contrast_with_silence(model, asked, heard, heads=heads, layers=layers, prefixes=prefixes)
+    return contrast_with_silence(
+        model, asked, heard, heads=heads, layers=layers, silence_cache=prefixes
+    )
 
 
 def conversation(model: AudioModel) -> Prompt:

@@ -84,7 +84,7 @@ def test_a_twin_is_as_many_operations_as_torch_counts(model: AudioModel, prompt:
 
     def twin() -> Any:
         return contrast_with_silence(
-            model, prompt, heard, heads=(), layers=(DEPTH - 1,), prefixes=prefixes
+            model, prompt, heard, heads=(), layers=(DEPTH - 1,), silence_cache=prefixes
         )
 
     cold, cold_operations = counted(twin)
@@ -116,7 +116,9 @@ def test_a_step_is_as_many_operations_as_torch_counts(
 def test_kept_bytes_are_those_that_are_held(model: AudioModel, prompt: Prompt) -> None:
     shape, prefixes = Shape.of(model, DEPTH), SilenceCache(10**9)
     heard = prefill(model, prompt, layers=(DEPTH - 1,))
-    contrast_with_silence(model, prompt, heard, heads=(), layers=(DEPTH - 1,), prefixes=prefixes)
+    contrast_with_silence(
+        model, prompt, heard, heads=(), layers=(DEPTH - 1,), silence_cache=prefixes
+    )
     entry = shape.entry_bytes(prompt.audio_end) + shape.feature_bytes(int(prompt.audio_mask.sum()))
     assert entry == prefixes.held_bytes
     assert 4 * shape.row_bytes(100) == KVSlots.bytes_of(model, 4, 100)

@@ -115,7 +115,7 @@ def test_four_may_enter_between_two_steps() -> None:
     course = simulate(asked, stages(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=8))
     assert [one.first_token_at for one in course.visits] == [1.0, 2.0, 3.0, 4.0, 15.0, 16.0]
     assert [one.done_at for one in course.visits] == [14.0] * 4 + [26.0] * 2
-    assert SimulatedReplicas().enter_between_steps == engine._ENTER_BETWEEN_STEPS
+    assert SimulatedReplicas().enter_between_steps == engine._ADMITTED_BETWEEN_STEPS
 
 
 @pytest.mark.parametrize("beside, firsts", [(False, [3.0, 6.0]), (True, [3.0, 4.0])])

@@ -76,7 +76,7 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
             heard,
             heads=profile.heads,
             layers=profile.layers,
-            prefixes=prefixes,
+            silence_cache=prefixes,
         )
         direction = pool(found.differences, profile.intervention)
         right = []

@@ -130,7 +130,7 @@ def own(model: AudioModel, profile: Profile, row: int, strength: float | None = 
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     prefixes = SilenceCache(0)
     twin = contrast_with_silence(
-        model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=prefixes
+        model, prompt, heard, heads=profile.heads, layers=profile.layers, silence_cache=prefixes
     )
     read = heard.attention.numpy()
     score = listening_score(read)
