@@ -51,12 +51,12 @@ def find(sent: str, keys: Sequence[ApiKey]) -> ApiKey | None:
     return next((key for key, same in zip(keys, matches, strict=True) if same), None)
 
 
-def listed(keys: Sequence[str]) -> tuple[ApiKey, ...]:
+def number_keys(keys: Sequence[str]) -> tuple[ApiKey, ...]:
     """Keys without names: they are called key-1, key-2 and so on, in their order."""
     return tuple(ApiKey(f"key-{i}", digest(key)) for i, key in enumerate(keys, 1))
 
 
-def read(path: Path) -> tuple[ApiKey, ...]:
+def read_keys_file(path: Path) -> tuple[ApiKey, ...]:
     """The keys of a file. Raises KeysFileError with what is wrong and where."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
