@@ -25,7 +25,7 @@ _HOMES = {
     "calibrate": ("steering.calibration.calibrate", "calibrate"),
     "evaluate": ("steering.evaluation.evaluate", "evaluate"),
     "listening": ("steering.transformers_hooks.hooks", "listening"),
-    "load": ("steering.model", "load"),
+    "load": ("steering.model.loading", "load"),
     "load_profile": ("steering.profile", "load"),
 }
 
