@@ -26,11 +26,12 @@ from server.api.requests import AudioChatRequest, parse_json
 from server.audio.policy import AudioPolicy
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
+from server.engine.events import NeedsToken
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from steering.audio.decode import AudioLimits, decode
 from steering.generation import Sampling
-from steering.kv_slots import KVSlots, Row
+from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_prompt
@@ -249,6 +250,7 @@ def _endless(question: Question) -> Question:
 
 def _to_next_row(answer: Generator[Any, None, None]) -> None:
     for event in answer:
-        if isinstance(event, Row):
-            return
+        match event:
+            case NeedsToken():
+                return
     raise AssertionError("an answer that has no end has ended")

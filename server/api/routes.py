@@ -41,7 +41,8 @@ from server.audio.policy import for_long_audio
 from server.audio.url_fetch import UrlFetcher
 from server.deployment import Deployment, describe_profile, model_and_profile_names, model_name
 from server.engine.engine import Engine
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.events import AnswerEvent, Finished, Started
+from server.engine.messages import Answer, Question
 from server.engine.runtime import steering_refusal
 from server.errors import UnknownModel, UnsupportedMediaType
 from server.listening_log import reading
@@ -112,9 +113,9 @@ async def audio_chat(request: Request, here: CurrentDeployment, closing: Respons
     created = int(time.time())
     wish, question = await _question(request, here, engine, AudioChatRequest)
     events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
-    heeded = await _heeded(events)
+    started = await _started(events)
     finish = partial(_finish, request, here, engine, wish, question, created)
-    headers = responses.headers(heeded.listening, heeded.steering)
+    headers = responses.headers(started.listening, started.steering)
     if not wish.stream:
         return JSONResponse(finish(await _answer(events)), headers=headers)
     start = responses.chunk_start(question.id, created, model_name(engine.runtime))
@@ -143,8 +144,8 @@ async def chat_completions(
     wish, form = to_audio_chat(wanted), json_choice(wanted)
     question = await _decoded(request, here, engine, RequestBody(wish), "chatcmpl")
     events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
-    heeded = await _heeded(events)
-    headers = responses.headers(heeded.listening, heeded.steering)
+    started = await _started(events)
+    headers = responses.headers(started.listening, started.steering)
     finish = partial(_finish, request, here, engine, wish, question, created)
     content = form.write if form else str
     if not wish.stream:
@@ -175,11 +176,11 @@ async def score_listening(
     created = int(time.time())
     wish, question = await _question(request, here, engine, ListeningRequest)
     events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
-    heeded = await _heeded(events)
+    started = await _started(events)
     request.state.answer = answer = await _answer(events)
     here.record_answer(question, answer, created)
     body = responses.listening_report(model_name(engine.runtime), created, answer, wish.include)
-    return JSONResponse(body, headers=responses.headers(heeded.listening, heeded.steering))
+    return JSONResponse(body, headers=responses.headers(started.listening, started.steering))
 
 
 @router.get("/listening-score", responses=_errors(404, 422, 503))
@@ -356,18 +357,23 @@ async def _form(request: Request) -> tuple[list[tuple[str, str]], tuple[bytes, .
     return fields, tuple(files)
 
 
-async def _heeded(events: AsyncGenerator[AnswerStarted | str | Answer, None]) -> AnswerStarted:
+async def _started(events: AsyncGenerator[AnswerEvent, None]) -> Started:
     """The engine's first event: what goes wrong before it is still an HTTP status."""
-    first = await anext(events)
-    assert isinstance(first, AnswerStarted), first
-    return first
+    match await anext(events):
+        case Started() as started:
+            return started
+    raise AssertionError("an answer began without its Started")
 
 
-async def _answer(events: AsyncGenerator[AnswerStarted | str | Answer, None]) -> Answer:
-    """The engine's last event."""
-    answers = [event async for event in events if isinstance(event, Answer)]
-    assert len(answers) == 1, answers
-    return answers[0]
+async def _answer(events: AsyncGenerator[AnswerEvent, None]) -> Answer:
+    """The answer of the engine's last event, when its row is free again."""
+    answer: Answer | None = None
+    async for event in events:
+        match event:
+            case Finished(finished):
+                answer = finished
+    assert answer is not None, "an answer ended without its Finished"
+    return answer
 
 
 def _finish(

@@ -10,7 +10,8 @@ from typing import Any
 from starlette.types import Scope
 
 from server.api import error_responses
-from server.engine.messages import Answer, AnswerStarted
+from server.engine.events import AnswerEvent, Finished, Piece
+from server.engine.messages import Answer
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back
@@ -32,7 +33,7 @@ class StreamFormat:
 
 
 async def event_stream(
-    found: AsyncIterator[AnswerStarted | str | Answer], wording: StreamFormat, scope: Scope
+    answer_events: AsyncIterator[AnswerEvent], wording: StreamFormat, scope: Scope
 ) -> AsyncIterator[bytes]:
     """An event for each piece of text, those with all that is known of the Answer, [DONE].
 
@@ -41,12 +42,13 @@ async def event_stream(
     try:
         for body in wording.begin:
             yield event(body)
-        async for one in found:
-            if isinstance(one, str):
-                yield event(wording.piece(one))
-            elif isinstance(one, Answer):
-                for body in wording.finish(one):
-                    yield event(body)
+        async for answer_event in answer_events:
+            match answer_event:
+                case Piece(text):
+                    yield event(wording.piece(text))
+                case Finished(answer):
+                    for body in wording.finish(answer):
+                        yield event(body)
     except Exception as error:
         error_responses.record_error(scope, error)
         yield event(error_responses.body(error, scope["state"]["request_id"]))

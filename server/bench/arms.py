@@ -17,11 +17,11 @@ from torch import Tensor
 
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
+from server.engine.events import Finished, NeedsToken, Piece, Started
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from steering.evaluation.baselines import audio_aware_decoding
 from steering.generation import Sampling
-from steering.kv_slots import Row
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_prompt, silent_twin
 from steering.silence import SilenceCache
@@ -115,14 +115,19 @@ def _listened(bench: Bench, runtime: Runtime, question: Question) -> Run:
     start = bench.now()
     prompt = prepare_prompt(runtime, question)
     prepared = bench.now()
-    first, answer = 0.0, None
+    first = 0.0
+    answer: Answer | None = None
     for event in answer_question(runtime, question, prompt):
-        if not first and isinstance(event, str | Row):  # the first token is there
-            first = bench.now() - start
-        if isinstance(event, Row):
-            runtime.slots.step()
-        elif isinstance(event, Answer):
-            answer = event
+        match event:
+            case Piece():
+                first = first or bench.now() - start
+            case NeedsToken():
+                first = first or bench.now() - start
+                runtime.slots.step()
+            case Finished(finished):
+                answer = finished
+            case Started():
+                pass
     total = bench.now() - start
     assert answer is not None and answer.steering.applied == question.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens

@@ -1,10 +1,10 @@
 """One question's way, in order: prompt, prefill, silence twin, strength, steered readout, answer.
 
-`prepare_prompt` makes the prompt, without the network. `answer_question` is a generator: it yields
-AnswerStarted once it knows how far the model listened, then pieces of the answer's text as they
-come and, last, the Answer with all of it. Where it needs a next token it yields its Row and expects
-it drawn when it goes on: whoever runs it makes one decode step for many questions. Streaming, plain
-requests and benchmarks all run it. It knows no HTTP.
+`prepare_prompt` makes the prompt, without the network. `answer_question` is a generator of events:
+Started once it knows how far the model listened, then Pieces of the answer's text as they come and,
+last, Finished with all of it. Where it needs a next token it yields NeedsToken and expects it drawn
+when it goes on: whoever runs it makes one decode step for many questions. Streaming, plain requests
+and benchmarks all run it. It knows no HTTP.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from functools import partial
 
 import numpy as np
 
+from server.engine.events import Event, Finished, Started
 from server.engine.long_audio import answer_windows, long_clip_index
-from server.engine.messages import Answer, AnswerStarted, Listening, Question, Steering, Timings
+from server.engine.messages import Answer, Listening, Question, Steering, Timings
 from server.engine.runtime import Runtime, steering_refusal
-from server.engine.text_generation import GeneratedText, generate_text, without_text
+from server.engine.text_generation import generate_text
 from steering import heads
 from steering.clip_attribution import clip_scores, contrast_clip, with_influence
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, SteeringPlan, mean_log_probabilities, score_choices
-from steering.kv_slots import Row
 from steering.model.audio_model import AudioModel
 from steering.model.prompt_style import PLAIN, PromptStyle
 from steering.prefill import PrefillResult, prefill
@@ -54,23 +54,23 @@ def _build_checked(runtime: Runtime, question: Question) -> Prompt:
 
 def answer_question(
     runtime: Runtime, question: Question, prompt: Prompt | None
-) -> Generator[AnswerStarted | str | Answer | Row, None, None]:
-    """Heeded, pieces of the answer's text, the Answer. RequestError for what can't be done."""
-    if prompt is not None:
-        yield from answer_once(runtime, question, prompt)
-        return
-    answer = yield from answer_windows(
-        runtime, question, lambda part: answer_once(runtime, part, _build_checked(runtime, part))
-    )
-    yield AnswerStarted(answer.listening, answer.steering)
-    if answer.text:
-        yield answer.text
-    yield answer
+) -> Generator[Event, None, None]:
+    """The events of one answer; without a prompt, of a clip heard in windows.
+
+    Raises RequestError for what can't be done, when it comes to it.
+    """
+    if prompt is None:
+        return answer_windows(
+            runtime,
+            question,
+            lambda part: answer_once(runtime, part, _build_checked(runtime, part)),
+        )
+    return answer_once(runtime, question, prompt)
 
 
 def answer_once(
     runtime: Runtime, question: Question, prompt: Prompt
-) -> Generator[AnswerStarted | str | Answer | Row, None, None]:
+) -> Generator[Event, None, None]:
     """The same for clips that fit the model's window, or are cut there."""
     model, profile = runtime.model, runtime.profile
     started = time.perf_counter()
@@ -96,24 +96,26 @@ def answer_once(
     # 3. Listening score, strength, plan.
     listening = _listening(runtime, prompt, heard, twin)
     plan, steering = _decide(runtime, question, heard, twin, listening)
-    yield AnswerStarted(listening, steering)
+    yield Started(listening, steering)
 
     # 4. The answer, and for comparison the bare and the silent one.
-    reply = GeneratedText()
-    yield from generate_text(runtime, heard, plan, question, reply)
+    reply = yield from generate_text(runtime, heard, plan, question)
     after_decode = time.perf_counter()
-    unsteered = GeneratedText() if question.with_unsteered and steering.applied else reply
-    if unsteered is not reply:
-        yield from without_text(generate_text(runtime, heard, UNSTEERED, question, unsteered))
+    unsteered = reply
+    if question.with_unsteered and steering.applied:
+        unsteered = yield from generate_text(runtime, heard, UNSTEERED, question, pieces=False)
     if question.with_clips and reply.text:
         likelihood = partial(_log_probability, model, question, reply.text)
         clips = with_influence(model, prompt, heard, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
-    silent = GeneratedText()
+    silent: str | None = None
     if question.with_silence:
         twin_heard = prefill(model, silent_twin(model, prompt))
-        yield from without_text(generate_text(runtime, twin_heard, UNSTEERED, question, silent))
-    yield Answer(
+        reply_to_silence = yield from generate_text(
+            runtime, twin_heard, UNSTEERED, question, pieces=False
+        )
+        silent = reply_to_silence.text if question.generate else None
+    answer = Answer(
         id=question.id,
         text=reply.text,
         finish_reason=reply.finish_reason,
@@ -121,7 +123,7 @@ def answer_once(
         listening=listening,
         steering=steering,
         unsteered=unsteered.text if question.with_unsteered and question.generate else None,
-        silent=silent.text if question.with_silence and question.generate else None,
+        silent=silent,
         prompt=prompt,
         completion_tokens=reply.tokens,
         timings=Timings(
@@ -133,6 +135,7 @@ def answer_once(
             began_at=started,
         ),
     )
+    yield Finished(answer)
 
 
 def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Message, ...]:

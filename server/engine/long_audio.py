@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from server.engine.messages import Answer, AnswerStarted, Question, Timings, WindowAnswer
+from server.engine.events import Event, Finished, NeedsToken, Piece, Started
+from server.engine.messages import Answer, Question, Timings, WindowAnswer
 from server.engine.runtime import Runtime
 from steering.audio.clip import Clip
 from steering.audio.windows import Window, cut
@@ -26,7 +27,7 @@ from steering.kv_slots import Row
 from steering.model.audio_model import AudioModel
 from steering.prompt import Message
 
-Events = Generator[AnswerStarted | str | Answer | Row, None, None]
+Events = Generator[Event, None, None]
 _LEAST_PROBABILITY = 1e-30
 
 
@@ -48,32 +49,35 @@ def clips_of(question: Question) -> list[Clip]:
 
 
 def answer_windows(
-    runtime: Runtime, question: Question, listen_once: Callable[[Question], Events]
-) -> Generator[Row, None, Answer]:
-    """The Answer, from an answer about each window; rows wait for their tokens on the way."""
+    runtime: Runtime, question: Question, answer_window: Callable[[Question], Events]
+) -> Events:
+    """The events of one answer, made from an answer about each window."""
     index = long_clip_index(question, runtime.model)
     assert index is not None, "every clip fits the window"
     whole = clips_of(question)[index]
     windows = cut(whole, runtime.model.max_clip_seconds)
     answers: list[Answer] = []
-    pause = Row(UNSTEERED, Sampling())  # it never gets a place: others go on before the next window
     for window in windows:
-        yield pause
+        yield NeedsToken(Row(UNSTEERED, Sampling()))  # others go on before the next window
         part = replace(question, messages=_replace_clip(question.messages, whole, window.clip))
-        answers.append((yield from _last_answer(listen_once(part))))
-    return _merge(question, index, windows, answers)
+        answers.append((yield from _last_answer(answer_window(part))))
+    answer = _merge(question, index, windows, answers)
+    yield Started(answer.listening, answer.steering)
+    if answer.text:
+        yield Piece(answer.text)
+    yield Finished(answer)
 
 
-def _last_answer(events: Events) -> Generator[Row, None, Answer]:
-    """The Answer of one window, which is the last event; rows wait for their tokens as ever."""
-    last: AnswerStarted | str | Answer | None = None
+def _last_answer(events: Events) -> Generator[NeedsToken, None, Answer]:
+    """The answer about one window; its rows wait for their tokens as ever."""
     with closing(events):
         for event in events:
-            if isinstance(event, Row):
-                yield event
-            else:
-                last = event
-    return last  # type: ignore[return-value]
+            match event:
+                case NeedsToken():
+                    yield event
+                case Finished(answer):
+                    return answer
+    raise AssertionError("a window ended without its Answer")
 
 
 def _replace_clip(messages: Sequence[Message], whole: Clip, part: Clip) -> tuple[Message, ...]:

@@ -59,14 +59,6 @@ class Steering:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AnswerStarted:
-    """What is known before the first piece of the answer."""
-
-    listening: Listening
-    steering: Steering
-
-
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds each step took; `silence_cache` is hit, miss or None if no twin was run."""

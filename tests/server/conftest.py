@@ -21,10 +21,10 @@ from server.app import create_app
 from server.deployment import Deployment
 from server.engine import engine
 from server.engine.answering import answer_question
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.events import Event, Piece, Started
+from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from server.settings import NO_LOG, Settings
-from steering.kv_slots import Row
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
@@ -192,17 +192,13 @@ class Gate:
         self._open.clear()
         self.held = self.pieces = 0
 
-    def listen(
-        self, runtime: Runtime, question: Question, prompt: Prompt
-    ) -> Iterator[AnswerStarted | str | Answer | Row]:
+    def listen(self, runtime: Runtime, question: Question, prompt: Prompt) -> Iterator[Event]:
         for event in answer_question(runtime, question, prompt):
-            if isinstance(event, AnswerStarted):
-                self.held += 1
-                yield event
+            self.held += isinstance(event, Started)
+            self.pieces += isinstance(event, Piece)
+            yield event
+            if isinstance(event, Started):
                 assert self._open.wait(10), "nobody opened the gate"
-            else:
-                self.pieces += isinstance(event, str)
-                yield event
 
 
 @pytest.fixture

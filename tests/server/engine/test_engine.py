@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.engine import Engine, Event
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.engine import Engine
+from server.engine.events import AnswerEvent, Finished, Piece, Started
+from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
@@ -283,7 +284,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
     async def ask() -> None:
         async with aclosing(engine.run(question(1, steer=True, sampling=LONG))) as events:
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, Piece):
                     break
         steps = len(rows)
         await until(lambda: engine.running == 0)
@@ -296,7 +297,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
         await until(lambda: engine.running == 1)
         async with aclosing(engine.run(question(3, sampling=LONG))) as events:
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, Piece):
                     break
         steps = len(rows)
         await until(lambda: len(small.slots.active) == 1)
@@ -355,15 +356,15 @@ def test_a_loop_that_is_gone_stops_nobody(small: Runtime) -> None:
 def test_an_answers_first_token_comes_before_its_last(small: Runtime) -> None:
     async def ask() -> None:
         begun = time.perf_counter()
-        events: list[Event] = []
+        events: list[AnswerEvent] = []
         arrived: list[float] = []
         async for event in engine.run(question(4, sampling=Sampling(200, ignore_end=True))):
             events.append(event)
             arrived.append(time.perf_counter() - begun)
-        assert isinstance(events[0], AnswerStarted)
-        answer = events[-1]
-        assert isinstance(answer, Answer)
-        assert "".join(event for event in events if isinstance(event, str)) == answer.text
+        assert isinstance(events[0], Started)
+        assert isinstance(events[-1], Finished)
+        answer = events[-1].answer
+        assert "".join(event.text for event in events if isinstance(event, Piece)) == answer.text
         found = answer.timings
         assert found.prefill_seconds < found.first_token_seconds < arrived[1]
         assert found.first_token_seconds < found.prefill_seconds + 0.5 * found.decode_seconds

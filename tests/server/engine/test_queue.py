@@ -120,7 +120,7 @@ def test_draining_lets_requests_end_and_takes_no_more(start: Any, gate: Any, ask
         server.wait_until(lambda: gate.held == 1)
         queued = begin(server, ask)
         server.wait_until(lambda: server.deployment.engine.waiting == 1)
-        drained = server.run(server.deployment.drained(10))
+        drained = server.run(server.deployment.drain(10))
         server.wait_until(lambda: server.deployment.state == "draining")
         for refused in (server.get("/readyz"), server.chat(**ask)):
             assert refused.status_code == 503
@@ -138,7 +138,7 @@ def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
         gate.close()
         running = begin(server, ask)
         server.wait_until(lambda: gate.held == 1)
-        assert server.run(server.deployment.drained(0.05)).result(5) is False
+        assert server.run(server.deployment.drain(0.05)).result(5) is False
         gate.open()
         assert running.result(10).status_code == 200
 
@@ -227,8 +227,8 @@ def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any,
             for caller in callers:
                 caller.done.result(20)
         server.wait_until(lambda: engine.running == engine.waiting == 0)
-        server.wait_until(lambda: not engine.runtime.slots.seated)
+        server.wait_until(lambda: not engine.runtime.slots.active)
         server.wait_until(lambda: len(asyncio.all_tasks(loop)) == tasks)
         assert server.deployment.in_flight == 0
-        assert not engine._queue
+        assert not engine._ready
         assert server.chat(**ask).status_code == 200
