@@ -48,6 +48,7 @@ from server.errors import UnknownModel, UnsupportedMediaType
 from server.listening_log import reading
 from server.listening_log.records import summary
 from server.telemetry import metrics, tracing
+from server.telemetry.request_record import StageTimes, request_record
 
 router = APIRouter()
 PAGES = static_files()
@@ -177,7 +178,7 @@ async def score_listening(
     wish, question = await _question(request, here, engine, ListeningRequest)
     events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
     started = await _started(events)
-    request.state.answer = answer = await _answer(events)
+    request_record(request.scope).answer = answer = await _answer(events)
     here.record_answer(question, answer, created)
     body = responses.listening_report(model_name(engine.runtime), created, answer, wish.include)
     return JSONResponse(body, headers=responses.headers(started.listening, started.steering))
@@ -318,11 +319,12 @@ async def _decoded(
     request: Request, here: Deployment, engine: Engine, submitted: RequestBody, prefix: str
 ) -> Question:
     """The question of checked fields: its links fetched, its audio decoded."""
-    request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
+    record = request_record(request.scope)
+    record.answer_id = f"{prefix}-{uuid.uuid4().hex}"
     settings = here.settings
     hearing = for_long_audio(here.audio_policy(engine), submitted.request.long_audio)
     if urls := audio_urls(submitted.request, hearing):
-        traced = tracing.headers(getattr(request.state, "span", None))
+        traced = tracing.headers(record.span)
         fetcher = UrlFetcher(
             frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes, headers=traced
         )
@@ -332,9 +334,8 @@ async def _decoded(
     clips = {
         name: await decode_clip(here.decode_pool, name, files[name], hearing) for name in files
     }
-    question = make_question(request.state.answer_id, submitted.request, hearing, clips)
-    request.state.question, ended = question, time.time_ns()
-    request.state.taken = tracing.StageTimes((begun, ended), ended)
+    question = make_question(record.answer_id, submitted.request, hearing, clips)
+    record.question, record.stage_times = question, StageTimes(begun, time.time_ns())
     return question
 
 
@@ -386,6 +387,6 @@ def _finish(
     answer: Answer,
 ) -> dict[str, Any]:
     """The body of an answer, after it was recorded."""
-    request.state.answer = answer
+    request_record(request.scope).answer = answer
     here.record_answer(question, answer, created)
     return responses.audio_chat(model_name(engine.runtime), created, question, answer, wish.include)

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from server.api import error_responses
 from server.engine.events import AnswerEvent, Finished, Piece
 from server.engine.messages import Answer
+from server.telemetry.request_record import request_record
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back
@@ -51,6 +52,6 @@ async def event_stream(
                         yield event(body)
     except Exception as error:
         error_responses.record_error(scope, error)
-        yield event(error_responses.body(error, scope["state"]["request_id"]))
+        yield event(error_responses.body(error, request_record(scope).request_id))
         return
     yield DONE

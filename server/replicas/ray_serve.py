@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -54,6 +54,7 @@ from server.settings import Settings, read_settings
 from server.telemetry import logs
 from server.telemetry import metrics as counters
 from server.telemetry.merged_metrics import Samples
+from server.telemetry.request_record import request_record
 
 log = logging.getLogger("allears")
 
@@ -109,7 +110,7 @@ class Replica:
         yield [{"type": ACCEPTED}]
         self._deployment.loaded_at = asked.since
         scope = {**asked.scope, "asgi": {"version": "3.0"}, "extensions": {}}
-        scope["state"] = {"request_id": asked.request_id}
+        request_record(scope).request_id = asked.request_id
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
         work = asyncio.create_task(self._run(scope, asked.body, sent))
         try:
@@ -148,18 +149,10 @@ class Replica:
             if not started:
                 await response(scope, receive, send)
         finally:
-            sent.put_nowait({"type": SUMMARY, "state": self._left(scope["state"])})
+            with_text = self._deployment.settings.log_text
+            summary = request_record(scope).summarize(with_text=with_text)
+            sent.put_nowait({"type": SUMMARY, "summary": summary})
             sent.put_nowait(None)
-
-    def _left(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What a request's state says to the front's line, metrics and trace."""
-        left = {key: state[key] for key in ("error_code", "taken") if key in state}
-        left["told"] = logs.request_fields(state)
-        if "answer" in state:
-            left["timings"] = state["answer"].timings
-        if self._deployment.settings.log_text and "question" in state:
-            left["words"] = logs.text_fields(state["question"], state.get("answer"))
-        return left
 
     async def __del__(self) -> None:
         await self._life.aclose()

@@ -29,6 +29,7 @@ from server.deployment import Deployment
 from server.errors import QueueTimeout, ReplicaLost
 from server.telemetry import metrics as counters
 from server.telemetry.merged_metrics import Samples, counts
+from server.telemetry.request_record import request_record
 from steering.errors import AllEarsError, ModelError
 
 log = logging.getLogger("allears")
@@ -175,7 +176,7 @@ def _forwardable(scope: Scope, since: int, body: bytes) -> ForwardedRequest:
     """A request without what belongs to the front's process only."""
     kept = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string")
     said = {name: scope[name] for name in (*kept, "headers", "root_path", "client", "server")}
-    return ForwardedRequest(scope["state"]["request_id"], since, said, body)
+    return ForwardedRequest(request_record(scope).request_id, since, said, body)
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -195,7 +196,7 @@ async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send
         async for messages in answers:
             for message in messages:
                 if message["type"] == SUMMARY:
-                    scope["state"].update(message["state"])
+                    request_record(scope).add_summary(message["summary"])
                     continue
                 if message["type"] == "http.response.start":
                     kind = dict(message["headers"]).get(b"content-type", b"")
@@ -208,5 +209,5 @@ async def _relay(answers: AsyncIterator[list[Message]], scope: Scope, send: Send
         if not streaming:
             raise
         error_responses.record_error(scope, error)
-        body = sse.event(error_responses.body(error, scope["state"]["request_id"]))
+        body = sse.event(error_responses.body(error, request_record(scope).request_id))
         await send({"type": "http.response.body", "body": body})
