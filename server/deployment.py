@@ -140,7 +140,10 @@ class Deployment:
         counters.add_listening_gauges(self.metrics, engine, self.records)
         if self.state == "loading":
             self.state = "ready"
-            name, memory = served_model.model_name(runtime), served_model.describe_kv_memory(runtime)
+            name, memory = (
+                served_model.model_name(runtime),
+                served_model.describe_kv_memory(runtime),
+            )
             log.info("ready: %s; %s", name, memory)
             refusal = steering_refusal(runtime)
             if refusal is not None:

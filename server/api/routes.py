@@ -39,7 +39,7 @@ from server.api.responses import AudioChat, ErrorReport, ListeningReport
 from server.api.static_pages import DOCS, PLAYGROUND, static_files
 from server.audio.policy import for_long_audio
 from server.audio.url_fetch import UrlFetcher
-from server.deployment import Deployment, describe_profile, model_and_profile_names, model_name
+from server.deployment import Deployment
 from server.engine.engine import Engine
 from server.engine.events import AnswerEvent, Finished, Started
 from server.engine.messages import Answer, Question
@@ -49,6 +49,7 @@ from server.listening_log import reading
 from server.listening_log.records import summary
 from server.telemetry import metrics, tracing
 from server.telemetry.request_record import StageTimes, request_record
+from server.telemetry.served_model import describe_profile, model_and_profile_names, model_name
 
 router = APIRouter()
 PAGES = static_files()
@@ -244,7 +245,7 @@ async def readyz(here: CurrentDeployment) -> dict[str, str]:
 @router.get("/metrics", response_class=Response, responses={**_errors(), 200: _TEXT})
 async def metrics_page(here: CurrentDeployment) -> Response:
     """Prometheus' text format."""
-    others = await here.replicas() if here.replicas else ()
+    others = await here.replica_samples()
     return Response(metrics.page(here.metrics, others), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -31,9 +31,7 @@ def create_front(
         replicas=ReplicaAccess(samples, replicas.stop_all),
     )
     router = Router(deployment, replicas)
-    forwarding = Middleware(
-        forward_to_replicas, forward=router.forward, routes=forwarded_routes()
-    )
+    forwarding = Middleware(forward_to_replicas, forward=router.forward, routes=forwarded_routes())
     return make_app(
         deployment, router.watch, router.close, [*middleware_of(deployment), forwarding]
     )

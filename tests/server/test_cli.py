@@ -17,7 +17,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from server import cli
+from server import cli, demo_command
 from server.settings import Settings, option
 
 runner = CliRunner()
@@ -106,7 +106,7 @@ def test_demo_prints_a_table(
     def running() -> Iterator[str]:
         yield running_url
 
-    monkeypatch.setattr(cli, "_server_process", running)
+    monkeypatch.setattr(demo_command, "server_process", running)
     item = {"file": "a.wav", "question": "What is this?", "choices": ["x", "y"], "answer": "x"}
     (tmp_path / "a.wav").write_bytes(sound)
     (tmp_path / "clips.json").write_text(json.dumps([item, {**item, "note": "a note"}]))
@@ -126,7 +126,7 @@ def test_demo_shows_the_log_of_a_server_that_did_not_come_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "clips.json").write_text("[]")
-    monkeypatch.setattr(cli, "SERVE", ["-c", "import sys; sys.exit('it broke')"])
+    monkeypatch.setattr(demo_command, "SERVE", ["-c", "import sys; sys.exit('it broke')"])
     result = run("demo", "--clips", str(tmp_path))
     assert result.exit_code == 1
     assert "it broke" in result.stderr
