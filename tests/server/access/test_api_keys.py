@@ -307,16 +307,16 @@ def test_a_bucket_empties_and_fills_evenly() -> None:
 def test_a_refused_request_costs_its_key_nothing() -> None:
     clock = Clock()
     allowance = KeyLimits(2, 1, clock)
-    with allowance.used(), pytest.raises(TooManyConcurrent), allowance.used():
+    with allowance.admit(), pytest.raises(TooManyConcurrent), allowance.admit():
         pass
-    with allowance.used():
+    with allowance.admit():
         pass
-    with pytest.raises(RateLimited) as caught, allowance.used():
+    with pytest.raises(RateLimited) as caught, allowance.admit():
         pass
     assert caught.value.retry_after_seconds == 30
     assert allowance.running == 0
     clock.now += 30.001
-    with pytest.raises(ZeroDivisionError), allowance.used():
+    with pytest.raises(ZeroDivisionError), allowance.admit():
         raise ZeroDivisionError
     assert allowance.running == 0
 

@@ -282,9 +282,9 @@ def faulty_server(start: Callable[..., Any]) -> Iterator[Any]:
     """A server with two processes that heed the faults that a file asks for."""
     with start(decode_timeout_seconds=2.0, queue_timeout_seconds=10.0) as server:
         deployment = server.deployment
-        server.run(deployment.decoder.close()).result(20)
-        own = deployment.decoder
-        deployment.decoder = DecodePool(own.bounds, own._count, FAULTY)
+        server.run(deployment.decode_pool.close()).result(20)
+        own = deployment.decode_pool
+        deployment.decode_pool = DecodePool(own.limits, own._count, FAULTY)
         yield server
 
 
