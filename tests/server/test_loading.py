@@ -131,11 +131,11 @@ def process(
     with log.open("wb") as stderr:
         started = subprocess.Popen(command, cwd=ROOT, env=clean, stderr=stderr)
     try:
-        with httpx.Client(base_url=_url(started, log), timeout=20) as client:
+        with httpx.Client(base_url=_url(started, log), timeout=60) as client:
             yield started, client
     finally:
         started.terminate()
-        started.wait(30)
+        started.wait(PATIENCE_SECONDS)
 
 
 def _url(started: subprocess.Popen[bytes], log: Path) -> str:
@@ -165,7 +165,7 @@ def test_sigterm_ends_calibration_and_two_servers_that_start_at_once_share_what_
     with process(copied, cache, tmp_path / "log") as (started, client):
         wait_for(client, rf"calibrating: \d+ of {ITEMS} items")
         started.send_signal(signal.SIGTERM)
-        assert started.wait(30) == 0
+        assert started.wait(PATIENCE_SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list(cache.rglob("profile.json")), "it ended before the calibration did"
     with (

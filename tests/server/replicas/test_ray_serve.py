@@ -1,4 +1,4 @@
-"""Two replicas of the tiny model behind one front, really run by Ray Serve."""
+"""Two replicas of the tiny model behind one router, really run by Ray Serve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 ROWS, QUEUE = 4, 8
-# All but the playground's pages, which the front serves itself as any server does.
+# All but the playground's pages, which the router serves itself as any server does.
 CONTRACT = [
     "tests/server",
     "--ignore",
@@ -44,14 +44,14 @@ RESTORED_SECONDS = 120.0  # for a replica to be made anew, on a machine that is 
 
 
 class Cluster:
-    """A front's process and what it serves."""
+    """A router's process and what it serves."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         self.process, self.url, self.log, self.remote = process, url, log, Remote(url)
 
     def replicas(self) -> list[psutil.Process]:
         own = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in own if "ServeReplica:allears" in " ".join(one.cmdline())]
+        return [child for child in own if "ServeReplica:allears" in " ".join(child.cmdline())]
 
     def wait_for(self, ready: int) -> float:
         """Seconds until so many replicas are ready."""
@@ -165,14 +165,14 @@ def test_a_killed_replica_loses_what_it_held_and_comes_back(cluster: Cluster, au
 
 
 def test_sigterm_lets_running_requests_end_and_leaves_nothing(cluster: Cluster, audio: Any) -> None:
-    body = {"audio": audio, "question": "?", "max_tokens": 200}
+    body = {"audio": audio, "question": "?", "max_tokens": 800}
     family = psutil.Process(cluster.process.pid).children(recursive=True)
     running = cluster.remote.begin("POST", "/v1/audio-chat", json=body)
     cluster.remote.wait_until(lambda: cluster.remote.metric("allears_batch_rows") == 1)
     cluster.process.send_signal(signal.SIGTERM)
-    assert running.result(30).status_code == 200
-    assert cluster.process.wait(30) == 0
-    gone, alive = psutil.wait_procs(family, 10)
+    assert running.result(60).status_code == 200
+    assert cluster.process.wait(60) == 0
+    gone, alive = psutil.wait_procs(family, 30)
     assert not alive and len(gone) > 2
     lines = [line for line in cluster.log.read_text().splitlines() if line.startswith("{")]
     assert any(json.loads(line).get("error_code") == "replica_lost" for line in lines)
