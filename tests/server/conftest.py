@@ -29,7 +29,6 @@ from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
 
-
 PATIENCE_SECONDS = 60.0  # for what happens at once on a machine that is not busy
 
 

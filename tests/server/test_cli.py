@@ -189,12 +189,12 @@ def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = run("doctor", "--model", str(tmp_path), "--dtype", "bfloat16", "--json")
     assert result.exit_code == 0
-    found = {check["name"]: check["found"] for check in json.loads(result.stdout)}
-    assert found["memory: weights"].startswith("8,397.1 M parameters: float32 33.59 GB")
-    assert "bfloat16 16.79 GB" in found["memory: weights"]
-    assert "524,288 bytes a token in bfloat16" in found["memory: keys and values"]
-    assert "750 tokens, at most 393.2 MB" in found["memory: silence cache"]
-    assert "nothing was loaded" in found["model"]
+    findings = {check["name"]: check["found"] for check in json.loads(result.stdout)}
+    assert findings["memory: weights"].startswith("8,397.1 M parameters: float32 33.59 GB")
+    assert "bfloat16 16.79 GB" in findings["memory: weights"]
+    assert "524,288 bytes a token in bfloat16" in findings["memory: keys and values"]
+    assert "750 tokens, at most 393.2 MB" in findings["memory: silence cache"]
+    assert "nothing was loaded" in findings["model"]
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     assert run("doctor", "--model", str(tmp_path)).exit_code == 1
 

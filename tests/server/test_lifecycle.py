@@ -1,4 +1,4 @@
-"""What can go wrong with a server that runs: each time for real, in a process of its own."""
+"""Failures of a running server: each for real, in a process of its own."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class Process:
     def stream(self, tokens: int = LONG_TOKENS) -> Future[httpx.Response]:
         """A stream that has begun, read by itself to its end."""
         running = self.metric("allears_batch_rows")
-        found = self.ask(tokens, stream="true")
-        self.wait_until(lambda: self.metric("allears_batch_rows") > running or found.done())
-        assert not found.done(), found.result().text
-        return found
+        answer = self.ask(tokens, stream="true")
+        self.wait_until(lambda: self.metric("allears_batch_rows") > running or answer.done())
+        assert not answer.done(), answer.result().text
+        return answer
 
     def metric(self, name: str, **labels: str) -> float:
         families = text_string_to_metric_families(self.get("/metrics").text)
@@ -103,8 +103,8 @@ def run(
 def last_event(response: httpx.Response) -> dict[str, Any]:
     """The last of a stream that did not end with [DONE]."""
     last = [line for line in response.text.splitlines() if line][-1]
-    found: dict[str, Any] = json.loads(last.removeprefix("data: "))
-    return found
+    event: dict[str, Any] = json.loads(last.removeprefix("data: "))
+    return event
 
 
 def whole(response: httpx.Response) -> bool:
@@ -143,7 +143,7 @@ def test_a_dead_model_is_unready_within_a_second_answers_all_and_exits_with_1(
         assert server.ask().result(30).status_code == 503
         for stream in streams:
             assert last_event(stream.result(30))["error"]["code"] == "stopped"
-        for late in (one.result(30) for one in waiting):
+        for late in (answer.result(30) for answer in waiting):
             assert late.status_code == 503
             assert code_of(late) == "stopped"
             assert int(late.headers["retry-after"]) > 0
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_costs_one_answer(run: Start) -> None:
         stream = server.stream(200)
         beside = server.ask(60)
         failed = [server.ask(question=LARGE), server.ask(question=LARGE, stream="true")]
-        for response in (one.result(60) for one in failed):
+        for response in (answer.result(60) for answer in failed):
             assert response.status_code == 503
             assert code_of(response) == "out_of_memory"
             assert int(response.headers["retry-after"]) > 0
@@ -346,9 +346,9 @@ def test_connections_over_the_limit_are_refused_and_idle_ones_cut(strict: Proces
         ]
         strict.wait_until(lambda: strict.get("/v1/models").status_code == 200)
         assert time.monotonic() - begun < STALL_SECONDS, "before any of them stalled"
-        for one in idle:
-            one.settimeout(0.1)
-        assert sum(is_cut(one) for one in idle) >= 22
+        for connection in idle:
+            connection.settimeout(0.1)
+        assert sum(is_cut(connection) for connection in idle) >= 22
     assert strict.ask().result(60).status_code == 200
 
 
