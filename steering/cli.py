@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.errors import ProfileError
-from steering.model import loading
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
@@ -113,6 +112,7 @@ def calibrate_command(
     """
     from steering.calibration import calibrate as calibration
     from steering.calibration.collecting import store_folder
+    from steering.model import loading
 
     loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     profile = calibration.calibrate(
@@ -167,6 +167,7 @@ def evaluate_command(
     """
     from steering import profile as profiles
     from steering.evaluation import evaluate as evaluation
+    from steering.model import loading
 
     evaluation.require_report_packages()
     loaded = loading.load(

@@ -16,12 +16,13 @@ from server.api.questions import audio_files, audio_urls, decode_clip, make_ques
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.audio.policy import for_long_audio
 from server.audio.url_fetch import UrlFetcher
-from server.deployment import Deployment, model_name
+from server.deployment import Deployment
 from server.engine.engine import Engine
 from server.engine.events import AnswerEvent, Finished, Started
 from server.engine.messages import Answer, Question
 from server.telemetry import tracing
 from server.telemetry.request_record import RequestRecord, StageTimes, request_record
+from server.telemetry.served_model import model_name
 
 Body = TypeVar("Body", ListeningRequest, AudioChatRequest)
 

@@ -19,12 +19,13 @@ from server.api.openai_responses import ChatCompletion
 from server.api.request_bodies import read_body, read_json
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.api.responses import AudioChat, ErrorReport, ListeningReport
-from server.deployment import Deployment, describe_profile, model_and_profile_names, model_name
+from server.deployment import Deployment
 from server.engine.runtime import steering_refusal
 from server.errors import UnknownModel
 from server.listening_log import reading
 from server.listening_log.records import summary
 from server.telemetry import metrics
+from server.telemetry.served_model import describe_profile, model_and_profile_names, model_name
 
 router = APIRouter()
 
@@ -214,7 +215,7 @@ async def readyz(deployment: CurrentDeployment) -> dict[str, str]:
 )
 async def metrics_page(deployment: CurrentDeployment) -> Response:
     """Prometheus' text format."""
-    others = await deployment.replicas() if deployment.replicas else ()
+    others = await deployment.replica_samples()
     return Response(metrics.page(deployment.metrics, others), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -50,11 +50,10 @@ def log_requests(app: ASGIApp, deployment: Deployment) -> ASGIApp:
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        deployment.in_flight += counted
         try:
-            await app(scope, receive, send_with_headers)
+            with deployment.request_in_flight(counted=counted):
+                await app(scope, receive, send_with_headers)
         finally:
-            deployment.in_flight -= counted
             seconds = time.perf_counter() - started
             line = _log_fields(scope, record, status or _CLIENT_GONE, seconds)
             if record.span is not None and deployment.tracer is not None:
