@@ -1,4 +1,4 @@
-"""The search for a profile: all settings tried on stored vectors, judged outside the fold.
+"""The search for a profile: all settings tried on stored activations, judged outside the fold.
 
 Clips are grouped so that none is on both sides of a fold.
 """
@@ -32,7 +32,7 @@ from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 MIN_HEADS, MAX_HEADS = 4, 24
-MAX_CANDIDATES = 48  # heads that specialists are picked from
+MAX_CANDIDATES = 48  # heads among which specialists are chosen
 MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
 MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
 FOLDS = 5
@@ -45,7 +45,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class FittedSettings:
-    """One setting of everything that calibration chooses."""
+    """One value of every setting that calibration chooses."""
 
     heads: tuple[Head, ...]
     r: tuple[float, ...]
@@ -55,7 +55,7 @@ class FittedSettings:
 
 
 class Search:
-    """All settings tried on stored evidence; fits on some rows, judges on others."""
+    """All settings tried on stored activations; fits on some rows, judges on others."""
 
     def __init__(self, model: AudioModel, activations: Activations, items: Sequence[Item]) -> None:
         self.model = model
@@ -68,7 +68,7 @@ class Search:
 
     @property
     def goal(self) -> str:
-        """What the specialists are chosen for, in words."""
+        """The aim of the choice of heads, in words."""
         if any(self.strata):
             return "right against wrong answers within wording and cue, and clip against silence"
         return "right against wrong answers, and clip against silence"
@@ -76,8 +76,8 @@ class Search:
     def interventions(self, heads: Sequence[Head] = ()) -> Iterator[Intervention]:
         """Layer sets x (scaled to the norm of h, raw mean, raw sum) x place.
 
-        The sets: the last layer, the upper half, all, and those that hold the heads. Scaled to the
-        norm of h, mean and sum are the same.
+        The layer sets: the last, the upper half, all, and those of the heads. Scaled to the norm of
+        h, mean and sum are the same.
         """
         count = self.model.layers
         sets = {(count - 1,), tuple(range(count // 2, count)), tuple(range(count))}
@@ -90,7 +90,7 @@ class Search:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def correct_at(self, intervention: Intervention) -> Flags:
-        """(S, I): whether the token that decides is right at each strength, full vocabulary."""
+        """(S, I): whether the decisive token is right at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
             all_items = np.arange(len(self.items))
@@ -100,10 +100,10 @@ class Search:
         return self._intervals[key].correct_at(STRENGTHS[:, None], intervention)
 
     def fit(self, rows: NDArray[np.int64]) -> FittedSettings:
-        """The best setting on some items.
+        """The best settings on some items.
 
         Every intervention is tried at every constant strength; gates are tried for the FINALISTS
-        that are worth most at one.
+        with the highest net accuracy.
         """
         heads, r = self.specialists(rows)
         scores = self.activations.scores(heads, self.model.heads)[rows]
@@ -126,13 +126,16 @@ class Search:
         return chosen
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
-        """The heads that show best whether the sound decided, and the correlation of each.
+        """The heads that best show whether the sound decided, and the correlation of each.
 
-        Candidates tell a clip from its silence on their own; of those the highest correlations with
-        a right answer stand, within strata and, where the data names wordings, on items whose text
-        and sound disagree: only there does the answer show which of the two was followed. From the
-        highest on, the head is added that makes the mean of all separate right from wrong and clip
-        from silence best, as long as that gains something.
+        1. Candidates separate a clip from its silence on their own.
+        2. They are ranked by correlation with a right answer, within strata and, if the data names
+           wordings, on items whose text and sound disagree: only there does the answer show which
+           of the two was followed.
+        3. Greedy forward selection: from the first on, the head is added with which the mean of all
+           best separates right from wrong and clip from silence, as long as that gains something.
+
+        Source: arXiv 2603.06854, audio-specialist heads; steps 1 and 3 are ours.
         """
         all_activations = self.activations.select(rows)
         audio_auroc = _audio_auroc(all_activations)
@@ -161,7 +164,7 @@ class Search:
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
     def without_steering(self) -> FittedSettings:
-        """What can be had where no answer tells heads apart: those that hear best, no steering."""
+        """The settings if no answer tells heads apart: those that hear best, no steering."""
         audio_auroc = _audio_auroc(self.activations)
         best = choose(audio_auroc, min(MIN_HEADS, len(audio_auroc)))
         heads = tuple(all_heads(self.model)[i] for i in best)
@@ -172,16 +175,16 @@ class Search:
         )
 
     def best_fixed(self, right: Flags) -> float:
-        """The constant strength that is worth most, judged with its neighbours."""
+        """The constant strength of the highest net accuracy, smoothed over its neighbours."""
         return float(STRENGTHS[int(np.argmax(self.net_by_strength(right)))])
 
     def net_by_strength(self, right: Flags) -> NDArray[np.float64]:
-        """(S,) what each constant strength is worth, with its neighbours."""
+        """(S,) net accuracy of each constant strength, smoothed over its neighbours."""
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
-        """The gate that is worth most, of equals the one that steers least; and how good it is."""
+        """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
         best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
@@ -224,7 +227,7 @@ class Search:
         fits: Sequence[FittedSettings],
         strengths: NDArray[np.float64],
     ) -> dict[str, Any]:
-        """What chance would have reached in place of each fold's heads, and of its layers."""
+        """Figures of random heads and random layers in place of each fold's own."""
         activations, heads_a_layer = self.activations, self.model.heads
         places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
 
@@ -282,7 +285,7 @@ class Search:
 def _greedy_forward_selection(
     candidates: list[int], quality: Callable[[list[int]], float]
 ) -> list[int]:
-    """The first candidate and those added to it, one by one, while they make the set better."""
+    """The first candidate, and further ones added one by one as long as each improves the set."""
     chosen, reached = candidates[:1], -np.inf
     while len(chosen) < min(MAX_HEADS, len(candidates)):
         left = [head for head in candidates if head not in chosen]
@@ -295,13 +298,13 @@ def _greedy_forward_selection(
 
 
 def _audio_auroc(activations: Activations) -> NDArray[np.float64]:
-    """(L * H,) AUROC clip against silence of each head alone."""
+    """(L * H,) AUROC of each head alone, clip against silence."""
     pairs = zip(activations.mass.T, activations.silent_mass.T, strict=True)
     return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
 
 
 def net_accuracy(right: Flags, bare: Flags) -> float:
-    """Share right, less the share that was right bare and is not any more, weighted."""
+    """Share right, minus the weighted share that steering broke."""
     return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
 
 
@@ -311,7 +314,7 @@ def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def smooth(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each share and its neighbours, so that a lucky strength is not taken for the best."""
+    """The mean of each share and its neighbours, so that one lucky strength does not win."""
     padded = np.pad(shares, 1, mode="edge")
     return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
 

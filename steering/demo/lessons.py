@@ -1,4 +1,4 @@
-"""Lessons: questions about clips, packed so that the questions about a group share its audio.
+"""Training batches: questions about clips, packed so that the questions of a group share its audio.
 
 A group is one clip, or several of different domains. Each question sees what stands before it, its
 group's audio and itself, at the positions it would have alone.
@@ -39,7 +39,7 @@ class TrainingBatch:
 
 
 class BatchBuilder:
-    """Turns clips into lessons with the processor's own chat template."""
+    """Builds training batches from clips, with the processor's own chat template."""
 
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
         self.processor = processor
@@ -66,7 +66,7 @@ class BatchBuilder:
         questions: int,
         rng: np.random.Generator,
     ) -> TrainingBatch:
-        """A lesson on groups of as many clips each, recorded and asked afresh from `rng`."""
+        """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
         mels, frames, trusts = record_clips(bank, indices, self.processor, rng)
@@ -167,7 +167,7 @@ def _labels(
 
 @dataclass(frozen=True, slots=True)
 class PackedMask:
-    """Who sees whom in a packed lesson: bool, true where a key is seen."""
+    """Attention masks of a packed batch: bool, true where a key is seen."""
 
     audio: Tensor  # (B, 1, A, A) the audio and what stands before it, causal
     questions: Tensor  # (B*Q, 1, U, A+U) each question: all of that and itself
@@ -182,7 +182,7 @@ def packed_attention(
     scaling: float,
     **_options: object,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed lesson, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
+    """Attention of a packed batch, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
 
     The questions of a group are set one above the other over its audio, which costs a third of one
     large masked square.

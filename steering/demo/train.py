@@ -48,7 +48,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How much is trained: the published model used the defaults."""
+    """Amount of training; the published model used the defaults."""
 
     clips: int = 12_000
     encoder_steps: int = 800

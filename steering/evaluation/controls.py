@@ -30,7 +30,7 @@ WHAT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constants:
-    """Every constant strength tried on items whose answer is one token."""
+    """All constant strengths, tried on the items whose answer is one token."""
 
     tokens: FirstTokens
     strengths: Strengths  # (S,)
@@ -38,7 +38,7 @@ class Constants:
     weights: Mapping[str, Weights]  # (N,) of each mix
 
     def best(self) -> dict[str, float]:
-        """By arm the strength that is best on these very items, the smallest of equals."""
+        """By arm: the best strength on these very items, of equals the smallest."""
         if not len(self.tokens.known.rows):
             return {}
         first = "balanced" if "balanced" in self.weights else "all"
@@ -116,7 +116,7 @@ def _gates(
     arm_strengths: ArmStrengths,
     rows: NDArray[np.int64],
 ) -> dict[str, Strengths]:
-    """(N,) strengths by arm, and the adaptive ones handed out by other signals than the score."""
+    """(N,) strengths by arm, and the adaptive ones in the order of other signals than the score."""
     adaptive = arm_strengths.by_arm["adaptive"]
     names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
     strengths = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
@@ -142,7 +142,7 @@ def _curve(constants: Constants) -> dict[str, Any]:
 def _sets(
     profile_flags: Flags, random_flags: Sequence[Flags], weights: Mapping[str, Weights]
 ) -> dict[str, Any]:
-    """Mean, spread and best of random sets, and the share of them that the profile's is above."""
+    """Mean, spread and best of random sets, and the share of them below the profile's choice."""
     figures: dict[str, Any] = {"sets": len(random_flags)}
     for mix, weight in weights.items():
         shares = np.array([(weight * flags).sum() / weight.sum() for flags in random_flags])

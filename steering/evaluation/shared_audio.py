@@ -1,4 +1,4 @@
-"""A clip under other words: only the text after the audio is run again, over kept keys and values.
+"""One clip with other texts: only the text after the audio is run again, over kept keys and values.
 
 Evaluation asks one question about a clip, its silence, with its options in another order and with
 an instruction before it. All of these begin alike, and most of their tokens are audio.

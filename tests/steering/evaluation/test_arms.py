@@ -91,13 +91,13 @@ def test_plans_take_the_states_that_their_arm_names(grouped: AudioModel) -> None
     differences = Differences(*(torch.randn(layers, width) for _ in range(3)))
     found = plans(profile, arm_strengths, 5, differences)
     expected = {
-        "adaptive": differences.difference[[1, 2]].mean(0),
-        "fixed": differences.difference[[1, 2]].mean(0),
-        "inverted": differences.difference[[1, 2]].mean(0),
-        "all_layers": differences.difference.mean(0),
-        "random_layers": differences.difference[list(arm_strengths.random_layers)].mean(0),
+        "adaptive": differences.clip[[1, 2]].mean(0),
+        "fixed": differences.clip[[1, 2]].mean(0),
+        "inverted": differences.clip[[1, 2]].mean(0),
+        "all_layers": differences.clip.mean(0),
+        "random_layers": differences.clip[list(arm_strengths.random_layers)].mean(0),
         "text_only": differences.text_only[[1, 2]].mean(0),
-        "other_item": differences.other[[1, 2]].mean(0),
+        "other_item": differences.other_clip[[1, 2]].mean(0),
         "calibrated": profile.direction,
     }
     for arm, direction in expected.items():
