@@ -82,9 +82,9 @@ def find_or_make(
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder, on_progress):
             cached = _load_undamaged(folder, model, on_progress)
-            return (
-                cached if cached is not None else _make_profile(model, folder, items, on_progress)
-            )
+            if cached is not None:
+                return cached
+            return _make_profile(model, folder, items, on_progress)
     except OSError as error:
         raise ProfileError(
             f"a profile can't be made and kept in {folder}: {error}. Name another folder with"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.calibration.activations import Activations, pooled_directions
+from steering.calibration.activations import Activations, head_columns, pooled_directions
 from steering.calibration.collecting import Progress, fill, open_store_for, versions
 from steering.calibration.data_checks import check_items
 from steering.calibration.search import FOLDS, FittedSettings, Search
@@ -97,7 +97,7 @@ def fit_profile(
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.heads)
-    columns = activations.mass[:, [layer * model.heads + head for layer, head in best.heads]]
+    mass = activations.mass[:, head_columns(best.heads, model.heads)]  # (I, N) of the specialists
     return Profile(
         name=f"{model.name}-{dataset.sha256[:8]}",
         model=model.name,
@@ -126,8 +126,8 @@ def fit_profile(
         versions=versions(),
         direction=pooled_directions(activations, best.intervention).mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
-        head_mean=columns.mean(0).astype(np.float32),
-        head_std=columns.std(0).astype(np.float32),
+        head_mean=mass.mean(0).astype(np.float32),
+        head_std=mass.std(0).astype(np.float32),
         refusal=refusal,
     )
 
@@ -145,11 +145,7 @@ def _fitted(
     try:
         held_out = search.held_out()
     except DataError as error:
-        return (
-            best,
-            {},
-            f"no gain from steering could be shown outside the fold: {error}",
-        )
+        return best, {}, f"no gain from steering could be shown outside the fold: {error}"
     return best, held_out, _refusal(held_out)
 
 
@@ -165,12 +161,11 @@ def _refusal(held_out: dict[str, Any]) -> str | None:
 
 
 def verdicts(scores: Scores, right: Flags) -> Verdicts:
-    """Two thresholds on the score: `listening` best separates right from wrong answers, `partly`
-    lies below.
+    """Two thresholds on the score, for the three verdicts.
 
     `listening` has the largest sum of sensitivity and specificity for a right answer; `partly` is
-    the median score of the wrong answers under it. Where all answers are right, or all wrong, they
-    part nothing: then the thresholds are quartiles of the scores.
+    the median score of the wrong answers below. If all answers are right, or all wrong, the
+    thresholds are quartiles of the scores.
     """
     if right.all() or not right.any():
         return Verdicts(*(float(q) for q in np.quantile(scores, [0.25, 0.75])))

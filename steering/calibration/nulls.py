@@ -73,20 +73,21 @@ def _held_out_scores(
 def random_layers(
     layers: int,
     chosen: Sequence[Sequence[int]],
-    judged: Callable[[Sequence[tuple[int, ...]]], float],
+    share_right: Callable[[Sequence[tuple[int, ...]]], float],
 ) -> dict[str, Any]:
     """Accuracy along the chosen layers beside RANDOM_LAYERS draws of as many.
 
-    `chosen` holds each fold's layers; `judged` maps layers for each fold to the share of held-out
-    items that are right, with all other settings as chosen.
+    `chosen` holds each fold's layers; `share_right` maps layers for each fold to the share of
+    held-out items that are right, with all other settings as chosen.
     """
     rng = np.random.default_rng(2)
-    accuracy = judged([tuple(layer_set) for layer_set in chosen])
+    accuracy = share_right([tuple(layer_set) for layer_set in chosen])
     if all(len(layer_set) == layers for layer_set in chosen):
         return {"accuracy_percent": _percent(accuracy), "note": "all layers were chosen: no null"}
     orders = [rng.permutation(layers) for _ in range(RANDOM_LAYERS)]  # one for all folds
     shares = [
-        judged([tuple(sorted(order[: len(layer_set)])) for layer_set in chosen]) for order in orders
+        share_right([tuple(sorted(order[: len(layer_set)])) for layer_set in chosen])
+        for order in orders
     ]
     return {
         "accuracy_percent": _percent(accuracy),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration import nulls
-from steering.calibration.activations import Activations, all_heads
+from steering.calibration.activations import Activations, all_heads, head_columns
 from steering.calibration.strength_intervals import StrengthIntervals, strength_intervals
 from steering.heads import choose, correlations
 from steering.items import Item
@@ -62,8 +62,8 @@ class Search:
         self.activations = activations
         self.items = items
         self.strata = [item.stratum for item in items]
-        self.clips = np.array([str(item.audio) for item in items])
-        self.tried = 0
+        self.clips = np.array([str(item.audio) for item in items])  # (I,) path of each item's clip
+        self.tried = 0  # settings, so far
         self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
@@ -93,9 +93,9 @@ class Search:
         """(S, I): whether the decisive token is right at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
-            all_items = np.arange(len(self.items))
+            rows = np.arange(len(self.items))
             self._intervals[key] = strength_intervals(
-                self.model, self.activations, intervention, all_items
+                self.model, self.activations, intervention, rows
             )
         return self._intervals[key].correct_at(STRENGTHS[:, None], intervention)
 
@@ -111,19 +111,16 @@ class Search:
             (intervention, self.correct_at(intervention)[:, rows])
             for intervention in self.interventions(heads)
         ]
-        tried.sort(
-            key=lambda pair: -max(self.net_by_strength(pair[1]))
-        )  # stable: of equals the first
-        best, chosen = (-np.inf, 0.0), None
+        # The sort is stable: of equals the first stays in front.
+        tried.sort(key=lambda pair: -max(self.net_by_strength(pair[1])))
+        best_rank, best = (-np.inf, 0.0), None
         for intervention, right in tried[:FINALISTS]:
-            gate, net = self.best_gate(right, scores)
-            if chosen is None or net > best:
-                best, chosen = (
-                    net,
-                    FittedSettings(heads, r, intervention, gate, self.best_fixed(right)),
-                )
-        assert chosen is not None
-        return chosen
+            gate, rank = self.best_gate(right, scores)
+            if best is None or rank > best_rank:
+                fixed = self.best_fixed(right)
+                best_rank, best = rank, FittedSettings(heads, r, intervention, gate, fixed)
+        assert best is not None
+        return best
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
         """The heads that best show whether the sound decided, and the correlation of each.
@@ -137,27 +134,22 @@ class Search:
 
         Source: arXiv 2603.06854, audio-specialist heads; steps 1 and 3 are ours.
         """
-        all_activations = self.activations.select(rows)
-        audio_auroc = _audio_auroc(all_activations)
+        everything = self.activations.select(rows)
+        audio_auroc = _audio_auroc(everything)
         floor = min(MIN_AUDIBILITY, float(np.sort(audio_auroc)[-min(MIN_HEADS, len(audio_auroc))]))
         conflicting = np.array([self.items[i].wording in ("", "conflict") for i in rows])
-        judged_rows = rows[conflicting] if conflicting.any() else rows
-        activations, strata = (
-            self.activations.select(judged_rows),
-            [self.strata[i] for i in judged_rows],
-        )
-        r = correlations(activations.mass, activations.right, strata)
+        telling_rows = rows[conflicting] if conflicting.any() else rows
+        telling = self.activations.select(telling_rows)
+        strata = [self.strata[i] for i in telling_rows]
+        r = correlations(telling.mass, telling.right, strata)
         ranked = choose(np.where(audio_auroc >= floor, r, -2.0), int((audio_auroc >= floor).sum()))
 
         def quality(heads: list[int]) -> float:
             self.tried += 1
-            score = activations.mass[:, heads].mean(1)
-            heard, silent = (
-                m[:, heads].mean(1) for m in (all_activations.mass, all_activations.silent_mass)
-            )
-            return auroc_within_strata(score, activations.right, strata) + auroc_against_silence(
-                heard, silent
-            )
+            score = telling.mass[:, heads].mean(1)
+            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
+            right_wrong = auroc_within_strata(score, telling.right, strata)
+            return right_wrong + auroc_against_silence(heard, silent)
 
         best = _greedy_forward_selection([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
         names = all_heads(self.model)
@@ -185,7 +177,7 @@ class Search:
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
         """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
-        best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
+        best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
@@ -193,9 +185,10 @@ class Search:
             strengths = gate.strengths(scores)
             net = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
-            if (net, -float(strengths.mean())) > best:
-                best, chosen = (net, -float(strengths.mean())), gate
-        return chosen, best
+            rank = (net, -float(strengths.mean()))
+            if rank > best_rank:
+                best_rank, best = rank, gate
+        return best, best_rank
 
     def held_out(self) -> dict[str, Any]:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
@@ -212,11 +205,11 @@ class Search:
             right = self.correct_at(best.intervention)[:, outside]
             scores[outside] = self.activations.scores(best.heads, self.model.heads)[outside]
             silent[outside] = self.activations.silent_scores(best.heads, self.model.heads)[outside]
-            at = nearest(best.gate.strengths(scores[outside]))
-            adaptive[outside] = right[at, np.arange(len(outside))]
-            strengths[outside] = STRENGTHS[at]
-            at = nearest(np.full(len(outside), best.fixed_strength))
-            fixed[outside] = right[at, np.arange(len(outside))]
+            tried = nearest(best.gate.strengths(scores[outside]))
+            adaptive[outside] = right[tried, np.arange(len(outside))]
+            strengths[outside] = STRENGTHS[tried]
+            tried = nearest(np.full(len(outside), best.fixed_strength))
+            fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.layers - 1,)))[0]
         figures = self._figures(bare, fixed, adaptive, scores, silent)
         return {**figures, "nulls": self._nulls(fold, fits, strengths)}
@@ -228,20 +221,17 @@ class Search:
         strengths: NDArray[np.float64],
     ) -> dict[str, Any]:
         """Figures of random heads and random layers in place of each fold's own."""
-        activations, heads_a_layer = self.activations, self.model.heads
-        places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
+        activations = self.activations
+        columns = [head_columns(fit.heads, self.model.heads) for fit in fits]
 
-        def judged(layers: Sequence[tuple[int, ...]]) -> float:
+        def share_right(layer_sets: Sequence[tuple[int, ...]]) -> float:
             right = 0
-            for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
+            for k, (fit, layers) in enumerate(zip(fits, layer_sets, strict=True)):
                 rows = np.flatnonzero(fold == k)
-                intervention = replace(fit.intervention, layers=some)
+                intervention = replace(fit.intervention, layers=layers)
                 if len(rows):  # fewer clips than folds leave some empty
-                    right += int(
-                        strength_intervals(self.model, activations, intervention, rows)
-                        .correct_at(strengths[rows], intervention)
-                        .sum()
-                    )
+                    intervals = strength_intervals(self.model, activations, intervention, rows)
+                    right += int(intervals.correct_at(strengths[rows], intervention).sum())
             return right / len(fold)
 
         def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -250,10 +240,10 @@ class Search:
 
         return {
             "random_heads": nulls.random_heads(
-                activations.mass, activations.right, self.strata, fold, places
+                activations.mass, activations.right, self.strata, fold, columns
             ),
             "random_layers": nulls.random_layers(
-                self.model.layers, [fit.intervention.layers for fit in fits], judged
+                self.model.layers, [fit.intervention.layers for fit in fits], share_right
             ),
             "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
         }
@@ -261,6 +251,7 @@ class Search:
     def _figures(
         self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
     ) -> dict[str, Any]:
+        """Held-out accuracy by wording, gains with intervals, and AUROC of the score."""
         wordings = np.array([item.wording for item in self.items])
         shares = {
             name: {
@@ -286,14 +277,14 @@ def _greedy_forward_selection(
     candidates: list[int], quality: Callable[[list[int]], float]
 ) -> list[int]:
     """The first candidate, and further ones added one by one as long as each improves the set."""
-    chosen, reached = candidates[:1], -np.inf
+    chosen, best_quality = candidates[:1], -np.inf
     while len(chosen) < min(MAX_HEADS, len(candidates)):
         left = [head for head in candidates if head not in chosen]
         qualities = [quality([*chosen, head]) for head in left]
         best = int(np.argmax(qualities))  # of equals the most correlated
-        if len(chosen) >= MIN_HEADS and qualities[best] < reached + MIN_BETTER:
+        if len(chosen) >= MIN_HEADS and qualities[best] < best_quality + MIN_BETTER:
             break
-        chosen, reached = [*chosen, left[best]], qualities[best]
+        chosen, best_quality = [*chosen, left[best]], qualities[best]
     return chosen
 
 

@@ -61,12 +61,12 @@ class FullPass:
 @torch.inference_mode()
 def full_pass(
     network: Any,
-    asked: Prompt,
+    example: Prompt,
     answer: list[int] | None = None,
     mask_name: str = "feature_attention_mask",
 ) -> FullPass:
     """One pass of transformers over a prompt and the answer's tokens, nothing cached."""
-    tokens = torch.cat([asked.tokens, torch.tensor(answer or [], dtype=torch.int64)])[None]
+    tokens = torch.cat([example.tokens, torch.tensor(answer or [], dtype=torch.int64)])[None]
     residuals: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
@@ -77,10 +77,10 @@ def full_pass(
         out = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=asked.log_mels,
+            input_features=example.log_mels,
             output_attentions=True,
             use_cache=False,
-            **{mask_name: feature_mask(asked)},
+            **{mask_name: feature_mask(example)},
         )
     finally:
         for hook in hooks:
@@ -89,24 +89,24 @@ def full_pass(
     return FullPass(out.logits[0], torch.stack(residuals), attention)
 
 
-def feature_mask(asked: Prompt) -> Tensor:
+def feature_mask(example: Prompt) -> Tensor:
     """(C, N) int64: 1 where the mel frames of a clip are not padding."""
-    return (torch.arange(asked.log_mels.shape[-1])[None] < asked.mel_frames[:, None]).long()
+    return (torch.arange(example.log_mels.shape[-1])[None] < example.mel_frames[:, None]).long()
 
 
-def generated(network: Any, asked: Prompt, count: int) -> list[int]:
+def generated(network: Any, example: Prompt, count: int) -> list[int]:
     """Greedy tokens by transformers' own generate."""
-    tokens = asked.tokens[None]
+    tokens = example.tokens[None]
     out = network.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
-        input_features=asked.log_mels,
-        feature_attention_mask=feature_mask(asked),
+        input_features=example.log_mels,
+        feature_attention_mask=feature_mask(example),
         do_sample=False,
         max_new_tokens=count,
     )
-    found: list[int] = out[0, tokens.shape[1] :].tolist()
-    return found
+    answer: list[int] = out[0, tokens.shape[1] :].tolist()
+    return answer
 
 
 def plan_for(
