@@ -1,7 +1,7 @@
 """Training batches: questions about clips, packed so that the questions of a group share its audio.
 
-A group is one clip, or several of different domains. Each question sees what stands before it, its
-group's audio and itself, at the positions it would have alone.
+A group is one clip, or several of different domains. Each question sees the text before the audio,
+its group's audio and itself, at the positions it would have alone.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class TrainingBatch:
     """Questions that share the audio of B groups of C clips; Q a group, padded to U tokens."""
 
     before: tuple[Tensor, ...]  # C x (P,) int64, the tokens before each clip, the same for all
-    mels: Tensor  # (B * C, 64, 300)
-    frames: Tensor  # (B * C,) mel frames before the padding
+    log_mels: Tensor  # (B * C, 64, 300) float32
+    mel_frames: Tensor  # (B * C,) int64, before the padding
     tokens: Tensor  # (B, Q, U) int64: everything after the audio, the answer included
-    lengths: Tensor  # (B, Q)
+    lengths: Tensor  # (B, Q) int64, tokens of each question
     targets: Tensor  # (B, Q, U, 2) int64: the sound's and the text's next token, -100 elsewhere
     weights: Tensor  # (B, Q, U, 2) float32
 
@@ -254,11 +254,11 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     """(B, A, D) the audio of each group with what stands before each clip, and the lengths (B,)."""
     core = model.model
-    heard = core.audio_tower(batch.mels, attention_mask=encoder_mask(batch.frames))
+    heard = core.audio_tower(batch.log_mels, attention_mask=encoder_mask(batch.mel_frames))
     audio = core.multi_modal_projector(heard.last_hidden_state)  # (B * C, F, D)
     embed = core.get_input_embeddings()
     before = [embed(tokens).to(audio.dtype) for tokens in batch.before]
-    counts, clips = audio_tokens(batch.frames).tolist(), len(before)
+    counts, clips = audio_tokens(batch.mel_frames).tolist(), len(before)
     groups = []
     for first in range(0, len(counts), clips):
         heard_clips = (audio[first + c, : counts[first + c]] for c in range(clips))

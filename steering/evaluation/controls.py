@@ -80,34 +80,42 @@ def control_figures(
     }
     if not len(known.rows):
         return figures | {"reason": "no item's right answer is one token"}
-    rows, tokens = known.rows, constants.tokens
+    rows, tokens, weights = known.rows, constants.tokens, constants.weights
     adaptive = arm_strengths.by_arm["adaptive"][rows]
     steered = tokens.right(profile.intervention, adaptive)
-    redraws = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
+    rng = np.random.default_rng([seed, 2])
+    layer_sets = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
+    by_layers = [
+        tokens.right(replace(profile.intervention, layers=layers), adaptive)
+        for layers in layer_sets
+    ]
+    scores = random_scores(model, len(profile.heads), activations, seed)
+    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in scores]
+    bootstrap = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
     gates = _gates(model, activations, arm_strengths, rows)
-    flags = {
+    right_by_gate = {
         name: tokens.right(profile.intervention, strengths) for name, strengths in gates.items()
     }
-    rng = np.random.default_rng([seed, 2])
-    layers = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
-    by_layers = [
-        tokens.right(replace(profile.intervention, layers=layer_set), adaptive)
-        for layer_set in layers
-    ]
-    heads = random_scores(model, len(profile.heads), activations, seed)
-    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in heads]
-    figures["by_strength"] = _curve(constants)
-    figures["gates"] = {
-        name: {
-            mix: share_percent(right, weight)
-            | {"gain_of_adaptive": gain_percent(steered, right, weight, redraws)}
-            for mix, weight in constants.weights.items()
-        }
-        for name, right in flags.items()
+    return figures | {
+        "by_strength": _curve(constants),
+        "gates": {
+            name: _gate_figures(right, steered, weights, bootstrap)
+            for name, right in right_by_gate.items()
+        },
+        "random_layers": _sets(steered, by_layers, weights),
+        "random_heads": _sets(steered, by_heads, weights),
     }
-    figures["random_layers"] = _sets(steered, by_layers, constants.weights)
-    figures["random_heads"] = _sets(steered, by_heads, constants.weights)
-    return figures
+
+
+def _gate_figures(
+    right: Flags, steered: Flags, weights: Mapping[str, Weights], bootstrap: ClusterBootstrap
+) -> dict[str, Any]:
+    """In each mix: share right by one gate, and the gain of the adaptive arm over it."""
+    return {
+        mix: share_percent(right, weight)
+        | {"gain_of_adaptive": gain_percent(steered, right, weight, bootstrap)}
+        for mix, weight in weights.items()
+    }
 
 
 def _gates(

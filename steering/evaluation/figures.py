@@ -34,14 +34,14 @@ def rightness(items: Sequence[Item], outputs: Mapping[str, Sequence[str]]) -> di
 
 def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By arm: share right in all and in each mix, gains with intervals, repaired and broken."""
-    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
+    bootstrap = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     weights = mixes(items)
     figures: dict[str, Any] = {}
     for arm, flags in right.items():
         in_mixes = {}
         for mix, weight in weights.items():
             gains = {
-                f"gain_over_{other}": gain_percent(flags, right[other], weight, redraws)
+                f"gain_over_{other}": gain_percent(flags, right[other], weight, bootstrap)
                 for other in COMPARED
                 if other in right
             }
@@ -57,7 +57,7 @@ def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) ->
 
 def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By domain, sub-category, difficulty and wording: each arm's share and gain over bare."""
-    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
+    bootstrap = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     figures: dict[str, Any] = {}
     for part, values in parts(items).items():
         figures[part] = {}
@@ -67,7 +67,7 @@ def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -
                 "items": int(rows.sum()),
                 "arms": {
                     arm: share_percent(flags, weight)
-                    | {"gain_over_bare": gain_percent(flags, right["bare"], weight, redraws)}
+                    | {"gain_over_bare": gain_percent(flags, right["bare"], weight, bootstrap)}
                     for arm, flags in right.items()
                 },
             }
@@ -85,10 +85,10 @@ def share_percent(flags: Flags, weights: Weights) -> dict[str, Any]:
 
 
 def gain_percent(
-    after: Flags, before: Flags, weights: Weights, redraws: ClusterBootstrap
+    after: Flags, before: Flags, weights: Weights, bootstrap: ClusterBootstrap
 ) -> list[float | None]:
     """Gain in points and its paired interval."""
-    return [percent(x) for x in redraws.gain(after, before, weights)]
+    return [percent(x) for x in bootstrap.gain(after, before, weights)]
 
 
 def percent(share: float | np.floating[Any]) -> float | None:

@@ -1,9 +1,9 @@
 """The synthetic world: sounds, statements about them, and questions.
 
-A clip has facts (which sound, instrument, contour or word) and a trust level, which is how loud
-it was recorded. A question may carry a cue, a sentence that suggests one of the options. How far
-a clip is trusted against a cue depends on the clip's level and on the cue's strength, and the
-level is independent of the words: so a model trained here listens more or less *by ear*.
+A clip has facts (a sound, instrument, contour or word) and a trust level: how loud it was
+recorded. A question may carry a cue, a sentence that suggests one of the options. How far a clip
+is trusted against a cue depends on the clip's level and on the cue's strength, and the level is
+independent of the words: so a model trained here listens more or less *by ear*.
 """
 
 from collections.abc import Mapping, Sequence
@@ -178,8 +178,8 @@ def synthesise(
 def draw_snr_db(rng: np.random.Generator) -> float:
     """A signal-to-noise ratio: most clips are clear, the others hard to tell, at any level.
 
-    Of a hard clip the sound says little, so an answer steered too far towards it is worse than one
-    that also minds the text: what a steering strength has to spare.
+    The sound of a hard clip says little, so an answer steered too far towards it is worse than one
+    that also minds the text: too much strength costs accuracy.
     """
     return float(rng.uniform(*HARD_SNR_DB) if rng.random() < HARD_SHARE else rng.uniform(6.0, 36.0))
 

@@ -75,7 +75,7 @@ def test_a_packed_lesson_is_each_question_alone(
     network.model.language_model.config._attn_implementation = "eager"
     audio_token = network.config.audio_token_id
     for group, question, length in rows(batch):
-        frames = batch.frames[group * clips : (group + 1) * clips]
+        frames = batch.mel_frames[group * clips : (group + 1) * clips]
         heard = [untrained.audio_tokens(int(count)) for count in frames]
         shared = [
             part
@@ -86,7 +86,7 @@ def test_a_packed_lesson_is_each_question_alone(
         alone = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=batch.mels[group * clips : (group + 1) * clips],
+            input_features=batch.log_mels[group * clips : (group + 1) * clips],
             feature_attention_mask=(torch.arange(300)[None] < frames[:, None]).long(),
         ).logits[0, -length:]
         torch.testing.assert_close(packed[group, question, :length], alone, atol=1e-5, rtol=1e-5)
