@@ -78,7 +78,7 @@ class Deployment:
         """What this deployment hears."""
         model, settings = engine.runtime.model, self.settings
         return AudioPolicy(
-            rate_hz=model.rate_hz,
+            rate_hz=model.sample_rate_hz,
             limits=self.limits,
             max_clips=settings.max_audio_clips,
             window_seconds=model.max_clip_seconds,

@@ -59,7 +59,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         )
         found = loaded[0]
         self_test(found)
-        return f"{found.name}: {found.family.name}, {found.layers} layers, {found.device}"
+        return f"{found.name}: {found.family.name}, {found.num_layers} layers, {found.device}"
 
     yield _attempt("model", load)
     if loaded:

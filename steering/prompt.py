@@ -67,7 +67,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     _refuse_control_tokens(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     text += model.prompt_style.before
-    heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
+    heard = [clip.samples[: int(model.max_clip_seconds * model.sample_rate_hz)] for clip in clips]
     inputs = _processed(model, text, heard)
     tokens = inputs["input_ids"][0]
     return Prompt(
@@ -75,7 +75,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
         log_mels=inputs["input_features"],
         mel_frames=inputs["feature_attention_mask"].sum(-1),
         clips=clips,
-        heard_seconds=tuple(len(samples) / model.rate_hz for samples in heard),
+        heard_seconds=tuple(len(samples) / model.sample_rate_hz for samples in heard),
         audio_mask=tokens == model.family.audio_token_id(model.network.config),
     )
 
@@ -83,7 +83,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
 def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
     """(C, M, N) float32: features of digital silence, a clip for each length."""
     zeros: list[NDArray[np.float32]] = [
-        np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in lengths_seconds
+        np.zeros(round(seconds * model.sample_rate_hz), np.float32) for seconds in lengths_seconds
     ]
     silence: Tensor = _processed(model, model.processor.audio_token * len(zeros), zeros)[
         "input_features"
@@ -95,13 +95,13 @@ def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]
     """Output of the checkpoint's own processor for a text and its waveforms."""
     options: dict[str, Any] = {}
     if model.family.any_length:  # else every clip is padded to a window of minutes
-        samples = max(len(wave) for wave in waves) + model.rate_hz
+        samples = max(len(wave) for wave in waves) + model.sample_rate_hz
         longest = min(samples, model.processor.feature_extractor.n_samples)
         options["audio_kwargs"] = {"max_length": longest}
     return model.processor(
         text=text,
         audio=list(waves),
-        sampling_rate=model.rate_hz,
+        sampling_rate=model.sample_rate_hz,
         return_tensors="pt",
         padding=True,
         **options,

@@ -48,7 +48,7 @@ def different_directions(model: AudioModel, messages: tuple[Message, ...], rows:
     heard = prefill(model, prompt)
     intervention = Intervention(layers=(0,))
     slots = KVSlots(model, rows, heard.length + 40, intervention)
-    draws = torch.randn(rows, model.width, generator=torch.Generator().manual_seed(2))
+    draws = torch.randn(rows, model.hidden_size, generator=torch.Generator().manual_seed(2))
     directions = draws.to(model.device)
     took: dict[bool, list[float]] = {True: [], False: []}
     for steered in (True, False) * 4:

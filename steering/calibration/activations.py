@@ -74,12 +74,12 @@ def head_columns(heads: Sequence[Head], heads_a_layer: int) -> list[int]:
 
 def all_heads(model: AudioModel) -> list[Head]:
     """Every (layer, head) of a model, layer by layer."""
-    return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
+    return [(layer, head) for layer in range(model.num_layers) for head in range(model.num_heads)]
 
 
 def load_item_clip(model: AudioModel, item: Item) -> Clip:
     """The item's sound at the model's rate."""
-    return read_clip(item.audio, rate_hz=model.rate_hz, limits=FILE_LIMITS)
+    return read_clip(item.audio, rate_hz=model.sample_rate_hz, limits=FILE_LIMITS)
 
 
 def build_item_prompt(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
@@ -104,13 +104,13 @@ def decode_answer(model: AudioModel, ids: Sequence[int]) -> str:
 
 def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Shape and type of one item's value in each field of Activations."""
-    heads = (model.layers * model.heads,)
+    heads = (model.num_layers * model.num_heads,)
     return {
         "mass": (heads, np.float32),
         "silent_mass": (heads, np.float32),
-        "differences": ((model.layers, model.width), np.float32),
-        "final": ((model.width,), np.float32),
-        "deciding": ((model.width,), np.float32),
+        "differences": ((model.num_layers, model.hidden_size), np.float32),
+        "final": ((model.hidden_size,), np.float32),
+        "deciding": ((model.hidden_size,), np.float32),
         "first_token": ((), np.int64),
         "right": ((), np.bool_),
         "top_probability": ((), np.float32),
@@ -153,7 +153,7 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
     On a CPU it runs in one thread, so that the numbers are the same, to the last bit, for any
     number of cores and worker processes.
     """
-    heads, layers = all_heads(model), range(model.layers)
+    heads, layers = all_heads(model), range(model.num_layers)
     with one_thread(model):
         prompt = build_item_prompt(model, item, load_item_clip(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)

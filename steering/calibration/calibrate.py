@@ -96,8 +96,10 @@ def fit_profile(
     best, held_out, refusal = _fitted(search, calibrated_on)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
-    scores = activations.scores(best.heads, model.heads)
-    mass = activations.mass[:, head_columns(best.heads, model.heads)]  # (I, N) of the specialists
+    scores = activations.scores(best.heads, model.num_heads)
+    mass = activations.mass[
+        :, head_columns(best.heads, model.num_heads)
+    ]  # (I, N) of the specialists
     return Profile(
         name=f"{model.name}-{dataset.sha256[:8]}",
         model=model.name,

@@ -79,7 +79,7 @@ class Search:
         The layer sets: the last, the upper half, all, and those of the heads. Scaled to the norm of
         h, mean and sum are the same.
         """
-        count = self.model.layers
+        count = self.model.num_layers
         sets = {(count - 1,), tuple(range(count // 2, count)), tuple(range(count))}
         sets |= {tuple(sorted({layer for layer, _ in heads}))} if heads else set()
         places: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
@@ -106,7 +106,7 @@ class Search:
         with the highest net accuracy.
         """
         heads, r = self.specialists(rows)
-        scores = self.activations.scores(heads, self.model.heads)[rows]
+        scores = self.activations.scores(heads, self.model.num_heads)[rows]
         tried = [
             (intervention, self.correct_at(intervention)[:, rows])
             for intervention in self.interventions(heads)
@@ -160,8 +160,8 @@ class Search:
         audio_auroc = _audio_auroc(self.activations)
         best = choose(audio_auroc, min(MIN_HEADS, len(audio_auroc)))
         heads = tuple(all_heads(self.model)[i] for i in best)
-        threshold = float(np.median(self.activations.scores(heads, self.model.heads)))
-        intervention = Intervention((self.model.layers - 1,))
+        threshold = float(np.median(self.activations.scores(heads, self.model.num_heads)))
+        intervention = Intervention((self.model.num_layers - 1,))
         return FittedSettings(
             heads, (0.0,) * len(heads), intervention, Gate(0.0, threshold, 1.0), 0.0
         )
@@ -203,14 +203,16 @@ class Search:
             best = self.fit(inside)
             fits.append(best)
             right = self.correct_at(best.intervention)[:, outside]
-            scores[outside] = self.activations.scores(best.heads, self.model.heads)[outside]
-            silent[outside] = self.activations.silent_scores(best.heads, self.model.heads)[outside]
+            scores[outside] = self.activations.scores(best.heads, self.model.num_heads)[outside]
+            silent[outside] = self.activations.silent_scores(best.heads, self.model.num_heads)[
+                outside
+            ]
             tried = nearest(best.gate.strengths(scores[outside]))
             adaptive[outside] = right[tried, np.arange(len(outside))]
             strengths[outside] = STRENGTHS[tried]
             tried = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[tried, np.arange(len(outside))]
-        bare = self.correct_at(Intervention((self.model.layers - 1,)))[0]
+        bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
         figures = self._figures(bare, fixed, adaptive, scores, silent)
         return {**figures, "nulls": self._nulls(fold, fits, strengths)}
 
@@ -222,7 +224,7 @@ class Search:
     ) -> dict[str, Any]:
         """Figures of random heads and random layers in place of each fold's own."""
         activations = self.activations
-        columns = [head_columns(fit.heads, self.model.heads) for fit in fits]
+        columns = [head_columns(fit.heads, self.model.num_heads) for fit in fits]
 
         def share_right(layer_sets: Sequence[tuple[int, ...]]) -> float:
             right = 0
@@ -243,7 +245,7 @@ class Search:
                 activations.mass, activations.right, self.strata, fold, columns
             ),
             "random_layers": nulls.random_layers(
-                self.model.layers, [fit.intervention.layers for fit in fits], share_right
+                self.model.num_layers, [fit.intervention.layers for fit in fits], share_right
             ),
             "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
         }

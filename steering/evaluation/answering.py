@@ -116,7 +116,7 @@ class ArmRunner:
 
     def _run_passes(self, i: int) -> ItemPasses:
         """All passes over item i: one over the whole clip, the rest over text only."""
-        model, item, layers = self.model, self.items[i], range(self.model.layers)
+        model, item, layers = self.model, self.items[i], range(self.model.num_layers)
         clip = load_item_clip(model, item)
         prompt = self._prompt(item, clip)
         silence = silent_kv_prefix(model, prompt, self.silence_cache)

@@ -65,9 +65,9 @@ def choose_strengths(
     """The strength of each arm for each item; `oracles` are constant strengths by arm."""
     rng = np.random.default_rng(seed)
     count = len(items)
-    scores = activations.scores(profile.heads, model.heads)
+    scores = activations.scores(profile.heads, model.num_heads)
     adaptive = profile.gate.strengths(scores)
-    chance = activations.scores(random_heads(model, len(profile.heads), rng), model.heads)
+    chance = activations.scores(random_heads(model, len(profile.heads), rng), model.num_heads)
     strata = np.array([item.stratum for item in items])
     by_arm = {
         "fixed": np.full(count, profile.fixed_strength),
@@ -104,7 +104,7 @@ def random_layers(
     model: AudioModel, intervention: Intervention, rng: np.random.Generator
 ) -> tuple[int, ...]:
     """As many different layers as the intervention has, drawn at random."""
-    drawn = rng.choice(model.layers, size=len(intervention.layers), replace=False)
+    drawn = rng.choice(model.num_layers, size=len(intervention.layers), replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 

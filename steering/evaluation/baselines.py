@@ -67,7 +67,7 @@ def audio_aware_choices(
     def contrast(states: Tensor, step: int) -> Tensor:
         audio, silence = (
             steered_logits(model, half, UNSTEERED, step)
-            for half in states.split(model.width, dim=-1)
+            for half in states.split(model.hidden_size, dim=-1)
         )
         return (1 + weight) * audio - weight * silence
 

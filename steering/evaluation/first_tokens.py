@@ -103,7 +103,7 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
     and on its silence.
     """
     blocks = []
-    last = model.layers - 1
+    last = model.num_layers - 1
     with torch.inference_mode():
         for start in range(0, len(activations.final), _ROWS):
             block = slice(start, start + _ROWS)

@@ -183,8 +183,8 @@ def pick_examples(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str
 
 def _figures(results: Mapping[str, Any], details: ReportDetails) -> dict[str, Figure]:
     activations, profile = details.activations, details.profile
-    scores = activations.scores(profile.heads, details.model.heads)
-    silent = activations.silent_scores(profile.heads, details.model.heads)
+    scores = activations.scores(profile.heads, details.model.num_heads)
+    silent = activations.silent_scores(profile.heads, details.model.num_heads)
     figures = {
         "gains": plots.gains(results["arms"]),
         "scores": plots.scores(scores[activations.right], scores[~activations.right], silent),

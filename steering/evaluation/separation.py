@@ -27,8 +27,8 @@ def listening_figures(
 
     Beside it the model's own top probability, and random sets of as many heads.
     """
-    scores = activations.scores(profile.heads, model.heads)
-    silent = activations.silent_scores(profile.heads, model.heads)
+    scores = activations.scores(profile.heads, model.num_heads)
+    silent = activations.silent_scores(profile.heads, model.num_heads)
     chance = random_scores(model, len(profile.heads), activations, seed)
     strata = [item.stratum for item in items]
     cues: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def random_scores(
     """(I,) listening scores by each of RANDOM_SETS random sets of heads."""
     rng = np.random.default_rng([seed, 1])
     sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
-    return [activations.scores(each, model.heads) for each in sets]
+    return [activations.scores(each, model.num_heads) for each in sets]
 
 
 def correlation_map(
@@ -79,7 +79,7 @@ def correlation_map(
         r = correlations(activations.mass, activations.right, strata)
     except DataError:
         return None
-    rows: list[list[float]] = r.reshape(model.layers, model.heads).round(4).tolist()
+    rows: list[list[float]] = r.reshape(model.num_layers, model.num_heads).round(4).tolist()
     return rows
 
 

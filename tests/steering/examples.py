@@ -40,7 +40,7 @@ def prompt(model: AudioModel, *seconds: float, text: str = QUESTION) -> Prompt:
 
 def every_head(model: AudioModel) -> list[Head]:
     """All (layer, head) of a model."""
-    return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
+    return [(layer, head) for layer in range(model.num_layers) for head in range(model.num_heads)]
 
 
 def keys_and_values(heard: PrefillResult) -> list[tuple[Tensor, Tensor]]:
@@ -114,7 +114,7 @@ def plan_for(
 ) -> SteeringPlan:
     """A plan along a random direction of about the length of the final residual."""
     random = torch.Generator().manual_seed(3)
-    direction = torch.randn(model.width, generator=random)
+    direction = torch.randn(model.hidden_size, generator=random)
     return SteeringPlan(direction * heard.final.norm() / direction.norm(), strength, intervention)
 
 

@@ -123,7 +123,7 @@ def test_audio_tokens_stand_where_the_clips_do(case: Case, shape: str) -> None:
     assert int(example.audio_mask.sum()) == sum(counts)
     heard = case.model.family.hear(case.model.network, example.log_mels, example.mel_frames)
     assert [tuple(clip_audio.shape) for clip_audio in heard] == [
-        (n, case.model.width) for n in counts
+        (n, case.model.hidden_size) for n in counts
     ]
     for seconds, count in zip(example.heard_seconds, counts, strict=True):
         assert count * case.model.hop_seconds == pytest.approx(seconds, abs=0.1)
@@ -150,7 +150,7 @@ def test_positions_are_one_after_the_other_on_every_axis(case: Case, shape: str)
 def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: str) -> None:
     model = case.model
     example = example_prompt(model, shape)
-    heard = prefill(model, example, heads=every_head(model), layers=range(model.layers))
+    heard = prefill(model, example, heads=every_head(model), layers=range(model.num_layers))
     full = case.full(example)
     eager = full.attention[:, :, -1].flatten(0, 1)[:, example.audio_mask]
     torch.testing.assert_close(heard.attention, eager, atol=1e-5, rtol=0)
@@ -181,7 +181,7 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
 
 
 def random_direction(model: AudioModel, seed: int = 3) -> Tensor:
-    return torch.randn(model.width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.inference_mode()

@@ -40,7 +40,7 @@ def profile(untrained: AudioModel) -> Profile:
         calibration={"items": 400, "sha256": "00ff"},
         held_out={"gain": [6.2, 3.0, 9.4]},
         versions={"torch": "2"},
-        direction=torch.randn(untrained.width),
+        direction=torch.randn(untrained.hidden_size),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32) ** 2,
         head_mean=np.array([0.3, 0.4], np.float32),
         head_std=np.array([0.1, 0.05], np.float32),

@@ -49,8 +49,8 @@ def one_thread() -> Generator[None, None, None]:
 
 def test_heads_stand_layer_by_layer(model: AudioModel) -> None:
     heads = all_heads(model)
-    assert len(heads) == model.layers * model.heads
-    assert head_columns(heads, model.heads) == list(range(len(heads)))
+    assert len(heads) == model.num_layers * model.num_heads
+    assert head_columns(heads, model.num_heads) == list(range(len(heads)))
     assert head_columns([(2, 1), (0, 5)], heads_a_layer=8) == [17, 5]
 
 
@@ -61,14 +61,14 @@ def test_the_prompt_is_the_question_over_its_options(
     prompt = build_item_prompt(untrained, item, load_item_clip(untrained, item), "Listen. ")
     text = untrained.processor.tokenizer.decode(prompt.tokens[prompt.audio_end :])
     assert "Listen. " + with_choices(item.question, item.choices) in text
-    assert prompt.clips[0].sample_rate_hz == untrained.rate_hz
+    assert prompt.clips[0].sample_rate_hz == untrained.sample_rate_hz
 
 
 def test_evidence_is_what_two_passes_say(
     model: AudioModel, items: tuple[Item, ...], one_thread: None
 ) -> None:
     recorded = record(model, items)
-    heads, layers = all_heads(model), range(model.layers)
+    heads, layers = all_heads(model), range(model.num_layers)
     for i, item in enumerate(items):
         prompt = build_item_prompt(model, item, load_item_clip(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
@@ -84,8 +84,8 @@ def test_evidence_is_what_two_passes_say(
         token = int(recorded.first_token[i])
         assert model.processor.tokenizer.decode([token]) == item.answer, "a word of the world"
         assert recorded.right[i] == is_right(greedy_answer(model, heard), item.answer, item.choices)
-    assert recorded.mass.shape == (3, model.layers * model.heads)
-    assert recorded.differences.shape == (3, model.layers, model.width)
+    assert recorded.mass.shape == (3, model.num_layers * model.num_heads)
+    assert recorded.differences.shape == (3, model.num_layers, model.hidden_size)
     assert (recorded.mass >= 0).all() and (recorded.mass <= 1).all()
 
 

@@ -76,18 +76,18 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
     answer, wrong, other = rng.choice(700, (3, ITEMS)) + np.array([[0], [3], [7]])
     words = unit(model.network.lm_head.weight)
     token = np.where(right, answer, wrong)
-    final = 10 * words[token] + 0.1 * rng.standard_normal((ITEMS, model.width))
-    differences = rng.standard_normal((ITEMS, model.layers, model.width))
-    silent = rng.uniform(0.0, 0.2, (ITEMS, model.layers * model.heads))
+    final = 10 * words[token] + 0.1 * rng.standard_normal((ITEMS, model.hidden_size))
+    differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
+    silent = rng.uniform(0.0, 0.2, (ITEMS, model.num_layers * model.num_heads))
     mass = rng.uniform(0.25, 0.45, silent.shape)
     if helps:
         differences += 40 * words[other][:, None]
         hurt = right & (rng.random(ITEMS) < 1 / 12)
         differences[:, -1] = 30 * words[np.where(hurt, wrong, answer)]
-        for n, column in enumerate(head_columns(PLANTED, model.heads)):
+        for n, column in enumerate(head_columns(PLANTED, model.num_heads)):
             noise = 0.02 * (n + 1) * rng.standard_normal(ITEMS)
             mass[:, column] = 0.3 + 0.4 * right + noise
-        column = head_columns([DEAF], model.heads)[0]
+        column = head_columns([DEAF], model.num_heads)[0]
         mass[:, column] = silent[:, column] = 0.3 + 0.4 * right
     return Activations(
         mass=mass.astype(np.float32),
@@ -112,7 +112,7 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
     assert profile.heads[0] == PLANTED[0], "the clearest first"
     assert min(profile.correlations) > 0.8
     assert list(profile.correlations) == sorted(profile.correlations, reverse=True)
-    assert profile.intervention.layers == (untrained.layers - 1,)
+    assert profile.intervention.layers == (untrained.num_layers - 1,)
     torch.testing.assert_close(
         profile.direction, torch.from_numpy(planted_activations.differences[:, -1]).mean(0)
     )
@@ -136,7 +136,7 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     planted_activations = activations(untrained, helps=True)
     profile = fit_profile(untrained, dataset(), planted_activations)
-    scores = planted_activations.scores(profile.heads, untrained.heads)
+    scores = planted_activations.scores(profile.heads, untrained.num_heads)
     assert profile.fingerprint == untrained.fingerprint
     assert profile.name.endswith("00ff"), "named for its data"
     assert profile.calibration["items"] == ITEMS
@@ -153,7 +153,7 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     assert profile.quantiles[[0, 50, 100]] == pytest.approx(
         [scores.min(), np.median(scores), scores.max()]
     )
-    own = planted_activations.mass[:, head_columns(profile.heads, untrained.heads)]
+    own = planted_activations.mass[:, head_columns(profile.heads, untrained.num_heads)]
     np.testing.assert_allclose(profile.head_mean, own.mean(0), rtol=1e-5)
     np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
     json.dumps(dict(profile.held_out), allow_nan=False)

@@ -35,7 +35,7 @@ def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
     profile, recorded, forty = profile_of(grouped), activations(grouped, 40), items(40)
     arm_strengths = choose_strengths(grouped, profile, forty, recorded, 3, {"oracle_fixed": 0.7})
     by_arm = arm_strengths.by_arm
-    scores = recorded.scores(profile.heads, grouped.heads)
+    scores = recorded.scores(profile.heads, grouped.num_heads)
     adaptive = np.array([profile.gate.strength(float(score)) for score in scores])
     for arm in ("adaptive", "calibrated", "random_layers", "all_layers", "text_only", "other_item"):
         np.testing.assert_allclose(by_arm[arm], adaptive)
@@ -89,7 +89,7 @@ def test_a_group_has_its_mean() -> None:
 def test_plans_take_the_states_that_their_arm_names(grouped: AudioModel) -> None:
     profile, recorded = profile_of(grouped), activations(grouped, 8)
     arm_strengths = choose_strengths(grouped, profile, items(8), recorded, 0, {})
-    layers, width = grouped.layers, grouped.width
+    layers, width = grouped.num_layers, grouped.hidden_size
     differences = Differences(*(torch.randn(layers, width) for _ in range(3)))
     plan_by_arm = plans(profile, arm_strengths, 5, differences)
     expected = {

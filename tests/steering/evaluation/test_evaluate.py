@@ -36,7 +36,7 @@ SHORT = 4
 def heard_of(model: AudioModel, item: Item) -> tuple[PrefillResult, PrefillResult, float]:
     """An item, its silence, and its score, each by a whole pass of its own."""
     prompt = build_item_prompt(model, item, load_item_clip(model, item))
-    layers, heads = range(model.layers), profile_of(model).heads
+    layers, heads = range(model.num_layers), profile_of(model).heads
     heard = prefill(model, prompt, heads=heads, layers=layers)
     silent = prefill(model, silent_twin(model, prompt), layers=layers)
     return heard, silent, float(heard.attention.sum(-1).mean())

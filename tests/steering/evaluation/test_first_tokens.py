@@ -29,7 +29,7 @@ def items(tmp_path: Path) -> tuple[Item, ...]:
 def answered(model: AudioModel, item: Item, strength: float, mode: str) -> int:
     """The first token of an answer that is really given."""
     prompt = build_item_prompt(model, item, load_item_clip(model, item))
-    layers = range(model.layers)
+    layers = range(model.num_layers)
     heard = prefill(model, prompt, layers=layers)
     silent = prefill(model, silent_twin(model, prompt), layers=layers)
     plan = SteeringPlan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)

@@ -22,7 +22,7 @@ def conflicts(count: int) -> list[Item]:
 def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> None:
     recorded = activations(grouped, 60)
     figures = listening_figures(grouped, profile_of(grouped), conflicts(60), recorded, seed=0)
-    scores = recorded.scores(HEADS, grouped.heads)
+    scores = recorded.scores(HEADS, grouped.num_heads)
     assert figures["clip_silence"] == 1.0
     assert figures["mean_right"] == pytest.approx(float(scores[recorded.right].mean()), abs=1e-4)
     assert figures["mean_right"] > figures["mean_wrong"] > figures["mean_silent"]
@@ -66,6 +66,6 @@ def test_the_map_is_the_correlation_of_every_head(grouped: AudioModel) -> None:
     r = correlations(recorded.mass, recorded.right, [i.stratum for i in items])
     assert head_map is not None
     np.testing.assert_allclose(np.array(head_map).ravel(), r, atol=1e-4)
-    assert np.array(head_map).shape == (grouped.layers, grouped.heads)
+    assert np.array(head_map).shape == (grouped.num_layers, grouped.num_heads)
     alike = replace(recorded, right=np.ones(60, bool))
     assert correlation_map(grouped, items, alike) is None

@@ -17,7 +17,7 @@ def test_other_words_over_kept_keys_are_a_whole_prefill(model: AudioModel) -> No
     sound = clip(0.9)
     first = build_question(model, [sound], QUESTION)
     second = build_question(model, [sound], "Listen carefully. " + QUESTION)
-    heads, layers = every_head(model), range(model.layers)
+    heads, layers = every_head(model), range(model.num_layers)
     heard = prefill(model, first)
     pairs = copy_kv_prefix(heard, first.audio_end)
     list(generate(model, heard, UNSTEERED, SHORT))  # what is written behind the prompt does no harm

@@ -33,9 +33,9 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 def test_sizes_are_read_from_the_checkpoint(untrained: AudioModel, grouped: AudioModel) -> None:
-    assert (untrained.layers, untrained.heads, untrained.width) == (8, 8, 160)
-    assert (grouped.layers, grouped.heads, grouped.width) == (3, 8, 160)
-    assert untrained.rate_hz == 16_000
+    assert (untrained.num_layers, untrained.num_heads, untrained.hidden_size) == (8, 8, 160)
+    assert (grouped.num_layers, grouped.num_heads, grouped.hidden_size) == (3, 8, 160)
+    assert untrained.sample_rate_hz == 16_000
     assert untrained.max_clip_seconds == 3.0
     assert untrained.hop_seconds == pytest.approx(0.04)
     assert untrained.revision is None

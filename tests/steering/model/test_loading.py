@@ -152,7 +152,7 @@ def test_a_folder_is_loaded_without_a_network(checkpoint: Path) -> None:
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
         "from steering.model.loading import load\n"
-        "print(load(sys.argv[1], device='cpu').layers)\n"
+        "print(load(sys.argv[1], device='cpu').num_layers)\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, str(checkpoint)],
@@ -328,7 +328,7 @@ def test_a_model_that_does_not_do_as_its_family_is_refused(
     changes: dict[str, Any] = {
         "tokens": {"audio_tokens": lambda config, frames: 7},
         "readout": {"readout": lambda network: lambda states: states[:, :9]},
-        "deaf": {"hear": lambda network, mels, frames: [torch.zeros(3, untrained.width)]},
+        "deaf": {"hear": lambda network, mels, frames: [torch.zeros(3, untrained.hidden_size)]},
         "nan": {
             "hear": lambda n, m, f: [clip_audio * torch.nan for clip_audio in family.hear(n, m, f)]
         },
@@ -360,7 +360,7 @@ if importlib.util.find_spec("bitsandbytes"):
 
 def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> None:
     """There is one device here, so only the way of the states is run, not the crossing."""
-    spread = replace(untrained, places=(torch.device("cpu"),) * untrained.layers)
+    spread = replace(untrained, layer_devices=(torch.device("cpu"),) * untrained.num_layers)
     example, heads = prompt(untrained), [(0, 0), (7, 3)]
     heard = prefill(spread, example, heads=heads, layers=(2, 5))
     expected = prefill(untrained, example, heads=heads, layers=(2, 5))
