@@ -95,7 +95,7 @@ def _load(settings: Settings, loaded: list[AudioModel]) -> str:
     model = load_from(settings)
     loaded.append(model)
     self_test(model)
-    return f"{model.name}: {model.family.name}, {model.layers} layers, {model.device}"
+    return f"{model.name}: {model.family.name}, {model.num_layers} layers, {model.device}"
 
 
 def _profile(settings: Settings, model: AudioModel) -> str:

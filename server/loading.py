@@ -127,7 +127,7 @@ def _first_question(runtime: Runtime) -> Question:
     The clip fills the model's window, so that the silence of the longest clips is cached from the
     start, and a lack of memory is found at start.
     """
-    rate_hz = runtime.model.rate_hz
+    rate_hz = runtime.model.sample_rate_hz
     room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds
     seconds = min(runtime.model.max_clip_seconds, room_seconds)
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01

@@ -32,14 +32,14 @@ Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder
 
 
 class Mode(StrEnum):
-    """How an item is answered: written freely, or the likeliest of its options."""
+    """The form of an answer: written freely, or the likeliest of the options."""
 
     generate = "generate"
     choices = "choices"
 
 
 class PromptStyleOption(StrEnum):
-    """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
+    """The wording of options: lettered lines, or R1-AQA's words with an answer tag."""
 
     auto = "auto"
     plain = "plain"
@@ -47,7 +47,7 @@ class PromptStyleOption(StrEnum):
 
     @property
     def style(self) -> str:
-        """What the model's loader calls it."""
+        """The loader's name for it."""
         return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 

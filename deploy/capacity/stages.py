@@ -82,7 +82,7 @@ def measure(
     watch = Stopwatch.new()
     for turn in range(rounds + 1):
         for clip in clips:
-            _front(watch, subject, clip, turn, model.rate_hz)
+            _front(watch, subject, clip, turn, model.sample_rate_hz)
             _passes(watch, subject, runtime, clip, turn)
             if entries:
                 _entries(watch, subject, runtime, clip, turn)
@@ -107,7 +107,7 @@ def front(
     watch = Stopwatch.new()
     for turn in range(rounds + 1):
         for clip in clips:
-            _front(watch, subject, clip, turn, subject.model.rate_hz)
+            _front(watch, subject, clip, turn, subject.model.sample_rate_hz)
         watch = watch if turn else Stopwatch.new()
     prompts = {clip: build_prompt(subject.model, subject.messages(0, clip)) for clip in clips}
     lengths = {f"{clip:g}": _lengths(shape, prompt) for clip, prompt in prompts.items()}
@@ -116,7 +116,7 @@ def front(
 
 def body(subject: BenchModel, clip: float, seed: int, **wish: Any) -> bytes:
     """A request for /v1/audio-chat: noise as 16-bit WAV in base64."""
-    rate_hz = subject.model.rate_hz
+    rate_hz = subject.model.sample_rate_hz
     noise = np.random.default_rng(seed).standard_normal(round(clip * rate_hz)) * 3000
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
