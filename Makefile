@@ -71,7 +71,7 @@ torture: $(READY) ## hold real servers under load, faults and hostile input, and
 	$(BIN)/python -m tests.stress --write
 
 capacity: $(READY) ## measure, simulate and forecast what docs/capacity.md says, and write it anew
-	$(BIN)/python -m deploy.capacity.study
+	$(BIN)/python -m deploy.capacity
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
