@@ -35,7 +35,7 @@ class WindowListening:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """How far the audio decided the answer; None where the server has no profile."""
+    """Listening measurements of one answer; None where the server has no profile."""
 
     score: float | None
     percentile: float | None
@@ -50,7 +50,7 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What was done to the answer; `reason` says why nothing was."""
+    """The steering of an answer; `reason` says why there was none."""
 
     applied: bool
     direction: str | None
@@ -63,7 +63,7 @@ class Steering:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """One clip: what was sent, and how much of it the model heard."""
+    """One clip as it was sent, and the part of it that the model heard."""
 
     submitted_seconds: float
     heard_seconds: float
@@ -84,7 +84,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds."""
+    """Seconds of each step."""
 
     queue_seconds: float
     prefill_seconds: float
@@ -116,7 +116,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The listening to a question that was not answered."""
+    """Listening measurements of a question that was not answered."""
 
     id: str
     created: int  # seconds since 1970

@@ -47,7 +47,7 @@ class Stream:
 
 
 class AsyncStream:
-    """The same, asynchronously."""
+    """The same as Stream, asynchronously."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
@@ -117,7 +117,7 @@ class AllEars:
     def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Iterator[Stream]:
-        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        """The answer in pieces: iterate over them, then read the stream's `answer`."""
         content = {**body(audio, question, options), "stream": True}
         try:
             request = self._http.build_request("POST", _CHAT, json=content)
@@ -138,7 +138,7 @@ class AllEars:
         question: str | None = None,
         **options: Unpack[ListeningOptions],
     ) -> Heard:
-        """Measure how far the audio would decide the answer, without an answer."""
+        """Listening measurements of a question, without an answer."""
         return parse_heard(self._send("POST", _LISTEN, json=body(audio, question, options)))
 
     def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
@@ -146,7 +146,7 @@ class AllEars:
         return self._send("GET", _SUMMARY, params=_params(request_id))
 
     def ready(self) -> bool:
-        """Whether the server is there and takes questions."""
+        """True if the server can be reached and takes questions."""
         try:
             return self._http.get("/readyz", extensions=_ONCE).status_code == 200
         except _BROKEN:
@@ -200,7 +200,7 @@ class AsyncAllEars:
     async def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[AsyncStream]:
-        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        """The answer in pieces: iterate over them, then read the stream's `answer`."""
         content = {**body(audio, question, options), "stream": True}
         try:
             request = self._http.build_request("POST", _CHAT, json=content)
@@ -221,7 +221,7 @@ class AsyncAllEars:
         question: str | None = None,
         **options: Unpack[ListeningOptions],
     ) -> Heard:
-        """Measure how far the audio would decide the answer, without an answer."""
+        """Listening measurements of a question, without an answer."""
         content = body(audio, question, options)
         return parse_heard(await self._send("POST", _LISTEN, json=content))
 
@@ -230,7 +230,7 @@ class AsyncAllEars:
         return await self._send("GET", _SUMMARY, params=_params(request_id))
 
     async def ready(self) -> bool:
-        """Whether the server is there and takes questions."""
+        """True if the server can be reached and takes questions."""
         try:
             return (await self._http.get("/readyz", extensions=_ONCE)).status_code == 200
         except _BROKEN:

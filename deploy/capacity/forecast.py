@@ -14,7 +14,7 @@ import numpy as np
 
 from deploy.capacity import costs
 from deploy.capacity.costs import Machine, ModelSizes, max_answers_per_second
-from deploy.capacity.simulation import ROUTINGS, SimulatedReplicas, simulate
+from deploy.capacity.simulation import ROUTINGS, FleetSettings, simulate
 from deploy.capacity.stage_times import Quantiles, StageTimes
 from deploy.capacity.traffic import Traffic, requests, summary
 
@@ -177,7 +177,7 @@ def forecast(
 
 
 def one_card(
-    card: CardReplica, fleet: SimulatedReplicas, traffic: Traffic, load: float
+    card: CardReplica, fleet: FleetSettings, traffic: Traffic, load: float
 ) -> dict[str, Any]:
     """One replica under a kind of traffic: its limit, and its answers at a `load` of that."""
     times = card.stage_times(_kv_length(card, traffic), fleet.rows)
@@ -212,7 +212,7 @@ def _one_card_table(card: CardReplica, report: Callable[[str], None]) -> Sequenc
 
 def fleets(
     card: CardReplica,
-    fleet: SimulatedReplicas,
+    fleet: FleetSettings,
     traffic: Traffic,
     counts: Sequence[int],
     report: Callable[[str], None],
@@ -251,8 +251,8 @@ def limits(card: CardReplica, tokens: float) -> dict[str, float]:
     }
 
 
-def _card_fleet(rows: int, cache_bytes: int) -> SimulatedReplicas:
-    return SimulatedReplicas(1, rows, _QUEUE, 30.0, cache_bytes, _WORKERS, prompts_by_workers=True)
+def _card_fleet(rows: int, cache_bytes: int) -> FleetSettings:
+    return FleetSettings(1, rows, _QUEUE, 30.0, cache_bytes, _WORKERS, prompts_by_workers=True)
 
 
 def _max_answers(card: CardReplica, twin: str, rows: int, tokens: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from deploy.capacity.stage_times import Quantiles, StageTimes
-from deploy.capacity.traffic import Outcome, TimedRequest
+from deploy.capacity.traffic import RequestOutcome, TimedRequest
 from steering.errors import AllEarsError
 from steering.silence import SilenceCache
 
@@ -35,8 +35,8 @@ Process = Generator[simpy.Event, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedReplicas:
-    """Replicas, their settings, and the routing of requests among them."""
+class FleetSettings:
+    """Settings of the replicas, and the routing of requests among them."""
 
     replicas: int = 1
     rows: int = 16
@@ -66,12 +66,12 @@ Queued = tuple[SimulatedRequest, simpy.Event]  # a request, and what ends its wa
 
 
 @dataclass(slots=True, eq=False)
-class Replica:
+class SimulatedReplica:
     """One server process."""
 
     env: simpy.Environment
     times: StageTimes
-    fleet: SimulatedReplicas
+    fleet: FleetSettings
     draws: np.random.Generator
     workers: simpy.Resource = field(init=False)
     silence_cache: SilenceCache = field(init=False)
@@ -215,13 +215,13 @@ class SimulationRun:
     """The simulated requests, and the replicas that they went through."""
 
     requests: tuple[SimulatedRequest, ...]
-    replicas: tuple[Replica, ...]
+    replicas: tuple[SimulatedReplica, ...]
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[RequestOutcome]:
         """Outcomes as a real server reports them, which tells no cold twin from a miss."""
         return [
-            Outcome(
+            RequestOutcome(
                 request.sent.at,
                 request.status,
                 request.done_at - request.sent.at,
@@ -239,12 +239,12 @@ class SimulationRun:
 
 
 def simulate(
-    sent: Sequence[TimedRequest], times: StageTimes, fleet: SimulatedReplicas, seed: int = 0
+    sent: Sequence[TimedRequest], times: StageTimes, fleet: FleetSettings, seed: int = 0
 ) -> SimulationRun:
     """All requests, through a fleet that starts empty; the same arguments give the same."""
     env = simpy.Environment()
     draws = np.random.default_rng(seed)
-    replicas = tuple(Replica(env, times, fleet, draws) for _ in range(fleet.replicas))
+    replicas = tuple(SimulatedReplica(env, times, fleet, draws) for _ in range(fleet.replicas))
     requests = tuple(SimulatedRequest(each) for each in sent)
 
     def arrive() -> Process:
@@ -258,11 +258,11 @@ def simulate(
 
 
 def _route(
-    replicas: Sequence[Replica],
+    replicas: Sequence[SimulatedReplica],
     request: SimulatedRequest,
     routing: Routing,
     draws: np.random.Generator,
-) -> Replica:
+) -> SimulatedReplica:
     """The replica that a request goes to."""
     if routing == "by_length":  # clips of one length meet in one place, unless that has a queue
         first = round(100 * request.sent.clip_seconds) * 2654435761 % len(replicas)

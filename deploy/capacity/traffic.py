@@ -73,7 +73,7 @@ def _times(traffic: Traffic, seconds: float, draws: Generator) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RequestOutcome:
     """The outcome of one request, simulated or of a real server."""
 
     at: float  # when it was sent; seconds from the start
@@ -84,7 +84,7 @@ class Outcome:
     passes_seconds: float = 0.0  # by the wall, of prefill and twin; a real server's only
 
 
-def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
+def summary(outcomes: Sequence[RequestOutcome], seconds: float) -> dict[str, float]:
     """Answers a second within the time that requests came, latencies, shares."""
     answered = [each for each in outcomes if each.status == 200]
     waits = [each.seconds for each in answered] or [float("nan")]

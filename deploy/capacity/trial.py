@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import torch
 
-from deploy.capacity.simulation import SimulatedReplicas, simulate
+from deploy.capacity.simulation import FleetSettings, simulate
 from deploy.capacity.stage_measurement import request_body
 from deploy.capacity.stage_times import (
     TRIAL_CLIPS,
@@ -36,14 +36,14 @@ from deploy.capacity.stage_times import (
     engine_limit,
     mean_clip,
 )
-from deploy.capacity.traffic import Outcome, TimedRequest, Traffic, requests, summary
+from deploy.capacity.traffic import RequestOutcome, TimedRequest, Traffic, requests, summary
 from server.bench.models import BenchModel, bench_model
 from steering import profile as profiles
 from steering.model.checkpoint import DEMO, DEMO_WEIGHTS
 
 TRIAL_LOADS = (0.5, 0.9, 1.4)  # of what the engine can answer at most
 _TRAFFIC = Traffic(1.0, TRIAL_CLIPS, TRIAL_TOKENS, steered=0.5)
-_FLEET = SimulatedReplicas(1, 16, 16, 30.0, 3_000_000)  # room for three of the five silences
+_FLEET = FleetSettings(1, 16, 16, 30.0, 3_000_000)  # room for three of the five silences
 _PROBE_SECONDS = 10.0
 _SLOWDOWN_SECONDS = 4.0  # a slowdown is the mean of so long
 
@@ -76,7 +76,7 @@ def run_trials(
 def _compare(
     model: Mapping[str, Any],
     sent: Sequence[TimedRequest],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RequestOutcome],
     contention: CpuContention,
     seconds: float,
 ) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def simulated_curve(model: Mapping[str, Any]) -> list[dict[str, float]]:
     return points
 
 
-def slowdowns(model: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[float]:
+def slowdowns(model: Mapping[str, Any], outcomes: Sequence[RequestOutcome]) -> list[float]:
     """Wall seconds of each answer's passes, as the server reports them, over their CPU seconds.
 
     They are longer where others use the core, or other threads hold Python's lock.
@@ -133,7 +133,7 @@ def slowdowns(model: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[flo
 
 
 def slowdown_over_time(
-    model: Mapping[str, Any], outcomes: Sequence[Outcome]
+    model: Mapping[str, Any], outcomes: Sequence[RequestOutcome]
 ) -> Callable[[float], float]:
     """The mean slowdown around a time, from the questions that entered then."""
     answered = [outcome for outcome in outcomes if outcome.status == 200]
@@ -170,7 +170,7 @@ class CpuContention:
 
 def run_server(
     bench: BenchModel, profile: Path, sent: Sequence[TimedRequest], *options: str
-) -> tuple[list[Outcome], CpuContention]:
+) -> tuple[list[RequestOutcome], CpuContention]:
     """Outcomes of all requests, sent to a server that is started for them and stopped after."""
     with tempfile.TemporaryDirectory() as folder:
         model = endless_checkpoint(Path(folder) / "model")
@@ -227,7 +227,7 @@ def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
     raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
 
 
-async def _send(bench: BenchModel, url: str, sent: Sequence[TimedRequest]) -> list[Outcome]:
+async def _send(bench: BenchModel, url: str, sent: Sequence[TimedRequest]) -> list[RequestOutcome]:
     """All requests, each at its time."""
     clips = {each.clip_seconds: _audio(bench, each.clip_seconds) for each in sent}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -236,7 +236,7 @@ async def _send(bench: BenchModel, url: str, sent: Sequence[TimedRequest]) -> li
     ) as client:
         start = time.perf_counter()
 
-        async def send(request: TimedRequest) -> Outcome:
+        async def send(request: TimedRequest) -> RequestOutcome:
             await asyncio.sleep(max(start + request.at - time.perf_counter(), 0.0))
             body = _body(bench, request, clips[request.clip_seconds])
             headers = {"content-type": "application/json"}
@@ -261,16 +261,16 @@ def _body(bench: BenchModel, request: TimedRequest, audio: str) -> bytes:
     return json.dumps(body).encode()
 
 
-def _outcome(request: TimedRequest, response: httpx.Response, seconds: float) -> Outcome:
+def _outcome(request: TimedRequest, response: httpx.Response, seconds: float) -> RequestOutcome:
     if response.status_code != 200:
-        return Outcome(request.at, response.status_code, seconds)
+        return RequestOutcome(request.at, response.status_code, seconds)
     answer = response.json()
     if answer["usage"]["completion_tokens"] != request.answer_tokens:
         raise RuntimeError(f"an answer of other length than {request.answer_tokens}: {answer}")
     timings = answer["timings"]
     passes = timings["prefill_seconds"] + timings["silence_seconds"]
     first = timings["queue_seconds"] + passes
-    return Outcome(request.at, 200, seconds, first, timings["silence_cache"] or "", passes)
+    return RequestOutcome(request.at, 200, seconds, first, timings["silence_cache"] or "", passes)
 
 
 def _threads(process: int) -> dict[str, tuple[float, float]]:

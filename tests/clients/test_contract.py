@@ -60,12 +60,13 @@ def request_schema(document: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 def literals(annotation: Any) -> set[str]:
     """All strings that stand in the Literals of an annotation."""
-    strings = {one for one in get_args(annotation) if isinstance(one, str)}
-    return strings.union(*(literals(one) for one in get_args(annotation) if get_args(one)))
+    arguments = get_args(annotation)
+    strings = {argument for argument in arguments if isinstance(argument, str)}
+    return strings.union(*(literals(argument) for argument in arguments if get_args(argument)))
 
 
 def enumerated(document: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
-    """All strings that a schema allows by name, those of lists included."""
+    """All strings that a schema lists, those of arrays included."""
     schema = resolved(document, schema)
     if "items" in schema:
         return enumerated(document, schema["items"])
@@ -117,21 +118,20 @@ def test_streaming_is_asked_for(sound: bytes) -> None:
 
 
 def filled(document: Mapping[str, Any], schema: Mapping[str, Any], unique: Iterator[int]) -> Any:
-    """A value of a schema with every field there, each string and number only once."""
+    """A body of a schema with every field; each value is a string of its own, whatever its type."""
     schema = resolved(document, schema)
     if "properties" in schema:
-        return {k: filled(document, one, unique) for k, one in schema["properties"].items()}
+        fields_of = schema["properties"]
+        return {name: filled(document, fields_of[name], unique) for name in fields_of}
     if schema["type"] == "array":
         return [filled(document, schema["items"], unique)]
-    if schema["type"] == "boolean":
-        return f"a boolean {next(unique)}"  # the client does not look: the parser shows which
     return f"{schema['type']} {next(unique)}"
 
 
 def leaves(value: Any) -> set[str]:
     """Every string in dictionaries (their keys as well), lists and dataclasses; not in `raw`."""
     if is_dataclass(value):
-        parts = [getattr(value, one.name) for one in fields(value) if one.name != "raw"]
+        parts = [getattr(value, field.name) for field in fields(value) if field.name != "raw"]
         return set().union(*map(leaves, parts))
     if isinstance(value, Mapping):
         return set(value).union(*map(leaves, value.values()))

@@ -60,7 +60,7 @@ def _cluster() -> Iterator[Postgres]:
 
 
 @dataclass(slots=True, eq=False)
-class Traffic:
+class OutageTraffic:
     """State that the clients share, and their results."""
 
     http: httpx.AsyncClient
@@ -91,7 +91,7 @@ async def _outages(
     away: list[tuple[float, float]] = []
     waited = 0.0
     async with httpx.AsyncClient(base_url=served.url, timeout=120) as http:
-        traffic = Traffic(http, iter([random.choice(honest) for _ in range(requests)]))
+        traffic = OutageTraffic(http, iter([random.choice(honest) for _ in range(requests)]))
         clients = [asyncio.create_task(traffic.client()) for _ in range(_CONCURRENT)]
         each = requests / outages
         for i in range(outages):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploy.capacity.costs import max_answers_per_second
-from deploy.capacity.simulation import SimulatedReplicas, SimulationRun, simulate
+from deploy.capacity.simulation import FleetSettings, SimulationRun, simulate
 from deploy.capacity.stage_measurement import deciles
 from deploy.capacity.stage_times import Quantiles, StageTimes
 from deploy.capacity.traffic import TimedRequest, Traffic, requests, summary
@@ -19,7 +19,7 @@ from server.engine import engine
 
 NOTHING = Quantiles({1.0: [0.0]})
 ONE_TOKEN = Traffic(0.8, (1.0,), (1, 1))  # no decode step: a queue with one server
-ENDLESS = SimulatedReplicas(rows=1, queue_limit=10**9, queue_timeout_seconds=1e9)
+ENDLESS = FleetSettings(rows=1, queue_limit=10**9, queue_timeout_seconds=1e9)
 
 
 def stage_times(service: Quantiles, round_seconds: float = 0.0, entry_bytes: int = 1) -> StageTimes:
@@ -117,7 +117,7 @@ def test_four_may_enter_between_two_steps() -> None:
     run = simulate(sent, stage_times(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=8))
     assert [request.first_token_at for request in run.requests] == [1.0, 2.0, 3.0, 4.0, 15.0, 16.0]
     assert [request.done_at for request in run.requests] == [14.0] * 4 + [26.0] * 2
-    assert SimulatedReplicas().enter_between_steps == engine._ENTER_BETWEEN_STEPS
+    assert FleetSettings().enter_between_steps == engine._ENTER_BETWEEN_STEPS
 
 
 @pytest.mark.parametrize("beside, firsts", [(False, [3.0, 6.0]), (True, [3.0, 4.0])])
@@ -151,7 +151,7 @@ def test_rows_are_full_before_the_queue_is_let_in() -> None:
 def test_more_than_can_be_answered_is_answered_as_fast_as_the_closed_form_says(rows: int) -> None:
     sent = requests(Traffic(30.0, (1.0,), (16, 48)), 200, 5)
     times = stage_times(Quantiles({1.0: [0.03]}), round_seconds=0.01)
-    run = simulate(sent, times, SimulatedReplicas(rows=rows, queue_limit=64))
+    run = simulate(sent, times, FleetSettings(rows=rows, queue_limit=64))
     answered = summary(run.outcomes, 200)["answered_a_second"]
     assert answered == pytest.approx(max_answers_per_second(rows, 32, 0.03, 0.01), rel=0.06)
 

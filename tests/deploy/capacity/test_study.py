@@ -15,7 +15,7 @@ from deploy.capacity.__main__ import FIGURES, to_json
 from deploy.capacity.costs import ModelSizes
 from deploy.capacity.forecast import AssumedShares, CardReplica, Host, h100_replica
 from deploy.capacity.page import STAGES, TABLES, filled, ms, table
-from deploy.capacity.simulation import SimulatedReplicas, simulate
+from deploy.capacity.simulation import FleetSettings, simulate
 from deploy.capacity.traffic import Traffic, requests, summary
 from deploy.capacity.trial import run_server, slowdowns
 from server.bench.models import REAL, BenchModel, bench_model, random_model
@@ -93,7 +93,7 @@ def test_a_real_server_hits_what_the_simulation_hits(demo: BenchModel) -> None:
     outcomes, contention = run_server(demo, DEMO_PROFILE, sent, *words)
     model = json.loads(FIGURES.read_text())["models"]["demo"]
     run = simulate(
-        sent, stage_times.cpu_stage_times(model), SimulatedReplicas(silence_cache_bytes=cache)
+        sent, stage_times.cpu_stage_times(model), FleetSettings(silence_cache_bytes=cache)
     )
     assert [outcome.status for outcome in outcomes] == [200] * len(sent)
     assert [outcome.twin for outcome in outcomes] == [outcome.twin for outcome in run.outcomes]
