@@ -26,9 +26,10 @@ from server.deployment import Deployment
 from server.engine.runtime import Runtime
 from server.listening_log.records import ListeningLog, MemoryLog
 from server.listening_log.writer import DatabaseLog
-from server.settings import Settings
+from server.settings import Settings, wrong_log
 from server.telemetry import tracing
 from server.telemetry.metrics import Metrics, add_log_gauges, make_metrics
+from server.telemetry.served_model import public_name
 
 _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
@@ -69,9 +70,22 @@ def make_deployment(settings: Settings, **parts: Any) -> Deployment:
     metrics = make_metrics()
     records: ListeningLog = MemoryLog()
     if not settings.logs_to_memory:
-        records = DatabaseLog(settings, metrics.log_lost.inc)
+        records = database_log(settings, metrics.log_lost.inc)
         add_log_gauges(metrics, records)
     return Deployment(settings, metrics, records, _make_decode_pool(settings, metrics), **parts)
+
+
+def database_log(settings: Settings, count_lost: Callable[[int], None]) -> DatabaseLog:
+    """The listening log in the database of the settings; nothing is opened yet."""
+    return DatabaseLog(
+        settings.log_database,
+        max_rows=settings.listening_log_max_rows,
+        max_days=settings.listening_log_max_days,
+        buffer_rows=settings.listening_log_buffer_rows,
+        count_lost=count_lost,
+        start_error=lambda reason: wrong_log(settings, reason),
+        folder=settings.state_folder if settings.listening_log_url is None else None,
+    )
 
 
 def _make_decode_pool(settings: Settings, metrics: Metrics) -> DecodePool:
@@ -163,7 +177,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             summary=app.summary,
             description=app.description,
             routes=app.routes,
+            tags=openapi.TAGS,
         )
-        keyed = bool(app.state.deployment.settings.known_keys)
-        app.openapi_schema = openapi.with_bodies(document, PROBES, keyed=keyed)
+        settings = app.state.deployment.settings
+        app.openapi_schema = openapi.complete(
+            document,
+            PROBES,
+            keyed=bool(settings.known_keys),
+            model=public_name(settings.model),
+        )
     return app.openapi_schema

@@ -100,7 +100,7 @@ class Deployment:
         """Audio that this deployment accepts."""
         model, settings = engine.runtime.model, self.settings
         return AudioPolicy(
-            rate_hz=model.rate_hz,
+            rate_hz=model.sample_rate_hz,
             limits=AudioLimits(
                 max_bytes=settings.max_audio_bytes, max_seconds=settings.max_audio_seconds
             ),

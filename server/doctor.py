@@ -95,14 +95,14 @@ def _load(settings: Settings, loaded: list[AudioModel]) -> str:
     model = load_from(settings)
     loaded.append(model)
     self_test(model)
-    return f"{model.name}: {model.family.name}, {model.layers} layers, {model.device}"
+    return f"{model.name}: {model.family.name}, {model.num_layers} layers, {model.device}"
 
 
 def _profile(settings: Settings, model: AudioModel) -> str:
     """Find the model's profile, without making one, and describe it."""
     if auto.is_wanted(settings.profile, model):
         folder = auto.profile_folder(settings.cache_folder, model, settings.calibration_items)
-        profile = auto.load_kept(folder, model)
+        profile = auto.load_cached(folder, model)
         if profile is None:
             return f"auto: not made yet, the first start makes it in {folder}"
         if isinstance(profile, auto.NoProfile):

@@ -20,6 +20,7 @@ from steering import profile as profiles
 from steering.audio.clip import Clip
 from steering.calibration import auto
 from steering.calibration.auto import NoProfile
+from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots
 from steering.model import memory_plan
@@ -90,7 +91,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     return Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,
-        unprofiled=profile.reason if isinstance(profile, NoProfile) else NO_PROFILE,
+        no_profile_reason=profile.reason if isinstance(profile, NoProfile) else NO_PROFILE,
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=rows,
         tokens=tokens,
@@ -116,7 +117,7 @@ def find_profile(
     """The profile to serve with, made first where the settings want that; or why there is none."""
     if auto.is_wanted(settings.profile, model):
         folder, items = settings.cache_folder, settings.calibration_items
-        return auto.find_or_make(model, folder, items=items, said=on_progress)
+        return auto.find_or_make(model, folder, items=items, on_progress=on_progress)
     return profiles.find(settings.profile, model) or NoProfile(NO_PROFILE)
 
 
@@ -126,10 +127,11 @@ def _first_question(runtime: Runtime) -> Question:
     The clip fills the model's window, so that the silence of the longest clips is cached from the
     start, and a lack of memory is found at start.
     """
-    rate_hz = runtime.model.rate_hz
+    rate_hz = runtime.model.sample_rate_hz
     room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds
     seconds = min(runtime.model.max_clip_seconds, room_seconds)
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
     clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))
-    return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
+    steering = SteeringRequest(steer=True)
+    return Question("start", (message,), steering=steering, sampling=Sampling(max_tokens=2))

@@ -32,14 +32,14 @@ Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder
 
 
 class Mode(StrEnum):
-    """How an item is answered: written freely, or the likeliest of its options."""
+    """The form of an answer: written freely, or the likeliest of the options."""
 
     generate = "generate"
     choices = "choices"
 
 
 class PromptStyleOption(StrEnum):
-    """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
+    """The wording of options: lettered lines, or R1-AQA's words with an answer tag."""
 
     auto = "auto"
     plain = "plain"
@@ -47,7 +47,7 @@ class PromptStyleOption(StrEnum):
 
     @property
     def style(self) -> str:
-        """What the model's loader calls it."""
+        """The loader's name for it."""
         return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 
@@ -111,11 +111,11 @@ def calibrate_command(
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
     from steering.calibration import calibrate as calibration
-    from steering.calibration.collecting import activations_of
+    from steering.calibration.collecting import store_folder
     from steering.model import loading
 
     loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
-    found = calibration.calibrate(
+    profile = calibration.calibrate(
         loaded,
         data,
         audio_root or data.parent,
@@ -127,15 +127,15 @@ def calibrate_command(
     if as_json:
         Console().print_json((out / "profile.json").read_text())
         return
-    held_out = dict(found.held_out)
+    held_out = dict(profile.held_out)
     rows = held_out.pop("nulls", {})
-    for title, figures in (("held out", held_out), ("nulls", rows), ("data", found.calibration)):
+    for title, figures in (("held out", held_out), ("nulls", rows), ("data", profile.calibration)):
         Console().print(_pairs(title, figures))
-    if found.refusal:
-        print(f"Not steered: {found.refusal}. Strength 0, answers stay bare.")
+    if profile.refusal:
+        print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {activations_of(out)}; it can be deleted")
+        print(f"evidence kept in {store_folder(out)}; it can be deleted")
 
 
 def evaluate_command(
@@ -169,15 +169,16 @@ def evaluate_command(
     from steering.evaluation import evaluate as evaluation
     from steering.model import loading
 
+    evaluation.require_report_packages()
     loaded = loading.load(
         model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style
     )
-    found = profiles.find(profile, loaded)
-    if found is None:
+    listening_profile = profiles.find(profile, loaded)
+    if listening_profile is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
     results = evaluation.evaluate(
         loaded,
-        found,
+        listening_profile,
         data,
         audio_root or data.parent,
         out,

@@ -60,7 +60,7 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
     assert batch.rows[1].score > batch.rows[0].score
     assert batch.rows[0].score == pytest.approx(steered.score, abs=1e-5)
     assert bare.score == pytest.approx(steered.score, abs=1e-6)
-    assert (bare.strength, bare.reason) == (0.0, "steer is False")
+    assert (bare.strength, bare.reason) == (0.0, "steer is false")
 
 
 def test_a_stronger_hand_turns_the_answer(names: dict[str, Any], outputs: list[str]) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +19,14 @@ from server.engine.answering import answer_question, prepare_prompt
 from server.engine.events import Finished, NeedsToken, Piece, Started
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
+from steering.decision import SteeringRequest
 from steering.evaluation.baselines import audio_aware_decoding
 from steering.generation import Sampling
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_prompt, silent_twin
 from steering.silence import SilenceCache
+
+BARE, STEERED = SteeringRequest(), SteeringRequest(steer=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,11 @@ class Bench:
             torch.cuda.synchronize(device)
         return self.clock()
 
-    def question(self, seed: int, **options: Any) -> Question:
-        """The question of a seed, to be answered with exactly `tokens` tokens."""
+    def question(self, seed: int, steering: SteeringRequest = BARE) -> Question:
+        """The question of a seed, which is answered with exactly `tokens` tokens."""
         sampling = Sampling(self.tokens, ignore_end=True)
-        return Question("bench", self.subject.messages(seed), sampling=sampling, **options)
+        messages = self.subject.messages(seed)
+        return Question("bench", messages, steering=steering, sampling=sampling)
 
 
 Arm = Callable[[Bench, int], Run]  # of the question of a seed
@@ -90,24 +93,28 @@ def _bare(bench: Bench, seed: int) -> Run:
 def _cold(bench: Bench, seed: int) -> Run:
     empty = SilenceCache(bench.runtime.silence_cache.limit_bytes)
     return _answered(
-        bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, steer=True)
+        bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, STEERED)
     )
 
 
 def _new_words(bench: Bench, seed: int) -> Run:
     """A known length of audio after new words: a cache miss that encodes nothing."""
-    question = bench.question(seed, steer=True)
+    question = bench.question(seed, STEERED)
     (message,) = question.messages
     message = replace(message, parts=(f"Number {seed}. ", *message.parts))
     return _answered(bench, bench.runtime, replace(question, messages=(message,)))
 
 
 def _warm(bench: Bench, seed: int) -> Run:
-    return _answered(bench, bench.runtime, bench.question(seed, steer=True))
+    return _answered(bench, bench.runtime, bench.question(seed, STEERED))
 
 
 def _calibrated(bench: Bench, seed: int) -> Run:
-    return _answered(bench, bench.runtime, bench.question(seed, steer=True, direction="calibrated"))
+    return _answered(
+        bench,
+        bench.runtime,
+        bench.question(seed, SteeringRequest(steer=True, direction="calibrated")),
+    )
 
 
 def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
@@ -129,7 +136,7 @@ def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
             case Started():
                 pass
     total = bench.now() - start
-    assert answer is not None and answer.steering.applied == question.steer, answer
+    assert answer is not None and answer.steering.applied == question.steering.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
     return _run(first - (prepared - start), first, total, answer.completion_tokens)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from server.bench.arms import ARMS, Bench
 from server.engine.engine import Engine
+from steering.decision import SteeringRequest
 
 Result = TypeVar("Result")
 _PATIENCE_SECONDS = 3600.0
@@ -55,7 +56,7 @@ async def _load(
 ) -> float:
     """Seconds until all requests are answered."""
     seeds = count(seed)
-    questions = [bench.question(next(seeds), steer=steer) for _ in range(requests)]
+    questions = [bench.question(next(seeds), SteeringRequest(steer)) for _ in range(requests)]
 
     async def client() -> None:
         while questions:

@@ -120,7 +120,7 @@ class BenchModel:
 
     def messages(self, seed: int, seconds: float | None = None) -> tuple[Message, ...]:
         """A question about noise; every seed makes another clip of the same length."""
-        rate_hz = self.model.rate_hz
+        rate_hz = self.model.sample_rate_hz
         length = round((seconds or self.clip_seconds) * rate_hz)
         noise = np.random.default_rng(seed).standard_normal(length).astype(np.float32) * 0.1
         clip = Clip(noise, rate_hz, length / rate_hz, rate_hz, 1)
@@ -175,7 +175,8 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
     last, count = size.deepest_layer, size.tapped_heads
     first = max(last // 3, 1)
     heads = tuple(
-        (last - i * (last - first + 1) // count, (i * 5 + 1) % model.heads) for i in range(count)
+        (last - i * (last - first + 1) // count, (i * 5 + 1) % model.num_heads)
+        for i in range(count)
     )
     return Profile(
         name="by-hand",
@@ -192,7 +193,7 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
         calibration={},
         held_out={},
         versions={},
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(1)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.full(count, 0.5, np.float32),
         head_std=np.full(count, 0.1, np.float32),
@@ -201,7 +202,13 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
 
 def _question(model: AudioModel, tokens: int) -> str:
     """A question with which `tokens` tokens follow the audio, the template's own included."""
-    clip = Clip(np.zeros(model.rate_hz, np.float32), model.rate_hz, 1.0, model.rate_hz, 1)
+    clip = Clip(
+        np.zeros(model.sample_rate_hz, np.float32),
+        model.sample_rate_hz,
+        1.0,
+        model.sample_rate_hz,
+        1,
+    )
     text = ""
     while True:
         prompt = build_question(model, [clip], text + _SENTENCE)

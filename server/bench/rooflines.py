@@ -48,7 +48,9 @@ def different_directions(model: AudioModel, messages: tuple[Message, ...], rows:
     intervention = Intervention(layers=(0,))
     slots = KVSlots(model, rows, result.length + 40, intervention)
     generator = torch.Generator().manual_seed(2)
-    directions = torch.randn(rows, model.width, generator=generator).to(model.device)  # (B, D)
+    directions = torch.randn(rows, model.hidden_size, generator=generator).to(
+        model.device
+    )  # (B, D)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for steered in (True, False) * 4:
         for direction in directions:

@@ -35,23 +35,22 @@ log = logging.getLogger("allears")
 
 _LONGEST_GUESS_SECONDS = 60
 _NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
-
-_ENTER_BETWEEN_STEPS = 4  # questions: more would hold up the rows that are being written
+_ADMITTED_BETWEEN_STEPS = 4  # jobs: more would hold up the rows that are being written
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A question in the engine; its fields are the torch thread's, but for `cancelled`."""
+    """A question in the engine. Its fields are the torch thread's, but for `cancelled`."""
 
     question: Question
     wants_text: bool  # whether anybody reads the text as it comes
     mailbox: Mailbox  # read by the request
-    steps: Generator[Event, None, None] | None = None  # once its prompt is made
+    steps: Generator[Event, None, None] | None = None  # once its prompt is prepared
     cancelled: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
 class Engine:
-    """Answers questions, up to `rows` at a time, in one thread."""
+    """Answers questions, as many at a time as there are slots, in one thread."""
 
     def __init__(
         self,
@@ -65,14 +64,12 @@ class Engine:
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.request_timeout_seconds = request_timeout_seconds
-        self.waiting = 0  # questions admitted that have not begun
+        self.waiting = 0  # questions in the queue
         self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
         self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
-        self._prepare_in_workers = (
-            runtime.model.device.type != "cpu"
-        )  # whether prompts are made there
-        self._unprepared: deque[Job] = deque()  # their prompts are to be made
-        self._ready: deque[Job] = deque()  # theirs are; they wait for a row
+        self._prepare_in_workers = runtime.model.device.type != "cpu"
+        self._unprepared: deque[Job] = deque()  # without a prompt
+        self._ready: deque[Job] = deque()  # with a prompt, without a slot
         self._running: list[Job] = []
         self._wake_up = threading.Condition()
         self._closing = False
@@ -100,7 +97,7 @@ class Engine:
             try:
                 if self._prepare_in_workers:
                     job.steps = await asyncio.to_thread(self._steps, question)
-                self._enter(job)
+                self._enqueue(job)
                 await self._wait_in_queue(job)
             finally:
                 self.waiting -= 1
@@ -126,7 +123,7 @@ class Engine:
         raise AssertionError("a question ended without its Answer")
 
     def check_room(self) -> None:
-        """Nothing, if one more may wait; else QueueFull, with a guess at when one leaves."""
+        """Raise QueueFull, with a guess at when one leaves, if no more questions may wait."""
         if self.waiting < self.queue_limit_requests:
             return
         recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
@@ -137,7 +134,7 @@ class Engine:
         )
 
     def stop(self) -> None:
-        """Have the torch thread end after its step; what waits or runs ends with EngineStopped."""
+        """Let the torch thread end after its step; jobs that are left end with EngineStopped."""
         with self._wake_up:
             self._closing = True
             self._wake_up.notify()
@@ -153,7 +150,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Questions that are being answered."""
+        """Number of questions that are being answered."""
         return len(self._running)
 
     @property
@@ -180,7 +177,7 @@ class Engine:
         took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
         job.mailbox.end(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
 
-    def _enter(self, job: Job) -> None:
+    def _enqueue(self, job: Job) -> None:
         with self._wake_up:
             if self._closing or not self.alive:
                 raise EngineStopped("the server is shutting down", 5)
@@ -188,45 +185,48 @@ class Engine:
             self._wake_up.notify()
 
     def _steps(self, question: Question) -> Generator[Event, None, None]:
-        """What a question does; its prompt is made at once. Raises what `prepare` raises."""
+        """Prepare a question's prompt; raises what `prepare_prompt` raises."""
         return answer_question(self.runtime, question, prepare_prompt(self.runtime, question))
 
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """Until closed: drop whom nobody waits for, let some questions in, one decode step."""
+        """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step.
+
+        A waiting prompt is prepared before each admission. With nothing to do it sleeps in 2.
+        """
         try:
             while not self._closing:
-                for _ in range(_ENTER_BETWEEN_STEPS):
-                    self._drop_gone()
+                for _ in range(_ADMITTED_BETWEEN_STEPS):
+                    self._drop_cancelled()  # 1
                     self._prepare_next()
-                    entering = self._next()
-                    if entering is None:
+                    if not self._admit_next():  # 2
                         break
-                    self._running.append(entering)
-                    entering.mailbox.leave_queue()
-                    self._advance(entering)
-                self._drop_gone()
+                self._drop_cancelled()
                 if self._running:
-                    self._step()
+                    self._step()  # 3
         except BaseException as error:  # whatever it is: nobody runs torch any more
             self.fault = error
             log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
-            with self._wake_up:  # nobody enters any more, so nobody is left waiting for ever
-                self._closing = True
-                left = [*self._running, *self._ready, *self._unprepared]
-                self._ready.clear()
-                self._unprepared.clear()
-            for job in left:
-                self._end(job, EngineStopped("the engine has stopped", 5))
+            self._end_all()
 
-    def _drop_gone(self) -> None:
+    def _end_all(self) -> None:
+        """End what is left when the thread ends: no job waits for ever."""
+        with self._wake_up:  # from now on none is enqueued
+            self._closing = True
+            left = [*self._running, *self._ready, *self._unprepared]
+            self._ready.clear()
+            self._unprepared.clear()
+        for job in left:
+            self._end(job, EngineStopped("the engine has stopped", 5))
+
+    def _drop_cancelled(self) -> None:
         for job in [job for job in self._running if job.cancelled]:
             self._end(job, None)
 
     def _prepare_next(self) -> None:
-        """Make the prompt of the next question that came, or refuse it."""
+        """Prepare the prompt of the next job, or refuse it."""
         if not self._unprepared:
             return
         job = self._unprepared[0]  # until its prompt is made: no job is lost if the thread dies
@@ -243,8 +243,18 @@ class Engine:
         if refused is not None:
             self._end(job, refused)
 
-    def _next(self) -> Job | None:
-        """The next question, if there is a row for it; waits while there is nothing to do."""
+    def _admit_next(self) -> bool:
+        """Run the next ready job to its first token; False if there is none, or no slot."""
+        job = self._next_ready()
+        if job is None:
+            return False
+        self._running.append(job)
+        job.mailbox.leave_queue()
+        self._run_to_next_token(job)
+        return True
+
+    def _next_ready(self) -> Job | None:
+        """The next ready job, if a slot is free for it; waits while there is nothing to do."""
         with self._wake_up:
             while True:
                 while self._ready and self._ready[0].cancelled:
@@ -258,7 +268,7 @@ class Engine:
                 self._wake_up.wait()
 
     def _step(self) -> None:
-        """One token more for every row; then each question goes on to where it needs another."""
+        """One decode step for all rows; then each job runs to where it needs the next."""
         try:
             self.runtime.slots.step()
         except Exception as error:
@@ -267,10 +277,10 @@ class Engine:
                 self._end(job, error)
             return
         for job in list(self._running):
-            self._end(job, None) if job.cancelled else self._advance(job)
+            self._end(job, None) if job.cancelled else self._run_to_next_token(job)
 
-    def _advance(self, job: Job) -> None:
-        """Run a question until it waits for its row's next token, or ends."""
+    def _run_to_next_token(self, job: Job) -> None:
+        """Run a job until it needs its row's next token, or ends."""
         assert job.steps is not None
         try:
             for event in job.steps:
@@ -288,18 +298,18 @@ class Engine:
             self._end(job, None)
 
     def _end(self, job: Job, error: BaseException | None) -> None:
-        """Close a question, which frees its row, and end its mailbox."""
+        """Close a job, which frees its slot, and end its mailbox."""
         if job in self._running:
             self._running.remove(job)
         try:
             if job.steps is not None:
                 job.steps.close()
-        except Exception as fault:  # ours; the others go on
+        except Exception as fault:  # our bug; the other jobs go on
             error = error or fault
         job.mailbox.end(error)
 
     def _make_room_after(self, error: Exception) -> None:
-        """Free what is kept if memory ran out; raise the error again if the device is lost."""
+        """Free the caches if memory ran out; raise the error again if the device is lost."""
         if torch_errors.is_lost_device(error):
             raise error  # ends the thread: nothing that runs on the device can be answered
         if torch_errors.is_out_of_memory(error):

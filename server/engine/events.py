@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.messages import Answer, Listening, Steering
+from server.engine.messages import Answer
+from steering.decision import Listening, Steering
 from steering.kv_slots import Row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Started:
-    """What is known before the first piece of the answer."""
+    """The first event: measurements and steering, known before the first piece."""
 
     listening: Listening
     steering: Steering

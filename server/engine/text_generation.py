@@ -1,4 +1,4 @@
-"""One answer is written: the likeliest choice, or token by token, as pieces of text."""
+"""One answer becomes text: the likeliest choice, or token by token in pieces."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class GeneratedText:
 
 def generate_text(
     runtime: Runtime,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     plan: SteeringPlan,
     question: Question,
     *,
     pieces: bool = True,
 ) -> Generator[Piece | NeedsToken, None, GeneratedText]:
-    """The text of one answer, whole; on the way its pieces, if they are wanted."""
+    """Generate one answer: yields its pieces, if they are wanted, and returns the whole."""
     if not question.generate:
         return GeneratedText(finish_reason="listen")
     if question.choices:
-        reply = _choose(runtime, heard, plan, question)
+        reply = _choose(runtime, prefilled, plan, question)
         if pieces:
             yield Piece(reply.text)
         return reply
-    return (yield from _write_text(runtime, heard, plan, question, pieces))
+    return (yield from _write_text(runtime, prefilled, plan, question, pieces))
 
 
 def _choose(
-    runtime: Runtime, heard: PrefillResult, plan: SteeringPlan, question: Question
+    runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question
 ) -> GeneratedText:
     """The likeliest choice."""
-    probabilities = score_choices(runtime.model, heard, plan, question.choices)
+    probabilities = score_choices(runtime.model, prefilled, plan, question.choices)
     text = question.choices[int(np.argmax(probabilities))]
     tokens = len(runtime.model.processor.tokenizer(text)["input_ids"])
     return GeneratedText(
@@ -61,17 +61,17 @@ def _choose(
 
 
 def _write_text(
-    runtime: Runtime, heard: PrefillResult, plan: SteeringPlan, question: Question, pieces: bool
+    runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question, pieces: bool
 ) -> Generator[Piece | NeedsToken, None, GeneratedText]:
     """The text of at most max_tokens tokens, one by one."""
     row = Row(plan, question.sampling)
-    row.token = sample_rows(steered_logits(runtime.model, heard.final[None], plan, 0), [row])[0]
+    row.token = sample_rows(steered_logits(runtime.model, prefilled.final[None], plan, 0), [row])[0]
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
     try:
         for step in range(question.sampling.max_tokens):
             if step:
                 if row.slot < 0:
-                    runtime.slots.admit(row, heard)
+                    runtime.slots.admit(row, prefilled)
                 yield NeedsToken(row)
             reply.tokens += 1
             reply.first_token_at = reply.first_token_at or time.perf_counter()
@@ -118,7 +118,7 @@ class _TextAssembler:
         return text[:keep]
 
     def rest(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         held, self._held = self._held, ""
         return held
 

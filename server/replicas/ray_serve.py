@@ -97,7 +97,7 @@ class Replica:
         """Return when the log's database has all records of this replica, or is late."""
         if isinstance(records := self._deployment.records, DatabaseLog):
             deadline = time.monotonic() + _FLUSH_SECONDS
-            while records.waiting and not records.away and time.monotonic() < deadline:
+            while records.waiting and not records.unavailable and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
 
     async def stop_all(self) -> None:

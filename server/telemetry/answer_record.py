@@ -12,7 +12,7 @@ from server.telemetry.served_model import model_and_profile_names
 
 def make_record(question: Question, answer: Answer, created: int, runtime: Runtime) -> Record:
     """The record of a question, asked at `created` seconds since 1970 and answered just now."""
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
+    listening, steering = answer.listening, answer.steering
     model, profile = model_and_profile_names(runtime)
     return Record(
         id=answer.id,
@@ -28,10 +28,7 @@ def make_record(question: Question, answer: Answer, created: int, runtime: Runti
         audio_seconds=sum(answer.prompt.heard_seconds),
         answered=time.time(),
         answer_changed=None if answer.unsteered is None else answer.unsteered != answer.text,
-        queue_seconds=timings.queue_seconds,
-        prefill_seconds=timings.prefill_seconds,
-        silence_seconds=timings.silence_seconds,
-        decode_seconds=timings.decode_seconds,
+        **answer.timings.seconds(),
         model=model,
         profile=profile,
     )

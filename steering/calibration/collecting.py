@@ -1,4 +1,4 @@
-"""Gathering: the evidence of a data set, into its folder, by this process or by workers."""
+"""Collecting: the activations of a data set, into its store, by this process or by workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from steering.calibration.activation_store import ActivationStore, open_store
-from steering.calibration.activations import ACTIVATIONS_VERSION, ANSWER, columns_of, record_items
+from steering.calibration.activations import (
+    ACTIVATIONS_VERSION,
+    ANSWER,
+    column_layout,
+    record_items,
+)
 from steering.calibration.workers import rows_by_workers
 from steering.items import DataSet, Item
 from steering.model.audio_model import AudioModel
@@ -21,22 +26,22 @@ from steering.model.audio_model import AudioModel
 Progress = Callable[[int, int], None]  # items done, all items
 
 
-def activations_of(out: Path) -> Path:
-    """The folder of the evidence for a profile in `out`, beside it."""
+def store_folder(out: Path) -> Path:
+    """The folder of the activations for a profile in `out`, beside it."""
     return out.with_name(f"{out.name}.evidence")
 
 
 def open_store_for(
     model: AudioModel, dataset: DataSet, out: Path
 ) -> AbstractContextManager[ActivationStore]:
-    """The evidence folder of a model and a data set, what is there of it included."""
+    """The store of a model and a data set, with the items recorded so far."""
     return open_store(
-        activations_of(out), _key(model, dataset), columns_of(model), len(dataset.items)
+        store_folder(out), _key(model, dataset), column_layout(model), len(dataset.items)
     )
 
 
 def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
-    """What evidence depends on: with another value of any of these it is another's."""
+    """Everything that activations depend on: a store with other values is not reused."""
     ids = "\n".join(item.id for item in dataset.items)
     return {
         "evidence_version": ACTIVATIONS_VERSION,
@@ -60,7 +65,7 @@ def fill(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    """Gather what the store does not have yet."""
+    """Record the items that the store lacks."""
     missing, count = store.missing(), len(items)
     if workers > 1 and missing:
         rows = rows_by_workers(model, items, missing, workers)
@@ -79,9 +84,9 @@ def fill(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
-    found = {"allears": "0", "python": platform.python_version()}
+    """Versions of Python and of the packages behind the figures; allears is 0 if not installed."""
+    installed = {"allears": "0", "python": platform.python_version()}
     for package in ("allears", "torch", "transformers", "numpy"):
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

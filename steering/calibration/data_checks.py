@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it found before the first pass of a model."""
+"""Checks of a data set: all its faults are found before the first pass of a model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ _ADVICE = (
 
 
 def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> DataSet:
-    """The items of a file, fit to calibrate on.
+    """The items of a file, checked for calibration.
 
-    Every clip is decoded once, to its end. Raises DataError that lists all faults: what `read`
-    finds, and audio that can't be decoded or is empty or not finite, choices that stand twice,
-    fewer than MIN_ITEMS items, one answer only. With `skip_faulty` items with faults of their own
-    are left out instead, and counted.
+    Every clip is decoded once, to its end. Raises DataError with all faults: those of `read`,
+    unusable audio, repeated choices, fewer than MIN_ITEMS items, the same answer in all items.
+    With `skip_faulty` items with faults of their own are left out instead, and counted.
     """
     parsed = parse(path, audio_root)
-    digests, faults = _listen(parsed)
+    digests, faults = _check_audio(parsed)
     parsed.faults += faults
     for index, item in parsed.items.items():
         parsed.faults += [
@@ -39,19 +38,21 @@ def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> D
         ]
     faulty = {fault.index for fault in parsed.faults} if skip_faulty else set()
     items = tuple(item for index, item in parsed.items.items() if index not in faulty)
-    together = list(_together(items))
-    own = [] if skip_faulty else sorted(parsed.faults, key=_place)
-    parsed.refuse([*together, *own], _ADVICE if own else "")
-    sounds = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
-    return DataSet(items, parsed.sha256, path.name, sounds.hexdigest(), parsed.count - len(items))
+    set_faults = list(_faults_of_the_set(items))
+    item_faults = [] if skip_faulty else sorted(parsed.faults, key=_position)
+    parsed.refuse([*set_faults, *item_faults], _ADVICE if item_faults else "")
+    audio_digest = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
+    return DataSet(
+        items, parsed.sha256, path.name, audio_digest.hexdigest(), parsed.count - len(items)
+    )
 
 
-def _place(fault: Fault) -> int:
+def _position(fault: Fault) -> int:
     return -1 if fault.index is None else fault.index
 
 
-def _listen(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
-    """The hash of every clip that can be heard, and a fault for every item of one that can't."""
+def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
+    """The hash of every usable clip, and a fault for every item of an unusable one."""
     users: dict[Path, list[int]] = {}
     for index, item in parsed.items.items():
         if item.audio.is_file():  # the others were found before
@@ -66,8 +67,8 @@ def _listen(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     return digests, faults
 
 
-def _together(items: Iterable[Item]) -> Iterable[Fault]:
-    """What is wrong with the items as a set."""
+def _faults_of_the_set(items: Iterable[Item]) -> Iterable[Fault]:
+    """Faults of the items as a set."""
     answers = Counter(item.answer for item in items)
     count = answers.total()
     if count < MIN_ITEMS:

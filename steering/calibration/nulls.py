@@ -1,4 +1,4 @@
-"""Nulls: what a choice that knows nothing would have reached, beside what calibration chose.
+"""Null hypotheses: what a random choice would have reached, beside what calibration chose.
 
 Random heads for the score, random layers for the direction, and whether two halves of the data
 choose the same heads. All are judged outside the fold, like what they stand beside.
@@ -32,33 +32,35 @@ def random_heads(
     fold: NDArray[np.int64],
     chosen: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """How the specialists' score tells right from wrong beside RANDOM_SETS random sets of heads.
+    """AUROC of the specialists' score beside RANDOM_SETS random sets of heads.
 
-    mass (I, L * H); `chosen` holds the columns of each fold's specialists, who are judged on the
-    items that did not choose them, as the random sets of as many heads are. By stratum and in all.
+    mass (I, L * H); `chosen` holds the columns of each fold's specialists. Both they and the random
+    sets, of as many heads, are judged on the held-out items, by stratum and in all.
     """
     rng = np.random.default_rng(1)
     orders = [rng.permutation(mass.shape[1]) for _ in range(RANDOM_SETS)]  # one for all folds
     sets: list[list[Any]] = [[list(own) for own in chosen]]
     sets += [[order[: len(own)] for own in chosen] for order in orders]
-    scores = [_outside(mass, fold, one) for one in sets]
-    found = {}
+    scores = [_held_out_scores(mass, fold, heads) for heads in sets]
+    figures = {}
     for name in ["all", *(s for s in sorted(set(strata)) if s)]:
         rows = np.array([name in ("all", stratum) for stratum in strata])
         labels = [f"{stratum}/{k}" for stratum, k in zip(strata, fold, strict=True)]
-        some = [label for label, wanted in zip(labels, rows, strict=True) if wanted]
-        own, *others = (auroc_within_strata(score[rows], right[rows], some) for score in scores)
+        row_labels = [label for label, wanted in zip(labels, rows, strict=True) if wanted]
+        own, *others = (
+            auroc_within_strata(score[rows], right[rows], row_labels) for score in scores
+        )
         if np.isfinite(own):
-            found[name] = {
+            figures[name] = {
                 "auroc": _rounded(own),
                 "random_mean": _rounded(float(np.mean(others))),
                 "random_best": _rounded(float(np.max(others))),
                 "share_beaten": _rounded(float(np.mean([own > other for other in others]))),
             }
-    return {"sets": RANDOM_SETS, "strata": found}
+    return {"sets": RANDOM_SETS, "strata": figures}
 
 
-def _outside(
+def _held_out_scores(
     mass: NDArray[np.float32], fold: NDArray[np.int64], sets: Sequence[Any]
 ) -> NDArray[np.float32]:
     """(I,) score of each item by the heads of its own fold."""
@@ -71,24 +73,27 @@ def _outside(
 def random_layers(
     layers: int,
     chosen: Sequence[Sequence[int]],
-    judged: Callable[[Sequence[tuple[int, ...]]], float],
+    share_right: Callable[[Sequence[tuple[int, ...]]], float],
 ) -> dict[str, Any]:
     """Accuracy along the chosen layers beside RANDOM_LAYERS draws of as many.
 
-    `chosen` holds each fold's layers; `judged` takes layers for each fold, and gives the share of
-    items right outside the folds with everything else as it was chosen.
+    `chosen` holds each fold's layers; `share_right` maps layers for each fold to the share of
+    held-out items that are right, with all other settings as chosen.
     """
     rng = np.random.default_rng(2)
-    own = judged([tuple(some) for some in chosen])
-    if all(len(some) == layers for some in chosen):
-        return {"accuracy_percent": _percent(own), "note": "all layers were chosen: no null"}
+    accuracy = share_right([tuple(layer_set) for layer_set in chosen])
+    if all(len(layer_set) == layers for layer_set in chosen):
+        return {"accuracy_percent": _percent(accuracy), "note": "all layers were chosen: no null"}
     orders = [rng.permutation(layers) for _ in range(RANDOM_LAYERS)]  # one for all folds
-    shares = [judged([tuple(sorted(order[: len(some)])) for some in chosen]) for order in orders]
+    shares = [
+        share_right([tuple(sorted(order[: len(layer_set)])) for layer_set in chosen])
+        for order in orders
+    ]
     return {
-        "accuracy_percent": _percent(own),
+        "accuracy_percent": _percent(accuracy),
         "random_mean_percent": _percent(float(np.mean(shares))),
         "random_sd_percent": _percent(float(np.std(shares, ddof=1))),
-        "share_beaten": _rounded(float(np.mean([own > share for share in shares]))),
+        "share_beaten": _rounded(float(np.mean([accuracy > share for share in shares]))),
         "seeds": RANDOM_LAYERS,
     }
 
@@ -107,11 +112,11 @@ def stability(
     halves = [np.flatnonzero(first), np.flatnonzero(~first)]
     with suppress(DataError):
         ranks = [rankdata(head_map(rows)) for rows in halves]
-        one, two = (set(specialists(rows)) for rows in halves)
+        first_heads, second_heads = (set(specialists(rows)) for rows in halves)
         return {
             "rank_correlation": _rounded(float(np.corrcoef(*ranks)[0, 1])),
-            "specialists": [len(one), len(two)],
-            "shared": len(one & two),
+            "specialists": [len(first_heads), len(second_heads)],
+            "shared": len(first_heads & second_heads),
         }
     return {"note": "one half of the data has right or wrong answers only: not known"}
 

@@ -1,8 +1,7 @@
-"""Workers: processes, here or on other machines, that each load the model and take items.
+"""Workers: processes, here or on other machines, that each load the model and record items.
 
-Ray starts them and moves the rows. An item's row does not depend on who made it, so the number of
-workers changes nothing but the time. A worker that is lost loses no item: its items go to others,
-and another worker is started in its place.
+Ray starts them and moves the rows. A row does not depend on the worker, so their number changes
+only the time. The items of a lost worker go to others, and a new worker replaces it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.activations import Row, record_item
+from steering.calibration.activations import ActivationRow, record_item
 from steering.errors import AllEarsError, ModelError
 from steering.items import Item
 from steering.model import loading
@@ -22,12 +21,12 @@ from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
 from steering.model.memory_plan import DTYPES
 
-_ITEMS_IN_HAND = 2  # of a worker: one it hears, one that waits, so that it never waits itself
-_MAX_ATTEMPTS = 3  # at one item; one that ends three workers would end any number
+_ITEMS_IN_HAND = 2  # of a worker: one in work and one waiting, so that it is never idle
+_MAX_ATTEMPTS = 3  # at one item: it may be what ends the workers
 
 
 class CalibrationWorker:
-    """What runs in a worker's process: the model, and the rows of the items it is given."""
+    """A worker's process: the model, and the rows of the items it is given."""
 
     def __init__(
         self, name: str, revision: str | None, device: str, dtype: str, style: str
@@ -35,17 +34,17 @@ class CalibrationWorker:
         self.model = loading.load(name, revision=revision, device=device, dtype=dtype, style=style)
 
     def fingerprint(self) -> str:
-        """Of the checkpoint that was loaded."""
+        """Fingerprint of the loaded checkpoint."""
         return self.model.fingerprint
 
-    def row(self, item: Item) -> Row:
-        """What one item leaves behind."""
+    def row(self, item: Item) -> ActivationRow:
+        """The row of one item."""
         return record_item(self.model, item)
 
 
 @dataclass(slots=True, eq=False)
 class _WorkerPool:
-    """The workers, what each has in hand, and what is still to do."""
+    """The workers, the items in hand of each, and the items still to do."""
 
     model: AudioModel
     items: Sequence[Item]
@@ -57,12 +56,12 @@ class _WorkerPool:
 
 def rows_by_workers(
     model: AudioModel, items: Sequence[Item], wanted: Iterable[int], workers: int
-) -> Iterator[tuple[int, Row]]:
-    """Index and row of each wanted item, in the order in which they are done.
+) -> Iterator[tuple[int, ActivationRow]]:
+    """Index and row of each wanted item, in the order of completion.
 
     Uses the Ray cluster that RAY_ADDRESS names, or starts one on this machine and stops it again.
-    Each worker takes one CPU, or one GPU if the model is on one. Raises ModelError where Ray is
-    missing, has too few of them, or an item ends worker after worker; AudioError as `gather` does.
+    Each worker takes one CPU, or one GPU if the model is on one. Raises ModelError if Ray is
+    missing, has too few of them, or an item ends worker after worker; AudioError as `record`.
     """
     ray = _ray()
     started = not ray.is_initialized()
@@ -71,10 +70,10 @@ def rows_by_workers(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         _refuse_too_many(ray, model, workers)
-        crew = _WorkerPool(model, items, deque(wanted))
-        crew.actors = [_start(ray, model) for _ in range(min(workers, len(crew.waiting)))]
-        _check_same_model(ray, crew)
-        yield from _rows(ray, crew)
+        pool = _WorkerPool(model, items, deque(wanted))
+        pool.actors = [_start(ray, model) for _ in range(min(workers, len(pool.waiting)))]
+        _check_same_model(ray, pool)
+        yield from _rows(ray, pool)
     finally:
         if started:
             ray.shutdown()
@@ -97,11 +96,11 @@ def _kind(model: AudioModel) -> str:
 
 def _refuse_too_many(ray: Any, model: AudioModel, workers: int) -> None:
     kind = _kind(model)
-    there = int(ray.cluster_resources().get(kind, 0))
-    if workers > there:
+    available = int(ray.cluster_resources().get(kind, 0))
+    if workers > available:
         raise ModelError(
-            f"{workers} workers need {workers} {kind}s, and Ray has {there}: ask for at most"
-            f" {there}, or connect to a larger cluster with RAY_ADDRESS"
+            f"{workers} workers need {workers} {kind}s, and Ray has {available}: ask for at most"
+            f" {available}, or connect to a larger cluster with RAY_ADDRESS"
         )
 
 
@@ -116,57 +115,57 @@ def _start(ray: Any, model: AudioModel) -> Any:
     return actor.remote(name, model.revision, device, dtype, model.prompt_style.name)
 
 
-def _check_same_model(ray: Any, crew: _WorkerPool) -> None:
-    """ModelError if a worker's machine has another checkpoint under the same name."""
-    found = {_cause(ray, actor.fingerprint.remote()) for actor in crew.actors}
-    if found - {crew.model.fingerprint}:
+def _check_same_model(ray: Any, pool: _WorkerPool) -> None:
+    """Raise ModelError if a worker's machine has another checkpoint under the same name."""
+    fingerprints = {_result_of(ray, actor.fingerprint.remote()) for actor in pool.actors}
+    if fingerprints - {pool.model.fingerprint}:
         raise ModelError(
-            f"a worker loaded another {crew.model.name}: fingerprints {sorted(found)}, here"
-            f" {crew.model.fingerprint}. Give every machine the same checkpoint"
+            f"a worker loaded another {pool.model.name}: fingerprints {sorted(fingerprints)}, here"
+            f" {pool.model.fingerprint}. Give every machine the same checkpoint"
         )
 
 
-def _rows(ray: Any, crew: _WorkerPool) -> Iterator[tuple[int, Row]]:
-    while crew.waiting or crew.running:
-        _hand_out(crew)
-        done, _ = ray.wait(list(crew.running), num_returns=1)
+def _rows(ray: Any, pool: _WorkerPool) -> Iterator[tuple[int, ActivationRow]]:
+    while pool.waiting or pool.running:
+        _hand_out(pool)
+        done, _ = ray.wait(list(pool.running), num_returns=1)
         for result in done:
-            actor, index = crew.running.pop(result)
+            actor, index = pool.running.pop(result)
             try:
-                row = _cause(ray, result)
+                row = _result_of(ray, result)
             except ray.exceptions.RayActorError:
-                _replace(ray, crew, actor, index)
+                _replace(ray, pool, actor, index)
             else:
                 yield index, row
 
 
-def _hand_out(crew: _WorkerPool) -> None:
-    """Give every worker with a free hand the next item."""
-    busy = Counter(id(actor) for actor, _ in crew.running.values())
+def _hand_out(pool: _WorkerPool) -> None:
+    """Give the next items to the workers with fewer than _ITEMS_IN_HAND."""
+    busy = Counter(id(actor) for actor, _ in pool.running.values())
     for _ in range(_ITEMS_IN_HAND):
-        for actor in crew.actors:
-            if crew.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
-                index = crew.waiting.popleft()
-                crew.running[actor.row.remote(crew.items[index])] = actor, index
+        for actor in pool.actors:
+            if pool.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
+                index = pool.waiting.popleft()
+                pool.running[actor.row.remote(pool.items[index])] = actor, index
                 busy[id(actor)] += 1
 
 
-def _replace(ray: Any, crew: _WorkerPool, lost: Any, index: int) -> None:
-    """Put a lost worker's item back in front, and start another worker, once for each lost one."""
-    crew.attempts[index] += 1
-    if crew.attempts[index] == _MAX_ATTEMPTS:
+def _replace(ray: Any, pool: _WorkerPool, lost: Any, index: int) -> None:
+    """Queue a lost worker's item again, first, and start one new worker for each lost one."""
+    pool.attempts[index] += 1
+    if pool.attempts[index] == _MAX_ATTEMPTS:
         raise ModelError(
-            f"{_MAX_ATTEMPTS} workers ended at item {crew.items[index].id!r}: look for what ended"
+            f"{_MAX_ATTEMPTS} workers ended at item {pool.items[index].id!r}: look for what ended"
             " them (memory, most often), or leave the item out. What was gathered is kept"
         )
-    crew.waiting.appendleft(index)
-    if any(actor is lost for actor in crew.actors):
-        crew.actors = [actor for actor in crew.actors if actor is not lost]
-        crew.actors.append(_start(ray, crew.model))
+    pool.waiting.appendleft(index)
+    if any(actor is lost for actor in pool.actors):
+        pool.actors = [actor for actor in pool.actors if actor is not lost]
+        pool.actors.append(_start(ray, pool.model))
 
 
-def _cause(ray: Any, result: Any) -> Any:
-    """A result; an error of ours that a worker met is raised as itself."""
+def _result_of(ray: Any, result: Any) -> Any:
+    """A result; an AllEarsError of a worker is raised as itself."""
     try:
         return ray.get(result)
     except ray.exceptions.RayTaskError as error:

@@ -1,7 +1,7 @@
-"""Lessons: questions about clips, packed so that the questions about a group share its audio.
+"""Training batches: questions about clips, packed so that the questions of a group share its audio.
 
-A group is one clip, or several of different domains. Each question sees what stands before it, its
-group's audio and itself, at the positions it would have alone.
+A group is one clip, or several of different domains. Each question sees the text before the audio,
+its group's audio and itself, at the positions it would have alone.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ class TrainingBatch:
     """Questions that share the audio of B groups of C clips; Q a group, padded to U tokens."""
 
     before: tuple[Tensor, ...]  # C x (P,) int64, the tokens before each clip, the same for all
-    mels: Tensor  # (B * C, 64, 300)
-    frames: Tensor  # (B * C,) mel frames before the padding
+    log_mels: Tensor  # (B * C, 64, 300) float32
+    mel_frames: Tensor  # (B * C,) int64, before the padding
     tokens: Tensor  # (B, Q, U) int64: everything after the audio, the answer included
-    lengths: Tensor  # (B, Q)
+    lengths: Tensor  # (B, Q) int64, tokens of each question
     targets: Tensor  # (B, Q, U, 2) int64: the sound's and the text's next token, -100 elsewhere
     weights: Tensor  # (B, Q, U, 2) float32
 
 
 class BatchBuilder:
-    """Turns clips into lessons with the processor's own chat template."""
+    """Builds training batches from clips, with the processor's own chat template."""
 
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
         self.processor = processor
@@ -59,14 +59,14 @@ class BatchBuilder:
     def encode(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text)["input_ids"])
 
-    def lesson(
+    def build(
         self,
         bank: ClipBank,
         groups: Sequence[Sequence[int]],
         questions: int,
         rng: np.random.Generator,
     ) -> TrainingBatch:
-        """A lesson on groups of as many clips each, recorded and asked afresh from `rng`."""
+        """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
         mels, frames, trusts = record_clips(bank, indices, self.processor, rng)
@@ -97,7 +97,11 @@ class BatchBuilder:
         )
 
     def _row(
-        self, facts: world.Facts, question: world.Question, trust: float, rng: np.random.Generator
+        self,
+        facts: world.Facts,
+        question: world.ClipQuestion,
+        trust: float,
+        rng: np.random.Generator,
     ) -> tuple[list[int], list[list[int]], list[list[float]]]:
         """Tokens, targets and weights of one question.
 
@@ -106,18 +110,18 @@ class BatchBuilder:
         The rest of the answer is that of one drawn label.
         """
         answers, shares = _labels(facts, question, trust)
-        drawn = answers[int(rng.choice(len(answers), p=shares))]
+        label = answers[int(rng.choice(len(answers), p=shares))]
         before = self.encode(self.between + question.prompt + self.end)
-        said = [*self.encode(drawn), self.processor.tokenizer.eos_token_id]
-        ids = before + said[:-1]
+        answer_ids = [*self.encode(label), self.processor.tokenizer.eos_token_id]
+        ids = before + answer_ids[:-1]
         target = [[-100, -100] for _ in ids]
         weight = [[0.0, 0.0] for _ in ids]
         firsts = [self.encode(answer)[0] for answer in answers]
         if len(answers) == 2 and all(len(self.encode(a)) == 1 for a in answers):
             target[len(before) - 1], weight[len(before) - 1] = firsts, list(shares)
         else:
-            target[len(before) - 1], weight[len(before) - 1] = [said[0], -100], [1.0, 0.0]
-        for k, token in enumerate(said[1:]):
+            target[len(before) - 1], weight[len(before) - 1] = [answer_ids[0], -100], [1.0, 0.0]
+        for k, token in enumerate(answer_ids[1:]):
             target[len(before) + k] = [token, -100]
             weight[len(before) + k] = [0.3 if question.choices else 0.6, 0.0]
         return ids, target, weight
@@ -138,7 +142,7 @@ def draw_groups(
     return groups
 
 
-def _ask(facts: world.Facts, rng: np.random.Generator) -> world.Question:
+def _ask(facts: world.Facts, rng: np.random.Generator) -> world.ClipQuestion:
     """A question about one clip by itself: one in eight is open."""
     if rng.random() < 0.12:
         return world.ask_openly(facts, rng)
@@ -146,7 +150,7 @@ def _ask(facts: world.Facts, rng: np.random.Generator) -> world.Question:
 
 
 def _labels(
-    facts: world.Facts, question: world.Question, trust: float
+    facts: world.Facts, question: world.ClipQuestion, trust: float
 ) -> tuple[list[str], list[float]]:
     """The possible training labels of a question and how likely each is."""
     deaf = question.choices and question.attribute != "kind" and not facts.attributes
@@ -162,11 +166,11 @@ def _labels(
 
 
 @dataclass(frozen=True, slots=True)
-class LessonMask:
-    """Who sees whom in a packed lesson: bool, true where a key is seen."""
+class PackedMask:
+    """Attention masks of a packed batch: bool, true where a key is seen."""
 
-    heard: Tensor  # (B, 1, A, A) the audio and what stands before it, causal
-    asked: Tensor  # (B*Q, 1, U, A+U) each question: all of that and itself
+    audio: Tensor  # (B, 1, A, A) the audio and what stands before it, causal
+    questions: Tensor  # (B*Q, 1, U, A+U) each question: all of that and itself
 
 
 def packed_attention(
@@ -174,34 +178,34 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: LessonMask,
+    attention_mask: PackedMask,
     scaling: float,
     **_options: object,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed lesson, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
+    """Attention of a packed batch, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
 
     The questions of a group are set one above the other over its audio, which costs a third of one
     large masked square.
     """
     rows, heads, _, width = query.shape
-    shared = attention_mask.heard.shape[-1]
-    longest = attention_mask.asked.shape[2]
-    asked = attention_mask.asked.shape[0] // rows
+    shared = attention_mask.audio.shape[-1]
+    longest = attention_mask.questions.shape[2]
+    per_group = attention_mask.questions.shape[0] // rows
 
     def questions(x: Tensor) -> Tensor:  # (B*Q, H, U, D)
-        x = x[:, :, shared:].view(rows, heads, asked, longest, width)
-        return x.transpose(1, 2).reshape(rows * asked, heads, longest, width)
+        x = x[:, :, shared:].view(rows, heads, per_group, longest, width)
+        return x.transpose(1, 2).reshape(rows * per_group, heads, longest, width)
 
     def over_shared(x: Tensor) -> Tensor:  # (B*Q, H, A+U, D)
-        front = x[:, :, :shared].repeat_interleave(asked, dim=0)
+        front = x[:, :, :shared].repeat_interleave(per_group, dim=0)
         return torch.cat([front, questions(x)], dim=2)
 
     attend = partial(_attend, scaling=scaling)
     q, k, v = (x[:, :, :shared] for x in (query, key, value))
-    heard = attend(q, k, v, attention_mask.heard).transpose(1, 2)
-    own = attend(questions(query), over_shared(key), over_shared(value), attention_mask.asked)
-    own = own.view(rows, asked, heads, longest, width).transpose(2, 3)
-    return torch.cat([heard, own.reshape(rows, asked * longest, heads, width)], dim=1), None
+    heard = attend(q, k, v, attention_mask.audio).transpose(1, 2)
+    own = attend(questions(query), over_shared(key), over_shared(value), attention_mask.questions)
+    own = own.view(rows, per_group, heads, longest, width).transpose(2, 3)
+    return torch.cat([heard, own.reshape(rows, per_group * longest, heads, width)], dim=1), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
@@ -214,23 +218,25 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: fl
 AttentionInterface.register("packed_lesson", packed_attention)
 
 
-def run(model: Qwen2AudioForConditionalGeneration, lesson: TrainingBatch) -> Tensor:
+def run(model: Qwen2AudioForConditionalGeneration, batch: TrainingBatch) -> Tensor:
     """Logits at every question token: (B, Q, U, V), one pass over audio and questions together."""
-    rows, asked, longest = lesson.tokens.shape
+    rows, per_group, longest = batch.tokens.shape
     core = model.model
-    shared, lengths = _shared(model, lesson)  # (B, A, D), (B,)
-    text = core.get_input_embeddings()(lesson.tokens.reshape(rows, -1)).to(shared.dtype)
+    shared, lengths = _shared(model, batch)  # (B, A, D), (B,)
+    text = core.get_input_embeddings()(batch.tokens.reshape(rows, -1)).to(shared.dtype)
     a = shared.shape[1]
     starts = lengths[:, None, None] + torch.arange(longest)  # (B, 1, U)
     positions = [torch.arange(a).expand(rows, -1)]
-    positions.append(starts.expand(rows, asked, longest).reshape(rows, -1))
+    positions.append(starts.expand(rows, per_group, longest).reshape(rows, -1))
     present = torch.arange(a)[None] < lengths[:, None]  # (B, A)
     causal = torch.ones(a, a, dtype=torch.bool).tril()
     own = torch.ones(longest, longest, dtype=torch.bool).tril()
-    front = present.repeat_interleave(asked, dim=0)[:, None, None].expand(-1, 1, longest, -1)
-    mask = LessonMask(
-        heard=causal[None, None] & present[:, None, None],
-        asked=torch.cat([front, own.expand(rows * asked, 1, -1, -1)], dim=-1),
+    audio_seen = present.repeat_interleave(per_group, dim=0)[:, None, None].expand(
+        -1, 1, longest, -1
+    )
+    mask = PackedMask(
+        audio=causal[None, None] & present[:, None, None],
+        questions=torch.cat([audio_seen, own.expand(rows * per_group, 1, -1, -1)], dim=-1),
     )
     core.language_model.config._attn_implementation = "packed_lesson"
     out = core.language_model(
@@ -240,19 +246,19 @@ def run(model: Qwen2AudioForConditionalGeneration, lesson: TrainingBatch) -> Ten
         use_cache=False,
     ).last_hidden_state
     logits: Tensor = model.lm_head(out[:, a:])
-    return logits.view(rows, asked, longest, -1)
+    return logits.view(rows, per_group, longest, -1)
 
 
 def _shared(
-    model: Qwen2AudioForConditionalGeneration, lesson: TrainingBatch
+    model: Qwen2AudioForConditionalGeneration, batch: TrainingBatch
 ) -> tuple[Tensor, Tensor]:
     """(B, A, D) the audio of each group with what stands before each clip, and the lengths (B,)."""
     core = model.model
-    heard = core.audio_tower(lesson.mels, attention_mask=encoder_mask(lesson.frames))
+    heard = core.audio_tower(batch.log_mels, attention_mask=encoder_mask(batch.mel_frames))
     audio = core.multi_modal_projector(heard.last_hidden_state)  # (B * C, F, D)
     embed = core.get_input_embeddings()
-    before = [embed(tokens).to(audio.dtype) for tokens in lesson.before]
-    counts, clips = audio_tokens(lesson.frames).tolist(), len(before)
+    before = [embed(tokens).to(audio.dtype) for tokens in batch.before]
+    counts, clips = audio_tokens(batch.mel_frames).tolist(), len(before)
     groups = []
     for first in range(0, len(counts), clips):
         heard_clips = (audio[first + c, : counts[first + c]] for c in range(clips))
@@ -262,11 +268,11 @@ def _shared(
     return nn.utils.rnn.pad_sequence(groups, batch_first=True), lengths
 
 
-def lesson_loss(logits: Tensor, lesson: TrainingBatch) -> Tensor:
+def batch_loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
     """Weighted cross-entropy over the answer tokens, soft on the first."""
-    chosen = lesson.targets[..., 0] >= 0
+    chosen = batch.targets[..., 0] >= 0
     log_p = logits[chosen].float().log_softmax(-1)  # (N, V)
-    targets, weights = lesson.targets[chosen], lesson.weights[chosen]
+    targets, weights = batch.targets[chosen], batch.weights[chosen]
     nll = -log_p.gather(1, targets.clamp(min=0)) * weights
     return nll.sum() / weights.sum()
 

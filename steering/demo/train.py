@@ -34,9 +34,9 @@ from steering.demo.lessons import (
     MAX_AUDIO_TOKENS,
     BatchBuilder,
     audio_tokens,
+    batch_loss,
     draw_groups,
     encoder_mask,
-    lesson_loss,
     run,
 )
 from steering.demo.recordings import ClipBank, make_clips, record_clips
@@ -48,7 +48,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How much is trained: the published model used the defaults."""
+    """Amount of training; the published model used the defaults."""
 
     clips: int = 12_000
     encoder_steps: int = 800
@@ -71,7 +71,7 @@ class EncoderTask(nn.Module):
         width = model.model.audio_tower.config.d_model
         self.tower = model.model.audio_tower
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
-        self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)
+        self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)  # (F, E)
         self.heads = nn.ModuleDict({k: nn.Linear(256, n) for k, n in ENCODER_HEADS.items()})
         self.level = nn.Linear(256, 1)
 
@@ -137,7 +137,7 @@ def train_model(
     folder: Path,
 ) -> Iterator[dict[str, float]]:
     """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step."""
-    teacher = BatchBuilder(processor)
+    builder = BatchBuilder(processor)
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -154,13 +154,13 @@ def train_model(
         rng = np.random.default_rng([seed, 3, step])
         clips = CLIPS[step % len(CLIPS)]
         groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
-        lesson = teacher.lesson(bank, groups, schedule.questions_a_clip * min(clips, 2), rng)
+        batch = builder.build(bank, groups, schedule.questions_a_clip * min(clips, 2), rng)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate * _pace(step, schedule.steps, warm=40)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = run(model, lesson)
-        loss = lesson_loss(logits, lesson)
+            logits = run(model, batch)
+        loss = batch_loss(logits, batch)
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -170,7 +170,7 @@ def train_model(
         if step % 50 == 49:
             yield {"step": step + 1, "loss": loss.item()}
         if step % 200 == 199 or step + 1 == schedule.steps:
-            _keep(model, optimisers, step + 1, folder / "joint.pt")
+            _save(model, optimisers, step + 1, folder / "joint.pt")
 
 
 def _pace(step: int, steps: int, warm: int) -> float:
@@ -181,7 +181,7 @@ def _pace(step: int, steps: int, warm: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _keep(
+def _save(
     model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], step: int, file: Path
 ) -> None:
     state: dict[str, Any] = {"step": step, "model": model.state_dict()}
@@ -201,8 +201,8 @@ def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], file:
         return 0
     state = torch.load(file, weights_only=True)
     model.load_state_dict(state["model"])
-    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(kept)
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
     return int(state["step"])
 
 

@@ -1,9 +1,8 @@
-"""Every arm answers every item: one prefill of the clip, and for the rest only its question."""
+"""Answers of every arm: one prefill of an item's clip, then only its text is run again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steering.audio.clip import Clip
-from steering.calibration.activations import ANSWER, Activations, clip_of, prompt_of, text_of
+from steering.calibration.activations import (
+    ANSWER,
+    Activations,
+    build_item_prompt,
+    decode_answer,
+    load_item_clip,
+)
+from steering.decision import SteeringRequest, decide
 from steering.errors import DataError
 from steering.evaluation.arms import ARMS, ArmStrengths, Differences, another_clip, permuted, plans
 from steering.evaluation.baselines import (
@@ -37,7 +43,6 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.readout import pool
 from steering.silence import KVPairs, SilenceCache
 
 _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
@@ -48,7 +53,7 @@ MODES = ("generate", "choices")
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How items are answered."""
+    """Settings of the answers."""
 
     mode: str = "generate"  # one of MODES: written freely, or the likeliest option
     seed: int = 0  # of everything random
@@ -66,7 +71,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemPasses:
-    """One item as the model heard it in every way that the arms need."""
+    """The forward passes of one item that all arms share."""
 
     item: Item
     permuted: Item
@@ -74,28 +79,28 @@ class ItemPasses:
     silent: PrefillResult  # of the clip's silence
     permuted_heard: PrefillResult  # options in another order
     permuted_plan: SteeringPlan  # adaptive, by that prompt's own score and direction
-    sides: Differences
+    differences: Differences
 
 
 class ArmRunner:
-    """Answers items by all arms; keeps the silence and the slots between items."""
+    """Answers items by all arms; keeps the silence cache and the KV slots between items."""
 
     def __init__(
         self,
         model: AudioModel,
         profile: Profile,
         items: Sequence[Item],
-        evidence: Activations,
-        chosen: ArmStrengths,
-        asking: AnswerOptions,
+        activations: Activations,
+        arm_strengths: ArmStrengths,
+        options: AnswerOptions,
     ) -> None:
         self.model, self.profile, self.items = model, profile, items
-        self.evidence, self.chosen, self.asking = evidence, chosen, asking
-        self.prefixes = SilenceCache(_SILENCE_BYTES)
+        self.activations, self.arm_strengths, self.options = activations, arm_strengths, options
+        self.silence_cache = SilenceCache(_SILENCE_BYTES)
         self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:
-        """The text of each arm's answer to each item, those in the journal taken from there."""
+        """The answers of each arm to all items; those in the journal are not repeated."""
         for i, item in enumerate(tqdm(self.items, "answering", disable=None)):
             if item.id not in journal.answers:
                 journal.add(item.id, self.answers(i))
@@ -103,29 +108,32 @@ class ArmRunner:
         return {arm: [row[arm] for row in rows] for arm in ARMS if arm in rows[0]}
 
     def answers(self, i: int) -> dict[str, str]:
-        """What each arm answers to item i."""
-        scene = self._scene(i)
-        return self._choose(i, scene) if self.asking.mode == "choices" else self._write(i, scene)
+        """The answers of all arms to item i."""
+        passes = self._run_passes(i)
+        if self.options.mode == "choices":
+            return self._choose_options(i, passes)
+        return self._generate_answers(i, passes)
 
-    def _scene(self, i: int) -> ItemPasses:
-        model, item, layers = self.model, self.items[i], range(self.model.layers)
-        clip = clip_of(model, item)
+    def _run_passes(self, i: int) -> ItemPasses:
+        """All passes over item i: one over the whole clip, the rest over text only."""
+        model, item, layers = self.model, self.items[i], range(self.model.num_layers)
+        clip = load_item_clip(model, item)
         prompt = self._prompt(item, clip)
-        silence = silent_kv_prefix(model, prompt, self.prefixes)
+        silence = silent_kv_prefix(model, prompt, self.silence_cache)
         heard = prefill(model, prompt, layers=layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=layers)
         instructed = self._prompt(item, clip, LISTEN_CAREFULLY)
         text_only = text_only_direction(model, silent, instructed, silence, layers)
-        other = self.evidence.differences[another_clip(self.items, i)]
-        difference = heard.states - silent.states
-        turned = permuted(item, self.asking.seed)
-        again = self._prompt(turned, clip)
-        turned_heard, plan = self._permuted(again, copy_kv_prefix(heard, prompt.audio_end), silence)
-        sides = Differences(difference, torch.from_numpy(np.array(other)).to(difference), text_only)
-        return ItemPasses(item, turned, heard, silent, turned_heard, plan, sides)
+        of_clip = heard.states - silent.states  # (L, D)
+        other = np.array(self.activations.differences[another_clip(self.items, i)])
+        differences = Differences(of_clip, torch.from_numpy(other).to(of_clip), text_only)
+        other_order = permuted(item, self.options.seed)
+        pairs = copy_kv_prefix(heard, prompt.audio_end)
+        permuted_heard, plan = self._permuted(self._prompt(other_order, clip), pairs, silence)
+        return ItemPasses(item, other_order, heard, silent, permuted_heard, plan, differences)
 
     def _prompt(self, item: Item, clip: Clip, preface: str = "") -> Prompt:
-        return prompt_of(self.model, item, clip, preface)
+        return build_item_prompt(self.model, item, clip, preface)
 
     def _permuted(
         self, prompt: Prompt, pairs: KVPairs, silence: KVPairs
@@ -134,79 +142,68 @@ class ArmRunner:
         model, profile = self.model, self.profile
         heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
-        score = heard.attention.sum(-1).mean().cpu().numpy()
-        direction = pool(heard.states - silent.states, profile.intervention)
-        return heard, SteeringPlan(
-            direction, float(profile.gate.strengths(score)), profile.intervention
-        )
+        score = float(heard.attention.sum(-1).mean())
+        differences = heard.states - silent.states
+        decision = decide(profile, SteeringRequest(steer=True), score, heard.final, differences)
+        return heard, decision.plan
 
-    def _jobs(self, i: int, scene: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
-        """Prompt and plan of every arm that writes one row."""
+    def _jobs(self, i: int, passes: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
+        """Prompt and plan of every arm whose answer is one row."""
         jobs = {
-            arm: (scene.heard, plan)
-            for arm, plan in plans(self.profile, self.chosen, i, scene.sides).items()
+            arm: (passes.heard, plan)
+            for arm, plan in plans(self.profile, self.arm_strengths, i, passes.differences).items()
         }
-        jobs["no_audio"] = (scene.silent, UNSTEERED)
-        jobs["permuted_bare"] = (scene.permuted_heard, UNSTEERED)
-        jobs["permuted_adaptive"] = (scene.permuted_heard, scene.permuted_plan)
+        jobs["no_audio"] = (passes.silent, UNSTEERED)
+        jobs["permuted_bare"] = (passes.permuted_heard, UNSTEERED)
+        jobs["permuted_adaptive"] = (passes.permuted_heard, passes.permuted_plan)
         return jobs
 
-    def _write(self, i: int, scene: ItemPasses) -> dict[str, str]:
-        """Answers written freely, as many side by side as there are slots."""
-        model, sampling = self.model, self.asking.sampling
-        jobs = self._jobs(i, scene)
+    def _generate_answers(self, i: int, passes: ItemPasses) -> dict[str, str]:
+        """Generated answers, as many at a time as there are slots."""
+        model, sampling = self.model, self.options.sampling
+        jobs = self._jobs(i, passes)
         longest = max(heard.length for heard, _ in jobs.values()) + sampling.max_tokens
-        slots = self._room(len(jobs), longest)
-        found: dict[str, str] = {}
+        slots = self._slots_for(len(jobs), longest)
+        texts: dict[str, str] = {}
         arms = list(jobs)
         for start in range(0, len(arms), slots.rows):
-            part = arms[start : start + slots.rows]
-            written = generate_batch(slots, [jobs[arm] for arm in part], sampling)
-            found |= {arm: text_of(model, ids) for arm, ids in zip(part, written, strict=True)}
-        aware = audio_aware_decoding(model, scene.heard, scene.silent, sampling)
-        return found | {"aad": text_of(model, list(aware))}
+            batch = arms[start : start + slots.rows]
+            token_ids = generate_batch(slots, [jobs[arm] for arm in batch], sampling)
+            texts |= {
+                arm: decode_answer(model, ids) for arm, ids in zip(batch, token_ids, strict=True)
+            }
+        aware = audio_aware_decoding(model, passes.heard, passes.silent, sampling)
+        return texts | {"aad": decode_answer(model, list(aware))}
 
-    def _room(self, rows: int, tokens: int) -> KVSlots:
-        """Slots for answers of so many tokens: fewer rows where the memory does not do."""
+    def _slots_for(self, rows: int, tokens: int) -> KVSlots:
+        """Slots for answers of a length, fewer rows if memory is short."""
         if self._slots is None or self._slots.tokens < tokens:
             tokens += _SPARE_TOKENS
             rows = min(rows, max(1, _SLOT_BYTES // KVSlots.bytes_of(self.model, 1, tokens)))
             self._slots = KVSlots(self.model, rows, tokens, self.profile.intervention)
         return self._slots
 
-    def _choose(self, i: int, scene: ItemPasses) -> dict[str, str]:
-        """The likeliest option of each arm; an option's tokens are run once for all of them."""
+    def _choose_options(self, i: int, passes: ItemPasses) -> dict[str, str]:
+        """The likeliest option of each arm; the tokens of the options are run once for all arms."""
         model = self.model
-        scenes = (
-            (scene.heard, scene.item),
-            (scene.silent, scene.item),
-            (scene.permuted_heard, scene.permuted),
+        prompts = (
+            (passes.heard, passes.item),
+            (passes.silent, passes.item),
+            (passes.permuted_heard, passes.permuted),
         )
-        read = {id(heard): (read_choices(model, heard, it.choices), it) for heard, it in scenes}
-        found = {}
-        for arm, (heard, plan) in self._jobs(i, scene).items():
-            states, item = read[id(heard)]
-            found[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
-        aware = audio_aware_choices(model, scene.heard, scene.silent, scene.item.choices)
-        return found | {"aad": _likeliest(aware, scene.item)}
-
-
-@contextmanager
-def one_thread(model: AudioModel) -> Iterator[None]:
-    """On a CPU torch runs in one thread here: passes of one row gain nothing from more, on a busy
-    machine they lose most of their time, and the numbers are the same on any number of cores.
-    """
-    before = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        states_of = {
+            id(heard): (read_choices(model, heard, item.choices), item) for heard, item in prompts
+        }
+        likeliest = {}
+        for arm, (heard, plan) in self._jobs(i, passes).items():
+            states, item = states_of[id(heard)]
+            likeliest[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
+        aware = audio_aware_choices(model, passes.heard, passes.silent, passes.item.choices)
+        return likeliest | {"aad": _likeliest(aware, passes.item)}
 
 
 def _by(model: AudioModel, plan: SteeringPlan) -> Callable[[Tensor, int], Tensor]:
-    """Logits of states and a step, as the plan steers them."""
+    """Logits of states at a step, steered by the plan."""
     return lambda states, step: steered_logits(model, states, plan, step)
 
 

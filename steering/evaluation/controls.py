@@ -30,7 +30,7 @@ WHAT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constants:
-    """Every constant strength tried on items whose answer is one token."""
+    """All constant strengths, tried on the items whose answer is one token."""
 
     tokens: FirstTokens
     strengths: Strengths  # (S,)
@@ -38,7 +38,7 @@ class Constants:
     weights: Mapping[str, Weights]  # (N,) of each mix
 
     def best(self) -> dict[str, float]:
-        """By arm the strength that is best on these very items, the smallest of equals."""
+        """By arm: the best strength on these very items, of equals the smallest."""
         if not len(self.tokens.known.rows):
             return {}
         first = "balanced" if "balanced" in self.weights else "all"
@@ -51,11 +51,11 @@ class Constants:
 
 
 def try_constants(
-    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Activations, mode: str
+    model: AudioModel, profile: Profile, items: Sequence[Item], activations: Activations, mode: str
 ) -> Constants:
     """Right first tokens at each of GRID constant strengths."""
     known = one_token(model, items, mode)
-    tokens = FirstTokens(model, evidence, known)
+    tokens = FirstTokens(model, activations, known)
     strengths = np.linspace(0.0, 1.5 * (profile.max_strength or 1.0), GRID).round(4)
     rows = [tokens.right(profile.intervention, np.full(len(known.rows), s)) for s in strengths]
     weights = {mix: weight[known.rows] for mix, weight in mixes(items).items()}
@@ -66,60 +66,74 @@ def control_figures(
     model: AudioModel,
     profile: Profile,
     items: Sequence[Item],
-    evidence: Activations,
+    activations: Activations,
     constants: Constants,
-    chosen: ArmStrengths,
+    arm_strengths: ArmStrengths,
     seed: int,
 ) -> dict[str, Any]:
     """Accuracy against constant strength, gates beside the profile's, random layers and heads."""
     known = constants.tokens.known
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "what": WHAT,
         "items": len(known.rows),
         "left_out": len(items) - len(known.rows),
     }
     if not len(known.rows):
-        return found | {"reason": "no item's right answer is one token"}
-    rows, tokens = known.rows, constants.tokens
-    adaptive = chosen.by_arm["adaptive"][rows]
+        return figures | {"reason": "no item's right answer is one token"}
+    rows, tokens, weights = known.rows, constants.tokens, constants.weights
+    adaptive = arm_strengths.by_arm["adaptive"][rows]
     steered = tokens.right(profile.intervention, adaptive)
-    redraws = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
-    gates = _gates(model, evidence, chosen, rows)
-    flags = {
+    rng = np.random.default_rng([seed, 2])
+    layer_sets = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
+    by_layers = [
+        tokens.right(replace(profile.intervention, layers=layers), adaptive)
+        for layers in layer_sets
+    ]
+    scores = random_scores(model, len(profile.heads), activations, seed)
+    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in scores]
+    bootstrap = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
+    gates = _gates(model, activations, arm_strengths, rows)
+    right_by_gate = {
         name: tokens.right(profile.intervention, strengths) for name, strengths in gates.items()
     }
-    rng = np.random.default_rng([seed, 2])
-    layers = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
-    by_layers = [
-        tokens.right(replace(profile.intervention, layers=each), adaptive) for each in layers
-    ]
-    heads = random_scores(model, len(profile.heads), evidence, seed)
-    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in heads]
-    found["by_strength"] = _curve(constants)
-    found["gates"] = {
-        name: {
-            mix: share_percent(right, weight)
-            | {"gain_of_adaptive": gain_percent(steered, right, weight, redraws)}
-            for mix, weight in constants.weights.items()
-        }
-        for name, right in flags.items()
+    return figures | {
+        "by_strength": _curve(constants),
+        "gates": {
+            name: _gate_figures(right, steered, weights, bootstrap)
+            for name, right in right_by_gate.items()
+        },
+        "random_layers": _sets(steered, by_layers, weights),
+        "random_heads": _sets(steered, by_heads, weights),
     }
-    found["random_layers"] = _sets(steered, by_layers, constants.weights)
-    found["random_heads"] = _sets(steered, by_heads, constants.weights)
-    return found
+
+
+def _gate_figures(
+    right: Flags, steered: Flags, weights: Mapping[str, Weights], bootstrap: ClusterBootstrap
+) -> dict[str, Any]:
+    """In each mix: share right by one gate, and the gain of the adaptive arm over it."""
+    return {
+        mix: share_percent(right, weight)
+        | {"gain_of_adaptive": gain_percent(steered, right, weight, bootstrap)}
+        for mix, weight in weights.items()
+    }
 
 
 def _gates(
-    model: AudioModel, evidence: Activations, chosen: ArmStrengths, rows: NDArray[np.int64]
+    model: AudioModel,
+    activations: Activations,
+    arm_strengths: ArmStrengths,
+    rows: NDArray[np.int64],
 ) -> dict[str, Strengths]:
-    """(N,) strengths by arm, and the adaptive ones handed out by other signals than the score."""
-    adaptive = chosen.by_arm["adaptive"]
+    """(N,) strengths by arm, and the adaptive ones in the order of other signals than the score."""
+    adaptive = arm_strengths.by_arm["adaptive"]
     names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
-    found = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
-    found |= {n: chosen.by_arm[n][rows] for n in (*names, "shuffled") if n in chosen.by_arm}
-    by_divergence = rank_matched(adaptive, divergence(model, evidence))
-    by_confidence = rank_matched(adaptive, evidence.top_probability)
-    return found | {"divergence": by_divergence[rows], "confidence": by_confidence[rows]}
+    strengths = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
+    strengths |= {
+        n: arm_strengths.by_arm[n][rows] for n in (*names, "shuffled") if n in arm_strengths.by_arm
+    }
+    by_divergence = rank_matched(adaptive, divergence(model, activations))
+    by_confidence = rank_matched(adaptive, activations.top_probability)
+    return strengths | {"divergence": by_divergence[rows], "confidence": by_confidence[rows]}
 
 
 def _curve(constants: Constants) -> dict[str, Any]:
@@ -133,18 +147,20 @@ def _curve(constants: Constants) -> dict[str, Any]:
     }
 
 
-def _sets(own: Flags, others: Sequence[Flags], weights: Mapping[str, Weights]) -> dict[str, Any]:
-    """Mean, spread and best of random sets, and the share of them that the profile's is above."""
-    found: dict[str, Any] = {"sets": len(others)}
+def _sets(
+    profile_flags: Flags, random_flags: Sequence[Flags], weights: Mapping[str, Weights]
+) -> dict[str, Any]:
+    """Mean, spread and best of random sets, and the share of them below the profile's choice."""
+    figures: dict[str, Any] = {"sets": len(random_flags)}
     for mix, weight in weights.items():
-        shares = np.array([(weight * flags).sum() / weight.sum() for flags in others])
-        mine = float((weight * own).sum() / weight.sum())
-        found[mix] = {
-            "chosen_percent": percent(mine),
+        shares = np.array([(weight * flags).sum() / weight.sum() for flags in random_flags])
+        profile_share = float((weight * profile_flags).sum() / weight.sum())
+        figures[mix] = {
+            "chosen_percent": percent(profile_share),
             "mean_percent": percent(shares.mean()),
             "sd_percent": percent(shares.std(ddof=1)),
             "best_percent": percent(shares.max()),
             "each_percent": [percent(share) for share in np.sort(shares)],
-            "chosen_above_share": round(float((mine > shares).mean()), 4),
+            "chosen_above_share": round(float((profile_share > shares).mean()), 4),
         }
-    return found
+    return figures

@@ -1,8 +1,8 @@
-"""Answers told from their first token, out of stored vectors: controls that cost no further pass.
+"""First answer tokens, computed from stored activations: controls that need no further pass.
 
 An intervention acts only on the readout, so the first token under any strength and any layers is
-one matrix product away from what was gathered. Where the right answer is one token this is the
-answer; items with longer ones are left out here, and how many they are is said.
+one matrix product away from the recorded states. If the right answer is one token, this is the
+answer; items with longer ones are left out here and counted.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _ROWS = 256  # items read out at once: their logits are kept for a moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneToken:
-    """The items whose answers can be told from one token."""
+    """The items whose right answer is a single token."""
 
     rows: NDArray[np.int64]  # (N,) which of all items
-    options: list[list[int]]  # token of each option of each of them; empty for the full vocabulary
+    options: list[list[int]]  # tokens of each item's options; empty: the full vocabulary
     wanted: NDArray[np.int64]  # (N,) token of the right answer
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """Items whose answer, or for `choices` every option, is one token and unlike the others."""
+    """Items whose answer, or for `choices` every option, is a single token unlike the others."""
     tokenizer = model.processor.tokenizer
     rows, options, wanted = [], [], []
     for i, item in enumerate(items):
@@ -51,29 +51,29 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
 
 
 class FirstTokens:
-    """Whether the first token is right, under any strengths, layers or order of items."""
+    """Whether first tokens are right, for any strengths and layers."""
 
-    def __init__(self, model: AudioModel, evidence: Activations, known: OneToken) -> None:
-        self.model, self.evidence, self.known = model, evidence, known
+    def __init__(self, model: AudioModel, activations: Activations, known: OneToken) -> None:
+        self.model, self.activations, self.known = model, activations, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
     def right(self, intervention: Intervention, strengths: Strengths) -> Flags:
-        """(N,) for strengths (N,), one for each item that can be told from one token."""
+        """(N,) whether each first token is right, at strengths (N,)."""
         if not len(self.known.rows):
             return np.zeros(0, bool)
         directions = self._pooled(intervention)
-        found = []
+        flags = []
         for start in range(0, len(self.known.rows), _ROWS):
-            part = slice(start, start + _ROWS)
-            found.append(self._right(part, directions[part], intervention, strengths[part]))
-        return np.concatenate(found)
+            block = slice(start, start + _ROWS)
+            flags.append(self._right(block, directions[block], intervention, strengths[block]))
+        return np.concatenate(flags)
 
     def _pooled(self, intervention: Intervention) -> Tensor:
-        """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
+        """(N, D) float32 directions of the intervention's layers; the last result is kept."""
         if intervention.layers not in self._directions:
             parts = [
                 pool(
-                    torch.from_numpy(self.evidence.differences[row][list(intervention.layers)]),
+                    torch.from_numpy(self.activations.differences[row][list(intervention.layers)]),
                     intervention,
                 )
                 for row in self.known.rows
@@ -83,37 +83,37 @@ class FirstTokens:
 
     @torch.inference_mode()
     def _right(
-        self, part: slice, directions: Tensor, intervention: Intervention, strengths: Strengths
+        self, block: slice, directions: Tensor, intervention: Intervention, strengths: Strengths
     ) -> Flags:
         device = self.model.device
-        rows = self.known.rows[part]
-        final = torch.from_numpy(self.evidence.final[rows]).to(device, self.model.dtype)
-        each = torch.from_numpy(strengths).float().to(device)
-        found = logits(self.model, final, directions.to(device), each, intervention)
-        wanted = torch.from_numpy(self.known.wanted[part]).to(device)
-        best = found.gather(1, wanted[:, None])[:, 0]
-        if self.known.options[part] and self.known.options[part][0]:
-            others = [found[i, ids].max() for i, ids in enumerate(self.known.options[part])]
+        rows = self.known.rows[block]
+        final = torch.from_numpy(self.activations.final[rows]).to(device, self.model.dtype)
+        row_strengths = torch.from_numpy(strengths).float().to(device)
+        token_logits = logits(self.model, final, directions.to(device), row_strengths, intervention)
+        wanted = torch.from_numpy(self.known.wanted[block]).to(device)
+        best = token_logits.gather(1, wanted[:, None])[:, 0]
+        if self.known.options[block] and self.known.options[block][0]:
+            others = [token_logits[i, ids].max() for i, ids in enumerate(self.known.options[block])]
             return np.asarray((best >= torch.stack(others)).cpu().numpy())
-        return np.asarray((found.argmax(1) == wanted).cpu().numpy())
+        return np.asarray((token_logits.argmax(1) == wanted).cpu().numpy())
 
 
-def divergence(model: AudioModel, evidence: Activations) -> NDArray[np.float64]:
-    """(I,) in [0, ln 2]: how far the first token's distribution on the clip is from that on its
-    silence (Jensen-Shannon).
+def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
+    """(I,) in [0, ln 2]: Jensen-Shannon divergence of the first token's distribution on the clip
+    and on its silence.
     """
-    found = []
-    last = model.layers - 1
+    blocks = []
+    last = model.num_layers - 1
     with torch.inference_mode():
-        for start in range(0, len(evidence.final), _ROWS):
-            part = slice(start, start + _ROWS)
-            final = torch.from_numpy(evidence.final[part])
-            silent = final - torch.from_numpy(evidence.differences[part, last])
-            both = [
+        for start in range(0, len(activations.final), _ROWS):
+            block = slice(start, start + _ROWS)
+            final = torch.from_numpy(activations.final[block])
+            silent = final - torch.from_numpy(activations.differences[block, last])
+            log_probabilities = [
                 logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
                 for states in (final, silent)
             ]
-            middle = torch.logaddexp(*both) - float(np.log(2))
-            halves = [(p.exp() * (p - middle)).sum(-1) for p in both]
-            found.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
-    return np.concatenate(found)
+            middle = torch.logaddexp(*log_probabilities) - float(np.log(2))
+            halves = [(p.exp() * (p - middle)).sum(-1) for p in log_probabilities]
+            blocks.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
+    return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""The report's figures, drawn with matplotlib: each takes numbers and gives a Figure.
+"""The report's figures, drawn with matplotlib: each function turns numbers into a Figure.
 
 Colours are those of Okabe and Ito, told apart by people with any colour vision; line styles and
 marks say the same again.
@@ -32,7 +32,7 @@ _EXAMPLE_WIDTH = 3.5  # three of them stand side by side
 def _figure(
     height: float, rows: int = 1, width: float = _WIDTH, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of the report's width and its axes, one above the other."""
+    """A figure of the report's width and its axes, one below the other."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, **options)
 
@@ -72,7 +72,7 @@ def head_map(r: Sequence[Sequence[float]], heads: Sequence[Head]) -> Figure:
 
 
 def _whole_ticks(axes: Axes, across: int, up: int) -> None:
-    """Ticks on whole numbers, few enough to be read."""
+    """Set a readable number of ticks, on whole numbers."""
     axes.set_xticks(range(0, across, max(1, across // 8)))
     axes.set_yticks(range(0, up, max(1, up // 8)))
 
@@ -140,12 +140,12 @@ def parts(values: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(1.2 + 0.72 * len(names))
     axes.axvline(0, color=GREY, linewidth=1)
     for k, (arm, (colour, mark)) in enumerate(PART_ARMS.items()):
-        for place, name in enumerate(names):
+        for row, name in enumerate(names):
             gain, low, high = values[name]["arms"][arm]["gain_over_bare"]
-            at = place + (k - 2) * 0.15
-            axes.plot([low, high], [at, at], color=colour, linewidth=1.6, alpha=0.8)
-            label = arm.replace("_", " ") if place == 0 else None
-            axes.plot([gain], [at], mark, color=colour, markersize=5, label=label)
+            height = row + (k - 2) * 0.15
+            axes.plot([low, high], [height, height], color=colour, linewidth=1.6, alpha=0.8)
+            label = arm.replace("_", " ") if row == 0 else None
+            axes.plot([gain], [height], mark, color=colour, markersize=5, label=label)
     labels = [f"{short(name)}\n({values[name]['items']})" for name in names]
     axes.set_yticks(range(len(names)), labels)
     axes.invert_yaxis()
@@ -175,16 +175,20 @@ def against_random(panels: Sequence[tuple[str, str, Sequence[float], float]]) ->
 def example(
     samples: NDArray[np.float32], rate_hz: int, timeline: NDArray[np.float32], hop_seconds: float
 ) -> Figure:
-    """A clip's waveform, and under it where the specialist heads looked."""
+    """A clip's waveform, and below it the attention of the specialist heads over time."""
     figure, (wave, looks) = _figure(2.0, 2, _EXAMPLE_WIDTH, sharex=True, height_ratios=(1, 1.1))
     seconds = len(samples) / rate_hz
     low, high = _envelope(samples, 400)
     wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color=GREY, linewidth=0)
     wave.set(yticks=[], ylabel="sound")
-    at = (np.arange(len(timeline)) + 0.5) * hop_seconds
-    looks.fill_between(at, timeline * 100, step="mid", color=BLUE, alpha=0.3, linewidth=0)
-    looks.plot(at, timeline * 100, drawstyle="steps-mid", color=BLUE, lw=1.3)
-    looks.set(xlabel="seconds", ylabel="attention %", xlim=(0, max(seconds, float(at[-1]))))
+    seconds_heard = (np.arange(len(timeline)) + 0.5) * hop_seconds
+    looks.fill_between(
+        seconds_heard, timeline * 100, step="mid", color=BLUE, alpha=0.3, linewidth=0
+    )
+    looks.plot(seconds_heard, timeline * 100, drawstyle="steps-mid", color=BLUE, lw=1.3)
+    looks.set(
+        xlabel="seconds", ylabel="attention %", xlim=(0, max(seconds, float(seconds_heard[-1])))
+    )
     looks.set_ylim(bottom=0)
     return figure
 
@@ -196,5 +200,5 @@ def _envelope(samples: NDArray[np.float32], points: int) -> tuple[NDArray[Any], 
 
 
 def short(text: str) -> str:
-    """A name from the data, cut where it is long."""
+    """A name from the data, cut to 24 characters."""
     return text if len(text) <= 24 else text[:23] + "…"

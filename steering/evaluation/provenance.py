@@ -1,4 +1,4 @@
-"""Where figures come from: the data's hash and likely version, and the prompt as it was seen."""
+"""Provenance of the figures: the data's hash and likely version, and the prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from steering.calibration.activations import clip_of, prompt_of
+from steering.calibration.activations import build_item_prompt, load_item_clip
 from steering.items import DataSet, Item
 from steering.model.audio_model import AudioModel
 
@@ -42,15 +42,15 @@ def _looks_like(items: Sequence[Item], tasks: dict[str, int]) -> str:
 
 
 def prompt_text(model: AudioModel, item: Item) -> str:
-    """An item's prompt as the model sees it, control tokens and all; a run of audio tokens is
-    written once, with its length.
+    """An item's prompt as the model sees it, with control tokens; a run of audio tokens is written
+    once, with its length.
     """
-    prompt = prompt_of(model, item, clip_of(model, item))
+    prompt = build_item_prompt(model, item, load_item_clip(model, item))
     tokenizer = model.processor.tokenizer
-    found = []
+    parts = []
     pairs = zip(prompt.tokens.tolist(), prompt.audio_mask.tolist(), strict=True)
     for is_audio, run in groupby(pairs, key=lambda pair: pair[1]):
         ids = [token for token, _ in run]
         text = tokenizer.decode(ids[:1] if is_audio else ids, skip_special_tokens=False)
-        found.append(f"{text} x {len(ids)}" if is_audio else text)
-    return "".join(found)
+        parts.append(f"{text} x {len(ids)}" if is_audio else text)
+    return "".join(parts)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no other, and its figures as PNG files beside it."""
+"""The report: one self-contained HTML file, and its figures as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from steering.calibration.activations import Activations, clip_of, prompt_of
+from steering.calibration.activations import Activations, build_item_prompt, load_item_clip
 from steering.evaluation import plots
 from steering.evaluation.arms import ARMS
 from steering.evaluation.predictions import write_whole
@@ -33,30 +33,30 @@ SHOWN_ABOVE = 0.95  # share of random sets that a choice must be above to be sai
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
-    """What the report shows besides the figures in results.json."""
+class ReportDetails:
+    """Contents of the report besides the figures in results.json."""
 
     model: AudioModel
     profile: Profile
     items: Sequence[Item]
-    evidence: Activations
+    activations: Activations
     outputs: Mapping[str, Sequence[str]]
     right: Mapping[str, Flags]
 
 
-def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
+def write_report(out: Path, results: Mapping[str, Any], details: ReportDetails) -> None:
     """Write `report.html` and the figures to a folder."""
     (out / FIGURES).mkdir(exist_ok=True)
     with rc_context(fname=STYLE):
         figures = {
             name: _picture(figure, out / FIGURES / f"{name}.png")
-            for name, figure in _figures(results, shown).items()
+            for name, figure in _figures(results, details).items()
         }
         examples = {
             kind: [
-                _example(shown, i, out / FIGURES / f"{kind}-{n}.png") for n, i in enumerate(rows)
+                _example(details, i, out / FIGURES / f"{kind}-{n}.png") for n, i in enumerate(rows)
             ]
-            for kind, rows in picked(shown.items, shown.right).items()
+            for kind, rows in pick_examples(details.items, details.right).items()
         }
     pages = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined,
@@ -65,9 +65,9 @@ def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
     pages.filters |= {"signed": signed, "breakable": breakable}
     page = pages.get_template("report.html.jinja").render(
         results=results,
-        profile=shown.profile,
+        profile=details.profile,
         described=ARMS,
-        headline=headline(results, shown.profile),
+        headline=headline(results, details.profile),
         answers=choice_matters(results),
         figures=figures,
         examples=examples,
@@ -77,7 +77,7 @@ def write_report(out: Path, results: Mapping[str, Any], shown: Shown) -> None:
 
 
 def headline(results: Mapping[str, Any], profile: Profile) -> str:
-    """The gain of the adaptive arm in one sentence, whichever way it went."""
+    """The gain of the adaptive arm in one sentence."""
     items = results["data"]["items"]
     bare, adaptive = (results["arms"][arm]["right_percent"] for arm in ("bare", "adaptive"))
     if profile.max_strength == 0:
@@ -101,9 +101,9 @@ def headline(results: Mapping[str, Any], profile: Profile) -> str:
 
 
 def signed(points: float) -> str:
-    """Points with their sign, none for what rounds to nothing."""
-    shown = f"{points:+.1f}"
-    return "0.0" if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+    """Points with their sign; no sign if they round to zero."""
+    details = f"{points:+.1f}"
+    return "0.0" if float(details) == 0 else details.replace("-", "\N{MINUS SIGN}")
 
 
 def breakable(name: str) -> Markup:
@@ -112,10 +112,10 @@ def breakable(name: str) -> Markup:
 
 
 def choice_matters(results: Mapping[str, Any]) -> list[str]:
-    """Whether the choice of heads matters, for the score, the gate and the direction, in words."""
+    """Sentences: does the choice of heads matter for the score, the gate, the direction?"""
     score = results["listening"]["right_wrong_within_wording"]
-    found = [
-        _in_words(
+    sentences = [
+        _sentence(
             "For the score",
             "the specialist heads tell right from wrong answers of one wording with an AUROC of"
             f" {_figure(score['auroc'])}",
@@ -127,12 +127,12 @@ def choice_matters(results: Mapping[str, Any]) -> list[str]:
     controls = results["first_tokens"]
     if "random_heads" not in controls:
         return [
-            *found,
+            *sentences,
             f"For the gate and the direction it was not measured: {controls['reason']}.",
         ]
     heads, layers = controls["random_heads"], controls["random_layers"]
-    found.append(
-        _in_words(
+    sentences.append(
+        _sentence(
             "For the gate",
             "strengths handed out by the specialist heads give"
             f" {heads['all']['chosen_percent']:.1f} % right first tokens",
@@ -141,8 +141,8 @@ def choice_matters(results: Mapping[str, Any]) -> list[str]:
             f" {heads['all']['sd_percent']:.1f} %)",
         )
     )
-    found.append(
-        _in_words(
+    sentences.append(
+        _sentence(
             "For the direction",
             f"the profile's layers give {layers['all']['chosen_percent']:.1f} % right first tokens",
             layers["all"]["chosen_above_share"],
@@ -150,10 +150,10 @@ def choice_matters(results: Mapping[str, Any]) -> list[str]:
             f" ({layers['all']['mean_percent']:.1f} ± {layers['all']['sd_percent']:.1f} %)",
         )
     )
-    return found
+    return sentences
 
 
-def _in_words(subject: str, finding: str, above: float | None, others: str) -> str:
+def _sentence(subject: str, finding: str, above: float | None, others: str) -> str:
     if above is None:
         return f"{subject}: not measurable here, all answers are alike."
     verdict = "yes" if above >= SHOWN_ABOVE else "not shown" if above >= 0.5 else "no"
@@ -166,10 +166,10 @@ def _figure(value: float | None) -> str:
     return "?" if value is None else f"{value:.2f}"
 
 
-def picked(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str, list[int]]:
+def pick_examples(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str, list[int]]:
     """Indices of the first items repaired and broken by the adaptive arm, of unlike tasks first."""
     bare, adaptive = right["bare"], right["adaptive"]
-    found = {}
+    examples = {}
     for kind, flags in (("repaired", adaptive & ~bare), ("broken", bare & ~adaptive)):
         seen: dict[str, int] = {}
         ranked = []
@@ -177,69 +177,71 @@ def picked(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str, list[
             task = items[int(i)].task
             seen[task] = seen.get(task, 0) + 1
             ranked.append((seen[task], int(i)))
-        found[kind] = [i for _, i in sorted(ranked)[:EXAMPLES]]
-    return found
+        examples[kind] = [i for _, i in sorted(ranked)[:EXAMPLES]]
+    return examples
 
 
-def _figures(results: Mapping[str, Any], shown: Shown) -> dict[str, Figure]:
-    evidence, profile = shown.evidence, shown.profile
-    scores = evidence.scores(profile.heads, shown.model.heads)
-    silent = evidence.silent_scores(profile.heads, shown.model.heads)
-    found = {
+def _figures(results: Mapping[str, Any], details: ReportDetails) -> dict[str, Figure]:
+    activations, profile = details.activations, details.profile
+    scores = activations.scores(profile.heads, details.model.num_heads)
+    silent = activations.silent_scores(profile.heads, details.model.num_heads)
+    figures = {
         "gains": plots.gains(results["arms"]),
-        "scores": plots.scores(scores[evidence.right], scores[~evidence.right], silent),
+        "scores": plots.scores(scores[activations.right], scores[~activations.right], silent),
     }
     if results["correlation_map"] is not None:
-        found["heads"] = plots.head_map(results["correlation_map"], profile.heads)
+        figures["heads"] = plots.head_map(results["correlation_map"], profile.heads)
     part = next((p for p in ("task", "wording") if p in results["parts"]), None)
     if part is not None:
-        found["parts"] = plots.parts(results["parts"][part])
+        figures["parts"] = plots.parts(results["parts"][part])
     controls = results["first_tokens"]
     if "by_strength" in controls:
         fixed = profile.fixed_strength
-        found["strengths"] = plots.strengths(controls["by_strength"], controls["gates"], fixed)
+        figures["strengths"] = plots.strengths(controls["by_strength"], controls["gates"], fixed)
     panels = _panels(results)
     if panels:
-        found["random"] = plots.against_random(panels)
-    return found
+        figures["random"] = plots.against_random(panels)
+    return figures
 
 
 def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], float]]:
-    """Random sets beside the profile's own, as far as both were measured."""
+    """Random sets beside the profile's own, where both were measured."""
     score, controls = results["listening"]["right_wrong_within_wording"], results["first_tokens"]
-    found = []
+    panels = []
     if score["auroc"] is not None:
         unit = "AUROC, right against wrong"
-        found.append(("Score: heads", unit, score["random_each"], score["auroc"]))
+        panels.append(("Score: heads", unit, score["random_each"], score["auroc"]))
     for name, title in (("random_heads", "Gate: heads"), ("random_layers", "Direction: layers")):
         if name in controls:
-            each = controls[name]["all"]
+            control = controls[name]["all"]
             unit = "% right first tokens"
-            found.append((title, unit, each["each_percent"], each["chosen_percent"]))
-    return found
+            panels.append((title, unit, control["each_percent"], control["chosen_percent"]))
+    return panels
 
 
-def _example(shown: Shown, i: int, path: Path) -> dict[str, Any]:
-    """An item with what the arms answered, and its picture."""
-    model, profile, item = shown.model, shown.profile, shown.items[i]
-    clip = clip_of(model, item)
-    heard = prefill(model, prompt_of(model, item, clip), heads=profile.heads)
+def _example(details: ReportDetails, i: int, path: Path) -> dict[str, Any]:
+    """An item, the answers of the arms, and its picture."""
+    model, profile, item = details.model, details.profile, details.items[i]
+    clip = load_item_clip(model, item)
+    heard = prefill(model, build_item_prompt(model, item, clip), heads=profile.heads)
     attention = heard.attention.cpu().numpy()
     score = listening_score(attention)
-    drawn = plots.example(clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds)
+    figure = plots.example(
+        clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds
+    )
     return {
         "item": item,
         "score": score,
         "verdict": profile.verdicts.of(score).replace("_", " "),
         "strength": float(profile.gate.strengths(np.asarray(score))),
-        "bare": shown.outputs["bare"][i],
-        "adaptive": shown.outputs["adaptive"][i],
-        "picture": _picture(drawn, path),
+        "bare": details.outputs["bare"][i],
+        "adaptive": details.outputs["adaptive"][i],
+        "picture": _picture(figure, path),
     }
 
 
 def _picture(figure: Figure, path: Path) -> str:
-    """A figure as a data URI, after it was written to a PNG file."""
+    """A figure as a data URI; it is also written to a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=180)
     path.write_bytes(file.getvalue())

@@ -21,10 +21,10 @@ _MAX_PARTS = 40  # more values than this are names, not parts
 
 
 def mixes(items: Sequence[Item]) -> dict[str, Weights]:
-    """(I,) weights of each mix: all items as they are and, where all three wordings are named,
+    """(I,) weights of each mix: all items unweighted and, if the data has all three wordings,
     MIXES.
     """
-    found = {"all": np.ones(len(items))}
+    weights_by_mix = {"all": np.ones(len(items))}
     wordings = np.array([item.wording for item in items])
     if {"neutral", "consistent", "conflict"} <= set(wordings):
         for name, shares in MIXES.items():
@@ -32,19 +32,19 @@ def mixes(items: Sequence[Item]) -> dict[str, Weights]:
             for wording, share in shares.items():
                 rows = wordings == wording
                 weights[rows] = share * len(items) / rows.sum()
-            found[name] = weights
-    return found
+            weights_by_mix[name] = weights
+    return weights_by_mix
 
 
 def parts(items: Sequence[Item]) -> dict[str, dict[str, NDArray[np.bool_]]]:
-    """Which items (I,) belong to each domain, sub-category, difficulty and wording named."""
-    found: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    """Rows (I,) of each domain, sub-category, difficulty and wording in the data."""
+    rows_by_part: dict[str, dict[str, NDArray[np.bool_]]] = {}
     for part in PARTS:
         values = np.array([_value(item, part) for item in items])
         names = sorted({str(value) for value in values} - {""})
         if 0 < len(names) <= _MAX_PARTS:
-            found[part] = {name: values == name for name in names}
-    return found
+            rows_by_part[part] = {name: values == name for name in names}
+    return rows_by_part
 
 
 def _value(item: Item, part: str) -> str:

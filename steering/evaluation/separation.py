@@ -1,4 +1,4 @@
-"""What the listening score tells apart, and whether it matters which heads it is read from."""
+"""How well the listening score separates items, and whether the choice of heads matters to it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ RANDOM_SETS = 60
 
 
 def listening_figures(
-    model: AudioModel, profile: Profile, items: Sequence[Item], evidence: Activations, seed: int
+    model: AudioModel, profile: Profile, items: Sequence[Item], activations: Activations, seed: int
 ) -> dict[str, Any]:
     """AUROC of the listening score: right against wrong within each cue, clip against silence.
 
     Beside it the model's own top probability, and random sets of as many heads.
     """
-    scores = evidence.scores(profile.heads, model.heads)
-    silent = evidence.silent_scores(profile.heads, model.heads)
-    chance = random_scores(model, len(profile.heads), evidence, seed)
+    scores = activations.scores(profile.heads, model.num_heads)
+    silent = activations.silent_scores(profile.heads, model.num_heads)
+    chance = random_scores(model, len(profile.heads), activations, seed)
     strata = [item.stratum for item in items]
     cues: dict[str, Any] = {}
-    for cue in sorted({i.cue for i in items if i.wording == "conflict"}, key=_force):
+    for cue in sorted({i.cue for i in items if i.wording == "conflict"}, key=_cue_order):
         rows = np.array([i.wording == "conflict" and i.cue == cue for i in items])
-        right, top = evidence.right[rows], evidence.top_probability[rows]
+        right, top = activations.right[rows], activations.top_probability[rows]
         cues[cue] = {
             "items": int(rows.sum()),
             "auroc": rounded(auroc(scores[rows], right)),
             "top_probability": rounded(auroc(top, right)),
             **_beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
         }
-    own = auroc_within_strata(scores, evidence.right, strata)
-    others = [auroc_within_strata(other, evidence.right, strata) for other in chance]
+    own = auroc_within_strata(scores, activations.right, strata)
+    others = [auroc_within_strata(other, activations.right, strata) for other in chance]
     return {
         "heads": [list(head) for head in profile.heads],
-        "right_wrong": rounded(auroc(scores, evidence.right)),
+        "right_wrong": rounded(auroc(scores, activations.right)),
         "right_wrong_within_wording": {
             "auroc": rounded(own),
             **_beside(own, others),
@@ -53,44 +53,44 @@ def listening_figures(
         },
         "right_wrong_within_cue_of_conflict": cues,
         "clip_silence": rounded(auroc_against_silence(scores, silent)),
-        "mean_right": _mean(scores[evidence.right]),
-        "mean_wrong": _mean(scores[~evidence.right]),
+        "mean_right": _mean(scores[activations.right]),
+        "mean_wrong": _mean(scores[~activations.right]),
         "mean_silent": _mean(silent),
     }
 
 
 def random_scores(
-    model: AudioModel, heads: int, evidence: Activations, seed: int
+    model: AudioModel, heads: int, activations: Activations, seed: int
 ) -> list[NDArray[np.float32]]:
-    """(I,) listening scores by each of RANDOM_SETS random sets of so many heads."""
+    """(I,) listening scores by each of RANDOM_SETS random sets of heads."""
     rng = np.random.default_rng([seed, 1])
     sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
-    return [evidence.scores(each, model.heads) for each in sets]
+    return [activations.scores(each, model.num_heads) for each in sets]
 
 
 def correlation_map(
-    model: AudioModel, items: Sequence[Item], evidence: Activations
+    model: AudioModel, items: Sequence[Item], activations: Activations
 ) -> list[list[float]] | None:
-    """L x H: r of each head's audio mass with a right answer, within wordings; None where every
-    answer is right or every one wrong.
+    """L x H: r of each head's audio mass with a right answer, within wordings; None if all answers
+    are right or all wrong.
     """
     strata = [item.stratum for item in items]
     try:
-        r = correlations(evidence.mass, evidence.right, strata)
+        r = correlations(activations.mass, activations.right, strata)
     except DataError:
         return None
-    rows: list[list[float]] = r.reshape(model.layers, model.heads).round(4).tolist()
+    rows: list[list[float]] = r.reshape(model.num_layers, model.num_heads).round(4).tolist()
     return rows
 
 
-def _force(cue: str) -> tuple[int, str]:
-    """Sorts weak, medium, strong by their force, others behind by name."""
+def _cue_order(cue: str) -> tuple[int, str]:
+    """Sort key of a cue: weak, medium, strong, then others by name."""
     known = ("weak", "medium", "strong")
     return (known.index(cue) if cue in known else len(known), cue)
 
 
 def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
-    """Mean, spread and best of random sets, and the share of them that `own` is above."""
+    """Mean, spread and best of random sets, and the share of them below `own`."""
     values = np.array(others)
     above = np.nan if np.isnan(own) else float((own > values).mean())
     return {
@@ -106,5 +106,5 @@ def _mean(scores: NDArray[np.float32]) -> float | None:
 
 
 def rounded(figure: float | np.floating[Any]) -> float | None:
-    """A figure to 4 digits; None, which JSON can hold, where it could not be measured."""
+    """A figure to 4 digits; None if it could not be measured, since JSON has no NaN."""
     return None if np.isnan(figure) else round(float(figure), 4)

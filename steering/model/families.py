@@ -1,7 +1,7 @@
-"""How the model families differ, in one table: everything else is the same code for all.
+"""The differences between model families, in one table; all other code is the same for all.
 
-A family is found by `model_type` of the checkpoint's own config. What a size or an id is, is read
-from the checkpoint, never from here. How to add a row: docs/families.md.
+A family is found by `model_type` of the checkpoint's own config. Sizes and ids are read from the
+checkpoint, never from here. To add a row, see docs/families.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from steering.model import omni
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What one architecture calls its parts. `config` is of the part that is loaded."""
+    """The parts of one architecture. `config` is that of the loaded part."""
 
     name: str  # model_type of its config.json
     network_class: Callable[[], Any]  # of transformers, read lazily
@@ -40,7 +40,7 @@ class Family:
 
 
 def _qwen2_audio_tokens(config: Any, frames: int) -> int:
-    """Audio tokens of so many mel frames: a strided convolution, then a pooling by two."""
+    """Audio tokens for a number of mel frames: a strided convolution, then pooling by two."""
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
@@ -56,7 +56,7 @@ def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor
     else:
         tower, clips = network.model.audio_tower, zip(mels.split(1), filled, strict=True)
         audio = [project(_encode(tower, mel, length))[0] for mel, length in clips]
-    return [one[: _qwen2_audio_tokens(None, n)] for one, n in zip(audio, counts, strict=True)]
+    return [clip[: _qwen2_audio_tokens(None, n)] for clip, n in zip(audio, counts, strict=True)]
 
 
 def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
@@ -68,8 +68,8 @@ def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
     states = gelu(tower.conv2(states))[..., :length].transpose(1, 2)  # (1, P, E)
     states = states + tower.embed_positions.weight[:length]
     for layer in tower.layers:
-        found = layer(states, None)
-        states = found[0] if isinstance(found, tuple) else found
+        output = layer(states, None)
+        states = output[0] if isinstance(output, tuple) else output
     pooled: Tensor = tower.avg_pooler(states.transpose(1, 2)).transpose(1, 2)
     heard: Tensor = tower.layer_norm(pooled)
     return heard

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The loader: a name becomes a model that is ready to answer."""
 
 from __future__ import annotations
 
@@ -46,12 +46,23 @@ def load(
     quantize: str | None = None,
     style: str = "auto",
 ) -> AudioModel:
-    """The model called `demo`, or at a path, or with a hub id, ready to answer.
+    """Load a model, ready to answer.
 
-    `device` auto is CUDA where there is one, spread is all cards; `dtype` auto is bfloat16 on CUDA
-    and float32 on a CPU. A LoRA `adapter` (folder or hub id) is merged into the weights;
-    `quantize` is 8bit or 4bit. Raises ModelError for an unknown name or family, missing or damaged
-    files, a wrong device, too little memory, a package that is not installed.
+    Args:
+        name: `demo`, a folder, or a hub id.
+        revision: commit or branch of a hub model.
+        device: auto (CUDA if there is one), cpu, cuda, cuda:N, or spread over all cards.
+        dtype: auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16 or float16.
+        adapter: LoRA adapter to merge into the weights, a folder or hub id.
+        quantize: 8bit or 4bit, for the decoder's linear layers.
+        style: prompt style, auto (by the name), plain or r1_aqa.
+
+    Returns:
+        The model in eval mode, its attention readable by `steering.taps`.
+
+    Raises:
+        ModelError: unknown name or family, missing or damaged files, a wrong device, too little
+            memory, or a missing optional package.
     """
     folder, commit = find(name, revision)
     config = read_config(name, folder)
@@ -61,7 +72,7 @@ def load(
     place = _device("auto" if device == SPREAD else device)
     kind, reason = _dtype(dtype, place)
     _check_options(adapter, quantize)
-    _check_room(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
+    _check_memory(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
         network = _network(family, config, folder, kind, place, device, quantize)
@@ -89,9 +100,9 @@ def load(
 
 
 def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
-    """The card of each layer; of one that accelerate brings from the CPU or a disk, the first."""
-    found = [layer.input_layernorm.weight.device for layer in decoder.layers]
-    return tuple(first if place.type in ("meta", "cpu") else place for place in found)
+    """The device of each layer; the first one for layers offloaded to the CPU or a disk."""
+    devices = [layer.input_layernorm.weight.device for layer in decoder.layers]
+    return tuple(first if place.type in ("meta", "cpu") else place for place in devices)
 
 
 def read_config(name: str, folder: Path) -> Any:
@@ -115,7 +126,7 @@ def _network(
     part = family.config(config)
     placed: dict[str, Any] = {}
     if device == SPREAD:
-        _require("accelerate", "spread", "a model on several cards")
+        _require_package("accelerate", "spread", "a model on several cards")
         placed["device_map"] = "auto"
     if quantize is not None:
         placed.setdefault("device_map", {"": str(place)})
@@ -146,8 +157,8 @@ def _network(
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The decoder's linear layers in 8 or 4 bits; the ears and the readout stay as they are."""
-    _require("bitsandbytes", "quantize", "8 and 4 bits")
+    """The decoder's linear layers in 8 or 4 bits; encoder and readout stay as they are."""
+    _require_package("bitsandbytes", "quantize", "8 and 4 bits")
     return BitsAndBytesConfig(
         load_in_8bit=quantize == "8bit",
         load_in_4bit=quantize == "4bit",
@@ -159,33 +170,33 @@ def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str]:
     """The network with a LoRA adapter merged into its weights, and the fingerprint of both."""
-    _require("peft", "lora", "LoRA adapters")
+    _require_package("peft", "lora", "LoRA adapters")
     from peft import PeftModel  # an optional package
 
     folder, _ = find(adapter, None)
     check_adapter(adapter, folder)
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             adapted = PeftModel.from_pretrained(network, str(folder), local_files_only=True)
         merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(f"adapter {adapter!r} can't be merged: {error}") from error
-    if missing := [one for one in said if _UNMATCHED in str(one.message)]:
+    if missing := [warning for warning in caught if _UNMATCHED in str(warning.message)]:
         raise ModelError(
             f"adapter {adapter!r} is not of this model: {str(missing[0].message)[:200]}…"
         )
     return merged, fingerprint(folder, ADAPTER_CONFIG, base_print)
 
 
-def _require(package: str, extra: str, what: str) -> None:
-    """Nothing, if an optional package is installed; else ModelError with the way to get it."""
+def _require_package(package: str, extra: str, what: str) -> None:
+    """Raise ModelError, with the command that installs it, if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
         raise ModelError(f"{what} need {package}: pip install 'allears[{extra}]'")
 
 
 def _check_options(adapter: str | None, quantize: str | None) -> None:
-    """Nothing, if the options are known and go together."""
+    """Raise ModelError for unknown options and for options that exclude each other."""
     if quantize is not None and quantize not in QUANTIZED:
         raise ModelError(f"quantize {quantize!r} is unknown; allowed: {', '.join(QUANTIZED)}")
     if quantize is not None and adapter is not None:
@@ -195,10 +206,10 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
         )
 
 
-def _check_room(
+def _check_memory(
     name: str, family: Family, config: Any, place: torch.device, kind: str, *, spread: bool
 ) -> None:
-    """Nothing, if the weights fit in what is free; else ModelError with both figures."""
+    """Raise ModelError if the weights do not fit into free memory."""
     needed = memory_plan.plan(family, config).weight_bytes[kind]
     free = memory_plan.free_bytes(place)
     if spread:
@@ -225,7 +236,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and why."""
+    """The dtype to compute in, and the reason for it."""
     if wanted != "auto":
         if wanted not in DTYPES:
             raise ModelError(f"dtype {wanted!r} is unknown; allowed: auto, {', '.join(DTYPES)}")

@@ -93,7 +93,7 @@ def _log_fields(scope: Scope, record: RequestRecord, status: int, seconds: float
 
 
 def _log_and_count(deployment: Deployment, record: RequestRecord, line: dict[str, Any]) -> None:
-    """Write a request's log line and count it; what the user wrote only if that is switched on."""
+    """Write a request's log line and count it; the user's text only if that is switched on."""
     route, metrics = line["route"], deployment.metrics
     metrics.requests.labels(route, str(line["status"])).inc()
     metrics.key_requests.labels(line["key"], str(line["status"])).inc()

@@ -133,7 +133,7 @@ LISTENED = """
 import json, sys
 import server.cli, server.app
 from steering.audio.decode import AudioLimits, read_clip
-from steering.model import load
+from steering.model.loading import load
 for path in sys.argv[2:]:
     read_clip(path, rate_hz=16_000, limits=AudioLimits())
 load(sys.argv[1], device="cpu")

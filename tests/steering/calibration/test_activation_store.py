@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steering.calibration.activation_store import Columns, open_store
-from steering.calibration.activations import Activations, Row, columns_of
+from steering.calibration.activations import ActivationRow, Activations, column_layout
 from steering.errors import DataError
 from steering.model.audio_model import AudioModel
 
@@ -18,10 +18,10 @@ KEY: dict[str, Any] = {"fingerprint": "00ff", "items": COUNT}
 
 @pytest.fixture
 def columns(untrained: AudioModel) -> Columns:
-    return columns_of(untrained)
+    return column_layout(untrained)
 
 
-def row(columns: Columns, seed: int) -> Row:
+def row(columns: Columns, seed: int) -> ActivationRow:
     rng = np.random.default_rng(seed)
     return tuple(
         (100 * rng.random(shape)).astype(kind) if shape else kind(seed + 1)
@@ -43,13 +43,13 @@ def test_what_was_put_is_there_next_time(tmp_path: Path, columns: Columns) -> No
     with open_store(folder, KEY, columns, COUNT) as store:
         assert store.missing() == [1, 3, 5]
         with pytest.raises(AssertionError):
-            store.evidence()
+            store.activations()
         for index in store.missing():
             store.put(index, row(columns, index))
-        found = store.evidence()
+        activations = store.activations()
         for index in range(COUNT):
             for name, value in zip(columns, row(columns, index), strict=True):
-                np.testing.assert_array_equal(getattr(found, name)[index], value)
+                np.testing.assert_array_equal(getattr(activations, name)[index], value)
         store.remove()
     assert not folder.exists()
 

@@ -14,7 +14,13 @@ from filelock import FileLock
 
 from steering import load
 from steering.calibration import auto
-from steering.calibration.auto import NoProfile, find_or_make, is_wanted, load_kept, profile_folder
+from steering.calibration.auto import (
+    NoProfile,
+    find_or_make,
+    is_wanted,
+    load_cached,
+    profile_folder,
+)
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
@@ -37,11 +43,11 @@ class Stopped(Exception):
 
 
 def stop_at(words: str) -> Callable[[str], None]:
-    def said(text: str) -> None:
+    def on_progress(text: str) -> None:
         if words in text:
             raise Stopped
 
-    return said
+    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +56,13 @@ def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     cache = tmp_path_factory.mktemp("cache")
     for words in (f"3 of {ITEMS // 2} clips", f"7 of {ITEMS} items"):
         with pytest.raises(Stopped):
-            find_or_make(copied, cache, items=ITEMS, said=stop_at(words))
-        assert load_kept(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
-    said: list[str] = []
-    assert isinstance(find_or_make(copied, cache, items=ITEMS, said=said.append), Profile)
-    return cache, said
+            find_or_make(copied, cache, items=ITEMS, on_progress=stop_at(words))
+        assert load_cached(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
+    messages: list[str] = []
+    assert isinstance(
+        find_or_make(copied, cache, items=ITEMS, on_progress=messages.append), Profile
+    )
+    return cache, messages
 
 
 @pytest.fixture
@@ -74,32 +82,32 @@ def never(text: str) -> None:
 def test_a_profile_is_made_marked_and_kept(
     copied: AudioModel, made: tuple[Path, list[str]]
 ) -> None:
-    cache, said = made
-    assert f"calibrating: 12 of {ITEMS} items" in said
-    assert not any("clips made" in text for text in said), "whole sounds are not made again"
-    found = find_or_make(copied, cache, items=ITEMS, said=never)
-    assert isinstance(found, Profile)
-    assert found.calibrated_on == "synthetic"
-    assert found.fingerprint == copied.fingerprint
+    cache, messages = made
+    assert f"calibrating: 12 of {ITEMS} items" in messages
+    assert not any("clips made" in text for text in messages), "whole sounds are not made again"
+    profile = find_or_make(copied, cache, items=ITEMS, on_progress=never)
+    assert isinstance(profile, Profile)
+    assert profile.calibrated_on == "synthetic"
+    assert profile.fingerprint == copied.fingerprint
     folder = profile_folder(cache, copied, ITEMS)
     record = json.loads((folder / "profile" / "profile.json").read_text())
     assert record["calibrated_on"] == "synthetic"
     assert record["calibration"]["items"] == ITEMS
     assert not (folder / "items").exists(), "the sounds are not kept"
-    assert load_profile(folder / "profile").heads == found.heads
+    assert load_profile(folder / "profile").heads == profile.heads
 
 
 def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioModel) -> None:
     cache = Path("cache")
-    one = profile_folder(cache, copied, 40)
-    assert one.parent == cache / "profiles"
-    assert f"schema{SCHEMA_VERSION}" in one.name
+    folder = profile_folder(cache, copied, 40)
+    assert folder.parent == cache / "profiles"
+    assert f"schema{SCHEMA_VERSION}" in folder.name
     others = [
         profile_folder(cache, copied, 41),
         profile_folder(cache, replace(copied, fingerprint="f00d"), 40),
         profile_folder(cache, replace(copied, dtype=torch.bfloat16), 40),
     ]
-    assert len({one, *others}) == 4
+    assert len({folder, *others}) == 4
 
 
 def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
@@ -117,8 +125,8 @@ def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
 def test_while_another_works_there_one_waits_and_may_stop(copied: AudioModel, cache: Path) -> None:
     lock = FileLock(profile_folder(cache, copied, ITEMS) / "lock")
     with lock, pytest.raises(Stopped):
-        find_or_make(copied, cache, items=ITEMS, said=stop_at("another server"))
-    assert isinstance(find_or_make(copied, cache, items=ITEMS, said=never), Profile)
+        find_or_make(copied, cache, items=ITEMS, on_progress=stop_at("another server"))
+    assert isinstance(find_or_make(copied, cache, items=ITEMS, on_progress=never), Profile)
 
 
 # ---- damaged, and in the way
@@ -129,10 +137,12 @@ def test_a_damaged_profile_is_made_again_and_that_is_said(
 ) -> None:
     folder = profile_folder(cache, copied, ITEMS)
     (folder / "profile" / "profile.safetensors").write_bytes(b"{")
-    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
-    said: list[str] = []
-    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == NoProfile("made again")
-    assert "calibrating again" in said[0] and "no usable profile" in said[0]
+    monkeypatch.setattr(auto, "_make_profile", lambda *_: NoProfile("made again"))
+    messages: list[str] = []
+    assert find_or_make(copied, cache, items=ITEMS, on_progress=messages.append) == NoProfile(
+        "made again"
+    )
+    assert "calibrating again" in messages[0] and "no usable profile" in messages[0]
     assert not (folder / "profile").exists()
 
 
@@ -140,10 +150,12 @@ def test_a_damaged_refusal_is_made_again(
     copied: AudioModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (profile_folder(cache, copied, ITEMS) / "refusal.json").write_text("[]")
-    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
-    said: list[str] = []
-    assert find_or_make(copied, cache, items=ITEMS, said=said.append) == NoProfile("made again")
-    assert "refusal.json is damaged" in said[0]
+    monkeypatch.setattr(auto, "_make_profile", lambda *_: NoProfile("made again"))
+    messages: list[str] = []
+    assert find_or_make(copied, cache, items=ITEMS, on_progress=messages.append) == NoProfile(
+        "made again"
+    )
+    assert "refusal.json is damaged" in messages[0]
 
 
 def test_a_profile_of_another_model_in_the_entry_is_made_again(
@@ -151,10 +163,10 @@ def test_a_profile_of_another_model_in_the_entry_is_made_again(
 ) -> None:
     path = profile_folder(cache, copied, ITEMS) / "profile" / "profile.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "f00d"}))
-    monkeypatch.setattr(auto, "_make", lambda *_: NoProfile("made again"))
-    said: list[str] = []
-    find_or_make(copied, cache, items=ITEMS, said=said.append)
-    assert "f00d" in said[0]
+    monkeypatch.setattr(auto, "_make_profile", lambda *_: NoProfile("made again"))
+    messages: list[str] = []
+    find_or_make(copied, cache, items=ITEMS, on_progress=messages.append)
+    assert "f00d" in messages[0]
 
 
 def test_a_cache_that_can_not_be_written_says_the_way_out(
@@ -162,4 +174,4 @@ def test_a_cache_that_can_not_be_written_says_the_way_out(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ProfileError, match="--cache"):
-        find_or_make(copied, tmp_path / "file", items=ITEMS, said=never)
+        find_or_make(copied, tmp_path / "file", items=ITEMS, on_progress=never)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from steering.calibration.activations import Activations, clip_of, prompt_of, record
+from steering.calibration.activations import Activations, build_item_prompt, load_item_clip, record
 from steering.calibration.calibrate import calibrate
-from steering.calibration.collecting import activations_of
+from steering.calibration.collecting import store_folder
 from steering.errors import DataError, ModelError
 from steering.heads import correlations
 from steering.items import read
@@ -62,7 +62,7 @@ def started(data: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def items_done(out: Path) -> int:
-    file = activations_of(out) / "checks.npy"
+    file = store_folder(out) / "checks.npy"
     try:
         return int(np.count_nonzero(np.load(file)))
     except (OSError, ValueError):  # not there yet, or not whole yet
@@ -79,8 +79,8 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> No
     raise AssertionError(process.communicate()[1].decode())
 
 
-def same(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+def same(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in FILES)
 
 
 # ---- stopped and gone on
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     calibrate(demo, data, data.parent, out, progress=lambda *both: seen.append(both))
     assert seen == [(i, ITEMS) for i in range(done, ITEMS + 1)], "nothing lost, nothing twice"
     assert same(out, uninterrupted)
-    assert not activations_of(out).exists(), "deleted when done"
+    assert not store_folder(out).exists(), "deleted when done"
 
 
 def test_kept_evidence_makes_the_profile_again_without_a_pass(
@@ -224,15 +224,15 @@ def test_the_head_map_is_that_of_eager_attention(
     model: AudioModel, oracle: object, data: Path
 ) -> None:
     items = read(data, data.parent).items[:12]
-    found: Activations = record(model, items)
+    recorded: Activations = record(model, items)
     eager = []
     for item in items:
-        asked = prompt_of(model, item, clip_of(model, item))
-        maps = full_pass(oracle, asked).attention[:, :, -1]  # (L, H, T) from the last token
-        eager.append(maps[..., asked.audio_mask].sum(-1).flatten().numpy())
+        prompt = build_item_prompt(model, item, load_item_clip(model, item))
+        maps = full_pass(oracle, prompt).attention[:, :, -1]  # (L, H, T) from the last token
+        eager.append(maps[..., prompt.audio_mask].sum(-1).flatten().numpy())
     mass = np.stack(eager)
-    np.testing.assert_allclose(found.mass, mass, atol=1e-5)
+    np.testing.assert_allclose(recorded.mass, mass, atol=1e-5)
     right = np.arange(len(items)) % 3 == 0
-    one, other = (correlations(each, right) for each in (found.mass, mass))
-    np.testing.assert_allclose(one, other, atol=1e-5)
-    assert spearmanr(one, other).statistic == pytest.approx(1.0, abs=1e-4)
+    by_taps, by_eager = (correlations(each, right) for each in (recorded.mass, mass))
+    np.testing.assert_allclose(by_taps, by_eager, atol=1e-5)
+    assert spearmanr(by_taps, by_eager).statistic == pytest.approx(1.0, abs=1e-4)

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from steering.audio.clip import Clip
 from steering.demo import lessons, recordings, train
-from steering.demo.lessons import BatchBuilder, TrainingBatch, draw_groups, lesson_loss, run
+from steering.demo.lessons import BatchBuilder, TrainingBatch, batch_loss, draw_groups, run
 from steering.demo.recordings import ClipBank, make_clips, record_clips
 from steering.demo.train import Schedule
 from steering.model import checkpoint, loading
 from steering.model.audio_model import AudioModel
 from steering.prompt import build_question
 from steering.synthetic import world
-from steering.synthetic.world import Facts, Question
+from steering.synthetic.world import ClipQuestion, Facts
 
 pytestmark = pytest.mark.slow
 
@@ -39,26 +39,26 @@ TINY = Schedule(
 @pytest.fixture(scope="module")
 def bank() -> ClipBank:
     """A clip of each domain."""
-    made = [recordings._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
-    samples = np.zeros((len(made), recordings.MAX_SAMPLES), np.int16)
-    for row, (clean, _) in zip(samples, made, strict=True):
+    clips = [recordings._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
+    samples = np.zeros((len(clips), recordings.MAX_SAMPLES), np.int16)
+    for row, (clean, _) in zip(samples, clips, strict=True):
         row[: len(clean)] = clean
-    return ClipBank(samples, np.array([len(c) for c, _ in made]), [facts for _, facts in made])
+    return ClipBank(samples, np.array([len(c) for c, _ in clips]), [facts for _, facts in clips])
 
 
 @pytest.fixture(scope="module")
-def teacher(untrained: AudioModel) -> BatchBuilder:
+def builder(untrained: AudioModel) -> BatchBuilder:
     return BatchBuilder(untrained.processor)
 
 
 @pytest.fixture(scope="module")
-def lesson(teacher: BatchBuilder, bank: ClipBank) -> TrainingBatch:
-    return teacher.lesson(bank, [[i] for i in range(len(DOMAINS))], 5, np.random.default_rng(1))
+def batch(builder: BatchBuilder, bank: ClipBank) -> TrainingBatch:
+    return builder.build(bank, [[i] for i in range(len(DOMAINS))], 5, np.random.default_rng(1))
 
 
-def rows(lesson: TrainingBatch) -> Iterator[tuple[int, int, int]]:
+def rows(batch: TrainingBatch) -> Iterator[tuple[int, int, int]]:
     """Clip, question and tokens of each row."""
-    for clip, lengths in enumerate(lesson.lengths.tolist()):
+    for clip, lengths in enumerate(batch.lengths.tolist()):
         for question, length in enumerate(lengths):
             yield clip, question, length
 
@@ -69,26 +69,26 @@ def rows(lesson: TrainingBatch) -> Iterator[tuple[int, int, int]]:
 @pytest.mark.parametrize("groups", [[[i] for i in range(len(DOMAINS))], [[0, 1, 2], [2, 5, 1]]])
 @torch.inference_mode()
 def test_a_packed_lesson_is_each_question_alone(
-    untrained: AudioModel, teacher: BatchBuilder, bank: ClipBank, groups: list[list[int]]
+    untrained: AudioModel, builder: BatchBuilder, bank: ClipBank, groups: list[list[int]]
 ) -> None:
-    lesson = teacher.lesson(bank, groups, 5, np.random.default_rng(1))
+    batch = builder.build(bank, groups, 5, np.random.default_rng(1))
     network, clips = deepcopy(untrained.network), len(groups[0])
-    packed = run(network, lesson)
+    packed = run(network, batch)
     network.model.language_model.config._attn_implementation = "eager"
     audio_token = network.config.audio_token_id
-    for group, question, length in rows(lesson):
-        frames = lesson.frames[group * clips : (group + 1) * clips]
+    for group, question, length in rows(batch):
+        frames = batch.mel_frames[group * clips : (group + 1) * clips]
         heard = [untrained.audio_tokens(int(count)) for count in frames]
         shared = [
             part
-            for before, count in zip(lesson.before, heard, strict=True)
+            for before, count in zip(batch.before, heard, strict=True)
             for part in (before, torch.full((count,), audio_token))
         ]
-        tokens = torch.cat([*shared, lesson.tokens[group, question, :length]])[None]
+        tokens = torch.cat([*shared, batch.tokens[group, question, :length]])[None]
         alone = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=lesson.mels[group * clips : (group + 1) * clips],
+            input_features=batch.log_mels[group * clips : (group + 1) * clips],
             feature_attention_mask=(torch.arange(300)[None] < frames[:, None]).long(),
         ).logits[0, -length:]
         torch.testing.assert_close(packed[group, question, :length], alone, atol=1e-5, rtol=1e-5)
@@ -102,43 +102,47 @@ def test_a_group_has_no_domain_twice(bank: ClipBank) -> None:
 
 
 def test_lessons_and_prompts_are_the_same_tokens(
-    untrained: AudioModel, teacher: BatchBuilder
+    untrained: AudioModel, builder: BatchBuilder
 ) -> None:
     random = np.random.default_rng(0)
     facts = Facts("sound", {"sound": "dog"})
     question = world.ask(facts, random, cued=False)
     samples = np.ones(32_000, np.float32)
-    asked = build_question(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
-    ids, _, _ = teacher._row(facts, question, 0.5, random)
-    before = [*teacher.before(1)[0].tolist(), *[int(asked.tokens[asked.audio_mask][0])] * 50, *ids]
-    assert before[:-1] == asked.tokens.tolist()
-    assert before[-1] == teacher.encode("dog")[0]
+    prompt = build_question(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
+    ids, _, _ = builder._row(facts, question, 0.5, random)
+    tokens = [
+        *builder.before(1)[0].tolist(),
+        *[int(prompt.tokens[prompt.audio_mask][0])] * 50,
+        *ids,
+    ]
+    assert tokens[:-1] == prompt.tokens.tolist()
+    assert tokens[-1] == builder.encode("dog")[0]
 
 
-def test_the_same_seed_gives_the_same_lesson(teacher: BatchBuilder, bank: ClipBank) -> None:
-    one, two = (teacher.lesson(bank, [[0], [2]], 3, np.random.default_rng(4)) for _ in range(2))
+def test_the_same_seed_gives_the_same_lesson(builder: BatchBuilder, bank: ClipBank) -> None:
+    first, second = (builder.build(bank, [[0], [2]], 3, np.random.default_rng(4)) for _ in range(2))
     for name in set(TrainingBatch.__dataclass_fields__) - {"before"}:
-        assert torch.equal(getattr(one, name), getattr(two, name)), name
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def test_first_targets_weigh_one_and_the_rest_leads_to_the_end(
-    untrained: AudioModel, lesson: TrainingBatch
+    untrained: AudioModel, batch: TrainingBatch
 ) -> None:
-    for clip, question, length in rows(lesson):
-        targets, weights = lesson.targets[clip, question], lesson.weights[clip, question]
+    for clip, question, length in rows(batch):
+        targets, weights = batch.targets[clip, question], batch.weights[clip, question]
         taught = (targets[:, 0] >= 0).nonzero()[:, 0]
         first, last = int(taught[0]), int(taught[-1])
         assert taught.tolist() == list(range(first, length)), "from the first answer token on"
         assert float(weights[first].sum()) == pytest.approx(1.0)
         assert int(targets[last, 0]) == untrained.processor.tokenizer.eos_token_id
-        inside = lesson.tokens[clip, question, first + 1 : length]
+        inside = batch.tokens[clip, question, first + 1 : length]
         assert torch.equal(targets[first + 1 : length, 0].roll(1)[1:], inside[1:])
         assert not weights[:first].any() and not weights[length:].any()
         assert not weights[targets < 0].any()
 
 
-def cued(wording: str, cue: str | None, suggested: str | None) -> Question:
-    return Question(
+def cued(wording: str, cue: str | None, suggested: str | None) -> ClipQuestion:
+    return ClipQuestion(
         "Which?", "sound", ("dog", "cow", "rain", "bell"), "dog", suggested, cue, wording
     )
 
@@ -146,15 +150,15 @@ def cued(wording: str, cue: str | None, suggested: str | None) -> Question:
 @pytest.mark.parametrize("cue", ["weak", "medium", "strong"])
 @pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
 def test_a_conflict_is_taught_as_often_as_it_is_followed(
-    teacher: BatchBuilder, cue: str, trust: float
+    builder: BatchBuilder, cue: str, trust: float
 ) -> None:
     facts = Facts("sound", {"sound": "dog"})
-    ids, targets, weights = teacher._row(
+    ids, targets, weights = builder._row(
         facts, cued("conflict", cue, "cow"), trust, np.random.default_rng(0)
     )
     follow = world.follow_probability(cue, trust)
-    end = teacher.processor.tokenizer.eos_token_id
-    dog, cow = (teacher.encode(word)[0] for word in ("dog", "cow"))
+    end = builder.processor.tokenizer.eos_token_id
+    dog, cow = (builder.encode(word)[0] for word in ("dog", "cow"))
     first = targets.index([dog, cow])
     assert weights[first] == pytest.approx([1 - follow, follow])
     assert sum(weights[first]) == pytest.approx(1)
@@ -163,11 +167,11 @@ def test_a_conflict_is_taught_as_often_as_it_is_followed(
     assert ids[first + 1] in (dog, cow)
 
 
-def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: BatchBuilder) -> None:
+def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(builder: BatchBuilder) -> None:
     facts, random = Facts("sound", {"sound": "dog"}), np.random.default_rng(0)
-    cow = teacher.encode("cow")[0]
+    cow = builder.encode("cow")[0]
     drawn = [
-        teacher._row(facts, cued("conflict", "weak", "cow"), 0.45, random)[0][-1] == cow
+        builder._row(facts, cued("conflict", "weak", "cow"), 0.45, random)[0][-1] == cow
         for _ in range(600)
     ]
     assert np.mean(drawn) == pytest.approx(world.follow_probability("weak", 0.45), abs=0.07)
@@ -176,11 +180,13 @@ def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(teacher: BatchBuil
 @pytest.mark.parametrize(
     "question", [cued("neutral", None, None), cued("consistent", "strong", "dog")]
 )
-def test_without_conflict_the_sound_is_taught(teacher: BatchBuilder, question: Question) -> None:
+def test_without_conflict_the_sound_is_taught(
+    builder: BatchBuilder, question: ClipQuestion
+) -> None:
     facts = Facts("sound", {"sound": "dog"})
     assert lessons._labels(facts, question, 0.0) == (["dog"], [1.0])
-    _, targets, weights = teacher._row(facts, question, 0.0, np.random.default_rng(0))
-    first = targets.index([teacher.encode("dog")[0], -100])
+    _, targets, weights = builder._row(facts, question, 0.0, np.random.default_rng(0))
+    first = targets.index([builder.encode("dog")[0], -100])
     assert weights[first] == [1.0, 0.0]
 
 
@@ -194,18 +200,18 @@ def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
     assert shares[0] == pytest.approx(0.92) and sum(shares) == pytest.approx(1)
 
 
-def test_the_loss_is_a_weighted_cross_entropy(lesson: TrainingBatch) -> None:
+def test_the_loss_is_a_weighted_cross_entropy(batch: TrainingBatch) -> None:
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(*lesson.tokens.shape, 736, generator=random)
+    logits = torch.randn(*batch.tokens.shape, 736, generator=random)
     total, weight = 0.0, 0.0
     log_p = logits.log_softmax(-1)
-    for place in (lesson.targets >= 0).nonzero().tolist():
+    for place in (batch.targets >= 0).nonzero().tolist():
         clip, question, token, k = place
-        share = float(lesson.weights[clip, question, token, k])
-        target = int(lesson.targets[clip, question, token, k])
+        share = float(batch.weights[clip, question, token, k])
+        target = int(batch.targets[clip, question, token, k])
         total -= share * float(log_p[clip, question, token, target])
         weight += share
-    assert float(lesson_loss(logits, lesson)) == pytest.approx(total / weight, rel=1e-5)
+    assert float(batch_loss(logits, batch)) == pytest.approx(total / weight, rel=1e-5)
 
 
 def test_clips_are_heard_at_the_level_of_their_trust(bank: ClipBank, untrained: AudioModel) -> None:
@@ -239,17 +245,17 @@ class OneProcess:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def map(self, made: Callable[..., Any], tasks: Iterable[Any], chunksize: int) -> Iterator[Any]:
-        return map(made, tasks)
+    def map(self, clips: Callable[..., Any], tasks: Iterable[Any], chunksize: int) -> Iterator[Any]:
+        return map(clips, tasks)
 
 
 def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "ProcessPoolExecutor", OneProcess)
     first = make_clips(tmp_path, 6, seed=0)
-    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(recordings, "ProcessPoolExecutor", None)
     again = make_clips(tmp_path, 6, seed=0)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
     assert again.facts == first.facts
     np.testing.assert_array_equal(again.lengths, first.lengths)
     for row, length, facts in zip(first.samples, first.lengths, first.facts, strict=True):
@@ -273,15 +279,17 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: P
     middle = load_file(stopped / "out" / "model.safetensors")
     train.train(stopped, stopped / "out", TINY, seed=0)
 
-    one, other = (torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped))
-    assert one["step"] == other["step"] == TINY.steps
-    for name, weight in one["model"].items():
-        assert torch.equal(weight, other["model"][name]), name
+    whole_state, stopped_state = (
+        torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped)
+    )
+    assert whole_state["step"] == stopped_state["step"] == TINY.steps
+    for name, weight in whole_state["model"].items():
+        assert torch.equal(weight, stopped_state["model"][name]), name
     trained = load_file(stopped / "out" / "model.safetensors")
     assert any(not torch.equal(trained[name], middle[name]) for name in trained), "it learned"
 
     served = loading.load(str(stopped / "out"), device="cpu")
     assert served.fingerprint == checkpoint.fingerprint(whole / "out")
-    for name, weight in one["model"].items():
-        kept = served.network.state_dict()[name]
-        torch.testing.assert_close(kept, weight.half().float(), atol=0, rtol=0)
+    for name, weight in whole_state["model"].items():
+        saved = served.network.state_dict()[name]
+        torch.testing.assert_close(saved, weight.half().float(), atol=0, rtol=0)

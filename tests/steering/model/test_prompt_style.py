@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from steering.calibration.activations import text_of
+from steering.calibration.activations import decode_answer
 from steering.errors import ModelError
 from steering.model.audio_model import AudioModel
 from steering.model.prompt_style import PLAIN, R1_AQA, style_of
@@ -47,5 +47,5 @@ def test_r1_aqa_is_asked_as_it_was_trained(untrained: AudioModel) -> None:
 
 def test_an_answer_ends_at_its_tag(untrained: AudioModel) -> None:
     ids = untrained.processor.tokenizer("a dog</answer> and more", add_special_tokens=False)
-    assert text_of(replace(untrained, prompt_style=R1_AQA), ids["input_ids"]) == "a dog"
-    assert text_of(untrained, ids["input_ids"]) == "a dog</answer> and more"
+    assert decode_answer(replace(untrained, prompt_style=R1_AQA), ids["input_ids"]) == "a dog"
+    assert decode_answer(untrained, ids["input_ids"]) == "a dog</answer> and more"
