@@ -70,24 +70,24 @@ class KVSlots(Cache):
         device = model.device
         on_cuda = device.type == "cuda"
         self.bucketing = on_cuda if rounded is None else rounded
-        shape = (model.layers, 2, rows, model.kv_heads, tokens, model.head_width)
+        shape = (model.num_layers, 2, rows, model.num_kv_heads, tokens, model.head_dim)
         self.store = torch.zeros(shape, device=device, dtype=model.dtype)  # (L, 2, R, H, S, d)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)  # (R,)
-        self.directions = torch.zeros(rows, model.width, device=device)  # (R, D) float32
+        self.directions = torch.zeros(rows, model.hidden_size, device=device)  # (R, D) float32
         self.strengths = torch.zeros(rows, device=device)  # (R,) float32
         self.active: list[Row] = []  # the row in each slot in use
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
         self._slot_indices = torch.arange(rows, device=device)  # (R,)
         self._positions = torch.arange(tokens, device=device)  # (S,)
         self._size = (0, 0)  # rows and tokens that the running step reads
-        self.use_cuda_graphs = on_cuda and not model.places  # not across cards
+        self.use_cuda_graphs = on_cuda and not model.layer_devices  # not across cards
         self._graphs = CudaGraphs()
 
     @staticmethod
     def bytes_of(model: AudioModel, rows: int, tokens: int) -> int:
         """Memory that so many rows of so many tokens take."""
         item = torch.empty(0, dtype=model.dtype).element_size()
-        return 2 * model.layers * rows * model.kv_heads * tokens * model.head_width * item
+        return 2 * model.num_layers * rows * model.num_kv_heads * tokens * model.head_dim * item
 
     @property
     def free_slots(self) -> int:

@@ -55,7 +55,7 @@ def run_layers(
     decoder = model.decoder
     rotary = decoder.rotary_emb(states, positions)
     kept: dict[int, Tensor] = {}
-    depth = model.layers if depth is None else depth
+    depth = model.num_layers if depth is None else depth
     context = {
         "attention_mask": mask,
         "position_ids": positions,
@@ -65,8 +65,8 @@ def run_layers(
         "taps": taps,
     }
     for layer in range(depth):
-        if model.places:
-            states, context = _to_device(states, context, model.places[layer])
+        if model.layer_devices:
+            states, context = _to_device(states, context, model.layer_devices[layer])
         if layer == depth - 1 and wanted != "states":
             states = _run_last_layer(
                 decoder.layers[layer], states, context, keys_only=wanted == "keys"

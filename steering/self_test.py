@@ -17,11 +17,11 @@ from steering.silence import SilenceCache, contrast_with_silence
 
 def self_test(model: AudioModel) -> None:
     """Raise ModelError unless a second of quiet noise goes through as it should."""
-    rate_hz = model.rate_hz
+    rate_hz = model.sample_rate_hz
     noise = np.random.default_rng(0).standard_normal(rate_hz).astype(np.float32) * 0.01
     prompt = build_question(model, [Clip(noise, rate_hz, 1.0, rate_hz, 1)], "What do you hear?")
-    heads = ((0, 0), (model.layers - 1, model.heads - 1))
-    layers = (0, model.layers - 1)
+    heads = ((0, 0), (model.num_layers - 1, model.num_heads - 1))
+    layers = (0, model.num_layers - 1)
     audio_tokens = sum(model.audio_tokens(int(frames)) for frames in prompt.mel_frames)
     try:
         prefilled = prefill(model, prompt, heads=heads, layers=layers)
@@ -34,8 +34,8 @@ def self_test(model: AudioModel) -> None:
         raise ModelError(_remedy(model, f"{type(error).__name__}: {error}")) from error
     _verify(model, "audio tokens of one second", prompt.audio_mask.nonzero(), (audio_tokens, 1))
     _verify(model, "taps", prefilled.attention, (2, audio_tokens))
-    _verify(model, "states", prefilled.states, (2, model.width))
-    _verify(model, "differences from silence", twin.differences, (2, model.width))
+    _verify(model, "states", prefilled.states, (2, model.hidden_size))
+    _verify(model, "differences from silence", twin.differences, (2, model.hidden_size))
     _verify(model, "taps on silence", twin.silence_attention, (2, audio_tokens))
     _verify(model, "logits", logits, (1, int(model.text_config.vocab_size)))
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from deploy.capacity.costs import Shape
-from server.api.questions import RequestBody, audio_files, make_question
+from server.api.questions import audio_files, make_question
 from server.api.requests import AudioChatRequest, parse_json
 from server.audio.policy import AudioPolicy
 from server.bench.models import BenchModel
@@ -82,7 +82,7 @@ def measure(
     watch = Stopwatch.new()
     for turn in range(rounds + 1):
         for clip in clips:
-            _front(watch, subject, clip, turn, model.rate_hz)
+            _front(watch, subject, clip, turn, model.sample_rate_hz)
             _passes(watch, subject, runtime, clip, turn)
             if entries:
                 _entries(watch, subject, runtime, clip, turn)
@@ -107,7 +107,7 @@ def front(
     watch = Stopwatch.new()
     for turn in range(rounds + 1):
         for clip in clips:
-            _front(watch, subject, clip, turn, subject.model.rate_hz)
+            _front(watch, subject, clip, turn, subject.model.sample_rate_hz)
         watch = watch if turn else Stopwatch.new()
     prompts = {clip: build_prompt(subject.model, subject.messages(0, clip)) for clip in clips}
     lengths = {f"{clip:g}": _lengths(shape, prompt) for clip, prompt in prompts.items()}
@@ -116,7 +116,7 @@ def front(
 
 def body(subject: BenchModel, clip: float, seed: int, **wish: Any) -> bytes:
     """A request for /v1/audio-chat: noise as 16-bit WAV in base64."""
-    rate_hz = subject.model.rate_hz
+    rate_hz = subject.model.sample_rate_hz
     noise = np.random.default_rng(seed).standard_normal(round(clip * rate_hz)) * 3000
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
@@ -171,13 +171,13 @@ def _front(watch: Stopwatch, subject: BenchModel, clip: float, seed: int, rate_h
     hearing = AudioPolicy(rate_hz, limits, 8, subject.model.max_clip_seconds, 300.0)
     sent = body(subject, clip, seed)
 
-    files = audio_files(RequestBody(parse_json(AudioChatRequest, sent)), hearing)
+    files = audio_files(parse_json(AudioChatRequest, sent), hearing)
     decoded = partial(decode, rate_hz=rate_hz, limits=limits)
     clips = {n: watch.time("decode", clip, partial(decoded, files[n])) for n in files}
 
     def opened() -> Question:
         wish = parse_json(AudioChatRequest, sent)
-        audio_files(RequestBody(wish), hearing)
+        audio_files(wish, hearing)
         return make_question("bench", wish, hearing, clips)
 
     question = watch.time("open", clip, opened)

@@ -20,21 +20,28 @@ from server.errors import (
     BodyTimeout,
     BodyTooLarge,
     Busy,
+    DecodeFailed,
     Draining,
     EngineStopped,
+    InternalSignal,
+    KeysFileError,
     Loading,
+    LoadingCancelled,
     LogUnavailable,
     QueueFull,
     QueueTimeout,
     RateLimited,
     ReplicaLost,
     RequestTimeout,
+    SettingsError,
     TooManyConcurrent,
     TooManyConnections,
     Unauthorized,
     UnknownModel,
     UnknownRecord,
     UnsupportedMediaType,
+    WorkerDied,
+    WrongDatabaseVersion,
 )
 from server.telemetry.request_record import request_record
 from steering.errors import AudioError, AudioTooLarge, RequestError
@@ -55,8 +62,10 @@ class ErrorSpec:
 
 OUT_OF_MEMORY = ErrorSpec(503, "out_of_memory", "server_error", retry_after_seconds=5)
 UNEXPECTED = ErrorSpec(500, "internal_error", "server_error")
+_INVALID_AUDIO = ErrorSpec(400, "invalid_audio", param="audio")
 TABLE: Mapping[type[Exception], ErrorSpec] = {
-    AudioError: ErrorSpec(400, "invalid_audio", param="audio"),
+    AudioError: _INVALID_AUDIO,
+    DecodeFailed: _INVALID_AUDIO,
     AudioTooLarge: ErrorSpec(413, "audio_too_large", param="audio"),
     RequestError: ErrorSpec(422, "invalid_request"),
     RequestValidationError: ErrorSpec(422, "invalid_request"),
@@ -80,6 +89,13 @@ TABLE: Mapping[type[Exception], ErrorSpec] = {
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: ErrorSpec(499, "client_gone"),
+    # caught inside the server, or before it starts: one that gets here is our bug
+    InternalSignal: UNEXPECTED,
+    LoadingCancelled: UNEXPECTED,
+    WorkerDied: UNEXPECTED,
+    WrongDatabaseVersion: UNEXPECTED,
+    SettingsError: UNEXPECTED,
+    KeysFileError: UNEXPECTED,
 }
 _CLOSING = ("body_timeout", "too_many_connections")  # codes after which a connection is of no use
 _ROUTING: Mapping[int, tuple[str, str]] = {

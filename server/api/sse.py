@@ -26,7 +26,7 @@ def event(body: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
-    """How a stream says things: bodies to begin with, of a piece of text, and of the Answer."""
+    """The bodies of a stream: its first, that of a piece of text, and those of the Answer."""
 
     begin: tuple[dict[str, Any], ...]
     piece: Callable[[str], dict[str, Any]]
@@ -34,21 +34,18 @@ class StreamFormat:
 
 
 async def event_stream(
-    answer_events: AsyncIterator[AnswerEvent], wording: StreamFormat, scope: Scope
+    answer_events: AsyncIterator[AnswerEvent], stream_format: StreamFormat, scope: Scope
 ) -> AsyncIterator[bytes]:
-    """An event for each piece of text, those with all that is known of the Answer, [DONE].
-
-    What goes wrong on the way is an event as well, the last.
-    """
+    """An event for each piece of text, those of the whole Answer, [DONE]; an error is the last."""
     try:
-        for body in wording.begin:
+        for body in stream_format.begin:
             yield event(body)
         async for answer_event in answer_events:
             match answer_event:
                 case Piece(text):
-                    yield event(wording.piece(text))
+                    yield event(stream_format.piece(text))
                 case Finished(answer):
-                    for body in wording.finish(answer):
+                    for body in stream_format.finish(answer):
                         yield event(body)
     except Exception as error:
         error_responses.record_error(scope, error)

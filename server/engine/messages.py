@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from steering.decision import Listening, Steering, SteeringRequest
 from steering.generation import Sampling
@@ -35,19 +35,24 @@ class Timings:
     """Seconds that each step of an answer took; of a clip heard in windows, of all windows."""
 
     queue_seconds: float
+    """wait for a place in the model's batch"""
     prefill_seconds: float
+    """run of the prompt"""
     silence_seconds: float
+    """run of the silent twin"""
     decode_seconds: float
-    silence_cache: Literal["hit", "miss"] | None  # None if no silent twin was run
+    """run of the answer's tokens"""
+    silence_cache: Literal["hit", "miss"] | None
+    """whether the silent twin's prefix was cached; null if no twin was run"""
+
+    def seconds(self) -> dict[str, float]:
+        """The durations by their names, in the order of the steps."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_seconds")}
 
     def rounded(self) -> Timings:
         """The same in whole microseconds: what is beyond is noise."""
-        seconds = {
-            name: round(value, _DIGITS)
-            for name, value in asdict(self).items()
-            if name != "silence_cache"
-        }
-        return replace(self, **seconds)
+        rounded: dict[str, Any] = {k: round(x, _DIGITS) for k, x in self.seconds().items()}
+        return replace(self, **rounded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

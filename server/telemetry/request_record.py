@@ -1,4 +1,4 @@
-"""The record of one request: what routes and middleware leave for its log line, metrics and trace.
+"""The record of one request, from which its log line, metrics and trace are made.
 
 It stands under one key of ASGI's scope["state"]; `request_record` is the only way to it.
 """
@@ -31,7 +31,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class RequestSummary:
-    """What a replica sends the front of a record: its part of the log line, metrics and trace."""
+    """A replica's part of a request's log line, metrics and trace, on its way to the router."""
 
     line_fields: Mapping[str, Any]
     text_fields: Mapping[str, str]  # empty unless ALLEARS_LOG_TEXT is on
@@ -43,17 +43,17 @@ class RequestSummary:
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """What is known of a request so far."""
+    """All that is known of a request so far; routes and middleware fill it."""
 
-    request_id: str = ""  # log_requests; of a replica, the front's
+    request_id: str = ""  # log_requests; of a replica, the router's
     span: Span | None = None  # log_requests, where there are traces
     key: str = NOBODY  # require_key: the name of the API key
-    answer_id: str | None = None  # the routes, as all that follows
+    answer_id: str = ""  # open_question, as the next three; empty: none was begun
     question: Question | None = None
     stage_times: StageTimes | None = None
     answer: Answer | None = None
     error_code: str | None = None  # error_responses
-    summary: RequestSummary | None = None  # of the replica that answered, on a front
+    summary: RequestSummary | None = None  # of the replica that answered, on a router
 
     @property
     def timings(self) -> Timings | None:
@@ -70,12 +70,12 @@ class RequestRecord:
         return 0.0 if self.answer is None else self.answer.began_at
 
     def add_summary(self, summary: RequestSummary) -> None:
-        """Take over what a replica knows of the request."""
+        """Take over a replica's summary."""
         self.summary, self.stage_times = summary, summary.stage_times
         self.error_code = summary.error_code or self.error_code
 
     def summarize(self, *, with_text: bool) -> RequestSummary:
-        """What a front needs of this record."""
+        """The part of this record that a router needs."""
         return RequestSummary(
             line_fields=self.line_fields(),
             text_fields=self.text_fields() if with_text else {},
@@ -86,15 +86,15 @@ class RequestRecord:
         )
 
     def line_fields(self) -> dict[str, Any]:
-        """What a request's line says of its error or answer; nothing of what the user wrote."""
+        """The fields of the log line about error and answer, without the user's text."""
         if self.summary is not None:
             return dict(self.summary.line_fields)
         known = {"error_code": self.error_code, "answer_id": self.answer_id}
-        fields = {key: value for key, value in known.items() if value is not None}
+        fields = {key: value for key, value in known.items() if value}
         return fields if self.answer is None else fields | _answer_fields(self.answer)
 
     def text_fields(self) -> dict[str, str]:
-        """The last question and its answer, cut; for those who switched it on."""
+        """The last question and its answer, cut; for log lines with text."""
         if self.summary is not None:
             return dict(self.summary.text_fields)
         if self.question is None:
@@ -114,12 +114,9 @@ def request_record(scope: MutableMapping[str, Any]) -> RequestRecord:
 
 def _answer_fields(answer: Answer) -> dict[str, Any]:
     """Durations, score, strength and sizes of an answer."""
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
+    listening, steering = answer.listening, answer.steering
     return {
-        "queue_seconds": round(timings.queue_seconds, _DIGITS),
-        "prefill_seconds": round(timings.prefill_seconds, _DIGITS),
-        "silence_seconds": round(timings.silence_seconds, _DIGITS),
-        "decode_seconds": round(timings.decode_seconds, _DIGITS),
+        **answer.timings.rounded().seconds(),
         "score": None if listening.score is None else round(listening.score, _DIGITS),
         "verdict": listening.verdict,
         "strength": round(steering.strength, _DIGITS),

@@ -111,9 +111,10 @@ def _steps(record: RequestRecord) -> list[tuple[str, int, int]]:
         return steps
     at = time.time_ns() - time.perf_counter_ns() + round(record.began_at * _SECOND)
     steps.append(("queue", decoded, max(at, decoded)))
-    for name in ("prefill", "silence", "decode"):
-        ended = at + round(getattr(timings, f"{name}_seconds") * _SECOND)
+    after_queue = list(timings.seconds().items())[1:]
+    for name, seconds in after_queue:
+        ended = at + round(seconds * _SECOND)
         if ended > at:
-            steps.append((name, at, ended))
+            steps.append((name.removesuffix("_seconds"), at, ended))
         at = ended
     return steps

@@ -1,4 +1,4 @@
-"""Several audio files in one: found, so that nobody thinks the second was heard.
+"""Several audio files in one are detected, since only the first would be heard.
 
 Decoders stop at the end of the first file, and of two OGG streams they mix the ends. A file inside
 a file leaves its own beginning behind, of 6 bytes or more: chance makes none.
@@ -18,7 +18,7 @@ _MPEG_MARKS = (b"Xing\x00\x00\x00", b"Info\x00\x00\x00")  # in the first frame o
 
 
 def second_start(data: bytes) -> int | None:
-    """Byte at which a second file is found in `data`, None if there is one only."""
+    """Byte at which a second file starts in `data`; None if there is none."""
     first = _end_of_ogg_heads(data) or 1
     starts = [data.find(mark, first) for mark in _MARKS]
     starts += [next(_starts_of_wav(data, first), -1)]
@@ -29,7 +29,7 @@ def second_start(data: bytes) -> int | None:
 
 
 def _end_of_ogg_heads(data: bytes) -> int:
-    """Where the pages end that each begin a stream of one OGG file; 0 for another container."""
+    """End of the pages that each begin a stream of one OGG file; 0 for another container."""
     at = 0
     while data[at : at + 4] == b"OggS" and len(data) > at + 27 and data[at + 5] & 2:
         segments = data[at + 26]

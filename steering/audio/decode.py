@@ -1,15 +1,15 @@
-"""Bytes that somebody sent become a Clip, or an AudioError that says what to do.
+"""Decoding: bytes become a Clip, or an AudioError with a remedy.
 
 Nothing in the bytes is trusted:
 
 1. the first bytes must be those of one of four containers, so no other parser ever runs;
-2. a second file behind the first is refused: decoders would leave it out without a word;
-3. the header's channels, rate and length are held against the limits before a sample is decoded;
-4. decoding goes block by block into a buffer of the length just checked. A header that lies can
-   shorten what we hear; it can't lengthen it.
+2. a second file behind the first is refused: decoders would silently leave it out;
+3. the header's channels, rate and length are checked against the limits before decoding;
+4. decoding goes block by block into a buffer of the checked length. A false header can shorten the
+   clip, and can't lengthen it.
 
-The decoder's own error text stays inside: it may hold addresses. The libraries that decode are
-imported when the first clip comes: everything else works where they are missing.
+The decoder's own error text is not passed on: it may hold addresses. The decoding libraries are
+imported with the first clip, so everything else works without them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class AudioLimits:
-    """How much audio one clip may hold."""
+    """Limits on one clip."""
 
     max_bytes: int = 25_000_000
     max_seconds: float = 30.0
@@ -135,7 +135,7 @@ def read_clip(path: str | os.PathLike[str], *, rate_hz: int, limits: AudioLimits
 
 
 def check_clip(path: str | os.PathLike[str], limits: AudioLimits) -> str:
-    """sha256 of the file at `path`, once it was decoded to its end, block by block.
+    """sha256 of the file at `path`, after it was decoded to its end, block by block.
 
     Raises what `read_clip` raises; cheaper, for nothing is resampled.
     """
@@ -153,7 +153,7 @@ def _file_bytes(path: str | os.PathLike[str], limits: AudioLimits) -> bytes:
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Generator[None, None, None]:
-    """Errors about a file with its path in front."""
+    """Put the path in front of errors about a file."""
     try:
         yield
     except OSError as error:
@@ -191,7 +191,7 @@ def _container(data: bytes) -> str:
 
 
 def _check_alone(data: bytes) -> None:
-    """Nothing, if `data` is one file; AudioError for two, one behind the other."""
+    """Raise AudioError if `data` is two files, one behind the other."""
     second = second_start(data)
     if second is not None:
         raise AudioError(
@@ -201,7 +201,7 @@ def _check_alone(data: bytes) -> None:
 
 
 def _hint(data: bytes) -> str:
-    """What the bytes look like instead, as the end of a sentence; empty if we can't tell."""
+    """A guess at the real format, as the end of a sentence; empty if unknown."""
     start = data[:512].lstrip()
     for offset, mark, name in _FOREIGN:
         if start[offset:].startswith(mark):
@@ -212,7 +212,7 @@ def _hint(data: bytes) -> str:
 
 
 def _check_header(file: soundfile.SoundFile, limits: AudioLimits) -> None:
-    """Nothing, if what the header announces is within the limits."""
+    """Raise AudioError if the header announces more than the limits allow."""
     if file.format not in _FORMATS:  # an MP3's tag in front of something else
         raise AudioError(f"the audio holds {file.format}; send a {_ALLOWED} file, or {_CONVERT}")
     if not 1 <= file.channels <= limits.max_channels:

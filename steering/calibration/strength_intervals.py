@@ -118,7 +118,7 @@ def gains(model: AudioModel) -> Tensor:
     Raises ModelError unless the readout is a norm without a shift and a matrix without a bias.
     """
     norm, readout = model.decoder.norm, model.family.readout(model.network)
-    ones = torch.ones(1, model.width, device=model.device, dtype=model.dtype)
+    ones = torch.ones(1, model.hidden_size, device=model.device, dtype=model.dtype)
     with torch.inference_mode():
         gain = norm(ones)[0].float()
         shifts = norm(torch.zeros_like(ones)).any() or not gain.any()

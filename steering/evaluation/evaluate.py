@@ -210,8 +210,8 @@ def _items_csv(
     header, *rows = item_rows(
         right,
         {
-            "score": activations.scores(profile.heads, model.heads).round(5),
-            "silent_score": activations.silent_scores(profile.heads, model.heads).round(5),
+            "score": activations.scores(profile.heads, model.num_heads).round(5),
+            "silent_score": activations.silent_scores(profile.heads, model.num_heads).round(5),
             "strength": arm_strengths.by_arm["adaptive"].round(4),
         },
     )

@@ -1,4 +1,4 @@
-"""A clip under other words: only the text after the audio is run again, over kept keys and values.
+"""One clip with other texts: only the text after the audio is run again, over kept keys and values.
 
 Evaluation asks one question about a clip, its silence, with its options in another order and with
 an instruction before it. All of these begin alike, and most of their tokens are audio.
@@ -49,7 +49,7 @@ def silent_kv_prefix(model: AudioModel, prompt: Prompt, silence_cache: SilenceCa
     """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
     end = prompt.audio_end
     frames = tuple(int(count) for count in prompt.mel_frames)
-    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.layers)
+    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.num_layers)
     pairs = silence_cache.get(key)
     if pairs is None:
         pairs = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)

@@ -26,7 +26,7 @@ class AudioModel:
     device: torch.device  # of its inputs
     dtype: torch.dtype
     prompt_style: PromptStyle = PLAIN
-    places: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
+    layer_devices: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
 
     @property
     def decoder(self) -> Any:
@@ -39,33 +39,33 @@ class AudioModel:
         return self.family.text_config(self.network.config)
 
     @property
-    def layers(self) -> int:
-        """L, the decoder's layers."""
+    def num_layers(self) -> int:
+        """L, number of decoder layers."""
         return int(self.text_config.num_hidden_layers)
 
     @property
-    def heads(self) -> int:
-        """H, the attention heads of a layer."""
+    def num_heads(self) -> int:
+        """H, number of attention heads in a layer."""
         return int(self.text_config.num_attention_heads)
 
     @property
-    def kv_heads(self) -> int:
-        """Heads of the keys and values: fewer than H in grouped-query models."""
+    def num_kv_heads(self) -> int:
+        """Number of key and value heads: fewer than H in grouped-query models."""
         return int(self.text_config.num_key_value_heads)
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Width of one head's keys."""
         head_dim = getattr(self.text_config, "head_dim", None)
-        return int(head_dim or self.width // self.heads)
+        return int(head_dim or self.hidden_size // self.num_heads)
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """D, the width of the residual stream."""
         return int(self.text_config.hidden_size)
 
     @property
-    def rate_hz(self) -> int:
+    def sample_rate_hz(self) -> int:
         """Sample rate of the processor's waveforms."""
         return int(self.processor.feature_extractor.sampling_rate)
 

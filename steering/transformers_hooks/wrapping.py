@@ -39,10 +39,11 @@ def as_audio_model(model: Any, processor: Any, profile: Profile, trusted: bool) 
     )
     check_fits(profile, wrapped)
     deepest, widest = (max(values) for values in zip(*profile.heads, strict=True))
-    if max(deepest, *profile.layers) >= wrapped.layers or widest >= wrapped.heads:
+    if max(deepest, *profile.layers) >= wrapped.num_layers or widest >= wrapped.num_heads:
         raise ModelError(
             f"profile {profile.name!r} names head {deepest}.{widest} or a layer that"
-            f" {wrapped.name} with {wrapped.layers} layers of {wrapped.heads} heads does not have"
+            f" {wrapped.name} with {wrapped.num_layers} layers of {wrapped.num_heads} heads does"
+            " not have"
         )
     return wrapped
 
@@ -99,7 +100,7 @@ def prompts_of(model: AudioModel, given: Mapping[str, Any]) -> tuple[tuple[Promp
 def _prompt(model: AudioModel, tokens: Tensor, mels: Tensor, frames: Tensor) -> Prompt:
     """One row as our own passes take it: tokens (T,), mels (C, M, N), frames (C,)."""
     tokens = tokens.cpu()
-    hop_seconds = model.processor.feature_extractor.hop_length / model.rate_hz
+    hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
     return Prompt(
         tokens=tokens,
         log_mels=mels,

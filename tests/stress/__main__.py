@@ -73,20 +73,20 @@ def _when() -> dict[str, str]:
 
 
 def _page(parts: Sequence[dict[str, object]]) -> str:
-    """The table of docs/reliability.md."""
-    lines = ["| part | what | seen | bound |", "|---|---|---|---|"]
+    """The lists of docs/reliability.md: a line for each part and, below it, for each check."""
+    lines: list[str] = []
     for part in parts:
+        lines += [
+            f"**{part['part']}**: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
+            f" seed {part['seed']}",
+            "",
+        ]
         for check in part["checks"]:  # type: ignore[attr-defined]
+            bound = f" ({check['bound']})" if check["bound"] else ""
             mark = "" if check["held"] else " **missed**"
-            lines.append(
-                f"| {part['part']} | {check['says']} | {check['seen']}{mark} | {check['bound']} |"
-            )
-    runs = [
-        f"- {part['part']}: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
-        f" seed {part['seed']}"
-        for part in parts
-    ]
-    return "\n".join([*lines, "", *runs])
+            lines.append(f"- {check['says']}: {check['seen']}{bound}{mark}")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def _write(table: str) -> None:

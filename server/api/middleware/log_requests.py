@@ -50,11 +50,10 @@ def log_requests(app: ASGIApp, deployment: Deployment) -> ASGIApp:
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        deployment.in_flight += counted
         try:
-            await app(scope, receive, send_with_headers)
+            with deployment.request_in_flight(counted=counted):
+                await app(scope, receive, send_with_headers)
         finally:
-            deployment.in_flight -= counted
             seconds = time.perf_counter() - started
             line = _log_fields(scope, record, status or _CLIENT_GONE, seconds)
             if record.span is not None and deployment.tracer is not None:
@@ -94,7 +93,7 @@ def _log_fields(scope: Scope, record: RequestRecord, status: int, seconds: float
 
 
 def _log_and_count(deployment: Deployment, record: RequestRecord, line: dict[str, Any]) -> None:
-    """Write a request's log line and count it; what the user wrote only if that is switched on."""
+    """Write a request's log line and count it; the user's text only if that is switched on."""
     route, metrics = line["route"], deployment.metrics
     metrics.requests.labels(route, str(line["status"])).inc()
     metrics.key_requests.labels(line["key"], str(line["status"])).inc()

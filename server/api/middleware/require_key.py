@@ -41,7 +41,7 @@ def require_key(app: ASGIApp, keys: Sequence[ApiKey], settings: Settings) -> ASG
         request_record(scope).key = key.name
         with ExitStack() as until_answered:
             try:
-                until_answered.enter_context(limits[key.name].used())
+                until_answered.enter_context(limits[key.name].admit())
             except Busy as error:
                 return await answer_error(scope, error)(scope, receive, send)
             await app(scope, receive, send)

@@ -47,9 +47,11 @@ def model(request: pytest.FixtureRequest) -> AudioModel:
 
 @pytest.fixture
 def prompt(model: AudioModel) -> Prompt:
-    noise = torch.randn(model.rate_hz, generator=torch.Generator().manual_seed(0)).numpy()
+    noise = torch.randn(model.sample_rate_hz, generator=torch.Generator().manual_seed(0)).numpy()
     return build_question(
-        model, [Clip(noise, model.rate_hz, 1.0, model.rate_hz, 1)], "What do you hear?"
+        model,
+        [Clip(noise, model.sample_rate_hz, 1.0, model.sample_rate_hz, 1)],
+        "What do you hear?",
     )
 
 
@@ -58,9 +60,9 @@ def test_an_encoder_is_as_many_operations_as_torch_counts(
     model: AudioModel, seconds: float
 ) -> None:
     """Of clips with an even and an odd number of positions, and as long as the window."""
-    length = round(min(seconds, model.max_clip_seconds) * model.rate_hz)
+    length = round(min(seconds, model.max_clip_seconds) * model.sample_rate_hz)
     noise = torch.randn(length, generator=torch.Generator().manual_seed(0)).numpy()
-    clip = Clip(noise, model.rate_hz, length / model.rate_hz, model.rate_hz, 1)
+    clip = Clip(noise, model.sample_rate_hz, length / model.sample_rate_hz, model.sample_rate_hz, 1)
     prompt = build_question(model, [clip], "What do you hear?")
     hear = torch.inference_mode()(model.family.hear)
     _, found = counted(lambda: hear(model.network, prompt.log_mels, prompt.mel_frames))

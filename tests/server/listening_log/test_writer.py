@@ -20,7 +20,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import inspect, text
 
-from server.deployment import database_log
+from server.app import database_log
 from server.errors import LogUnavailable, SettingsError, UnknownRecord
 from server.listening_log import database, reading, writer
 from server.listening_log.records import Record

@@ -38,9 +38,9 @@ def test_a_second_file_is_found_and_refused(
     if second[0] == "MP3" and first[0] != "MP3":
         assert second_start(joined) is None, "it can't be told from what programs append"
         return
-    found = second_start(joined)
-    assert found is not None
-    assert len(data) <= found < len(data) + 100  # an MP3's mark stands in its first frame
+    start = second_start(joined)
+    assert start is not None
+    assert len(data) <= start < len(data) + 100  # an MP3's mark stands in its first frame
     with pytest.raises(AudioError, match="several files in one"):
         decode(joined, rate_hz=16_000, limits=AudioLimits())
 

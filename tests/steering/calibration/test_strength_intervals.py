@@ -33,10 +33,10 @@ def shaped(untrained: AudioModel) -> Iterator[AudioModel]:
 def activations(model: AudioModel) -> Activations:
     """Noise of all lengths, a token that is right at some strength for about half of the items."""
     rng = np.random.default_rng(3)
-    final = rng.standard_normal((ITEMS, model.width)) * rng.uniform(0.5, 20, (ITEMS, 1))
-    differences = rng.standard_normal((ITEMS, model.layers, model.width))
+    final = rng.standard_normal((ITEMS, model.hidden_size)) * rng.uniform(0.5, 20, (ITEMS, 1))
+    differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
     differences *= rng.uniform(0.1, 30, (ITEMS, 1, 1))
-    flat = np.zeros((ITEMS, model.layers * model.heads), np.float32)
+    flat = np.zeros((ITEMS, model.num_layers * model.num_heads), np.float32)
     planted = Activations(
         mass=flat,
         silent_mass=flat,
@@ -119,7 +119,7 @@ def test_a_direction_of_nothing_changes_nothing(untrained: AudioModel) -> None:
 
 
 def test_a_readout_that_is_not_straight_is_refused(untrained: AudioModel) -> None:
-    assert gains(untrained).shape == (untrained.width,)
+    assert gains(untrained).shape == (untrained.hidden_size,)
     with pytest.raises(ModelError, match="bias"):
-        biased = nn.Linear(untrained.width, 7)
+        biased = nn.Linear(untrained.hidden_size, 7)
         gains(replace(untrained, family=replace(untrained.family, readout=lambda _: biased)))

@@ -82,7 +82,7 @@ def profile_for(model: AudioModel, intervention: Intervention, *, top: float = 2
         calibration={},
         held_out={},
         versions={},
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(5)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(5)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.zeros(3, np.float32),
         head_std=np.ones(3, np.float32),
