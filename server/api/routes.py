@@ -96,6 +96,7 @@ async def chat_completions(
 @router.post(
     "/v1/listening-score",
     tags=["listening"],
+    operation_id="listening_score_of_v1_listening_score_post",  # of generated clients
     summary="Score the listening without an answer",
     response_model=ListeningReport,
     responses=openapi.ASKING,
