@@ -80,7 +80,7 @@ def test_a_minute_in_windows(
     assert body["steering"]["strength"] == pytest.approx(most["strength"], abs=1e-5)
     assert body["usage"]["audio_tokens"] > 60 * 25, "overlaps were heard twice"
     if "choices" in more:
-        assert sum(one["probability"] for one in body["choices"]) == pytest.approx(1)
+        assert sum(choice["probability"] for choice in body["choices"]) == pytest.approx(1)
     else:
         assert body["answer"] == most["answer"]
 
@@ -110,7 +110,7 @@ def test_windows_stand_in_a_stream_and_in_a_score(
     wish = {"audio": [audio, five_seconds], "question": QUESTION, "long_audio": "window"}
     whole = server.chat(max_tokens=2, **wish).json()
     assert {window["clip"] for window in whole["windows"]} == {1}
-    assert [one["heard_seconds"] for one in whole["audio"]] == [1, 5]
+    assert [clip["heard_seconds"] for clip in whole["audio"]] == [1, 5]
     stream = server.chat(max_tokens=2, stream=True, **wish)
     assert '"windows"' in stream.text
     score = server.post("/v1/listening-score", json=wish)

@@ -147,13 +147,13 @@ def ask(page: Page, question: str, choices: str) -> None:
 
 def heat(page: Page) -> list[int]:
     """How much more red than blue each of ten columns of the picture's first row is."""
-    found: list[int] = page.evaluate(
+    redness: list[int] = page.evaluate(
         """() => { const c = document.getElementById("wave"), p = c.getContext("2d");
         return [...Array(10).keys()].map((i) => {
           const [r, , b, a] = p.getImageData((i + .5) * c.width / 10, 2, 1, 1).data;
           return Math.round((r - b) * a / 255); }); }"""
     )
-    return found
+    return redness
 
 
 class TestInABrowser:
