@@ -49,8 +49,8 @@ def test_a_loading_server_lives_and_is_not_ready(
 
 def test_a_server_that_could_not_load_says_so(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> Iterator[Any]:
+        yield from ()
         raise ModelError("no weights in /secret/folder")
-        yield
 
     monkeypatch.setattr(engine, "answer_question", fail)
     with start(ready=False) as server:
