@@ -93,7 +93,8 @@ def make_question(
     """The question of a body and its decoded clips, by the names of their fields."""
     before = tuple(clip for name, clip in clips.items() if name.startswith("audio."))
     if body.messages is None:
-        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question))),)
+        fields = (*("audio" for _ in before), "question")
+        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question)), fields),)
     else:
         messages = _conversation(body.messages, before, clips)
     question = Question(
@@ -166,7 +167,7 @@ def _conversation(
             f"messages.{len(messages) - 1}.role",
         )
     *earlier, last = [
-        Message(message.role, tuple(_message_parts(i, message, clips)))
+        Message(message.role, tuple(_message_parts(i, message, clips)), _part_fields(i, message))
         for i, message in enumerate(messages)
     ]
     parts = [part for message in (*earlier, last) for part in message.parts]
@@ -176,7 +177,8 @@ def _conversation(
             f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
             "messages",
         )
-    return (*earlier, Message(last.role, (*before, *last.parts)))
+    fields = (*("audio" for _ in before), *last.fields)
+    return (*earlier, Message(last.role, (*before, *last.parts), fields))
 
 
 def _message_parts(
@@ -187,6 +189,12 @@ def _message_parts(
         return
     for k, part in enumerate(message.content):
         yield part.text if isinstance(part, TextPart) else clips[_part_name(index, k)]
+
+
+def _part_fields(index: int, message: ChatMessage) -> tuple[str, ...]:
+    if isinstance(message.content, str):
+        return (f"messages.{index}.content",)
+    return tuple(_part_name(index, k) for k in range(len(message.content)))
 
 
 def _part_name(message: int, part: int) -> str:

@@ -28,7 +28,14 @@ from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
 from steering.model.prompt_style import PLAIN, PromptStyle
 from steering.prefill import PrefillResult, prefill
-from steering.prompt import Message, Prompt, build_prompt, silent_twin, with_choices
+from steering.prompt import (
+    Message,
+    Prompt,
+    build_prompt,
+    refuse_control_tokens,
+    silent_twin,
+    with_choices,
+)
 from steering.silence import SilenceContrast, contrast_with_silence
 
 
@@ -44,6 +51,8 @@ def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
 
 
 def _build_checked(runtime: Runtime, question: Question) -> Prompt:
+    choices = {f"choices.{i}": choice for i, choice in enumerate(question.choices)}
+    refuse_control_tokens(runtime.model, choices)
     prompt = build_prompt(
         runtime.model, _messages_with_choices(question, runtime.model.prompt_style)
     )
@@ -187,7 +196,7 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
         )
     parts = list(last.parts)
     parts[text_index] = with_choices(str(parts[text_index]), question.choices, style)
-    return (*before, Message(last.role, tuple(parts)))
+    return (*before, replace(last, parts=tuple(parts)))
 
 
 def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
