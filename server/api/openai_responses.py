@@ -91,8 +91,8 @@ class ChatCompletion(ResponseModel):
     """the answer"""
     usage: CompletionUsage
     """tokens"""
-    listening: Listening
-    """how far the audio decided"""
+    listening: Listening | None
+    """how far the audio decided; null where the conversation has no audio"""
     steering: Steering
     """what was done to the answer"""
     audio: list[AudioHeard]

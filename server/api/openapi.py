@@ -56,6 +56,14 @@ _JSON_VARIANTS = [
         "properties": {"audio": _NULL, "question": _NULL, "messages": _WITH_CLIP},
     },
 ]
+_CHAT_JSON_VARIANTS = [
+    *_JSON_VARIANTS[:2],
+    {
+        "title": "Messages, with or without clips in them",
+        "required": ["messages"],
+        "properties": {"audio": _NULL, "question": _NULL, "messages": {"type": "array"}},
+    },
+]
 _FORM_VARIANTS = [
     {"title": "A question about clips", "required": ["audio", "question"]},
     {"title": "Messages, with clips beside them", "required": ["audio", "messages"]},
@@ -89,7 +97,7 @@ _HEADERS = {
     name: {"description": description, "required": True, "schema": {"type": "string"}}
     for name, description in (
         ("x-request-id", "the request's own id, or a fresh one"),
-        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile or audio"),
         ("x-steering-strength", "as `steering.strength`"),
     )
 }
@@ -135,8 +143,7 @@ def _bodies() -> dict[str, Any]:
     for kind in _FORMS:
         schemas[f"{kind.__name__}Form"] = _form(schemas[kind.__name__])
         schemas[kind.__name__]["anyOf"] = _JSON_VARIANTS
-    messages = schemas["ChatCompletionRequest"]["properties"]["messages"]
-    messages["contains"] = _WITH_CLIP["contains"]
+    schemas[AudioChatRequest.__name__]["anyOf"] = _CHAT_JSON_VARIANTS
     return schemas
 
 

@@ -138,7 +138,8 @@ def _files_of_audio(
             " place",
             "audio",
         )
-    if in_audio + in_messages == 0:
+    text_only = isinstance(body, AudioChatRequest) and messages is not None
+    if in_audio + in_messages == 0 and not text_only:
         raise RequestError(
             "there is no audio; send at least one clip, as audio or as an input_audio part of the"
             " user's message",

@@ -19,7 +19,7 @@ import numpy as np
 from server.engine.events import Event, Finished, Started
 from server.engine.long_audio import answer_windows, long_clip_index
 from server.engine.messages import Answer, Question, Timings
-from server.engine.runtime import Runtime
+from server.engine.runtime import NO_AUDIO, Runtime
 from server.engine.text_generation import generate_text
 from steering.clip_attribution import contrast_clip, with_influence
 from steering.decision import Decision, Listening, decide, measure, unsteered, wants_silence
@@ -84,7 +84,8 @@ def answer_once(
     began_at = time.perf_counter()
 
     # 1. One pass over the prompt, with taps on the specialist heads.
-    tapped, layers = (profile.heads, profile.layers) if profile else ((), ())
+    measured = profile if prompt.clips else None
+    tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
     prefilled = prefill(model, prompt, heads=tapped, layers=layers)
     after_prefill = time.perf_counter()
 
@@ -95,7 +96,7 @@ def answer_once(
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
     listening = measure(model, profile, prompt, prefilled.attention, silence_attention)
-    decision = _decide(runtime, question, prefilled, contrast, listening)
+    decision = _decide(runtime, question, prompt, prefilled, contrast, listening)
     steering = decision.steering
     yield Started(listening, steering)
 
@@ -112,7 +113,7 @@ def answer_once(
         clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
     silent: str | None = None
-    if question.with_silence:
+    if question.with_silence and prompt.clips:
         silent_prefilled = prefill(model, silent_twin(model, prompt))
         silent_reply = yield from generate_text(
             runtime, silent_prefilled, UNSTEERED, question, pieces=False
@@ -147,7 +148,7 @@ def _contrast(
 ) -> SilenceContrast | None:
     """The prompt's contrast with silence, if steering or the question wants it."""
     model, profile = runtime.model, runtime.profile
-    if profile is None:
+    if profile is None or not prompt.clips:
         return None
     live, clip = wants_silence(profile, question.steering), question.contrast_clip
     if live and clip is not None:
@@ -170,10 +171,13 @@ def _contrast(
 def _decide(
     runtime: Runtime,
     question: Question,
+    prompt: Prompt,
     prefilled: PrefillResult,
     contrast: SilenceContrast | None,
     listening: Listening,
 ) -> Decision:
+    if not prompt.clips:
+        return unsteered(NO_AUDIO)
     if runtime.profile is None or listening.score is None:
         return unsteered(runtime.no_profile_reason)
     differences = contrast.differences if contrast else None

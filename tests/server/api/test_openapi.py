@@ -31,7 +31,7 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("a clip alone", {"audio": 1}, False),
     ("messages beside a clip", {"audio": 1, "messages": [message(TEXT)]}, True),
     ("messages with a clip", {"messages": [message(2, TEXT)]}, True),
-    ("messages without a clip", {"messages": [message(TEXT)]}, False),
+    ("messages without a clip", {"messages": [message(TEXT)]}, True),
     ("both", {"audio": 1, "question": "What?", "messages": [message(TEXT)]}, False),
     ("a blank question", {"audio": 1, "question": " "}, False),
     ("one choice", {"audio": 1, "question": "What?", "choices": ["a"]}, False),

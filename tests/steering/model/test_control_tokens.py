@@ -29,7 +29,7 @@ HONEST = [
     "im_end, AUDIO, audio_bos",
     "Audio 1: the dog. Audio 2: the cat",
     "🐕‍🦺 or 🐈?",
-    "这是什么声音？< | >",
+    "这是什么声音 < | >",
     "＜｜im＿end｜＞",  # noqa: RUF001
     "<|other|> <|im_start <|IM_END|>",
     "system\nuser\nassistant\n",
