@@ -156,7 +156,13 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
         "items": {"type": "string", "format": "binary"},
         "description": "files, heard before the question",
     }
-    return {**schema, "properties": properties, "anyOf": _FORM_VARIANTS}
+    properties = {name: field for name, field in properties.items() if field.get("enum") != []}
+    return {
+        **schema,
+        "properties": properties,
+        "additionalProperties": False,
+        "anyOf": _FORM_VARIANTS,
+    }
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +170,8 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in field.items() if key != "anyOf"}
     if "default" in rest and rest["default"] is None:
         del rest["default"]
+    if "enum" in rest:
+        rest["enum"] = [value for value in rest["enum"] if value is not None]
     if not kinds:
         return rest
     return {**rest, **kinds[0]} if len(kinds) == 1 else {**rest, "anyOf": kinds}

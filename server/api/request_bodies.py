@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from server.api.requests import StrictModel, parse_form, parse_json
+from server.api.requests import parse_form, parse_json
+from server.api.strict_model import Body
 from server.errors import UnsupportedMediaType
-
-Body = TypeVar("Body", bound=StrictModel)
 
 
 async def read_body(request: Request, kind: type[Body]) -> tuple[Body, tuple[bytes, ...]]:

@@ -225,9 +225,16 @@ async def metrics_page(deployment: CurrentDeployment) -> Response:
 
 @router.get("/", include_in_schema=False)
 @router.get("/playground", include_in_schema=False)
-async def to_the_playground(request: Request) -> Response:
+async def to_the_playground(deployment: CurrentDeployment) -> Response:
     """Send browsers to the playground."""
-    return RedirectResponse("playground/")
+    root = deployment.settings.root_path
+    return RedirectResponse(f"{root}/playground/" if root else "playground/")
+
+
+@router.get("/docs/", include_in_schema=False)
+async def to_the_docs() -> Response:
+    """Send browsers to /docs: the links of that page count from there."""
+    return RedirectResponse("../docs")
 
 
 @router.get("/docs", include_in_schema=False)
@@ -244,5 +251,5 @@ async def playground(name: str) -> Response:
 
 def forwarded_routes() -> list[BaseRoute]:
     """The routes that a router forwards: all but pages and its own probe and metrics."""
-    own = {"/livez", "/metrics", "/docs", "/", "/playground", "/playground/{name:path}"}
+    own = {"/livez", "/metrics", "/docs", "/docs/", "/", "/playground", "/playground/{name:path}"}
     return [route for route in router.routes if getattr(route, "path", None) not in own]

@@ -204,15 +204,12 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
 
 
 def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
-    """Raise RequestError unless the prompt and the longest answer fit a slot."""
-    limit = runtime.slots.tokens
-    answer = question.sampling.max_tokens if question.generate else 0  # tokens
-    if len(prompt.tokens) + answer > limit:
+    """Raise RequestError unless the prompt and a token of an answer fit a slot."""
+    limit = runtime.slots.tokens - question.generate
+    if len(prompt.tokens) > limit:
         raise RequestError(
             f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio_mask.sum())} of them"
-            " audio;"
-            f" with max_tokens {answer} at most {limit - answer} fit here: shorten the text,"
-            " send fewer or shorter clips, or lower max_tokens"
+            f" audio; at most {limit} fit here: shorten the text, or send fewer or shorter clips"
         )
 
 
