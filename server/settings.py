@@ -91,8 +91,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port from 0 to 65535; 0 takes a free one"""
     root_path: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")] = ""
-    """the path under which a proxy shows this server, such as `/audio`, whether or not the proxy
-    removes it; unset: none"""
+    """path under which a proxy shows this server, such as `/audio`"""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """comma separated keys, printable ASCII without spaces; unset: open to everyone who reaches
     the port"""
@@ -136,8 +135,7 @@ class Settings(BaseSettings):
     """seconds a connection may take to send the headers of a request, or to read nothing of what
     was written to it, over 0; then it is cut"""
     keep_alive_seconds: Seconds = 90.0
-    """seconds a connection stays open for the next request, over 0; longer than a proxy in front
-    keeps its own, which is 60 to 75 mostly"""
+    """seconds an idle connection stays open, over 0; longer than a proxy keeps its own"""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
     """connections open at once, from 1; requests on further ones get 503"""
 
