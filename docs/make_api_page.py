@@ -32,8 +32,9 @@ def page(document: Mapping[str, Any]) -> str:
         parts += [_operation(path, method, spec) for method, spec in methods.items()]
     parts.append("## Objects\n")
     for name in sorted(schemas):
-        if not name.endswith("Form") and name not in _HIDDEN:
-            parts.append(_object(name, schemas[name]))
+        plain = name.removesuffix("Form")
+        if name not in _HIDDEN and (name == plain or plain not in schemas):
+            parts.append(_object(plain, schemas[name]))
     return "\n".join(parts)
 
 
@@ -43,7 +44,8 @@ def _operation(path: str, method: str, spec: Mapping[str, Any]) -> str:
         kind = _kind(parameter["schema"])
         lines.append(f"- `{parameter['name']}` in {parameter['in']}: {kind}")
     for media, content in spec.get("requestBody", {}).get("content", {}).items():
-        form = " with the clips as files named `audio`" if "form" in media else ""
+        names = ", ".join(f"`{name}`" for name in content.get("encoding", ()))
+        form = f" with the clips as files named {names}" if names else ""
         lines.append(f"- body, `{media}`: {_kind(content['schema'])}{form}")
     lines += [f"- {', '.join(statuses)}: {kind}" for kind, statuses in _answers(spec).items()]
     return "\n".join(lines) + "\n"

@@ -184,6 +184,19 @@ STREAM_OPTIONS: Mapping[str, Extra] = {
     **_accepted("nothing is padded", "include_obfuscation"),
     **_neutral_only("usage is in the last chunk", continuous_usage_stats=(False,)),
 }
+TRANSCRIPTION: Mapping[str, Extra] = {
+    **_neutral_only("transcripts are sent whole", stream=(False,)),
+    **_neutral_only("no times of words are made", timestamp_granularities=([],)),
+    **_neutral_only("there are no log-probabilities of transcripts", include=([],)),
+    **_neutral_only(
+        "a clip longer than the model's window is cut by `long_audio`", chunking_strategy=("auto",)
+    ),
+    **_neutral_only(
+        "speakers are not told apart",
+        known_speaker_names=([],),
+        known_speaker_references=([],),
+    ),
+}
 _LABELS = _accepted("it labels and asks for nothing", "id", "cache_control", "metadata")
 MESSAGE: Mapping[str, Extra] = {
     **_LABELS,

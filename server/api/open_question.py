@@ -25,6 +25,7 @@ from server.telemetry.request_record import RequestRecord, StageTimes, request_r
 from server.telemetry.served_model import model_name
 from steering.errors import AudioError, RequestError
 
+_NO_NAMES: Mapping[str, str] = {}
 Body = TypeVar("Body", ListeningRequest, AudioChatRequest)
 
 
@@ -64,19 +65,21 @@ async def open_question(
     files: Sequence[bytes] = (),
     *,
     prefix: str = "achat",
+    fields: Mapping[str, str] = _NO_NAMES,
 ) -> AsyncIterator[OpenQuestion[Body]]:
     """Ask the engine and wait for its first event: an error until then is still an HTTP status.
 
-    `files` are those of a form, `prefix` is that of the answer's id. Closing frees the row.
+    `files` are those of a form, `prefix` is that of the answer's id, `fields` are the names of
+    our fields in a body of another form. Closing frees the row.
     """
     deployment, record = deployment_of(request), request_record(request.scope)
     created = int(time.time())
     record.answer_id = f"{prefix}-{uuid.uuid4().hex}"
-    with _own_fields(body, in_audio=bool(body.audio or files)):
+    with _own_fields(body, fields, in_audio=bool(body.audio or files)):
         question = await _decode(deployment, engine, record, body, files)
     wants_text = isinstance(body, AudioChatRequest) and body.stream
     async with aclosing(engine.run(question, pieces=wants_text)) as events:
-        with _own_fields(body, in_audio=bool(body.audio or files)):
+        with _own_fields(body, fields, in_audio=bool(body.audio or files)):
             started = await anext(events)
         assert isinstance(started, Started), "an answer began without its Started"
         async with aclosing(_recorded(events, deployment, record, question, created)) as rest:
@@ -84,8 +87,12 @@ async def open_question(
 
 
 @contextmanager
-def _own_fields(body: ListeningRequest, *, in_audio: bool) -> Iterator[None]:
-    """Let errors name the field that the request has: its words and clips may be in messages."""
+def _own_fields(
+    body: ListeningRequest, fields: Mapping[str, str], *, in_audio: bool
+) -> Iterator[None]:
+    """Let errors name the field that the request has: its words and clips may be in messages, or
+    in the `fields` of another form.
+    """
     try:
         yield
     except (RequestError, AudioError) as error:
@@ -93,6 +100,10 @@ def _own_fields(body: ListeningRequest, *, in_audio: bool) -> Iterator[None]:
         moved = {"question": body.messages is not None, "audio": not in_audio}
         param = error.param or default
         error.param = "messages" if body.messages and moved.get(str(param)) else param
+        error.param = fields.get(str(error.param), error.param)
+        name, colon, rest = str(error).partition(":")
+        if colon and name in fields:
+            error.args = (f"{fields[name]}:{rest}", *error.args[1:])
         raise
 
 

@@ -104,7 +104,8 @@ def make_question(
     """The question of a body and its decoded clips, by the names of their fields."""
     before = tuple(clip for name, clip in clips.items() if name.startswith("audio."))
     if body.messages is None:
-        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question))),)
+        fields = (*("audio" for _ in before), "question")
+        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question)), fields),)
     else:
         messages = _conversation(body.messages, before, clips)
     question = Question(
@@ -148,7 +149,8 @@ def _files_of_audio(
             " place",
             "audio",
         )
-    if in_audio + in_messages == 0:
+    text_only = isinstance(body, AudioChatRequest) and messages is not None
+    if in_audio + in_messages == 0 and not text_only:
         raise RequestError(
             "there is no audio; send at least one clip, as audio or as an input_audio part of the"
             " user's message",
@@ -182,7 +184,7 @@ def _conversation(
             f"messages.{len(messages) - 1}.content",
         )
     *earlier, last = [
-        Message(role, tuple(_message_parts(i, message, clips)))
+        Message(role, tuple(_message_parts(i, message, clips)), _part_fields(i, message))
         for i, message in enumerate(messages)
         for role in ["system" if message.role == "developer" else message.role]
         if role != "system" or not _is_empty(message)  # the template has a place for none
@@ -194,7 +196,8 @@ def _conversation(
             f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
             "messages",
         )
-    return (*earlier, Message(last.role, (*before, *last.parts)))
+    fields = (*("audio" for _ in before), *last.fields)
+    return (*earlier, Message(last.role, (*before, *last.parts), fields))
 
 
 def _is_empty(message: ChatMessage) -> bool:
@@ -212,6 +215,12 @@ def _message_parts(
         return
     for k, part in enumerate(message.content):
         yield part.text if isinstance(part, TextPart) else clips[_part_name(index, k)]
+
+
+def _part_fields(index: int, message: ChatMessage) -> tuple[str, ...]:
+    if isinstance(message.content, str):
+        return (f"messages.{index}.content",)
+    return tuple(_part_name(index, k) for k in range(len(message.content)))
 
 
 def _part_name(message: int, part: int) -> str:

@@ -288,15 +288,19 @@ def parse_json(kind: type[Body], body: bytes) -> Body:
     return validate(kind, data, strict=True)
 
 
-def parse_form(kind: type[Body], fields: Sequence[tuple[str, str]]) -> Body:
+def parse_form(
+    kind: type[Body], fields: Sequence[tuple[str, str]], file_field: str = "audio"
+) -> Body:
     """The request in the text fields of a form; lists are JSON or a field repeated.
 
     An empty field is as left out, and `null` is null but for a question.
     """
     given = [(name, value) for name, value in fields if not _is_left_out(name, value)]
     data: dict[str, Any] = {}
-    if any(name == "audio" for name, _ in given):
-        raise RequestError("audio came as text; in a form it is a file, with a file name", "audio")
+    if any(name == file_field for name, _ in given):
+        raise RequestError(
+            f"{file_field} came as text; in a form it is a file, with a file name", file_field
+        )
     for name in dict.fromkeys(name for name, _ in given):
         values = [value for key, value in given if key == name]
         data[name] = _extra_value(values) if name in kind.extras else _form_value(name, values)

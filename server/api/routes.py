@@ -9,16 +9,29 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import BaseRoute
 
 from server.api import openai_responses, openapi, response_bodies, sse, static_pages
 from server.api.open_question import OpenQuestion, deployment_of, open_question
 from server.api.openai_requests import ChatCompletionRequest, json_choice, to_audio_chat
-from server.api.openai_responses import ChatCompletion
-from server.api.request_bodies import read_body, read_json
+from server.api.openai_responses import ChatCompletion, Transcription
+from server.api.request_bodies import read_body, read_json, read_upload
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.api.responses import AudioChat, ErrorReport, ListeningReport
+from server.api.transcriptions import (
+    FIELDS,
+    TranscriptionRequest,
+    to_question,
+    transcript,
+    transcription,
+)
 from server.deployment import Deployment
 from server.engine.runtime import steering_refusal
 from server.errors import UnknownModel
@@ -91,6 +104,32 @@ async def chat_completions(
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     chunks = openai_responses.completion_stream(opened, content, with_usage=with_usage)
     return _streamed(request, opened, chunks)
+
+
+@router.post(
+    "/v1/audio/transcriptions",
+    tags=["OpenAI"],
+    summary="Ask for a transcript, as OpenAI's clients do",
+    response_model=Transcription,
+    responses={**openapi.ASKING, **openapi.errors(404), 200: openapi.TRANSCRIPT},
+    openapi_extra=openapi.upload_of(TranscriptionRequest),
+)
+async def transcriptions(
+    request: Request, deployment: CurrentDeployment, scope: ResponseScope
+) -> Response:
+    """Ask the model to write down what is said. It is a prompt to an audio-language model, not a
+    recogniser of its own; `listening` says how far the audio decided.
+    """
+    engine = deployment.admit()
+    body, files = await read_upload(request, TranscriptionRequest)
+    _check_model(body.model, model_name(engine.runtime))
+    opened = await scope.enter_async_context(
+        open_question(request, engine, to_question(body), files, prefix="transcr", fields=FIELDS)
+    )
+    answer = await opened.answer()
+    if body.response_format == "json":
+        return _answered(opened, transcription(opened, answer))
+    return PlainTextResponse(transcript(answer), headers=response_bodies.headers(opened.started))
 
 
 @router.post(
