@@ -95,16 +95,6 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def demo_url(
-    serve_process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """A server of the embedded model."""
-    log = tmp_path_factory.mktemp("demo") / "log"
-    with serve_process(Path("demo"), ROOT / "steering" / "demo" / "profile", log) as (_, url):
-        yield url
-
-
 @contextmanager
 def visit(browser: Browser, url: str, size: str = "desktop", **more: Any) -> Iterator[Page]:
     """A page; fails for anything it asks of another host, and for errors in its console."""
