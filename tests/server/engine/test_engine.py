@@ -56,6 +56,13 @@ def question(seed: int = 0, **fields: Any) -> Question:
     return Question(f"question-{seed}", (message,), **fields)
 
 
+def too_long_question(seed: int) -> Question:
+    """A question whose prompt fits no slot."""
+    asked = question(seed)
+    (message,) = asked.messages
+    return replace(asked, messages=(replace(message, parts=(*message.parts, "And then? " * 400)),))
+
+
 def random_question(seed: int) -> Question:
     rng = np.random.default_rng([seed, 8])
 
@@ -151,7 +158,7 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
     async def ask() -> None:
         async with aclosing(engine.run(replace(question(), sampling=LONG))) as events:
             await anext(events)  # the only row is taken, and nobody reads on
-            too_long = replace(question(1), sampling=Sampling(max_tokens=499))
+            too_long = too_long_question(1)
             with pytest.raises(RequestError, match=r"at most \d+ fit"):
                 await engine.answer(too_long)
             assert engine.running == 1 and engine.waiting == 0
@@ -160,10 +167,27 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
         asyncio.run(ask())
 
 
+def test_an_answer_ends_where_its_slot_does(tiny_model: Any) -> None:
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=100)
+
+    async def ask() -> None:
+        endless = Sampling(max_tokens=4000, ignore_end=True)
+        answer = await engine.answer(replace(question(), sampling=endless))
+        room = 100 - len(answer.prompt.tokens)
+        assert (answer.completion_tokens, answer.finish_reason) == (room, "length")
+        exact = await engine.answer(
+            replace(question(), sampling=replace(endless, max_tokens=room - 1))
+        )
+        assert answer.text.startswith(exact.text)
+
+    with running(runtime) as engine:
+        asyncio.run(ask())
+
+
 def test_a_question_that_fails_disturbs_nobody(small: Runtime) -> None:
     good = [question(seed, steering=STEERED, sampling=Sampling(max_tokens=20)) for seed in range(5)]
     wrong = question(9, steering=SteeringRequest(True, 50.0))
-    too_long = question(8, sampling=Sampling(max_tokens=5000))
+    too_long = too_long_question(8)
 
     async def ask() -> None:
         alone = [await engine.answer(one) for one in good]
