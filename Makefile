@@ -59,7 +59,7 @@ check: $(READY) ## check format, lint, dead code and types
 
 lock: $(TOOLS_READY) ## pin what pyproject.toml asks for, in lock/; UPGRADE=1 takes the newest
 	$(COMPILE) lock/develop.txt --extra dev pyproject.toml
-	$(COMPILE) lock/serve.txt --extra postgres --constraints lock/develop.txt pyproject.toml
+	$(COMPILE) lock/serve.txt --extra av --extra postgres --constraints lock/develop.txt pyproject.toml
 	$(COMPILE) lock/tools.txt --group tools
 
 audit: $(TOOLS_READY) ## ask whether what is locked has known vulnerabilities

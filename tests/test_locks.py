@@ -57,8 +57,9 @@ def asked_for(lock: str) -> list[Requirement]:
         wanted = PROJECT["dependency-groups"]["tools"]
     else:
         wanted = list(PROJECT["project"]["dependencies"])
-        extra = {"develop": "dev", "serve": "postgres"}[lock]  # the image has PostgreSQL's driver
-        wanted += PROJECT["project"]["optional-dependencies"][extra]
+        extras = {"develop": ["dev"], "serve": ["av", "postgres"]}[lock]  # what the image has
+        for extra in extras:
+            wanted += PROJECT["project"]["optional-dependencies"][extra]
     requirements = [Requirement(dependency) for dependency in wanted]
     return [
         requirement
