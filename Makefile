@@ -31,7 +31,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile --qu
   $(if $(UPGRADE),--upgrade) --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test check lock audit bench bench-gpu torture capacity clean
+.PHONY: help demo serve train test test-all check lock audit bench bench-gpu torture capacity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +45,11 @@ serve: $(READY) ## serve the embedded model on 127.0.0.1:8000 until interrupted
 train: $(READY) ## train the embedded model again, from nothing
 	$(BIN)/python -m steering.demo.train
 
-test: $(READY) ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(READY) ## run the quick part of the tests, a few minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: test ## run the slow part too: server processes, Ray, a browser, training, stress
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY) ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -76,6 +76,7 @@ def run(url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Block],
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", RUN, ids=lambda b: f"{b.page}-{b.number}-{b.language}")
 def test_a_block_runs(block: Block, run: Callable[[Block], str]) -> None:
     assert run(block).strip()
@@ -90,6 +91,7 @@ def shape(value: Any) -> Any:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=str)
 def test_what_a_page_shows_is_what_comes(block: Block, run: Callable[[Block], str]) -> None:
     before = blocks(block.page)[block.number - 1]

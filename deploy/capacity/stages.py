@@ -144,10 +144,10 @@ def rates(model: AudioModel) -> dict[str, float]:
 
 def _lengths(shape: Shape, prompt: Prompt) -> dict[str, int]:
     return {
-        "positions": shape.positions_of(int(prompt.frames[0])),
+        "positions": shape.positions_of(int(prompt.mel_frames[0])),
         "tokens": len(prompt.tokens),
         "prefix": prompt.audio_end,
-        "audio": int(prompt.audio.sum()),
+        "audio": int(prompt.audio_mask.sum()),
     }
 
 
@@ -155,7 +155,7 @@ def _kept(runtime: Runtime, prompt: Prompt) -> dict[str, int]:
     """Bytes that a silence cache holds after one twin, and of a row as long as the prompt."""
     model, profile = runtime.model, runtime.profile
     assert profile is not None
-    kept = SilenceCache(runtime.prefixes.limit_bytes)
+    kept = SilenceCache(runtime.silence_cache.limit_bytes)
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     contrast_with_silence(
         model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=kept
@@ -188,11 +188,11 @@ def _passes(
     """Each pass by itself: encoder, prefill, and the twin with all, some or nothing at hand."""
     model, profile = subject.model, subject.profile
     prompt = build_prompt(model, subject.messages(seed, clip))
-    hear = partial(model.family.hear, model.network, prompt.mels, prompt.frames)
+    hear = partial(model.family.hear, model.network, prompt.log_mels, prompt.mel_frames)
     watch.time("encoder", clip, torch.inference_mode()(hear))
     passed = partial(prefill, model, prompt, heads=profile.heads, layers=profile.layers)
     heard: PrefillResult = watch.time("prefill", clip, passed)
-    fresh = SilenceCache(runtime.prefixes.limit_bytes)
+    fresh = SilenceCache(runtime.silence_cache.limit_bytes)
     worded = (f"Number {seed}. ", *subject.messages(seed, clip)[0].parts)
     other = build_prompt(model, (replace(subject.messages(seed, clip)[0], parts=worded),))
     others: PrefillResult = prefill(model, other, heads=profile.heads, layers=profile.layers)
@@ -206,7 +206,7 @@ def _entries(
     watch: Stopwatch, subject: BenchModel, runtime: Runtime, clip: float, seed: int
 ) -> None:
     """From the prompt to the first token, as the engine lets a question in."""
-    fresh = replace(runtime, prefixes=SilenceCache(runtime.prefixes.limit_bytes))
+    fresh = replace(runtime, silence_cache=SilenceCache(runtime.silence_cache.limit_bytes))
     for kind in ("bare", "cold", "hit", "words"):
         messages = subject.messages(seed, clip)
         if kind == "words":

@@ -47,7 +47,7 @@ OURS = [
     "allears_device_memory_bytes",
     "allears_queue_limit_requests",
 ]
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
 @dataclass(frozen=True, slots=True)

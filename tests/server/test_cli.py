@@ -69,6 +69,7 @@ def test_a_model_that_is_not_there_is_one_line_and_1(caplog: pytest.LogCaptureFi
     assert "Traceback" not in caplog.text + result.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_request_end(
     serve_process: Callable[..., Any],
     checkpoint_folder: Path,

@@ -18,6 +18,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+pytestmark = pytest.mark.slow
+
 FAULTY = ("-m", "tests.server.faulty_server")
 LONG_TOKENS = 1000  # some ten seconds, by faulty_server.STEP_SECONDS
 STALL_SECONDS = 5  # of a connection at which nothing happens

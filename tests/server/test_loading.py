@@ -25,6 +25,8 @@ from server.settings import Settings
 from steering.model.checkpoint import DEMO_WEIGHTS
 from tests.server.conftest import Server
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ITEMS = 60
 PATIENCE_SECONDS = 300.0  # this is work, and the machine may have other work

@@ -112,7 +112,7 @@ def test_max_tokens_is_how_many_there_are(untrained: AudioModel, count: int) -> 
 # ---- steered
 
 
-@pytest.mark.parametrize("how", [RAW, FIRST], ids=["every", "first"])
+@pytest.mark.parametrize("intervention", [RAW, FIRST], ids=["every", "first"])
 def test_strength_zero_is_the_bare_model_bit_for_bit(
     model: AudioModel, intervention: Intervention
 ) -> None:
@@ -169,7 +169,7 @@ def test_steering_leaves_keys_and_values_the_bare_models(model: AudioModel) -> N
         assert torch.equal(values, steered_values[:, :, : bare.length])
 
 
-@pytest.mark.parametrize("how", [RAW, FIRST], ids=["every", "first"])
+@pytest.mark.parametrize("intervention", [RAW, FIRST], ids=["every", "first"])
 def test_a_steered_answer_is_the_naive_one(
     model: AudioModel, oracle: Any, intervention: Intervention
 ) -> None:
@@ -285,7 +285,7 @@ def naive_choices(
     return shares
 
 
-@pytest.mark.parametrize("how", [None, RAW, FIRST], ids=["bare", "every", "first"])
+@pytest.mark.parametrize("intervention", [None, RAW, FIRST], ids=["bare", "every", "first"])
 def test_choices_side_by_side_score_as_each_alone(
     model: AudioModel, oracle: Any, intervention: Intervention | None
 ) -> None:

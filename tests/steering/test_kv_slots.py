@@ -94,7 +94,7 @@ def write(slots: KVSlots, jobs: Sequence[Job], seed: int) -> int:
 
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["exact", "rounded"])
-@pytest.mark.parametrize("how", HOWS, ids=["norm", "raw", "first", "keep_norm"])
+@pytest.mark.parametrize("intervention", HOWS, ids=["norm", "raw", "first", "keep_norm"])
 def test_rows_that_come_and_go_write_what_they_write_alone(
     model: AudioModel, intervention: Intervention, rounded: bool
 ) -> None:
@@ -243,7 +243,7 @@ def test_each_row_differs_from_bare_by_its_strength_times_its_direction(model: A
     torch.testing.assert_close(states[1] - states[0], added, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=["norm", "raw", "first", "keep_norm"])
+@pytest.mark.parametrize("intervention", HOWS, ids=["norm", "raw", "first", "keep_norm"])
 def test_strength_0_among_steered_rows_is_bit_identical_to_a_bare_batch(
     model: AudioModel, intervention: Intervention
 ) -> None:

@@ -74,7 +74,7 @@ def test_first_steers_the_first_token_only() -> None:
     assert torch.equal(steer(h, d, s, RAW, step=1), steer(h, d, s, RAW, step=0))
 
 
-@pytest.mark.parametrize("how", EVERY_WAY, ids=str)
+@pytest.mark.parametrize("intervention", EVERY_WAY, ids=str)
 def test_a_row_of_strength_zero_comes_back_bit_for_bit(intervention: Intervention) -> None:
     h, d = rows(0), rows(1)
     d[1] = torch.nan  # whatever its direction holds
@@ -147,7 +147,7 @@ def test_steering_before_the_norm_or_after_it(model: AudioModel, cached: bool) -
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["prefill", "cached"])
-@pytest.mark.parametrize("how", EVERY_WAY, ids=str)
+@pytest.mark.parametrize("intervention", EVERY_WAY, ids=str)
 @torch.inference_mode()
 def test_in_a_mixed_batch_the_unsteered_row_is_the_bare_models(
     untrained: AudioModel, intervention: Intervention, cached: bool

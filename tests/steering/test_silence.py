@@ -196,6 +196,7 @@ def test_real_prefixes_of_random_lengths_stay_under_the_limit(grouped: AudioMode
         assert prefixes.held_bytes == held(prefixes)
 
 
+@pytest.mark.slow
 def test_a_thousand_random_durations_stay_under_the_limit(grouped: AudioModel) -> None:
     rng = np.random.default_rng(2)
     prefixes = SilenceCache(limit_bytes=400_000)

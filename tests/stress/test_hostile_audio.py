@@ -13,6 +13,8 @@ import pytest
 from tests.stress.hostile_audio import fault, run
 from tests.stress.mutations import FORMATS, MADE, MUTATIONS, files
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_files_are_the_same_for_a_seed() -> None:
     first, again, other = (list(files(seed, 60)) for seed in (1, 1, 2))

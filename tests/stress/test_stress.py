@@ -16,6 +16,8 @@ from tests.stress.outcome import Check, Outcome, at_least, at_most, none_of
 from tests.stress.questions import Row, pool
 from tests.stress.server_process import parsed
 
+pytestmark = pytest.mark.slow
+
 
 def held(outcome: Outcome) -> None:
     assert outcome.held, torture._told(outcome)

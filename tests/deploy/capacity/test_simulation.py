@@ -47,6 +47,7 @@ def mean_wait(course: SimulationRun) -> float:
     return float(np.mean([one.done_at - one.asked.at for one in visits])) - 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service, squares", [(CONSTANT, 1.0), (EXPONENTIAL, 2.0)])
 @pytest.mark.parametrize("load, seconds", [(0.5, 60_000), (0.7, 100_000)])
 def test_mean_wait_is_that_of_pollaczek_and_khinchine(
@@ -211,6 +212,7 @@ def test_requests_come_at_the_rate_that_was_asked_for(burst: float) -> None:
     assert requests(traffic, 2_000, 8) == asked
 
 
+@pytest.mark.slow
 def test_no_server_needs_simpy_and_the_simulation_says_where_to_get_it() -> None:
     code = "import sys; sys.modules['simpy'] = None; import server.app, server.cli\n"
     code += "import deploy.capacity.simulation"

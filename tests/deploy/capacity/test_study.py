@@ -21,6 +21,8 @@ from deploy.capacity.traffic import Traffic, figures, requests
 from server.bench.models import REAL, BenchModel, bench_model, random_model
 from steering.profile import DEMO_PROFILE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PAGE, FIGURES = ROOT / "docs" / "capacity.md", ROOT / "docs" / "capacity.json"
 

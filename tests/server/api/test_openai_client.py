@@ -138,6 +138,7 @@ def test_errors_are_its_exceptions(client: OpenAI, messages: Any, sound: bytes) 
     assert large.value.status_code == 413
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for(
     serve_process: Callable[..., Any],
     checkpoint_folder: Path,

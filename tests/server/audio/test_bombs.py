@@ -144,6 +144,7 @@ print(json.dumps([sorted({name.split(".")[0] for name in sys.modules}), librarie
 """
 
 
+@pytest.mark.slow
 def test_no_ffmpeg_is_in_the_process(
     checkpoint_folder: Path, make_sound: Any, tmp_path: Path
 ) -> None:

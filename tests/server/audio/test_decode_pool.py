@@ -259,6 +259,7 @@ def test_a_process_loads_no_model_and_no_web() -> None:
     assert not {"torch", "transformers", "fastapi", "pydantic", "httpx"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_the_server_imports_where_nothing_can_decode() -> None:
     missing = "import sys; sys.modules.update(soundfile=None, soxr=None); "
     found = python(
@@ -323,6 +324,7 @@ def test_digital_silence_is_answered_with_a_verdict_and_a_warning(
     assert "digital silence" in body["warnings"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_a_server(
     number: signal.Signals,
@@ -346,6 +348,7 @@ def test_no_process_outlives_a_server(
     assert "Xing" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_does_not_outlive_a_killed_server(
     tmp_path: Path, sound: bytes
 ) -> None:

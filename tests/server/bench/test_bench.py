@@ -11,6 +11,8 @@ import pytest
 
 from server.bench import figures
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # What allears needs besides torch and transformers. Those two bring httpx and typer of their own.
 _WITHOUT = """

@@ -20,6 +20,8 @@ from steering.items import Item, read
 from steering.synthetic.data import DOMAINS, write_items
 from tests.server.conftest import Server
 
+pytestmark = pytest.mark.slow
+
 ASKED = 50
 SEED = 4_711
 

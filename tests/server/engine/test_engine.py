@@ -125,6 +125,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtime) -> None:
     questions = [random_question(seed) for seed in range(200)]
 

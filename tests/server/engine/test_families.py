@@ -140,6 +140,7 @@ def test_r1_aqa_is_asked_in_its_own_words(family: tuple[str, Server]) -> None:
     assert np.isfinite(runtime.model.hop_seconds)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_served_by_a_real_process(
     serve_process: Callable[..., Any], tmp_path: Path, sound: bytes
 ) -> None:

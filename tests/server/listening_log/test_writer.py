@@ -512,6 +512,7 @@ def test_replicas_answer_through_an_outage(start: Any, audio: Any, postgres: Any
                 assert one_record.status_code == 200
 
 
+@pytest.mark.slow
 @SYSTEM
 def test_no_answer_is_lost_while_postgresql_is_stopped_and_started(
     start: Any, audio: Any, postgres: Any
@@ -555,6 +556,7 @@ def test_no_answer_is_lost_while_postgresql_is_stopped_and_started(
         assert rows_of(log) == len(answered) > 40
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_a_whole_database(
     serve_process: Callable[..., Any],
     checkpoint_folder: Path,

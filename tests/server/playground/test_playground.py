@@ -156,7 +156,7 @@ def heat(page: Page) -> list[int]:
 
 
 class TestInABrowser:
-    pytestmark = needs_browser
+    pytestmark = [*needs_browser, pytest.mark.slow]
 
     @pytest.mark.parametrize("size", SIZES)
     def test_a_file_is_asked_about_bare_and_steered(

@@ -25,6 +25,8 @@ from prometheus_client import Counter as Counted
 from server.telemetry.merged_metrics import counts, text
 from tests.server.conftest import Remote
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 ROWS, QUEUE = 4, 8
 # All but the playground's pages, which the front serves itself as any server does.

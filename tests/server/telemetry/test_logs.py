@@ -151,6 +151,7 @@ SENT = (
 )
 
 
+@pytest.mark.slow
 def test_a_real_server_writes_nothing_but_json(
     serve_process: Callable[..., Any],
     checkpoint_folder: Path,

@@ -205,6 +205,7 @@ async def on_this_machine(*_: object) -> list[str]:
     return ["127.0.0.1"]
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_costs_nobody_anything(
     start: Any, monkeypatch: pytest.MonkeyPatch, audio: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -233,7 +233,9 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
 # ---- its parts
 
 
-@pytest.mark.parametrize("how", [Intervention((7,)), Intervention((0, 7), scale="raw")], ids=str)
+@pytest.mark.parametrize(
+    "intervention", [Intervention((7,)), Intervention((0, 7), scale="raw")], ids=str
+)
 def test_every_strength_is_tried_on_every_item(
     untrained: AudioModel, intervention: Intervention
 ) -> None:

@@ -28,6 +28,8 @@ from steering.model.audio_model import AudioModel
 from steering.profile import load
 from tests.steering.examples import full_pass, write_items
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 ITEMS = 48
 FILES = ("profile.json", "profile.safetensors")

@@ -23,6 +23,8 @@ from steering.prompt import build_question
 from steering.synthetic import world
 from steering.synthetic.world import ClipQuestion, Facts
 
+pytestmark = pytest.mark.slow
+
 DOMAINS = ("sound", "music", "speech", "noise", "silence", "sound")
 TINY = Schedule(
     clips=len(DOMAINS),

@@ -143,6 +143,7 @@ def test_code_that_came_with_a_checkpoint_never_runs(copy: Path, file: str, tmp_
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_is_loaded_without_a_network(checkpoint: Path) -> None:
     program = (
         "import socket, sys\n"
