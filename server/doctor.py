@@ -13,7 +13,7 @@ import torch
 
 from server.settings import Settings
 from steering import profile
-from steering.audio import decode
+from steering.audio import soundfile_reader
 from steering.calibration import auto
 from steering.errors import AllEarsError
 from steering.model import loading, memory_plan
@@ -37,7 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     for package in ("torch", "transformers", "fastapi", "uvicorn"):
         yield Finding(package, True, version(package))
-    yield Finding("libsndfile", True, decode.libsndfile_version())
+    yield Finding("libsndfile", True, soundfile_reader.libsndfile_version())
     cuda = torch.cuda.is_available()
     yield Finding("device", True, torch.cuda.get_device_name() if cuda else "cpu")
     yield from _memory(settings)

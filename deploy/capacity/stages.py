@@ -28,7 +28,8 @@ from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots, Row
 from steering.model.audio_model import AudioModel

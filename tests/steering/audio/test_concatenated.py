@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from steering.audio.concatenated import second_start
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError
 
 KINDS = [
