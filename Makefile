@@ -31,7 +31,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile --qu
   $(if $(UPGRADE),--upgrade) --output-file
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve train test test-all check lock audit bench bench-gpu torture capacity clean
+.PHONY: help demo serve train test test-all check lock audit bench bench-gpu torture capacity rules clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,11 +74,14 @@ torture: $(READY) ## hold real servers under load, faults and hostile input, and
 	$(BIN)/python -m tests.stress --write
 
 capacity: $(READY) ## measure, simulate and forecast what docs/capacity.md says, and write it anew
-	$(BIN)/python -m deploy.capacity.study
+	$(BIN)/python -m deploy.capacity
+
+rules: $(READY) ## write the alert rules as the Kubernetes operator of Prometheus takes them
+	$(BIN)/python -m deploy.prometheus.operator_rules
 
 clean: ## remove build output and caches; the environment stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
-	find server steering clients tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find server steering clients deploy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml Makefile $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

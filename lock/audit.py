@@ -1,11 +1,11 @@
-"""Asks whether pinned packages have known vulnerabilities; ends with 1 if one has.
+"""Audit pinned packages for known vulnerabilities; exit code 1 if one has any.
 
     build/tools/bin/python lock/audit.py torch==2.13.0 lock/*.txt
 
-pip-audit asks PyPI, or an OSV server that OSV_URL names. What the service did not say anything
-about is printed and is no failure: it may be out of reach. Every version in the files is asked
-about, for whichever platform and Python it is. A vulnerability that was looked into and does not
-touch us goes into `NOT_OURS` with the reason.
+pip-audit asks PyPI, or an OSV server that OSV_URL names. Packages without an answer are printed and
+are no failure: the service may be out of reach. Every version in the files is audited, whatever its
+platform and Python. A vulnerability that was looked into and does not affect us goes into
+`NOT_OURS` with the reason.
 """
 
 from __future__ import annotations
@@ -20,69 +20,80 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NOT_OURS: dict[str, str] = {}  # id of a vulnerability: why it can't happen here
+NOT_OURS: dict[str, str] = {}  # id of a vulnerability: the reason why it does not affect us
 _PIN = re.compile(r"^([A-Za-z0-9._-]+(?:\[[^\]]*\])?==[^\s;]+)", re.MULTILINE)
 
 
-def rounds(pins: Sequence[str]) -> list[list[str]]:
+def without_repeats(pins: Sequence[str]) -> list[list[str]]:
     """The pins in lists that hold no package twice: pip-audit refuses a file that does."""
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for pin in sorted(set(pins)):
         name = pin.partition("==")[0]
-        free = (some for some in found if not any(one.startswith(f"{name}==") for one in some))
-        some = next(free, None)
-        if some is None:
-            found.append([pin])
+        free = (group for group in groups if not any(p.startswith(f"{name}==") for p in group))
+        group = next(free, None)
+        if group is None:
+            groups.append([pin])
         else:
-            some.append(pin)
-    return found
+            group.append(pin)
+    return groups
 
 
 def report(pins: Sequence[str]) -> list[dict[str, Any]]:
-    """What pip-audit says of each pin; nothing if its service can't be asked."""
+    """pip-audit's report on each pin; empty if its service is out of reach."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted, said = Path(folder, "pins.txt"), Path(folder, "said.json")
-        wanted.write_text("\n".join(pins))
+        requirements, output = Path(folder, "pins.txt"), Path(folder, "report.json")
+        requirements.write_text("\n".join(pins))
         service = ["--vulnerability-service", "pypi"]
         if "OSV_URL" in os.environ:
             service = ["--vulnerability-service", "osv", "--osv-url", os.environ["OSV_URL"]]
-        ask = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--timeout", "15"]
-        ask += ["--progress-spinner", "off", "--format", "json", "--output", str(said), *service]
+        audit = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--timeout", "15"]
+        audit += [
+            "--progress-spinner",
+            "off",
+            "--format",
+            "json",
+            "--output",
+            str(output),
+            *service,
+        ]
         done = subprocess.run(
-            [*ask, "--requirement", str(wanted)], capture_output=True, text=True, check=False
+            [*audit, "--requirement", str(requirements)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        if said.exists():
-            found: list[dict[str, Any]] = json.loads(said.read_text())["dependencies"]
-            return found
+        if output.exists():
+            packages: list[dict[str, Any]] = json.loads(output.read_text())["dependencies"]
+            return packages
         print((done.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1], file=sys.stderr)
         return []
 
 
 def judge(pins: Sequence[str], packages: Sequence[dict[str, Any]]) -> tuple[int, list[str]]:
-    """The exit status and the lines to print for what pip-audit said of some pins."""
-    asked = {f"{one['name']}=={one['version']}" for one in packages if "vulns" in one}
+    """The exit status and the lines to print for pip-audit's report on some pins."""
+    audited = {f"{each['name']}=={each['version']}" for each in packages if "vulns" in each}
     lines = [
-        f"{one['name']} {one['version']}: {vulnerability['id']}, fixed in"
+        f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in"
         f" {', '.join(vulnerability['fix_versions']) or 'no release'}"
-        for one in packages
-        for vulnerability in one.get("vulns", [])
+        for package in packages
+        for vulnerability in package.get("vulns", [])
         if not NOT_OURS.keys() & {vulnerability["id"], *vulnerability.get("aliases", [])}
     ]
     status = int(bool(lines))
-    lines.append(f"audited {len(asked)} of {len(pins)} pinned versions")
-    if len(asked) < len(pins):
+    lines.append(f"audited {len(audited)} of {len(pins)} pinned versions")
+    if len(audited) < len(pins):
         lines.append("the vulnerability service did not answer for the others: NOT AUDITED")
     return status, lines
 
 
 def main() -> None:
-    """Audits the pins and the files of pins named on the command line."""
+    """Audit the pins and the files of pins named on the command line."""
     words = sys.argv[1:]
     texts = [Path(word).read_text() if word.endswith(".txt") else word for word in words]
     pins = sorted({pin for text in texts for pin in _PIN.findall(text)})
     if not pins:
         raise SystemExit(f"nothing is pinned in {' '.join(words) or 'no files'}")
-    status, lines = judge(pins, [one for some in rounds(pins) for one in report(some)])
+    status, lines = judge(pins, [each for group in without_repeats(pins) for each in report(group)])
     print("\n".join(lines))
     raise SystemExit(status)
 

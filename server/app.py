@@ -1,17 +1,18 @@
-"""The app: routes, the exception table and the middleware around one deployment."""
+"""The app: a deployment, the routes, the exception table, and the middleware around them."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware import Middleware
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
-from starlette.middleware.cors import CORSMiddleware
 
 from server.api import error_responses, openapi
 from server.api.middleware.answer_errors import answer_errors
@@ -20,10 +21,15 @@ from server.api.middleware.limit_body import limit_body
 from server.api.middleware.log_requests import log_requests
 from server.api.middleware.require_key import PROBES, require_key
 from server.api.routes import router
-from server.deployment import Deployment, make_deployment
+from server.audio.decode_pool import DecodeLimits, DecodePool
+from server.deployment import Deployment
 from server.engine.runtime import Runtime
-from server.settings import Settings
+from server.listening_log.records import ListeningLog, MemoryLog
+from server.listening_log.writer import DatabaseLog
+from server.settings import Settings, wrong_log
 from server.telemetry import tracing
+from server.telemetry.metrics import Metrics, add_log_gauges, make_metrics
+from server.telemetry.served_model import public_name
 
 _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"
@@ -32,30 +38,76 @@ _DESCRIPTION = (
 _READABLE = ("x-request-id", "x-listening-score", "x-steering-strength", "retry-after")
 
 
-def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
-    """The app of one deployment; it loads what the settings name unless a listener is given.
+def create_app(
+    settings: Settings,
+    runtime: Runtime | None = None,
+    *,
+    crowded: Callable[[], bool] = lambda: False,
+) -> FastAPI:
+    """The app of one deployment; it loads what the settings name unless a runtime is given.
 
     It answers at once; until the model has answered a question all but the probes, /metrics and
-    /docs is 503.
+    /docs is 503. `crowded` says whether too many connections are open.
     """
-    deployment = make_deployment(settings, tracing.make_tracer(os.environ))
-    app = make_app(deployment, lambda: _load_and_watch(deployment, runtime), deployment.close)
-    add_middleware(app, deployment)
-    return app
+    tracer = tracing.make_tracer(os.environ)
+    deployment = make_deployment(settings, tracer=tracer, crowded=crowded)
+    return make_app(
+        deployment,
+        lambda: deployment.load_and_watch(runtime),
+        deployment.close,
+        middleware_of(deployment),
+    )
 
 
 def create_replica(settings: Settings) -> FastAPI:
-    """The app of one replica of several: all that is around a request is done by the front."""
+    """The app of one replica of several: the router has the middleware."""
     deployment = make_deployment(settings)
-    return make_app(deployment, lambda: _load_and_watch(deployment, None), deployment.close)
+    return make_app(deployment, lambda: deployment.load_and_watch(None), deployment.close)
+
+
+def make_deployment(settings: Settings, **parts: Any) -> Deployment:
+    """A deployment whose log is where the settings say; nothing is opened yet."""
+    metrics = make_metrics()
+    records: ListeningLog = MemoryLog()
+    if not settings.logs_to_memory:
+        records = database_log(settings, metrics.log_lost.inc)
+        add_log_gauges(metrics, records)
+    return Deployment(settings, metrics, records, _make_decode_pool(settings, metrics), **parts)
+
+
+def database_log(settings: Settings, count_lost: Callable[[int], None]) -> DatabaseLog:
+    """The listening log in the database of the settings; nothing is opened yet."""
+    return DatabaseLog(
+        settings.log_database,
+        max_rows=settings.listening_log_max_rows,
+        max_days=settings.listening_log_max_days,
+        buffer_rows=settings.listening_log_buffer_rows,
+        count_lost=count_lost,
+        start_error=lambda reason: wrong_log(settings, reason),
+        folder=settings.state_folder if settings.listening_log_url is None else None,
+    )
+
+
+def _make_decode_pool(settings: Settings, metrics: Metrics) -> DecodePool:
+    limits = DecodeLimits(
+        workers=settings.decode_workers,
+        timeout_seconds=settings.decode_timeout_seconds,
+        waiting_requests=settings.queue_limit_requests + settings.max_batch_rows,
+        waiting_seconds=settings.queue_timeout_seconds,
+    )
+    return DecodePool(limits, lambda result: metrics.decodes.labels(result).inc())
 
 
 def make_app(
     deployment: Deployment,
     live: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
+    middleware: Sequence[Middleware] = (),
 ) -> FastAPI:
-    """The routes and the exception table, and a deployment's life around them."""
+    """The routes and the exception table in some middleware, the outermost first.
+
+    `live` runs from start to drain, `close` after it.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -77,18 +129,13 @@ def make_app(
         docs_url=None,  # routes.py has a page that asks no other host
         redoc_url=None,
         exception_handlers=error_responses.HANDLERS,
+        middleware=middleware,
     )
     app.state.deployment = deployment
     app.state.routes = router.routes
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
-
-
-async def _load_and_watch(deployment: Deployment, runtime: Runtime | None) -> None:
-    deployment.decode_pool.start()
-    await deployment.load(runtime)
-    await deployment.watch()
 
 
 def own_version() -> str:
@@ -99,38 +146,44 @@ def own_version() -> str:
         return "0"
 
 
-def add_middleware(app: FastAPI, deployment: Deployment) -> None:
-    """Put the middleware around the app, the innermost first."""
+def middleware_of(deployment: Deployment) -> list[Middleware]:
+    """The middleware of a server that clients reach, from the outside in."""
     settings = deployment.settings
-    app.add_middleware(require_key, keys=settings.known_keys, settings=settings)
-    app.add_middleware(
-        limit_body,
-        max_bytes=settings.max_body_bytes,
-        seconds=settings.body_timeout_seconds,
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=_READABLE,
     )
-    app.add_middleware(cancel_on_disconnect, deployment=deployment)
-    app.add_middleware(answer_errors, deployment=deployment)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=_READABLE,
-        )
-    app.add_middleware(log_requests, deployment=deployment)
+    return [
+        Middleware(log_requests, deployment=deployment),
+        *([cors] if settings.cors_origins else []),
+        Middleware(answer_errors, deployment=deployment),
+        Middleware(cancel_on_disconnect, deployment=deployment),
+        Middleware(
+            limit_body, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds
+        ),
+        Middleware(require_key, keys=settings.known_keys, settings=settings),
+    ]
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
-        found = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
             description=app.description,
             routes=app.routes,
+            tags=openapi.TAGS,
         )
-        keyed = bool(app.state.deployment.settings.known_keys)
-        app.openapi_schema = openapi.with_bodies(found, PROBES, keyed=keyed)
+        settings = app.state.deployment.settings
+        app.openapi_schema = openapi.complete(
+            document,
+            PROBES,
+            keyed=bool(settings.known_keys),
+            model=public_name(settings.model),
+        )
     return app.openapi_schema

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from server.loading import load_from
 from server.settings import Settings
-from steering import profile
+from steering import profile as profiles
 from steering.audio import soundfile_reader
 from steering.calibration import auto
 from steering.errors import AllEarsError
@@ -24,80 +25,62 @@ from steering.self_test import self_test
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One finding."""
+class Check:
+    """The result of one check; `allears doctor --json` prints these fields."""
 
     name: str
     ok: bool
     found: str
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """The findings one by one, the quick ones first."""
-    yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
+def run_checks(settings: Settings) -> Iterator[Check]:
+    """The checks one by one, the quick ones first."""
+    yield Check("python", sys.version_info >= (3, 11), platform.python_version())
     for package in ("torch", "transformers", "fastapi", "uvicorn"):
-        yield Finding(package, True, version(package))
-    yield Finding("libsndfile", True, soundfile_reader.libsndfile_version())
+        yield Check(package, True, version(package))
+    yield Check("libsndfile", True, soundfile_reader.libsndfile_version())
     cuda = torch.cuda.is_available()
-    yield Finding("device", True, torch.cuda.get_device_name() if cuda else "cpu")
+    yield Check("device", True, torch.cuda.get_device_name() if cuda else "cpu")
     yield from _memory(settings)
     loaded: list[AudioModel] = []
-
-    def load() -> str:
-        if Path(settings.model).is_dir() and only_config(Path(settings.model)):
-            return f"{settings.model} holds a config and no weights: nothing was loaded"
-        loaded.append(
-            loading.load(
-                settings.model,
-                revision=settings.revision,
-                device=settings.device,
-                dtype=settings.dtype,
-                adapter=settings.adapter,
-                quantize=settings.quantize,
-                style=settings.prompt_style,
-            )
-        )
-        found = loaded[0]
-        self_test(found)
-        return f"{found.name}: {found.family.name}, {found.layers} layers, {found.device}"
-
-    yield _attempt("model", load)
+    yield _attempt("model", lambda: _load(settings, loaded))
     if loaded:
-        yield _attempt("profile", lambda: _fits(settings, loaded[0]))
+        yield _attempt("profile", lambda: _profile(settings, loaded[0]))
 
 
-def _memory(settings: Settings) -> Iterator[Finding]:
-    """What the model will take, from its config: nothing is loaded."""
+def _memory(settings: Settings) -> Iterator[Check]:
+    """The memory that the model will take, from its config: nothing is loaded."""
     try:
         folder, _ = find(settings.model, settings.revision, weights=False)
         config = loading.read_config(settings.model, folder)
-        found = memory_plan.plan(family_of(config.model_type), config)
+        plan = memory_plan.plan(family_of(config.model_type), config)
     except AllEarsError as error:
-        yield Finding("memory", False, str(error))
+        yield Check("memory", False, str(error))
         return
     cuda = settings.device.startswith("cuda") or torch.cuda.is_available()
-    usual = "bfloat16" if cuda else "float32"
-    kind = usual if settings.dtype == "auto" else settings.dtype
-    weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
-    yield Finding("memory: weights", True, f"{found.parameters / 1e6:,.1f} M parameters: {weights}")
+    default_dtype = "bfloat16" if cuda else "float32"
+    dtype = default_dtype if settings.dtype == "auto" else settings.dtype
+    weights = ", ".join(f"{name} {_gb(size)}" for name, size in plan.weight_bytes.items())
+    yield Check("memory: weights", True, f"{plan.parameters / 1e6:,.1f} M parameters: {weights}")
     rows, tokens = settings.max_batch_rows, settings.max_context_tokens
-    row = found.row_bytes(kind, tokens)
-    yield Finding(
+    row_bytes = plan.row_bytes(dtype, tokens)
+    yield Check(
         "memory: keys and values",
         True,
-        f"{found.kv_bytes_a_token[kind]:,} bytes a token in {kind}; a row of {tokens} tokens"
-        f" {_gb(row)}, {rows} rows {_gb(rows * row)}",
+        f"{plan.kv_bytes_a_token[dtype]:,} bytes a token in {dtype}; a row of {tokens} tokens"
+        f" {_gb(row_bytes)}, {rows} rows {_gb(rows * row_bytes)}",
     )
-    yield Finding(
+    yield Check(
         "memory: silence cache",
         True,
-        f"30 s of silence are {found.silence_tokens} tokens, at most"
-        f" {_gb(found.silence_bytes(kind))} an entry; the cache holds at most"
+        f"30 s of silence are {plan.silence_tokens} tokens, at most"
+        f" {_gb(plan.silence_bytes(dtype))} an entry; the cache holds at most"
         f" {_gb(settings.silence_cache_bytes)}",
     )
-    places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    free = [f"{p} {_gb(memory_plan.free_bytes(p))}" for p in (*places, torch.device("cpu"))]
-    yield Finding("memory: free", True, ", ".join(free))
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    devices.append(torch.device("cpu"))
+    free = [f"{device} {_gb(memory_plan.free_bytes(device))}" for device in devices]
+    yield Check("memory: free", True, ", ".join(free))
 
 
 def _gb(size: int) -> str:
@@ -105,27 +88,38 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _fits(settings: Settings, loaded: AudioModel) -> str:
-    if auto.is_wanted(settings.profile, loaded):
-        folder = auto.profile_folder(settings.cache_folder, loaded, settings.calibration_items)
-        found = auto.load_cached(folder, loaded)
-        if found is None:
+def _load(settings: Settings, loaded: list[AudioModel]) -> str:
+    """Load the model into `loaded`, unless the folder has no weights, and describe it."""
+    if Path(settings.model).is_dir() and only_config(Path(settings.model)):
+        return f"{settings.model} holds a config and no weights: nothing was loaded"
+    model = load_from(settings)
+    loaded.append(model)
+    self_test(model)
+    return f"{model.name}: {model.family.name}, {model.num_layers} layers, {model.device}"
+
+
+def _profile(settings: Settings, model: AudioModel) -> str:
+    """Find the model's profile, without making one, and describe it."""
+    if auto.is_wanted(settings.profile, model):
+        folder = auto.profile_folder(settings.cache_folder, model, settings.calibration_items)
+        profile = auto.load_cached(folder, model)
+        if profile is None:
             return f"auto: not made yet, the first start makes it in {folder}"
-        if isinstance(found, auto.NoProfile):
-            return f"auto: none, {found.reason}"
+        if isinstance(profile, auto.NoProfile):
+            return f"auto: none, {profile.reason}"
     else:
-        found = profile.find(settings.profile, loaded)
-    if found is None:
+        profile = profiles.find(settings.profile, model)
+    if profile is None:
         return "none: listening scores are unknown and nothing is steered"
     return (
-        f"{found.name}: {len(found.heads)} heads, max_strength {found.max_strength:g}, calibrated"
-        f" on {found.calibrated_on}"
+        f"{profile.name}: {len(profile.heads)} heads, max_strength {profile.max_strength:g},"
+        f" calibrated on {profile.calibrated_on}"
     )
 
 
-def _attempt(name: str, act: Callable[[], str]) -> Finding:
-    """What `act` says, or the error it raises, as a finding."""
+def _attempt(name: str, check: Callable[[], str]) -> Check:
+    """The description by a check, or the error it raises."""
     try:
-        return Finding(name, True, act())
+        return Check(name, True, check())
     except AllEarsError as error:
-        return Finding(name, False, str(error))
+        return Check(name, False, str(error))

@@ -1,7 +1,8 @@
-"""TODO"""
+"""Loading: the model, its profile, an engine that has answered a first question."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -9,30 +10,36 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.engine.engine import Engine
 from server.engine.messages import Question
 from server.engine.runtime import NO_PROFILE, Runtime
 from server.errors import LoadingCancelled
 from server.settings import Settings
-from steering import profile
+from server.threads import run_in_daemon_thread
+from steering import profile as profiles
 from steering.audio.clip import Clip
 from steering.calibration import auto
+from steering.calibration.auto import NoProfile
+from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots
-from steering.model import loading, memory_plan
+from steering.model import memory_plan
 from steering.model.audio_model import AudioModel
+from steering.model.loading import load
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.self_test import self_test
 
 log = logging.getLogger("allears")
 
-_LOG_SECONDS = 5.0
+OnProgress = Callable[[str], None]  # an exception from it cancels the work
 LOADING_THREAD = "loading"  # the thread's name
+_LOG_SECONDS = 5.0
 
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """How far loading is. The loading thread writes it, the event loop reads it and may stop it."""
+    """The stage of loading. The loading thread writes it, the event loop reads it and may stop."""
 
     stage: str = "the model is still loading"
     stopping: bool = False
@@ -48,11 +55,52 @@ class Progress:
             log.info("%s", stage)
 
 
-def load_runtime(settings: Settings, said: Callable[[str], None]) -> Runtime:
-    """Model and profile that the settings name. Raises ModelError, ProfileError, or what `said`
-    raises, which hears how far it is.
+async def start_engine(settings: Settings, progress: Progress, runtime: Runtime | None) -> Engine:
+    """An engine that has answered a question; loads what the settings name without a runtime."""
+    if runtime is None:
+        runtime = await run_in_daemon_thread(
+            lambda: load_runtime(settings, progress.report), LOADING_THREAD
+        )
+    engine = Engine(
+        runtime,
+        queue_limit_requests=settings.queue_limit_requests,
+        queue_timeout_seconds=settings.queue_timeout_seconds,
+        request_timeout_seconds=settings.request_timeout_seconds,
+    )
+    await engine.answer(_first_question(runtime))
+    await asyncio.to_thread(runtime.slots.warm_up)
+    return engine
+
+
+def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
+    """Model and profile that the settings name.
+
+    Raises ModelError, ProfileError, or an exception from `on_progress`.
     """
-    loaded = loading.load(
+    model = load_from(settings)
+    self_test(model)
+    profile = find_profile(settings, model, on_progress)
+    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
+    context_tokens = min(tokens, int(model.text_config.max_position_embeddings))
+    memory_plan.require(
+        KVSlots.bytes_of(model, rows, context_tokens),
+        memory_plan.free_bytes(model.device),
+        f"keys and values of {rows} rows of {tokens} tokens",
+        "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
+    )
+    return Runtime.of(
+        model,
+        profile if isinstance(profile, Profile) else None,
+        no_profile_reason=profile.reason if isinstance(profile, NoProfile) else NO_PROFILE,
+        silence_cache_bytes=settings.silence_cache_bytes,
+        rows=rows,
+        tokens=tokens,
+    )
+
+
+def load_from(settings: Settings) -> AudioModel:
+    """The model that the settings name. Raises ModelError."""
+    return load(
         settings.model,
         revision=settings.revision,
         device=settings.device,
@@ -61,49 +109,29 @@ def load_runtime(settings: Settings, said: Callable[[str], None]) -> Runtime:
         quantize=settings.quantize,
         style=settings.prompt_style,
     )
-    self_test(loaded)
-    found, unprofiled = find_profile(settings, loaded, said)
-    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
-    memory_plan.require(
-        KVSlots.bytes_of(
-            loaded, rows, min(tokens, int(loaded.text_config.max_position_embeddings))
-        ),
-        memory_plan.free_bytes(loaded.device),
-        f"keys and values of {rows} rows of {tokens} tokens",
-        "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
-    )
-    return Runtime.of(
-        loaded,
-        found,
-        unprofiled=unprofiled,
-        silence_cache_bytes=settings.silence_cache_bytes,
-        rows=settings.max_batch_rows,
-        tokens=settings.max_context_tokens,
-    )
 
 
 def find_profile(
-    settings: Settings, loaded: AudioModel, said: Callable[[str], None]
-) -> tuple[Profile | None, str]:
-    """The profile to serve with and, where there is none, why."""
-    if not auto.is_wanted(settings.profile, loaded):
-        return profile.find(settings.profile, loaded), NO_PROFILE
-    found = auto.find_or_make(
-        loaded, settings.cache_folder, items=settings.calibration_items, on_progress=said
-    )
-    return (None, found.reason) if isinstance(found, auto.NoProfile) else (found, NO_PROFILE)
+    settings: Settings, model: AudioModel, on_progress: OnProgress
+) -> Profile | NoProfile:
+    """The profile to serve with, made first where the settings want that; or why there is none."""
+    if auto.is_wanted(settings.profile, model):
+        folder, items = settings.cache_folder, settings.calibration_items
+        return auto.find_or_make(model, folder, items=items, on_progress=on_progress)
+    return profiles.find(settings.profile, model) or NoProfile(NO_PROFILE)
 
 
 def _first_question(runtime: Runtime) -> Question:
     """A question about quiet noise, which the model must answer for the server to be ready.
 
-    The clip fills the model's window: so the silence of the longest clips is at hand from the
-    start, and memory that is too small for one shows before anybody waits.
+    The clip fills the model's window, so that the silence of the longest clips is cached from the
+    start, and a lack of memory is found at start.
     """
-    rate_hz = runtime.model.rate_hz
+    rate_hz = runtime.model.sample_rate_hz
     room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds
     seconds = min(runtime.model.max_clip_seconds, room_seconds)
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
     clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))
-    return Question("start", (message,), steer=True, sampling=Sampling(max_tokens=2))
+    steering = SteeringRequest(steer=True)
+    return Question("start", (message,), steering=steering, sampling=Sampling(max_tokens=2))

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -29,21 +30,19 @@ _FAREWELL_SECONDS = 2.0  # of a server whose model died: every client and probe 
 
 
 async def run_server(settings: Settings, listening: socket.socket) -> int:
-    """The exit code, after a signal and the drain, or once nothing can be answered any more.
+    """Serve until a signal and the drain, or until nothing can be answered; return the exit code.
 
     The first signal stops admitting, lets running requests end, and then stops the server; the
     second stops it at once. Does not return where a thread is still inside torch: Python can't end
     cleanly beside it, so the process ends here, and nothing it writes is half there.
     """
     logs.take_over()
-    app = _app(settings)
+    watch = ConnectionWatch(settings.max_connections, settings.stall_timeout_seconds)
+    app = _create_app(settings, watch.crowded)
     deployment: Deployment = app.state.deployment
-    deployment.records.open()  # first, so that a log that can't be had is known at once
+    deployment.records.open()  # first, so that an unusable log is known at once
     server = uvicorn.Server(_config(app))
-    crowd = ConnectionWatch(
-        server.server_state.connections, settings.max_connections, settings.stall_timeout_seconds
-    )
-    deployment.crowded = crowd.crowded
+    server.server_state.connections = watch.connections
     loop = asyncio.get_running_loop()
     drains: list[asyncio.Task[bool]] = []
 
@@ -58,23 +57,23 @@ async def run_server(settings: Settings, listening: socket.socket) -> int:
 
     server.handle_exit = on_signal  # type: ignore[method-assign]  # uvicorn's own never drains
     serving = loop.create_task(server.serve(sockets=[listening]))
-    watching = loop.create_task(crowd.watch())
+    watching = loop.create_task(watch.cut_stalled())
     await _failed_or_over(deployment, serving)
     server.should_exit = True
     await serving
     watching.cancel()
-    cut = server.force_exit or not all(one.done() and one.result() for one in drains)
-    code = int(cut or deployment.failure is not None)
+    cut_off = server.force_exit or not all(drain.done() and drain.result() for drain in drains)
+    code = int(cut_off or deployment.failure is not None)
     if _must_leave(deployment, code):
         logging.shutdown()
         os._exit(code)
     return code
 
 
-def _app(settings: Settings) -> Any:
-    """The app that answers by itself, or the front of several replicas; may raise SettingsError."""
+def _create_app(settings: Settings, crowded: Callable[[], bool]) -> Any:
+    """The app that answers by itself, or the router of several replicas. Raises SettingsError."""
     if settings.replicas == 1 and settings.max_replicas in (None, 1):
-        return create_app(settings)
+        return create_app(settings, crowded=crowded)
     if not re.fullmatch("auto|cpu|cuda", settings.device):
         raise SettingsError(
             f"ALLEARS_DEVICE (--device) is {settings.device!r}, and each of several replicas gets a"
@@ -87,7 +86,7 @@ def _app(settings: Settings) -> Any:
             f"more than one replica needs Ray Serve ({error.name} is missing): `pip install"
             " 'allears[ray]'`, or leave --replicas and --max-replicas out"
         ) from None
-    return create_local_router(settings)
+    return create_local_router(settings, crowded=crowded)
 
 
 def _config(app: object) -> uvicorn.Config:
@@ -103,7 +102,7 @@ def _config(app: object) -> uvicorn.Config:
 
 
 async def _drain(server: uvicorn.Server, deployment: Deployment) -> bool:
-    """Whether all requests ended in time; the others got an error. Then the server stops."""
+    """Stop the server when all requests ended, or were cut off; True if none was."""
     ended = await deployment.drain(deployment.settings.drain_seconds)
     if not ended:
         await deployment.abort_running()

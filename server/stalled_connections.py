@@ -1,58 +1,57 @@
-"""Open connections: those that are stuck are cut, so that nobody holds one for nothing.
+"""Stalled connections are cut, which uvicorn does not do, so that nobody holds one for nothing.
 
-A body that arrives slowly is a request's affair (`middleware.bounded`). What no request sees is
-here: headers that never come, answers that nobody reads, more connections than there may be.
+A body that arrives slowly is a request's affair (`limit_body`). This watch covers what no request
+sees: headers that never come, answers that nobody reads, more connections than allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 _SWEEP_SECONDS = 0.5
-_IDLE = -1  # bytes unread of a connection that has no request
+_IDLE = -1  # unread bytes of a connection that has no request
 
 
 @dataclass(slots=True, eq=False)
 class ConnectionWatch:
     """The connections of one server."""
 
-    open: Collection[Any]  # uvicorn's protocols
     limit: int
     stall_timeout_seconds: float
-    _stuck: dict[Any, tuple[int, float]] = field(default_factory=dict)  # bytes unread, since when
+    connections: set[Any] = field(default_factory=set)  # uvicorn's protocols; uvicorn fills it
+    _stalled: dict[Any, tuple[int, float]] = field(default_factory=dict)  # unread bytes, since when
 
     def crowded(self) -> bool:
-        """Whether more are open than may be, although idle ones were cut."""
-        over = len(self.open) - self.limit
-        return over > 0 and self.sweep(time.monotonic()) < over
+        """Whether more than the limit are open although idle ones were cut."""
+        excess = len(self.connections) - self.limit
+        return excess > 0 and self.sweep(time.monotonic()) < excess
 
-    async def watch(self) -> None:
-        """Cut those that are stuck, until cancelled."""
+    async def cut_stalled(self) -> None:
+        """Cut stalled connections until cancelled."""
         while True:
             await asyncio.sleep(min(_SWEEP_SECONDS, self.stall_timeout_seconds / 4))
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> int:
-        """Cut those that have been stuck for too long and, if too many are open, idle ones.
+        """Cut those that stalled for too long and, if too many are open, idle ones.
 
         Returns how many were cut.
         """
-        stuck: dict[Any, tuple[int, float]] = {}
-        for one in self.open:
-            unread = _unread(one)
+        stalled: dict[Any, tuple[int, float]] = {}
+        for connection in self.connections:
+            unread = _unread(connection)
             if unread is not None:
-                before, since = self._stuck.get(one, (unread, now))
-                stuck[one] = (unread, since if before == unread else now)
-        self._stuck = stuck
-        cut, over = 0, len(self.open) - self.limit
-        for one, (unread, since) in sorted(stuck.items(), key=lambda item: item[1][1]):
-            too_many = cut < over and unread == _IDLE
+                before, since = self._stalled.get(connection, (unread, now))
+                stalled[connection] = (unread, since if before == unread else now)
+        self._stalled = stalled
+        cut, excess = 0, len(self.connections) - self.limit
+        for connection, (unread, since) in sorted(stalled.items(), key=lambda item: item[1][1]):
+            too_many = cut < excess and unread == _IDLE
             if too_many or now - since > self.stall_timeout_seconds:
-                one.transport.abort()
+                connection.transport.abort()
                 cut += 1
         return cut
 

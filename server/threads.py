@@ -1,4 +1,4 @@
-"""TODO"""
+"""Blocking work in a thread of its own, awaited from the event loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 
 
 async def run_in_daemon_thread(work: Callable[[], Result], name: str) -> Result:
-    """What some work gives or raises, done in a thread that nobody waits for when the loop ends."""
+    """The result or exception of some work, in a thread that nobody waits for at the loop's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
 
-    def settle(result: Result | None, error: BaseException | None) -> None:
+    def finish(result: Result | None, error: BaseException | None) -> None:
         if done.cancelled():
             return
         done.set_exception(error) if error else done.set_result(result)  # type: ignore[arg-type]
@@ -28,7 +28,7 @@ async def run_in_daemon_thread(work: Callable[[], Result], name: str) -> Result:
         except BaseException as error:
             failure = error
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(finish, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done

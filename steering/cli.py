@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.errors import ProfileError
-from steering.model import loading
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
@@ -33,14 +32,14 @@ Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder
 
 
 class Mode(StrEnum):
-    """How an item is answered: written freely, or the likeliest of its options."""
+    """The form of an answer: written freely, or the likeliest of the options."""
 
     generate = "generate"
     choices = "choices"
 
 
 class PromptStyleOption(StrEnum):
-    """How a question with options is put: lettered lines, or R1-AQA's words with an answer tag."""
+    """The wording of options: lettered lines, or R1-AQA's words with an answer tag."""
 
     auto = "auto"
     plain = "plain"
@@ -48,7 +47,7 @@ class PromptStyleOption(StrEnum):
 
     @property
     def style(self) -> str:
-        """What the model's loader calls it."""
+        """The loader's name for it."""
         return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 
@@ -113,6 +112,7 @@ def calibrate_command(
     """
     from steering.calibration import calibrate as calibration
     from steering.calibration.collecting import store_folder
+    from steering.model import loading
 
     loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
     profile = calibration.calibrate(
@@ -167,7 +167,9 @@ def evaluate_command(
     """
     from steering import profile as profiles
     from steering.evaluation import evaluate as evaluation
+    from steering.model import loading
 
+    evaluation.require_report_packages()
     loaded = loading.load(
         model, revision=revision, device=device, dtype=dtype, adapter=adapter, style=prompt.style
     )

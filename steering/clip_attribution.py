@@ -25,9 +25,9 @@ from steering.taps import Head
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipAttribution:
-    """What one of a prompt's clips had of the listening."""
+    """One clip's part of the listening."""
 
-    score: float  # mean attention of the specialist heads on this clip; the clips' sum to the whole
+    score: float  # mean attention of the specialist heads on this clip; they sum to the whole score
     timeline: NDArray[np.float32]  # (F of the clip,)
     influence: float | None = None  # nats a token that the answer loses without it
     rank: int | None = None  # 1 is the decisive clip
@@ -54,29 +54,29 @@ def without_clip(model: AudioModel, prompt: Prompt, index: int) -> Prompt:
 def contrast_clip(
     model: AudioModel,
     prompt: Prompt,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     index: int,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
 ) -> SilenceContrast:
-    """What one clip adds to its silence, the other clips sounding. A whole second pass."""
+    """One clip minus its silence, the other clips sounding. A whole second pass."""
     twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
-    return SilenceContrast(heard.states - twin.states, twin.attention, from_cache=False)
+    return SilenceContrast(prefilled.states - twin.states, twin.attention, from_cache=False)
 
 
 @torch.inference_mode()
 def with_influence(
     model: AudioModel,
     prompt: Prompt,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     clips: Sequence[ClipAttribution],
     likelihood: Callable[[PrefillResult], float],
 ) -> tuple[ClipAttribution, ...]:
     """The clips with influence and rank; `likelihood` is the answer's log-probability of a pass."""
-    whole = likelihood(heard)
+    with_all = likelihood(prefilled)
     losses = [
-        whole - likelihood(prefill(model, without_clip(model, prompt, i)))
+        with_all - likelihood(prefill(model, without_clip(model, prompt, i)))
         for i in range(len(clips))
     ]
     order = np.argsort(-np.array(losses), kind="stable").tolist()

@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a reason the caller can act on.
+"""The exceptions that a caller can act on.
 
     AllEarsError
     ├── AudioError          the audio can't be used: not audio, damaged, empty, not finite

@@ -1,4 +1,4 @@
-"""Heard and a Plan become an Answer: tokens one by one, or the likeliest of given choices."""
+"""A PrefillResult and a SteeringPlan become an answer: token by token, or the likeliest choice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringPlan:
-    """How one answer is steered; BARE is not at all."""
+    """Direction and strength of one answer; UNSTEERED has none."""
 
     direction: Tensor | None = None  # (D,)
     strength: float = 0.0
@@ -27,13 +27,13 @@ UNSTEERED = SteeringPlan()
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy, whatever the checkpoint's own default says."""
+    """Options of sampling: temperature 0 is greedy, whatever the checkpoint's own default is."""
 
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    ignore_end: bool = False  # go on past end tokens, to measure answers of a given length
+    ignore_end: bool = False  # go on past end tokens, to measure answers of one length
 
     def is_end(self, token: int, model: AudioModel) -> bool:
         """Whether a token is the end of the answer."""
@@ -51,31 +51,37 @@ def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: i
 
 @torch.inference_mode()
 def generate(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, sampling: Sampling
 ) -> Iterator[int]:
-    """The answer's tokens, an end token included if one comes within `max_tokens`.
+    """Generate one answer, token by token.
 
-    Works on `heard`'s cache, and leaves there what it added: start one generation at a time.
+    Args:
+        model: the model.
+        prefilled: the prompt's prefill. The answer's keys and values join its cache and stay there
+            until the next generation: start one at a time.
+        plan: how the readout is steered.
+        sampling: how tokens are sampled.
+
+    Returns:
+        Token ids, an end token included if one comes within `max_tokens`.
     """
-    crop_to_prompt(heard)
+    crop_to_prompt(prefilled)
     random = torch.Generator(device="cpu")
     random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
-    final = heard.final[None]
+    final = prefilled.final
     for step in range(sampling.max_tokens):
-        token = sample(steered_logits(model, final, plan, step)[0], sampling, random)
+        token = sample(steered_logits(model, final[None], plan, step)[0], sampling, random)
         yield token
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        positions = torch.tensor([[heard.length + step]], device=model.device)
-        final = run_layers(model, states, positions, None, heard.cache)[0][:, -1]
+        final = next_state(model, prefilled, token)
 
 
-def crop_to_prompt(heard: PrefillResult) -> None:
+def crop_to_prompt(prefilled: PrefillResult) -> None:
     """Take what earlier answers added off the cache."""
-    added = heard.cache.get_seq_length() - heard.length
+    added = prefilled.cache.get_seq_length() - prefilled.length
     if added:
-        heard.cache.crop(-added)
+        prefilled.cache.crop(-added)
 
 
 def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
@@ -91,15 +97,23 @@ def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 
 @torch.inference_mode()
 def score_choices(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, choices: Sequence[str]
 ) -> list[float]:
-    """Probabilities of the choices as answers, summing to 1.
+    """Score the choices as answers: softmax of the mean log-probability of their tokens.
 
-    A choice's score is the mean log-probability of its tokens, the end token left out; the
-    probabilities are the softmax of the scores. All choices run in one pass over the prompt's
-    keys and values, side by side, each seeing the prompt and itself.
+    The end token is left out. All choices run in one pass over the prompt's keys and values, side
+    by side, each seeing the prompt and itself.
+
+    Args:
+        model: the model.
+        prefilled: the prompt's prefill.
+        plan: how the readout is steered.
+        choices: texts that the answer may be.
+
+    Returns:
+        A probability for each choice; they sum to 1.
     """
-    read = read_choices(model, heard, choices)
+    read = read_choices(model, prefilled, choices)
     return choice_probabilities(
         read, lambda states, step: steered_logits(model, states, plan, step)
     )
@@ -107,21 +121,23 @@ def score_choices(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChoiceStates:
-    """What the choices' tokens are read from; the same however the readout is steered."""
+    """Final residuals that the choices' tokens are read from, the same however they are steered."""
 
     tokens: list[list[int]]  # of each choice
     states: list[Tensor]  # (K, D) of each choice: final residuals that its K tokens follow
 
 
 @torch.inference_mode()
-def read_choices(model: AudioModel, heard: PrefillResult, choices: Sequence[str]) -> ChoiceStates:
+def read_choices(
+    model: AudioModel, prefilled: PrefillResult, choices: Sequence[str]
+) -> ChoiceStates:
     """The states that every token of the choices is read from, in one pass at most."""
     tokenizer = model.processor.tokenizer
     tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
-    states = [[heard.final] for _ in tokens]
+    states = [[prefilled.final] for _ in tokens]
     rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
     if rest:
-        finals = _side_by_side(model, heard, tokens, rest)
+        finals = _side_by_side(model, prefilled, tokens, rest)
         for (choice, _), final in zip(rest, finals, strict=True):
             states[choice].append(final)
     return ChoiceStates(tokens, [torch.stack(each) for each in states])
@@ -139,10 +155,10 @@ def choice_probabilities(
 
 @torch.inference_mode()
 def mean_log_probabilities(
-    model: AudioModel, heard: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
+    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
 ) -> list[float]:
     """Mean log-probability of each answer's tokens, its end token left out."""
-    read = read_choices(model, heard, answers)
+    read = read_choices(model, prefilled, answers)
     return _means(read, lambda states, step: steered_logits(model, states, plan, step))
 
 
@@ -151,27 +167,28 @@ def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> li
     sums = [0.0] * len(read.tokens)
     for step in range(max(map(len, read.tokens))):
         rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
-        found = logits_at(torch.stack([read.states[c][step] for c in rows]), step).log_softmax(-1)
+        states = torch.stack([read.states[c][step] for c in rows])
+        log_probabilities = logits_at(states, step).log_softmax(-1)
         for row, choice in enumerate(rows):
-            sums[choice] += float(found[row, read.tokens[choice][step]])
+            sums[choice] += float(log_probabilities[row, read.tokens[choice][step]])
     return [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
 
 
 def _side_by_side(
     model: AudioModel,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     tokens: Sequence[Sequence[int]],
     rest: list[tuple[int, int]],
 ) -> Tensor:
     """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
-    crop_to_prompt(heard)
+    crop_to_prompt(prefilled)
     device = model.device
-    owner = torch.tensor([c for c, _ in rest], device=device)
-    place = torch.tensor([k for _, k in rest], device=device)
+    choice = torch.tensor([c for c, _ in rest], device=device)  # (N,)
+    offset = torch.tensor([k for _, k in rest], device=device)  # (N,) in its choice
     inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
-    own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])  # (N, N)
-    prompt = torch.ones(len(rest), heard.length, dtype=torch.bool, device=device)
+    own = (choice[:, None] == choice[None]) & (offset[:, None] >= offset[None])  # (N, N)
+    prompt = torch.ones(len(rest), prefilled.length, dtype=torch.bool, device=device)
     mask = torch.cat([prompt, own], dim=1)[None, None]
     states = model.decoder.embed_tokens(inputs)
-    positions = (heard.length + place)[None]
-    return run_layers(model, states, positions, mask, heard.cache)[0][0]
+    positions = (prefilled.length + offset)[None]
+    return run_layers(model, states, positions, mask, prefilled.cache)[0][0]

@@ -1,8 +1,9 @@
 """Audio-specialist heads: which heads show whether the model listens, and the score they give.
 
-Source: arXiv 2603.06854. The choice is a Pearson correlation between a head's audio attention and
-whether the answer was right. Plain, it also finds heads that read how forceful the *words* are; the
-correlation within each wording does not, and is the default.
+Source: arXiv 2603.06854, audio-specialist heads and listening score. Heads are chosen by the
+Pearson correlation between their audio attention and whether the answer was right. Plain, it also
+finds heads that read how forceful the *words* are; the correlation within each wording does not,
+and is the default.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def correlations(
             " harder or easier items, or more of them"
         )
     norms = np.sqrt((x**2).sum(axis=0))
-    live = norms > 1e-9 * np.sqrt(len(y))
+    varies = norms > 1e-9 * np.sqrt(len(y))
     r = np.zeros(x.shape[1])
-    r[live] = (x[:, live] * y[:, None]).sum(axis=0) / (norms[live] * np.sqrt((y**2).sum()))
+    r[varies] = (x[:, varies] * y[:, None]).sum(axis=0) / (norms[varies] * np.sqrt((y**2).sum()))
     return r
 
 

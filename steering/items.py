@@ -39,7 +39,7 @@ class Item:
 
     @property
     def stratum(self) -> str:
-        """Items whose words push alike."""
+        """Label of the items with the same wording and cue."""
         return f"{self.wording}/{self.cue}" if self.wording else ""
 
 
@@ -56,7 +56,7 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with one record of a file, or with all of them together."""
+    """One fault of a record, or of all records together."""
 
     index: int | None  # of the record; None for the whole
     text: str
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Parsed:
-    """What a file holds: the items that can be understood, by index, and every fault found."""
+    """The contents of a file: its readable items, by index, and every fault."""
 
     path: Path
     sha256: str
@@ -73,7 +73,7 @@ class Parsed:
     faults: list[Fault] = field(default_factory=list)
 
     def refuse(self, faults: Sequence[Fault], advice: str = "") -> None:
-        """Nothing if there are no faults, else DataError with all of them, the list cut at 20."""
+        """Raise DataError with the faults, at most 20 of them, if there are any."""
         if not faults:
             return
         shown = "\n  ".join(fault.text for fault in faults[:_MAX_FAULTS_SHOWN])
@@ -86,10 +86,10 @@ class Parsed:
 
 
 def read(path: Path, audio_root: Path) -> DataSet:
-    """The items of a file in one of the three forms, every fault in them found before any is used.
+    """The items of a file in one of the three forms; all faults are found before any item is used.
 
-    Raises DataError that lists the faults: unreadable file, missing keys, an audio file that is
-    not there, an answer that is not among the choices, an id used twice.
+    Raises DataError with the faults: unreadable file, missing keys, a missing audio file, an answer
+    that is not among the choices, an id used twice.
     """
     parsed = parse(path, audio_root)
     parsed.refuse(parsed.faults)
@@ -97,7 +97,7 @@ def read(path: Path, audio_root: Path) -> DataSet:
 
 
 def parse(path: Path, audio_root: Path) -> Parsed:
-    """The items and the faults of a file; DataError only where it holds no records at all."""
+    """The items and the faults of a file; DataError only if it holds no records at all."""
     raw, records = _records(path)
     parsed = Parsed(path, hashlib.sha256(raw).hexdigest(), len(records))
     seen: set[str] = set()
@@ -169,7 +169,7 @@ def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item 
 
 
 def _among(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer is: the same text, else the only one but for case and margins."""
+    """The choice equal to an answer: the same text, else the only one but for case and spaces."""
     if answer in choices:
         return answer
     close = [choice for choice in choices if _plain(choice) == _plain(answer)]
@@ -181,7 +181,7 @@ def _plain(text: str) -> str:
 
 
 def duplicates(item: Item) -> list[str]:
-    """Choices that stand twice in an item, case and margins aside."""
+    """Choices that occur twice in an item, apart from case and spaces."""
     counts: dict[str, list[str]] = {}
     for choice in item.choices:
         counts.setdefault(_plain(choice), []).append(choice)

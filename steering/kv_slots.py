@@ -1,12 +1,12 @@
 """Slots: keys and values of the answers being written, one preallocated row each.
 
-Rows 0 to B - 1 are in use, without gaps, so a decode step reads a slice and copies nothing; a row
-that leaves is filled from the last one. Each row writes at its own length, so rows of any age and
+Slots 0 to B - 1 are in use, without gaps, so a decode step reads a slice and copies nothing; a
+released slot is filled from the last one. Each row writes at its own length, so rows of any age and
 any prompt share a step.
 
 A step reads and writes preallocated memory only, and waits for the device once, for its tokens. On
-CUDA it is recorded as a graph, once for each size: rows and reach are rounded up to a few sizes,
-and what the rows that nobody has compute is thrown away. On a CPU the same code runs as it stands.
+CUDA it is captured as a graph, once for each size: rows and KV length are rounded up to a few
+sizes, and what free slots compute is thrown away. On a CPU the same code runs as it stands.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from steering.readout import Intervention, logits
 
 log = logging.getLogger("allears")
 
-_KV_BUCKET_TOKENS = 16  # tokens: keys are read up to the longest row, rounded up to this
-_GRAPH_BUCKET_TOKENS = 64  # at least, where every reach is recorded as a graph of its own
+_KV_BUCKET_TOKENS = 16  # keys are read up to the longest row, rounded up to this
+_GRAPH_BUCKET_TOKENS = 64  # at least, where every KV length is captured as a graph of its own
 _GRAPH_BUCKETS_PER_DOUBLING = 4
+Size = tuple[int, int]  # of a step: rows, and tokens read of each
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One answer being written: how it is steered and drawn, and where its keys stand."""
+    """One answer being written: how it is steered and sampled, and where its keys stand."""
 
     plan: SteeringPlan
     sampling: Sampling
     random: torch.Generator = field(default_factory=torch.Generator)
-    token: int = -1  # the last one drawn
-    step: int = 0  # answer tokens drawn so far
-    slot: int = -1  # its row in the slots; -1 while it has none
+    token: int = -1  # the last one sampled
+    step: int = 0  # answer tokens sampled in slots so far
+    slot: int = -1  # -1 while it has none
     length: int = 0  # tokens that have keys there
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Row:
 class KVSlots(Cache):
     """Keys and values of up to R rows of up to S tokens each.
 
-    `rounded` steps are of a few sizes only, so that each can be recorded: on CUDA they are.
+    `rounded` steps are of a few sizes only, so that each can be captured: on CUDA they are.
     """
 
     def __init__(
@@ -69,100 +70,95 @@ class KVSlots(Cache):
         device = model.device
         on_cuda = device.type == "cuda"
         self.bucketing = on_cuda if rounded is None else rounded
-        shape = (model.layers, 2, rows, model.kv_heads, tokens, model.head_width)
-        self.store = torch.zeros(shape, device=device, dtype=model.dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.directions = torch.zeros(rows, model.width, device=device)  # float32
-        self.strengths = torch.zeros(rows, device=device)
-        self.active: list[Row] = []
-        self._last = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # tokens drawn last
-        self._places = torch.arange(rows, device=device)
-        self._seen = torch.arange(tokens, device=device)
+        shape = (model.num_layers, 2, rows, model.num_kv_heads, tokens, model.head_dim)
+        self.store = torch.zeros(shape, device=device, dtype=model.dtype)  # (L, 2, R, H, S, d)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)  # (R,)
+        self.directions = torch.zeros(rows, model.hidden_size, device=device)  # (R, D) float32
+        self.strengths = torch.zeros(rows, device=device)  # (R,) float32
+        self.active: list[Row] = []  # the row in each slot in use
+        self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
+        self._slot_indices = torch.arange(rows, device=device)  # (R,)
+        self._positions = torch.arange(tokens, device=device)  # (S,)
         self._size = (0, 0)  # rows and tokens that the running step reads
-        self.use_cuda_graphs = on_cuda and not model.places  # as graphs; not across cards
+        self.use_cuda_graphs = on_cuda and not model.layer_devices  # not across cards
         self._graphs = CudaGraphs()
 
     @staticmethod
     def bytes_of(model: AudioModel, rows: int, tokens: int) -> int:
         """Memory that so many rows of so many tokens take."""
         item = torch.empty(0, dtype=model.dtype).element_size()
-        return 2 * model.layers * rows * model.kv_heads * tokens * model.head_width * item
+        return 2 * model.num_layers * rows * model.num_kv_heads * tokens * model.head_dim * item
 
     @property
     def free_slots(self) -> int:
-        """Rows that nobody has."""
+        """Number of slots without a row."""
         return self.rows - len(self.active)
 
-    def admit(self, row: Row, heard: PrefillResult) -> None:
-        """Give a row its place, with the keys and values of the prompt that was heard."""
-        assert self.free_slots and heard.length < self.tokens, (
-            self.free_slots,
-            heard.length,
-            self.tokens,
-        )
-        place, length = len(self.active), heard.length
-        layers: list[Any] = heard.cache.layers
-        for layer, kept in enumerate(layers):
-            self.store[layer, 0, place, :, :length] = kept.keys[0, :, :length]
-            self.store[layer, 1, place, :, :length] = kept.values[0, :, :length]
-        self.lengths[place] = length
+    def admit(self, row: Row, prefilled: PrefillResult) -> None:
+        """Give a row its slot, with the keys and values of its prompt."""
+        slot, length = len(self.active), prefilled.length
+        assert self.free_slots and length < self.tokens, (self.free_slots, length, self.tokens)
+        layers: list[Any] = prefilled.cache.layers
+        for layer, cached in enumerate(layers):
+            self.store[layer, 0, slot, :, :length] = cached.keys[0, :, :length]
+            self.store[layer, 1, slot, :, :length] = cached.values[0, :, :length]
+        self.lengths[slot] = length
         steered = row.plan.direction is not None and not (
             self.intervention and self.intervention.tokens == "first"
         )
-        self.strengths[place] = row.plan.strength if steered else 0.0
+        self.strengths[slot] = row.plan.strength if steered else 0.0
         if row.plan.direction is not None:
-            self.directions[place] = row.plan.direction
-        row.slot, row.length = place, length
+            self.directions[slot] = row.plan.direction
+        row.slot, row.length = slot, length
         self.active.append(row)
 
     def release(self, row: Row) -> None:
-        """Free a row's place; the last row moves into it."""
+        """Free a row's slot; the last row moves into it."""
         last = self.active.pop()
-        free = last.slot
+        freed = last.slot
         if last is not row:
-            place, length = row.slot, last.length
-            self.store[:, :, place, :, :length] = self.store[:, :, free, :, :length]
-            for each in (self.lengths, self.directions, self.strengths):
-                each[place] = each[free]
-            self.active[place] = last
-            last.slot = place
-        self.lengths[free] = 0  # in a rounded step it writes its first key, which nobody reads
-        self.strengths[free] = 0.0
+            slot, length = row.slot, last.length
+            self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
+            for values in (self.lengths, self.directions, self.strengths):
+                values[slot] = values[freed]
+            self.active[slot] = last
+            last.slot = slot
+        self.lengths[freed] = 0  # in a rounded step it writes its first key, which nobody reads
+        self.strengths[freed] = 0.0
         row.slot = -1
 
     def step(self) -> None:
-        """Draw the next token of every seated row, all in one pass."""
+        """Sample the next token of every row, all in one pass."""
         rows = len(self.active)
         if not rows:  # a question only let others go first
             return
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
-        self._last[:rows] = torch.tensor([[row.token] for row in self.active])
-        drawn = sample_rows(self._logits(size)[:rows], self.active)
-        for row, token in zip(self.active, drawn, strict=True):
+        self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
+        sampled = sample_rows(self._logits(size)[:rows], self.active)
+        for row, token in zip(self.active, sampled, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
 
     def warm_up(self) -> None:
-        """Record steps as long as the last one for any number of rows, while nobody is seated."""
+        """Capture steps as long as the last one for any number of rows, while no slot is in use."""
         assert not self.active, self.active
-        reach = self._size[1]
-        if self.use_cuda_graphs and reach:
-            for rows in {self._bucketed(rows, reach)[0] for rows in range(1, self.rows + 1)}:
-                self._logits((rows, reach))
+        kv_length = self._size[1]
+        if self.use_cuda_graphs and kv_length:
+            for rows in {self._bucketed(rows, kv_length)[0] for rows in range(1, self.rows + 1)}:
+                self._logits((rows, kv_length))
 
-    def _bucketed(self, rows: int, reach: int) -> tuple[int, int]:
+    def _bucketed(self, rows: int, kv_length: int) -> Size:
         """The size of a step that has room for so many rows, and reads so many tokens of each."""
-        grain = _KV_BUCKET_TOKENS
+        bucket = _KV_BUCKET_TOKENS
         if self.bucketing:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
-            grain = max(
-                _GRAPH_BUCKET_TOKENS, (1 << reach.bit_length()) // (2 * _GRAPH_BUCKETS_PER_DOUBLING)
-            )
-        return rows, min(-(-reach // grain) * grain, self.tokens)
+            doubled = 1 << kv_length.bit_length()
+            bucket = max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+        return rows, min(-(-kv_length // bucket) * bucket, self.tokens)
 
     @torch.inference_mode()
-    def _logits(self, size: tuple[int, int]) -> Tensor:
-        """(B, V) after the last tokens; from a graph where there is one."""
+    def _logits(self, size: Size) -> Tensor:
+        """(B, V) after the newest tokens; from a graph where there is one."""
         if self.use_cuda_graphs:
             try:
                 return self._graphs.run(size, lambda: self._decode(size))
@@ -171,13 +167,13 @@ class KVSlots(Cache):
                 self.use_cuda_graphs = False
         return self._decode(size)
 
-    def _decode(self, size: tuple[int, int]) -> Tensor:
+    def _decode(self, size: Size) -> Tensor:
         """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""
-        self._size = (rows, reach) = size
-        at = self.lengths[:rows]
-        mask = (self._seen[:reach] <= at[:, None])[:, None, None]
-        states = self.model.decoder.embed_tokens(self._last[:rows])
-        final = run_layers(self.model, states, at[:, None], mask, self)[0][:, -1]  # (B, D)
+        self._size = (rows, kv_length) = size
+        positions = self.lengths[:rows]  # (B,)
+        mask = (self._positions[:kv_length] <= positions[:, None])[:, None, None]  # (B, 1, 1, S)
+        states = self.model.decoder.embed_tokens(self._tokens[:rows])
+        final = run_layers(self.model, states, positions[:, None], mask, self)[0][:, -1]  # (B, D)
         steered = self.use_cuda_graphs or any(row.plan.strength for row in self.active)
         if self.intervention is None or not steered:
             return logits(self.model, final)
@@ -187,43 +183,43 @@ class KVSlots(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What a layer reads in the running step: (B, H, reach, d) keys and values, new ones in."""
-        rows, reach = self._size
-        place, at = self._places[:rows], self.lengths[:rows]
+        """(B, H, KV length, d) keys and values for a layer of the running step, new ones in."""
+        rows, kv_length = self._size
+        slots, positions = self._slot_indices[:rows], self.lengths[:rows]
         keys, values = self.store[layer_idx, :, :rows]
         card = key_states.device  # the layer's; the store's as well, unless layers are spread
-        keys[place, :, at] = key_states[:, :, 0].to(keys.device)
-        values[place, :, at] = value_states[:, :, 0].to(keys.device)
-        return keys[:, :, :reach].to(card), values[:, :, :reach].to(card)
+        keys[slots, :, positions] = key_states[:, :, 0].to(keys.device)
+        values[slots, :, positions] = value_states[:, :, 0].to(keys.device)
+        return keys[:, :, :kv_length].to(card), values[:, :, :kv_length].to(card)
 
 
 class GraphCaptureFailed(Exception):
-    """A step could not be recorded as a graph; the reason is the message."""
+    """A step could not be captured as a graph; the reason is the message."""
 
 
 class CudaGraphs:
     """CUDA graphs of decode steps, one for each size, in one pool of memory."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], tuple[Any, Tensor]] = {}  # size -> graph, its (B, V)
-        self._pool: Any = None
+        self._graphs: dict[Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and its logits (B, V)
+        self._pool: Any = None  # a handle of torch
 
-    def run(self, size: tuple[int, int], step: Callable[[], Tensor]) -> Tensor:
-        """What `step` computes, (B, V), until the next run of that size; recorded at the first."""
-        if size not in self._kept:
-            self._kept[size] = self._record(step)
-        graph, out = self._kept[size]
+    def run(self, size: Size, step: Callable[[], Tensor]) -> Tensor:
+        """Logits (B, V) of `step`, valid until the next run of that size; captured at the first."""
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(step)
+        graph, out = self._graphs[size]
         graph.replay()
         return out
 
-    def _record(self, step: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """A graph of `step` and where its result stands; raises NotRecorded."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # kernels choose their way before they are recorded
+    def _capture(self, step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A graph of `step` and its logits (B, V); raises GraphCaptureFailed."""
+        warm_up_stream = torch.cuda.Stream()
+        warm_up_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up_stream):  # kernels are chosen before they are captured
             step()
             step()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(warm_up_stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -249,16 +245,15 @@ def sample_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:
 def generate_batch(
     slots: KVSlots, answers: Sequence[tuple[PrefillResult, SteeringPlan]], sampling: Sampling
 ) -> list[list[int]]:
-    """Tokens of several answers, each to a prompt that was heard and by a plan of its own."""
+    """Token ids of several answers, each to a prefilled prompt and by a plan of its own."""
     rows = [Row(plan, sampling) for _, plan in answers]
-    written: list[list[int]] = [[] for _ in rows]
-    for row, (heard, _) in zip(rows, answers, strict=True):
-        row.token = sample_rows(steered_logits(slots.model, heard.final[None], row.plan, 0), [row])[
-            0
-        ]
-        slots.admit(row, heard)
+    token_ids: list[list[int]] = [[] for _ in rows]
+    for row, (prefilled, plan) in zip(rows, answers, strict=True):
+        first = steered_logits(slots.model, prefilled.final[None], plan, 0)  # (1, V)
+        row.token = sample_rows(first, [row])[0]
+        slots.admit(row, prefilled)
     while slots.active:
-        for row, ids in zip(rows, written, strict=True):
+        for row, ids in zip(rows, token_ids, strict=True):
             if row.slot < 0:
                 continue
             ids.append(row.token)
@@ -266,4 +261,4 @@ def generate_batch(
                 slots.release(row)
         if slots.active:
             slots.step()
-    return written
+    return token_ids

@@ -13,7 +13,7 @@ Flags = NDArray[np.bool_]
 
 
 def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
-    """Chance that a positive has a higher score than a negative, ties half; NaN without both."""
+    """Probability that a positive scores higher than a negative, ties half; NaN without both."""
     ups, downs = int(positive.sum()), int((~positive).sum())
     if not ups or not downs:
         return float("nan")
@@ -27,7 +27,7 @@ def auroc_against_silence(scores: NDArray[np.floating], silent: NDArray[np.float
 
 
 def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
-    """AUROC right against wrong inside each stratum, averaged by the stratum's pairs of the two."""
+    """AUROC of right against wrong within strata, averaged by their number of pairs."""
     labels = np.array(strata)
     total, pairs = 0.0, 0
     for label in np.unique(labels):
@@ -40,7 +40,7 @@ def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequ
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
-    """95 % interval of a share; of a weighted one if `count` is its `effective_count`."""
+    """95 % Wilson interval of a share; of a weighted one if `count` is its `effective_count`."""
     z, share = float(norm.ppf(0.975)), right / count
     shrink = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / shrink
@@ -49,13 +49,13 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 
 
 def effective_count(weights: NDArray[np.float64]) -> float:
-    """How many items of equal weight tell as much as these (Kish)."""
+    """Number of equally weighted items with the same precision (Kish)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClusterBootstrap:
-    """R bootstrap draws of whole clips: items about one clip come and go together."""
+    """R bootstrap draws of whole clips: the items of a clip are drawn together."""
 
     which: NDArray[np.int64]  # (I,) clip of each item
     counts: NDArray[np.float32]  # (R, C) how often each clip was drawn
@@ -99,12 +99,12 @@ def paired_gain(
 
 
 def repaired_broken(after: Flags, before: Flags) -> tuple[int, int]:
-    """Items that were wrong and are right, and items that were right and are wrong."""
+    """Number of items turned from wrong to right, and from right to wrong."""
     return int((after & ~before).sum()), int((before & ~after).sum())
 
 
 def mcnemar(after: Flags, before: Flags) -> float:
-    """Exact two-sided p of as lopsided a split of the changed items by chance."""
+    """Exact two-sided p of McNemar's test on the changed items."""
     repaired, broken = repaired_broken(after, before)
     if repaired + broken == 0:
         return 1.0

@@ -1,7 +1,7 @@
-"""A Prompt becomes Heard: the decoder walked once, layer by layer, with taps on the way.
+"""A Prompt becomes a PrefillResult: one pass, layer by layer, with taps on the way.
 
-Walking by hand, over transformers' own layers, lets a pass keep the last token's residual of the
-layers it is asked for, stop at any depth, and keep nothing else.
+Running transformers' own layers one by one lets a pass keep the last token's residual of the layers
+it is asked for, stop at any depth, and keep nothing else.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from steering.taps import Head, Taps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillResult:
-    """What one pass over a prompt leaves behind, on the model's device."""
+    """The results of one pass over a prompt, on the model's device."""
 
     attention: Tensor  # (N, F) float32: each tapped head on each audio token, from the last token
     states: Tensor  # (K, D) residual of the last token after each of the kept layers
-    final: Tensor  # (D,) residual of the last token after the last layer, before the norm
-    cache: Cache  # keys and values of the T prompt tokens
+    final: Tensor  # (D,) residual of the last token after the last layer run, before the norm
+    cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
 
 
@@ -44,7 +44,7 @@ def run_layers(
     wanted: Literal["states", "last", "keys"] = "states",
     taps: Taps | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Residuals after a pass: all tokens' after the last layer run, and the last token's.
+    """Run the decoder's layers, and keep residuals on the way.
 
     states (B, T, D), positions (B, T), mask (B, 1, T, S) bool, or None for causal self-attention
     (and for one new token that sees the whole cache). Runs `depth` layers, all if None; of the
@@ -55,7 +55,7 @@ def run_layers(
     decoder = model.decoder
     rotary = decoder.rotary_emb(states, positions)
     kept: dict[int, Tensor] = {}
-    depth = model.layers if depth is None else depth
+    depth = model.num_layers if depth is None else depth
     context = {
         "attention_mask": mask,
         "position_ids": positions,
@@ -65,8 +65,8 @@ def run_layers(
         "taps": taps,
     }
     for layer in range(depth):
-        if model.places:
-            states, context = _to_device(states, context, model.places[layer])
+        if model.layer_devices:
+            states, context = _to_device(states, context, model.layer_devices[layer])
         if layer == depth - 1 and wanted != "states":
             states = _run_last_layer(
                 decoder.layers[layer], states, context, keys_only=wanted == "keys"
@@ -82,9 +82,9 @@ def run_layers(
 
 @functools.cache
 def cache_name(layer: type[torch.nn.Module]) -> str:
-    """What a decoder layer calls its keys and values: `cache` since transformers 5.24."""
-    known = inspect.signature(layer.forward).parameters
-    return "cache" if "cache" in known else "past_key_values"
+    """Name of a decoder layer's argument for keys and values: `cache` since transformers 5.24."""
+    parameters = inspect.signature(layer.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def _to_device(
@@ -95,7 +95,7 @@ def _to_device(
     moved = {
         "attention_mask": None if mask is None else mask.to(card),
         "position_ids": positions.to(card),
-        "position_embeddings": tuple(one.to(card) for one in context["position_embeddings"]),
+        "position_embeddings": tuple(part.to(card) for part in context["position_embeddings"]),
     }
     return states.to(card), {**context, **moved}
 
@@ -113,24 +113,87 @@ def _run_last_layer(
     return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
 
 
+def causal_mask(start: int, end: int, device: torch.device) -> Tensor:
+    """(1, 1, end - start, end) bool: what each of the tokens from `start` sees."""
+    shape = (end - start, end)
+    return torch.ones(shape, dtype=torch.bool, device=device).tril(start)[None, None]
+
+
 @torch.inference_mode()
 def prefill(
     model: AudioModel, prompt: Prompt, *, heads: Sequence[Head] = (), layers: Sequence[int] = ()
 ) -> PrefillResult:
-    """What the model heard of a prompt: one pass, SDPA, taps on `heads`, states of `layers`."""
-    audio = prompt.audio_mask.to(model.device)
-    taps = Taps.on(heads, audio[None]) if heads else None
-    positions = torch.arange(len(audio), device=model.device)[None]
+    """Run a prompt: one pass with SDPA, taps on `heads`, residuals of `layers` kept.
+
+    Args:
+        model: the model.
+        prompt: of T tokens, F of them audio.
+        heads: whose attention on the audio is read.
+        layers: whose residual at the last token is kept.
+
+    Returns:
+        Attention (N, F), states (K, D), the final residual (D,), keys and values.
+        Source: arXiv 2603.06854, audio attention of a head: the mass that the last prompt token
+        puts on the audio tokens.
+    """
     cache = DynamicCache(config=model.text_config)
+    states = embed(model, prompt)  # (1, T, D)
+    return _run_tapped(model, prompt, states, None, cache, heads, layers)
+
+
+@torch.inference_mode()
+def continue_prefix(
+    model: AudioModel,
+    prompt: Prompt,
+    start: int,
+    cache: Cache,
+    *,
+    heads: Sequence[Head] = (),
+    layers: Sequence[int] = (),
+    depth: int | None = None,
+) -> PrefillResult:
+    """The same where `cache` holds keys and values of the tokens before `start`, all audio among
+    them: only the text behind is run, and `depth` layers of it, all if None.
+    """
+    tokens = prompt.tokens[start:].to(model.device)
+    states = model.decoder.embed_tokens(tokens)[None]  # (1, T - start, D)
+    mask = causal_mask(start, len(prompt.tokens), model.device)
+    return _run_tapped(model, prompt, states, mask, cache, heads, layers, depth)
+
+
+def _run_tapped(
+    model: AudioModel,
+    prompt: Prompt,
+    states: Tensor,
+    mask: Tensor | None,
+    cache: Cache,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+    depth: int | None = None,
+) -> PrefillResult:
+    """A pass over the last tokens of a prompt, whose embeddings (1, T', D) are `states`."""
+    audio = prompt.audio_mask.to(model.device)  # (T,)
+    taps = Taps.on(heads, audio[None]) if heads else None
+    positions = torch.arange(len(audio) - states.shape[1], len(audio), device=model.device)[None]
     states, kept = run_layers(
         model,
-        embed(model, prompt),
+        states,
         positions,
-        None,
+        mask,
         cache,
         layers=layers,
+        depth=depth,
         wanted="last",
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
     return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))
+
+
+@torch.inference_mode()
+def next_state(model: AudioModel, prefilled: PrefillResult, token: int) -> Tensor:
+    """(D,) final residual after one more token of the answer, which joins the cache."""
+    states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
+    position = prefilled.cache.get_seq_length()
+    positions = torch.tensor([[position]], device=model.device)
+    return run_layers(model, states, positions, None, prefilled.cache)[0][0, -1]

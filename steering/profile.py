@@ -1,7 +1,7 @@
-"""The listening profile: what calibration found out about one model, as a folder.
+"""The listening profile: the result of calibrating one model, as a folder.
 
 `profile.json` is for people and programs, `profile.safetensors` holds the tensors. A profile
-belongs to one checkpoint and is refused for another.
+belongs to one checkpoint and is refused for others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _JSON, _TENSORS = "profile.json", "profile.safetensors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
-    """Everything that serving needs to know besides the checkpoint."""
+    """Everything that serving needs besides the checkpoint."""
 
     name: str
     model: str  # the checkpoint's name when it was calibrated
@@ -59,7 +59,7 @@ class Profile:
     direction: Tensor  # (D,) float32, mean of d(x) over the calibration set
     quantiles: NDArray[np.float32]  # (101,) listening scores of the calibration set, 0 % to 100 %
     head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
-    head_std: NDArray[np.float32]  # (N,)
+    head_std: NDArray[np.float32]  # (N,) and its standard deviation
     refusal: str | None = None  # why this model is not steered, in plain words
 
     @property
@@ -102,7 +102,17 @@ def save(profile: Profile, folder: Path) -> None:
 
 
 def load(folder: Path | str) -> Profile:
-    """The profile in a folder; ProfileError if it is missing, damaged or of another schema."""
+    """Load a listening profile.
+
+    Args:
+        folder: folder with `profile.json` and `profile.safetensors`, as `calibrate` writes it.
+
+    Returns:
+        The profile; whether it fits a model is checked where the two meet.
+
+    Raises:
+        ProfileError: the folder is missing, damaged or of another schema.
+    """
     folder = Path(folder)
     try:
         record = json.loads((folder / _JSON).read_text())
@@ -124,10 +134,10 @@ def load(folder: Path | str) -> Profile:
 
 
 def find(wanted: str | None, model: AudioModel) -> Profile | None:
-    """The profile to serve a model with: None for `none`, else one that fits, else ProfileError.
+    """The profile to serve a model with: None for `none`; ProfileError if none fits.
 
     `wanted` is a folder, a hub id, `none`, or None for the one shipped with the model. `auto` is
-    made by `steering.calibration.auto`, which a server does at its first start.
+    made by a server at its first start, with `steering.calibration.auto`.
     """
     if wanted == "none":
         return None
@@ -164,7 +174,7 @@ def _download(hub_id: str) -> Path:
 
 
 def check_fits(profile: Profile, model: AudioModel) -> None:
-    """Nothing, if the profile was made for this checkpoint; else ProfileError with both prints."""
+    """Raise ProfileError, with both fingerprints, if the profile is another checkpoint's."""
     if profile.fingerprint != model.fingerprint:
         raise ProfileError(
             f"profile {profile.name!r} was made for {profile.model} with fingerprint"
@@ -173,7 +183,7 @@ def check_fits(profile: Profile, model: AudioModel) -> None:
 
 
 def push(profile_folder: Path, repository: str, *, private: bool = True) -> str:
-    """Address of the profile after it was uploaded to a model hub as `repository`."""
+    """Upload a profile to a model hub as `repository`; returns its address."""
     load(profile_folder)
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Messages and clips become a Prompt: the checkpoint's own template, tokens and features."""
+"""Prompts: messages and clips in the checkpoint's own template, as tokens and features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What the model is given; tensors on the CPU."""
+    """The model's input; tensors on the CPU."""
 
     tokens: Tensor  # (T,) int64, one audio token for each that the encoder will make
     log_mels: (
@@ -45,7 +45,7 @@ class Prompt:
 
 
 def with_choices(question: str, choices: Sequence[str], style: PromptStyle = PLAIN) -> str:
-    """The question and its options, as a model of that prompt style is asked."""
+    """The question and its options, worded in a prompt style."""
     return style.ask(question, choices)
 
 
@@ -67,7 +67,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     _refuse_control_tokens(model, messages)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     text += model.prompt_style.before
-    heard = [clip.samples[: int(model.max_clip_seconds * model.rate_hz)] for clip in clips]
+    heard = [clip.samples[: int(model.max_clip_seconds * model.sample_rate_hz)] for clip in clips]
     inputs = _processed(model, text, heard)
     tokens = inputs["input_ids"][0]
     return Prompt(
@@ -75,7 +75,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
         log_mels=inputs["input_features"],
         mel_frames=inputs["feature_attention_mask"].sum(-1),
         clips=clips,
-        heard_seconds=tuple(len(samples) / model.rate_hz for samples in heard),
+        heard_seconds=tuple(len(samples) / model.sample_rate_hz for samples in heard),
         audio_mask=tokens == model.family.audio_token_id(model.network.config),
     )
 
@@ -83,7 +83,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
 def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
     """(C, M, N) float32: features of digital silence, a clip for each length."""
     zeros: list[NDArray[np.float32]] = [
-        np.zeros(round(seconds * model.rate_hz), np.float32) for seconds in lengths_seconds
+        np.zeros(round(seconds * model.sample_rate_hz), np.float32) for seconds in lengths_seconds
     ]
     silence: Tensor = _processed(model, model.processor.audio_token * len(zeros), zeros)[
         "input_features"
@@ -92,16 +92,16 @@ def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
 
 
 def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]]) -> Any:
-    """What the checkpoint's own processor makes of a text and the waveforms it stands for."""
+    """Output of the checkpoint's own processor for a text and its waveforms."""
     options: dict[str, Any] = {}
     if model.family.any_length:  # else every clip is padded to a window of minutes
-        samples = max(len(wave) for wave in waves) + model.rate_hz
+        samples = max(len(wave) for wave in waves) + model.sample_rate_hz
         longest = min(samples, model.processor.feature_extractor.n_samples)
         options["audio_kwargs"] = {"max_length": longest}
     return model.processor(
         text=text,
         audio=list(waves),
-        sampling_rate=model.rate_hz,
+        sampling_rate=model.sample_rate_hz,
         return_tensors="pt",
         padding=True,
         **options,
@@ -115,7 +115,7 @@ def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
 
 
 def embed(model: AudioModel, prompt: Prompt) -> Tensor:
-    """(1, T, D) in the model's dtype: token embeddings, with what the encoder heard put in."""
+    """(1, T, D) in the model's dtype: token embeddings, the encoder's output at audio tokens."""
     tokens = prompt.tokens.to(model.device)
     states: Tensor = model.decoder.embed_tokens(tokens)[None]
     if not len(prompt.mel_frames):
@@ -133,7 +133,7 @@ def _part(part: str | Clip) -> dict[str, str]:
 
 
 def _refuse_control_tokens(model: AudioModel, messages: Sequence[Message]) -> None:
-    """A user's text that spells a control token would be read as one: refuse it."""
+    """Raise RequestError if a user's text spells a control token: it would be read as one."""
     added = model.processor.tokenizer.added_tokens_decoder.values()
     controls = [token.content for token in added if token.special]
     for message in messages:

@@ -18,7 +18,7 @@ from steering.model.audio_model import AudioModel
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """How a direction is made and added; chosen by calibration, recorded in the profile."""
+    """Making and adding a direction; chosen by calibration, recorded in the profile."""
 
     layers: tuple[int, ...]  # whose differences make the direction
     pool: Literal["mean", "sum"] = "mean"
@@ -40,10 +40,18 @@ def pool(differences: Tensor, intervention: Intervention) -> Tensor:
 def steer(
     final: Tensor, direction: Tensor, strength: Tensor, intervention: Intervention, step: int = 0
 ) -> Tensor:
-    """Final states h + strength * d, row by row: (B, D) from (B, D), (B, D) and (B,).
+    """Steer final states row by row: h + strength * d.
 
-    `step` counts answer tokens from 0. `final` is h as the intervention's place has it: before or
-    after the final norm. A row of strength 0 comes back bit for bit.
+    Args:
+        final: (B, D) h where the intervention's place has it, before or after the final norm.
+        direction: (B, D) d.
+        strength: (B,); a row of strength 0 comes back bit for bit.
+        intervention: scale of d, and whether the norm of h is kept.
+        step: answer tokens before this one; with `tokens` "first" only step 0 is steered.
+
+    Returns:
+        (B, D) in the dtype of `final`. Source: arXiv 2603.06854, intervention on the final
+        representation.
     """
     if intervention.tokens == "first" and step > 0:
         return final
@@ -64,7 +72,7 @@ def steer(
 def relative_norm(
     final: Tensor, direction: Tensor, strength: float, intervention: Intervention
 ) -> float:
-    """Length of what is added over the length of h (D,), before the norm."""
+    """Length of the added vector over the length of h (D,), before the norm."""
     if intervention.scale == "norm":
         return strength
     return strength * float(direction.float().norm() / final.float().norm().clamp_min(1e-12))
@@ -78,7 +86,19 @@ def logits(
     intervention: Intervention | None = None,
     step: int = 0,
 ) -> Tensor:
-    """(B, V) float32 from final residuals (B, D); bare without a direction."""
+    """Read out next-token logits, steered if a direction is given.
+
+    Args:
+        model: the model.
+        final: (B, D) residuals after the last layer, before the final norm.
+        direction: (B, D) d of each row.
+        strength: (B,) of each row.
+        intervention: where and how d is added.
+        step: answer tokens before this one.
+
+    Returns:
+        (B, V) float32.
+    """
     norm, readout = model.decoder.norm, model.family.readout(model.network)
     if direction is None or strength is None or intervention is None:
         return readout(norm(final)).to(final.device).float()  # type: ignore[no-any-return]

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import Cache
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, causal_mask, continue_prefix, run_layers
 from steering.prompt import Prompt, silent_mels
-from steering.taps import Head, Taps
+from steering.taps import Head
 
 SilenceKey = tuple[bytes, tuple[int, ...], int]  # prefix tokens, mel frames of each clip, depth
 KVPairs = list[tuple[Tensor, Tensor]]  # one pair a layer: (1, H, P, d)
@@ -29,17 +29,17 @@ KVPairs = list[tuple[Tensor, Tensor]]  # one pair a layer: (1, H, P, d)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SilenceContrast:
-    """What the clip adds to silence, at the last prompt token."""
+    """Clip minus silence, at the last prompt token."""
 
-    differences: Tensor  # (K, D) residual heard minus residual of the silent twin, a layer each
+    differences: Tensor  # (K, D) residual of the prompt minus that of its silent twin, a layer each
     silence_attention: Tensor  # (N, F) float32: the tapped heads on the silent audio tokens
     from_cache: bool  # whether the silent prefix was at hand
 
 
 class SilenceCache:
-    """Keys and values of silent prefixes, and what the encoder makes of silence, in bounded bytes.
+    """Keys and values of silent prefixes, and the encoder's features of silence, in bounded bytes.
 
-    Least recently used out first. An encoder's features serve every prompt of their duration, so
+    Least recently used out first. The encoder's features serve every prompt of their duration, so
     they stay when the prefixes they were made for go; they take an eighth of the limit at most.
     Used by one thread. An entry larger than the limit is not kept.
     """
@@ -51,11 +51,11 @@ class SilenceCache:
         self._features: OrderedDict[int, Tensor] = OrderedDict()  # mel frames -> (F, D)
 
     def get(self, key: SilenceKey) -> KVPairs | None:
-        """The pairs of a prefix, or None; found ones become the most recently used."""
-        found = self._kept.get(key)
-        if found is not None:
+        """The pairs of a prefix, or None; they become the most recently used."""
+        pairs = self._kept.get(key)
+        if pairs is not None:
             self._kept.move_to_end(key)
-        return found
+        return pairs
 
     def longest_prefix(self, key: SilenceKey) -> KVPairs | None:
         """The pairs of the longest prefix that `key` continues, or None."""
@@ -81,13 +81,13 @@ class SilenceCache:
 
     def features(self, frames: int) -> Tensor | None:
         """(F, D) that the encoder makes of so many mel frames of silence, or None."""
-        found = self._features.get(frames)
-        if found is not None:
+        features = self._features.get(frames)
+        if features is not None:
             self._features.move_to_end(frames)
-        return found
+        return features
 
     def put_features(self, frames: int, features: Tensor) -> None:
-        """Keep what the encoder makes of so many mel frames of silence."""
+        """Keep the encoder's features (F, D) of so many mel frames of silence."""
         size, limit = features.nbytes, self.limit_bytes // 8
         if size > limit or frames in self._features:
             return
@@ -124,7 +124,7 @@ def _bytes(pairs: KVPairs) -> int:
 
 
 class _PrefixCache(Cache):
-    """What a pass sees behind kept keys and values, which are read and never written to."""
+    """The cache of a pass behind kept keys and values, which are read and never written to."""
 
     def __init__(self, pairs: KVPairs | None, *, keep: bool) -> None:
         super().__init__(layers=[])
@@ -148,109 +148,88 @@ class _PrefixCache(Cache):
 def contrast_with_silence(
     model: AudioModel,
     prompt: Prompt,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
-    prefixes: SilenceCache,
+    silence_cache: SilenceCache,
 ) -> SilenceContrast:
-    """Differences of `layers` between a prompt and its silent twin; `heard` kept those layers."""
-    assert len(heard.states) == len(layers), (heard.states.shape, layers)
+    """Contrast a prompt with its silent twin: clip minus silence, a difference each layer.
+
+    Args:
+        model: the model.
+        prompt: the prompt with its clips.
+        prefilled: its prefill, which kept the residuals of `layers`.
+        heads: whose attention on the silent audio is read.
+        layers: whose residuals at the last token are compared.
+        silence_cache: silent prefixes at hand; a new one is kept there.
+
+    Returns:
+        Differences (K, D) and attention (N, F). Source: arXiv 2603.06854, audio-silence direction:
+        two passes, the clip and silence of its duration.
+    """
+    states = prefilled.states
+    assert len(states) == len(layers), (states.shape, layers)
     if not prompt.audio_mask.any():  # nothing to be silent about
         return SilenceContrast(
-            torch.zeros_like(heard.states), heard.attention[:, :0], from_cache=False
+            torch.zeros_like(states), prefilled.attention[:, :0], from_cache=False
         )
     depth = 1 + max([*layers, *(layer for layer, _ in heads)])
     end = prompt.audio_end
-    tokens = prompt.tokens[:end]
-    key = (tokens.numpy().tobytes(), tuple(int(n) for n in prompt.mel_frames), depth)
-    pairs = prefixes.get(key)
+    prefix = prompt.tokens[:end].numpy().tobytes()
+    key = (prefix, tuple(int(frames) for frames in prompt.mel_frames), depth)
+    pairs = silence_cache.get(key)
     from_cache = pairs is not None
     if pairs is None:
-        pairs = _run_prefix(model, prompt, key, prefixes)
-        prefixes.put(key, pairs)
-    states, attention = _run_question(model, prompt, end, depth, pairs, heads, layers)
-    return SilenceContrast(heard.states - states, attention, from_cache)
+        pairs = _run_prefix(model, prompt, key, silence_cache)
+        silence_cache.put(key, pairs)
+    kv_cache = _PrefixCache(pairs, keep=False)
+    silent = continue_prefix(model, prompt, end, kv_cache, heads=heads, layers=layers, depth=depth)
+    return SilenceContrast(states - silent.states, silent.attention, from_cache)
 
 
 def _run_prefix(
-    model: AudioModel, prompt: Prompt, key: SilenceKey, prefixes: SilenceCache
+    model: AudioModel, prompt: Prompt, key: SilenceKey, silence_cache: SilenceCache
 ) -> KVPairs:
     """Keys and values of everything up to the end of the silent audio.
 
     What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
     """
-    _, frames, depth = key
-    begun = prefixes.longest_prefix(key)
-    start = 0 if begun is None else begun[0][0].shape[2]
+    _, mel_frames, depth = key
+    kept = silence_cache.longest_prefix(key)
+    start = 0 if kept is None else kept[0][0].shape[2]
     end = prompt.audio_end
     tokens, audio = prompt.tokens[start:end], prompt.audio_mask[start:end]
-    clips = len(frames) - _clips_before(model, frames, int(prompt.audio_mask[:start].sum()))
+    first_clip = _clips_before(model, mel_frames, int(prompt.audio_mask[:start].sum()))
     states = model.decoder.embed_tokens(tokens.to(model.device))[None]
-    heard = [
-        _silent_features(model, prompt, clip, prefixes)
-        for clip in range(len(frames) - clips, len(frames))
+    features = [
+        _silent_features(model, prompt, clip, silence_cache)
+        for clip in range(first_clip, len(mel_frames))
     ]
-    states[:, audio.to(model.device)] = torch.cat(heard).to(states.device, states.dtype)
+    states[:, audio.to(model.device)] = torch.cat(features).to(states.device, states.dtype)
     positions = torch.arange(start, end, device=model.device)[None]
-    cache = _PrefixCache(begun, keep=True)
-    mask = None if begun is None else _causal_mask(start, end, model.device)
-    run_layers(model, states, positions, mask, cache, depth=depth, wanted="keys")
-    return cache.joined
+    kv_cache = _PrefixCache(kept, keep=True)
+    mask = None if kept is None else causal_mask(start, end, model.device)
+    run_layers(model, states, positions, mask, kv_cache, depth=depth, wanted="keys")
+    return kv_cache.joined
 
 
-def _clips_before(model: AudioModel, frames: Sequence[int], audio_tokens: int) -> int:
-    """How many clips stand in the first so many audio tokens."""
-    ends = accumulate(model.audio_tokens(count) for count in frames)
+def _clips_before(model: AudioModel, mel_frames: Sequence[int], audio_tokens: int) -> int:
+    """Number of clips in the first so many audio tokens."""
+    ends = accumulate(model.audio_tokens(frames) for frames in mel_frames)
     return sum(end <= audio_tokens for end in ends)
 
 
 def _silent_features(
-    model: AudioModel, prompt: Prompt, clip: int, prefixes: SilenceCache
+    model: AudioModel, prompt: Prompt, clip: int, silence_cache: SilenceCache
 ) -> Tensor:
     """(F, D) that the encoder makes of silence as long as one of the clips."""
-    frames = int(prompt.mel_frames[clip])
-    found = prefixes.features(frames)
-    if found is None:
-        mels = silent_mels(model, prompt.heard_seconds[clip : clip + 1])
-        mels = mels.to(model.device, model.dtype)
-        (found,) = model.family.hear(model.network, mels, prompt.mel_frames[clip : clip + 1])
-        found = found.clone()  # its own memory: the encoder's output is longer
-        prefixes.put_features(frames, found)
-    return found
-
-
-def _causal_mask(start: int, end: int, device: torch.device) -> Tensor:
-    """(1, 1, end - start, end) bool: what each of the tokens from `start` sees."""
-    shape = (end - start, end)
-    return torch.ones(shape, dtype=torch.bool, device=device).tril(start)[None, None]
-
-
-def _run_question(
-    model: AudioModel,
-    prompt: Prompt,
-    end: int,
-    depth: int,
-    pairs: KVPairs,
-    heads: Sequence[Head],
-    layers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """(K, D) last-token states and (N, F) attention of the text after the audio."""
-    length = len(prompt.tokens)
-    states = model.decoder.embed_tokens(prompt.tokens[end:].to(model.device))[None]
-    positions = torch.arange(end, length, device=model.device)[None]
-    audio = prompt.audio_mask.to(model.device)
-    taps = Taps.on(heads, audio[None]) if heads else None
-    _, kept = run_layers(
-        model,
-        states,
-        positions,
-        _causal_mask(end, length, model.device),
-        _PrefixCache(pairs, keep=False),
-        layers=layers,
-        depth=depth,
-        wanted="last",
-        taps=taps,
-    )
-    attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return kept[0], attention
+    mel_frames = prompt.mel_frames[clip : clip + 1]  # (1,)
+    features = silence_cache.features(int(mel_frames))
+    if features is None:
+        log_mels = silent_mels(model, prompt.heard_seconds[clip : clip + 1])
+        log_mels = log_mels.to(model.device, model.dtype)
+        (encoded,) = model.family.hear(model.network, log_mels, mel_frames)
+        features = encoded.clone()  # its own memory: the encoder's output is longer
+        silence_cache.put_features(int(mel_frames), features)
+    return features

@@ -1,4 +1,4 @@
-"""How strongly to steer: the less the model listens, the more."""
+"""The strength of steering: the less the model listens, the more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taps: what chosen heads look at, read beside the ordinary attention kernel.
+"""Taps: the attention of chosen heads, read beside the ordinary attention kernel.
 
 The kernel of transformers makes the output, untouched. Beside it, for the tapped heads only, one
 query row is computed, the last token's: softmax(q . K' * scale + mask). So nothing of size T x T
@@ -25,7 +25,7 @@ Head = tuple[int, int]  # (layer, head), both from 0
 
 @dataclass(slots=True, eq=False)
 class Taps:
-    """The heads to read in one pass, and what they read, filled in by that pass."""
+    """The heads to read in one pass, and their attention, filled in by that pass."""
 
     heads: Mapping[int, Tensor]  # layer -> (h,) int64 head indices, on the model's device
     audio: Tensor  # (B, T) bool, true at audio tokens
@@ -59,7 +59,7 @@ def tapped_attention(
     taps: Taps | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' SDPA attention returns; fills `taps` on the way, if the pass has any."""
+    """SDPA attention of transformers; fills `taps` on the way, if the pass has any."""
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )

@@ -147,7 +147,7 @@ def tiny_profile(tiny_model: AudioModel) -> Profile:
         calibration={"items": 2},
         held_out={},
         versions={},
-        direction=torch.randn(tiny_model.width, generator=torch.Generator().manual_seed(1)),
+        direction=torch.randn(tiny_model.hidden_size, generator=torch.Generator().manual_seed(1)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.full(3, 0.4, np.float32),
         head_std=np.full(3, 0.1, np.float32),

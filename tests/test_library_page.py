@@ -21,28 +21,28 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def outputs() -> list[str]:
     """What each block printed."""
     return []
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> dict[str, Any]:
+def names(tmp_path_factory: pytest.TempPathFactory, outputs: list[str]) -> dict[str, Any]:
     """What the page's names stand for at its end."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "steering").symlink_to(ROOT / "steering")
-    found: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         for number, block in enumerate(BLOCKS):
             printed: list[str] = []
-            found["print"] = lambda *values, printed=printed: printed.append(
+            names["print"] = lambda *values, printed=printed: printed.append(
                 " ".join(map(str, values))
             )
-            exec(compile(block, f"docs/library.md, block {number}", "exec"), found)
-            said.append("\n".join(printed))
-            found[f"ears of {number}"] = found.get("ears")
-    return found
+            exec(compile(block, f"docs/library.md, block {number}", "exec"), names)
+            outputs.append("\n".join(printed))
+            names[f"ears of {number}"] = names.get("ears")
+    return names
 
 
 def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
@@ -60,20 +60,20 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
     assert batch.rows[1].score > batch.rows[0].score
     assert batch.rows[0].score == pytest.approx(steered.score, abs=1e-5)
     assert bare.score == pytest.approx(steered.score, abs=1e-6)
-    assert (bare.strength, bare.reason) == (0.0, "steer is False")
+    assert (bare.strength, bare.reason) == (0.0, "steer is false")
 
 
-def test_a_stronger_hand_turns_the_answer(names: dict[str, Any], said: list[str]) -> None:
-    (lines,) = (said[n] for n, block in enumerate(BLOCKS) if "for strength" in block)
+def test_a_stronger_hand_turns_the_answer(names: dict[str, Any], outputs: list[str]) -> None:
+    (lines,) = (outputs[n] for n, block in enumerate(BLOCKS) if "for strength" in block)
     weakest, *_, strongest = lines.splitlines()
     assert "wind" in weakest and "dog" in strongest
 
 
 def test_the_page_calibrates_and_evaluates(names: dict[str, Any]) -> None:
-    assert isinstance(names["found"], Profile)
+    assert isinstance(names["calibrated"], Profile)
     assert isinstance(names["own"], Profile)
     assert names["own"].calibrated_on == "synthetic"
-    assert names["found"].calibrated_on == "user data"
+    assert names["calibrated"].calibrated_on == "user data"
     assert np.isfinite(names["results"]["arms"]["adaptive"]["right_percent"])
 
 

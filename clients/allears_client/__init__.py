@@ -1,11 +1,21 @@
-"""Talking to an allears server: HTTP only, no torch.
+"""The Python client of an allears server: HTTP only, no torch.
 
 with AllEars() as ears:
     answer = ears.ask("dog.wav", "What animal is this?", choices=["dog", "cat"], steer=True)
     print(answer.text, answer.listening.score, answer.listening.verdict)
 """
 
-from allears_client.answers import Answer, Audio, Heard, Listening, Steering, Timings, Usage
+from allears_client.answers import (
+    Answer,
+    Audio,
+    ClipListening,
+    Heard,
+    Listening,
+    Steering,
+    Timings,
+    Usage,
+    WindowListening,
+)
 from allears_client.audio_input import Samples, Sound
 from allears_client.client import DEFAULT_URL, AllEars, AsyncAllEars, AsyncStream, Stream
 from allears_client.errors import (
@@ -22,7 +32,7 @@ from allears_client.errors import (
     Unauthorized,
     UnreadableAudio,
 )
-from allears_client.request_body import Options
+from allears_client.request_body import ListeningOptions, Options
 
 __all__ = [
     "DEFAULT_URL",
@@ -34,11 +44,13 @@ __all__ = [
     "AsyncStream",
     "Audio",
     "Busy",
+    "ClipListening",
     "Heard",
     "Interrupted",
     "InvalidAudio",
     "InvalidRequest",
     "Listening",
+    "ListeningOptions",
     "NoServer",
     "NotFound",
     "Options",
@@ -52,4 +64,5 @@ __all__ = [
     "Unauthorized",
     "UnreadableAudio",
     "Usage",
+    "WindowListening",
 ]

@@ -1,4 +1,4 @@
-"""What a server answers, as frozen dataclasses; `raw` is the whole body as it came."""
+"""The server's answers as frozen dataclasses; `raw` is the whole body as it came."""
 
 from __future__ import annotations
 
@@ -10,8 +10,32 @@ Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True)
+class ClipListening:
+    """One clip's part of the listening; `influence` and `rank` come with include clips."""
+
+    index: int
+    score: float
+    influence: float | None = None
+    rank: int | None = None
+    timeline: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WindowListening:
+    """One window of a clip that is longer than the model's own window."""
+
+    clip: int  # index of the clip
+    start_seconds: float
+    end_seconds: float
+    score: float | None
+    verdict: str
+    strength: float
+    answer: str  # to this window alone
+
+
+@dataclass(frozen=True, slots=True)
 class Listening:
-    """How far the audio decided the answer; None where the server has no profile."""
+    """Listening measurements of one answer; None where the server has no profile."""
 
     score: float | None
     percentile: float | None
@@ -21,11 +45,12 @@ class Listening:
     hop_seconds: float
     timeline: tuple[float, ...] = ()  # an audio token each, every hop_seconds; sums to the score
     heads: tuple[Mapping[str, Any], ...] = ()
+    clips: tuple[ClipListening, ...] = ()  # of several clips, or with include clips
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What was done to the answer; `reason` says why nothing was."""
+    """The steering of an answer; `reason` says why there was none."""
 
     applied: bool
     direction: str | None
@@ -38,7 +63,7 @@ class Steering:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """One clip: what was sent, and how much of it the model heard."""
+    """One clip as it was sent, and the part of it that the model heard."""
 
     submitted_seconds: float
     heard_seconds: float
@@ -59,7 +84,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds."""
+    """Seconds of each step."""
 
     queue_seconds: float
     prefill_seconds: float
@@ -73,6 +98,8 @@ class Answer:
     """An answer."""
 
     id: str
+    created: int  # seconds since 1970
+    model: str
     text: str
     finish_reason: str
     probabilities: Mapping[str, float]  # of the choices
@@ -81,52 +108,71 @@ class Answer:
     audio: tuple[Audio, ...]
     usage: Usage
     timings: Timings
-    silent_answer: str | None
+    silent_answer: str | None  # with include silence
+    windows: tuple[WindowListening, ...]  # of a clip heard in windows
     warnings: tuple[str, ...]
     raw: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the server heard of a question it did not answer."""
+    """Listening measurements of a question that was not answered."""
 
     id: str
+    created: int  # seconds since 1970
+    model: str
     listening: Listening
     audio: tuple[Audio, ...]
+    timings: Timings
+    windows: tuple[WindowListening, ...]  # of a clip heard in windows
     warnings: tuple[str, ...]
     raw: Mapping[str, Any]
 
 
-def answer(raw: Mapping[str, Any]) -> Answer:
+def parse_answer(raw: Mapping[str, Any]) -> Answer:
     """The answer in a body of POST /v1/audio-chat."""
     return Answer(
-        id=raw["id"],
+        **_of_both(raw),
         text=raw["answer"],
         finish_reason=raw["finish_reason"],
-        probabilities={one["text"]: one["probability"] for one in raw["choices"]},
-        listening=_listening(raw["listening"]),
-        steering=_known(Steering, raw["steering"]),
-        audio=tuple(_known(Audio, one) for one in raw["audio"]),
-        usage=_known(Usage, raw["usage"]),
-        timings=_known(Timings, raw["timings"]),
+        probabilities={choice["text"]: choice["probability"] for choice in raw["choices"]},
+        steering=_from_known_keys(Steering, raw["steering"]),
+        usage=_from_known_keys(Usage, raw["usage"]),
         silent_answer=raw.get("silent_answer"),
-        warnings=tuple(raw["warnings"]),
-        raw=raw,
     )
 
 
-def heard(raw: Mapping[str, Any]) -> Heard:
-    """What a body of POST /v1/listening-score says."""
-    audio = tuple(_known(Audio, one) for one in raw["audio"])
-    return Heard(raw["id"], _listening(raw["listening"]), audio, tuple(raw["warnings"]), raw)
+def parse_heard(raw: Mapping[str, Any]) -> Heard:
+    """The listening in a body of POST /v1/listening-score."""
+    return Heard(**_of_both(raw))
 
 
-def _listening(raw: Mapping[str, Any]) -> Listening:
+def _of_both(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that an answer and a listening have in common."""
+    windows = raw.get("windows", ())
+    return {
+        "id": raw["id"],
+        "created": raw["created"],
+        "model": raw["model"],
+        "listening": _parse_listening(raw["listening"]),
+        "audio": tuple(_from_known_keys(Audio, clip) for clip in raw["audio"]),
+        "timings": _from_known_keys(Timings, raw["timings"]),
+        "windows": tuple(_from_known_keys(WindowListening, window) for window in windows),
+        "warnings": tuple(raw["warnings"]),
+        "raw": raw,
+    }
+
+
+def _parse_listening(raw: Mapping[str, Any]) -> Listening:
     lists = {name: tuple(raw.get(name, ())) for name in ("timeline", "heads")}
-    return _known(Listening, {**raw, **lists})
+    clips = tuple(
+        _from_known_keys(ClipListening, {**clip, "timeline": tuple(clip.get("timeline", ()))})
+        for clip in raw.get("clips", ())
+    )
+    return _from_known_keys(Listening, {**raw, **lists, "clips": clips})
 
 
-def _known(kind: type[Parsed], raw: Mapping[str, Any]) -> Parsed:
+def _from_known_keys(kind: type[Parsed], raw: Mapping[str, Any]) -> Parsed:
     """A dataclass from the keys it knows: a newer server may send more."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in raw.items() if name in names})

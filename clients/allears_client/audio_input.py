@@ -1,4 +1,4 @@
-"""What may be sent as a sound: a path, the bytes of a file, an open file, or samples."""
+"""Sounds that can be sent: a path, the bytes of a file, an open file, or samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from allears_client.errors import UnreadableAudio
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MOST_CHANNELS = 8
+_MAX_CHANNELS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Samples:
 Sound = bytes | str | os.PathLike[str] | BinaryIO | Samples
 
 
-def one_or_many(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
+def as_list(audio: Sound | Sequence[Sound] | None) -> list[Sound]:
     """The sounds, as a list."""
     if audio is None:
         return []
@@ -45,7 +45,7 @@ def as_json(sound: Sound) -> dict[str, str]:
 
 
 def read(sound: Sound) -> bytes:
-    """The bytes of an audio file. Raises UnreadableAudio for what is none."""
+    """The bytes of an audio file. Raises UnreadableAudio."""
     if isinstance(sound, bytes):
         return sound
     if isinstance(sound, Samples):
@@ -68,13 +68,13 @@ def read(sound: Sound) -> bytes:
 
 def wav(sound: Samples) -> bytes:
     """A WAV file of 16-bit samples. Raises UnreadableAudio for arrays that are no waveform."""
-    import numpy as np  # whoever has an array has numpy; nobody else needs it
+    import numpy as np  # only a caller with an array needs it
 
     samples = np.asarray(sound.samples)
     if samples.ndim not in (1, 2) or samples.size == 0:
         raise UnreadableAudio(f"samples of shape {samples.shape}; (S,) or (S, channels) is needed")
     channels = 1 if samples.ndim == 1 else samples.shape[1]
-    if channels > _MOST_CHANNELS:
+    if channels > _MAX_CHANNELS:
         raise UnreadableAudio(
             f"samples of shape {samples.shape} would be {channels} channels; transpose the array to"
             " (S, channels)"

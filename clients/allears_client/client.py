@@ -10,8 +10,7 @@ from typing import Any, Self, Unpack
 import httpx
 from httpx_retries import Retry, RetryTransport
 
-from allears_client import answers
-from allears_client.answers import Answer, Heard
+from allears_client.answers import Answer, Heard, parse_answer, parse_heard
 from allears_client.errors import AllEarsHTTPError, Interrupted, no_server, refusal
 from allears_client.request_body import ListeningOptions, Options, Sounds, body
 
@@ -26,51 +25,51 @@ class Stream:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._whole: Answer | None = None
+        self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         try:
             for line in self._response.iter_lines():
-                piece, whole = _event(self._response, line)
-                self._whole = whole or self._whole
+                piece, answer = _parse_event(self._response, line)
+                self._answer = answer or self._answer
                 if piece:
                     yield piece
         except httpx.TransportError as error:
             raise Interrupted(
                 f"the connection broke before the answer was whole: {error}"
             ) from None
-        _check_whole(self._whole)
+        _check_complete(self._answer)
 
     @property
     def answer(self) -> Answer:
         """The whole Answer; raises Interrupted before the last piece came."""
-        return _check_whole(self._whole)
+        return _check_complete(self._answer)
 
 
 class AsyncStream:
-    """The same, asynchronously."""
+    """The same as Stream, asynchronously."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._whole: Answer | None = None
+        self._answer: Answer | None = None
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             async for line in self._response.aiter_lines():
-                piece, whole = _event(self._response, line)
-                self._whole = whole or self._whole
+                piece, answer = _parse_event(self._response, line)
+                self._answer = answer or self._answer
                 if piece:
                     yield piece
         except httpx.TransportError as error:
             raise Interrupted(
                 f"the connection broke before the answer was whole: {error}"
             ) from None
-        _check_whole(self._whole)
+        _check_complete(self._answer)
 
     @property
     def answer(self) -> Answer:
         """The whole Answer; raises Interrupted before the last piece came."""
-        return _check_whole(self._whole)
+        return _check_complete(self._answer)
 
 
 class AllEars:
@@ -112,13 +111,13 @@ class AllEars:
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """The server's answer about one clip or several."""
-        return answers.answer(self._send("POST", _CHAT, json=body(audio, question, options)))
+        return parse_answer(self._send("POST", _CHAT, json=body(audio, question, options)))
 
     @contextmanager
     def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Iterator[Stream]:
-        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        """The answer in pieces: iterate over them, then read the stream's `answer`."""
         content = {**body(audio, question, options), "stream": True}
         try:
             request = self._http.build_request("POST", _CHAT, json=content)
@@ -128,7 +127,7 @@ class AllEars:
         try:
             if not response.is_success:
                 response.read()
-                raise refusal(response, _body(response))
+                raise refusal(response, _json_or_none(response))
             yield Stream(response)
         finally:
             response.close()
@@ -139,15 +138,15 @@ class AllEars:
         question: str | None = None,
         **options: Unpack[ListeningOptions],
     ) -> Heard:
-        """How far the audio would decide the answer, without an answer."""
-        return answers.heard(self._send("POST", _LISTEN, json=body(audio, question, options)))
+        """Listening measurements of a question, without an answer."""
+        return parse_heard(self._send("POST", _LISTEN, json=body(audio, question, options)))
 
     def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
         """The server's rolling summary, or the record of one answer by its id."""
         return self._send("GET", _SUMMARY, params=_params(request_id))
 
     def ready(self) -> bool:
-        """Whether the server is there and takes questions."""
+        """True if the server can be reached and takes questions."""
         try:
             return self._http.get("/readyz", extensions=_ONCE).status_code == 200
         except _BROKEN:
@@ -158,7 +157,7 @@ class AllEars:
             response = self._http.request(method, path, **content)
         except _BROKEN as error:
             raise no_server(self.url, error) from None
-        return _checked(response)
+        return _checked_body(response)
 
 
 class AsyncAllEars:
@@ -195,13 +194,13 @@ class AsyncAllEars:
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """The server's answer about one clip or several."""
-        return answers.answer(await self._send("POST", _CHAT, json=body(audio, question, options)))
+        return parse_answer(await self._send("POST", _CHAT, json=body(audio, question, options)))
 
     @asynccontextmanager
     async def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[AsyncStream]:
-        """The answer in pieces: iterate over what comes, then read its `answer`."""
+        """The answer in pieces: iterate over them, then read the stream's `answer`."""
         content = {**body(audio, question, options), "stream": True}
         try:
             request = self._http.build_request("POST", _CHAT, json=content)
@@ -211,7 +210,7 @@ class AsyncAllEars:
         try:
             if not response.is_success:
                 await response.aread()
-                raise refusal(response, _body(response))
+                raise refusal(response, _json_or_none(response))
             yield AsyncStream(response)
         finally:
             await response.aclose()
@@ -222,16 +221,16 @@ class AsyncAllEars:
         question: str | None = None,
         **options: Unpack[ListeningOptions],
     ) -> Heard:
-        """How far the audio would decide the answer, without an answer."""
+        """Listening measurements of a question, without an answer."""
         content = body(audio, question, options)
-        return answers.heard(await self._send("POST", _LISTEN, json=content))
+        return parse_heard(await self._send("POST", _LISTEN, json=content))
 
     async def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
         """The server's rolling summary, or the record of one answer by its id."""
         return await self._send("GET", _SUMMARY, params=_params(request_id))
 
     async def ready(self) -> bool:
-        """Whether the server is there and takes questions."""
+        """True if the server can be reached and takes questions."""
         try:
             return (await self._http.get("/readyz", extensions=_ONCE)).status_code == 200
         except _BROKEN:
@@ -242,11 +241,11 @@ class AsyncAllEars:
             response = await self._http.request(method, path, **content)
         except _BROKEN as error:
             raise no_server(self.url, error) from None
-        return _checked(response)
+        return _checked_body(response)
 
 
 def _retry(count: int) -> Retry:
-    """What is tried again. A refused connection is not: then there is no server."""
+    """Retry policy. A refused connection is not retried: there is no server."""
     return Retry(
         total=count,
         allowed_methods=("GET", "POST"),
@@ -273,26 +272,26 @@ def _params(request_id: str | None) -> dict[str, str]:
     return {"request_id": request_id} if request_id else {}
 
 
-def _checked(response: httpx.Response) -> dict[str, Any]:
+def _checked_body(response: httpx.Response) -> dict[str, Any]:
     """The body of an answer; raises the error of a refusal."""
-    found = _body(response)
+    content = _json_or_none(response)
     if not response.is_success:
-        raise refusal(response, found)
-    if not isinstance(found, dict):
+        raise refusal(response, content)
+    if not isinstance(content, dict):
         raise AllEarsHTTPError(
             "the answer is not JSON: is this an allears server?", status=response.status_code
         )
-    return found
+    return content
 
 
-def _body(response: httpx.Response) -> Any:
+def _json_or_none(response: httpx.Response) -> Any:
     try:
         return response.json()
     except ValueError:
         return None
 
 
-def _event(response: httpx.Response, line: str) -> tuple[str, Answer | None]:
+def _parse_event(response: httpx.Response, line: str) -> tuple[str, Answer | None]:
     """The piece of text in a line of a stream, and the Answer if it is the last."""
     data = line.removeprefix("data: ").strip()
     if not line.startswith("data:") or data == "[DONE]":
@@ -300,10 +299,10 @@ def _event(response: httpx.Response, line: str) -> tuple[str, Answer | None]:
     event = json.loads(data)
     if "error" in event:
         raise refusal(response, event)
-    return event["delta"], answers.answer(event) if "answer" in event else None
+    return event["delta"], parse_answer(event) if "answer" in event else None
 
 
-def _check_whole(whole: Answer | None) -> Answer:
-    if whole is None:
+def _check_complete(answer: Answer | None) -> Answer:
+    if answer is None:
         raise Interrupted("the stream ended before the answer was whole, or was not read yet")
-    return whole
+    return answer

@@ -1,4 +1,4 @@
-"""`allears ask` and `allears listen`: a question about a file, to a server that runs or to none."""
+"""`allears ask` and `allears listen`: a question about a file, to a server or to none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from allears_client import terminal
 from allears_client.audio_input import Sound
 from allears_client.client import DEFAULT_URL, AllEars
 from allears_client.errors import AllEarsClientError, NoServer
-from allears_client.request_body import ListeningOptions, Options
+from allears_client.request_body import ListeningOptions, LongAudio, Options
 
 AudioPath = Annotated[
     str, typer.Argument(help="A WAV, FLAC, OGG or MP3 file; `-` reads it from standard input.")
@@ -23,6 +23,10 @@ AudioPath = Annotated[
 QuestionText = Annotated[str, typer.Argument(help="What to ask about it.")]
 Choices = Annotated[
     list[str] | None, typer.Option("--choice", help="One possible answer; repeat it.")
+]
+LongClip = Annotated[
+    LongAudio | None,
+    typer.Option(help="For a file longer than the model's window; as deployed if not given."),
 ]
 Url = Annotated[str, typer.Option(help="The server.", envvar="ALLEARS_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="The server's key.", envvar="ALLEARS_API_KEY")]
@@ -43,6 +47,10 @@ def ask(
         str, typer.Option(help="`adaptive`, or a number from 0 to the profile's max_strength.")
     ] = "adaptive",
     direction: Annotated[str, typer.Option(help="`request` or `calibrated`.")] = "request",
+    long_audio: LongClip = None,
+    silence: Annotated[
+        bool, typer.Option("--silence", help="Answer as much silence as well.")
+    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -56,16 +64,20 @@ def ask(
         "steer": steer,
         "strength": _strength(strength),
         "direction": _direction(direction),
-        "include": ["timeline", "unsteered"] if steer else ["timeline"],
+        "choices": choice or None,
+        "long_audio": long_audio,
+        "include": ["timeline"],
     }
-    if choice:
-        options["choices"] = choice
+    if steer:
+        options["include"] = [*options["include"], "unsteered"]
+    if silence:
+        options["include"] = [*options["include"], "silence"]
     sound = _sound(audio)
-    with _ears(context, url, api_key, local) as ears, _waiting(as_json):
+    with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         answer = ears.ask(sound, question, **options)
     if as_json:
         return _print_json(answer.raw)
-    Console().print(terminal.answer(answer))
+    Console().print(terminal.answer_table(answer))
 
 
 def listen(
@@ -73,6 +85,7 @@ def listen(
     audio: AudioPath,
     question: QuestionText,
     choice: Choices = None,
+    long_audio: LongClip = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -82,15 +95,17 @@ def listen(
 
     Example: allears listen dog.wav "What animal is this?"
     """
-    options: ListeningOptions = {"include": ["timeline", "silence"]}
-    if choice:
-        options["choices"] = choice
+    options: ListeningOptions = {
+        "choices": choice or None,
+        "long_audio": long_audio,
+        "include": ["timeline", "silence"],
+    }
     sound = _sound(audio)
-    with _ears(context, url, api_key, local) as ears, _waiting(as_json):
+    with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         heard = ears.listen(sound, question, **options)
     if as_json:
         return _print_json(heard.raw)
-    Console().print(terminal.heard(heard))
+    Console().print(terminal.heard_table(heard))
 
 
 def _sound(audio: str) -> Sound:
@@ -121,19 +136,21 @@ def _direction(text: str) -> Literal["request", "calibrated"]:
 
 
 @contextmanager
-def _ears(context: typer.Context, url: str, api_key: str | None, local: bool) -> Iterator[AllEars]:
+def _connect(
+    context: typer.Context, url: str, api_key: str | None, local: bool
+) -> Iterator[AllEars]:
     """A connection to the server of `url`, or to one of this process while the context lasts.
 
-    What the user can act on becomes a line on stderr and exit code 1. The command line that holds
-    these commands says in `context.obj` how a server is run here.
+    An error that the user can act on becomes a line on stderr and exit code 1. The command line
+    that holds these commands gives in `context.obj` the way to run a server here.
     """
-    run_here: Callable[[], AbstractContextManager[str]] | None = context.obj
+    serve_locally: Callable[[], AbstractContextManager[str]] | None = context.obj
     try:
-        if local and run_here is None:
+        if local and serve_locally is None:
             raise AllEarsClientError("--local needs the whole of allears, not its client alone")
         with (
-            run_here() if local and run_here else nullcontext(url) as place,
-            AllEars(place, api_key=api_key) as ears,
+            serve_locally() if local and serve_locally else nullcontext(url) as server_url,
+            AllEars(server_url, api_key=api_key) as ears,
         ):
             yield ears
     except NoServer as error:

@@ -1,4 +1,4 @@
-"""Everything that can go wrong on this side of the wire.
+"""The errors of the client, one tree.
 
 AllEarsClientError
 ├── NoServer              nothing answers at the URL, or not in time
@@ -108,8 +108,8 @@ _BY_CODE: Mapping[str, type[AllEarsHTTPError]] = {  # inside a stream there is n
 
 def refusal(response: httpx.Response, body: Any) -> AllEarsHTTPError:
     """The error of a response that refuses, or of an event that ends a stream."""
-    found = body.get("error") if isinstance(body, dict) else None
-    details: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    error = body.get("error") if isinstance(body, dict) else None
+    details: Mapping[str, Any] = error if isinstance(error, dict) else {}
     status, code = response.status_code, details.get("code")
     fault = ServerFailed if status >= 500 or response.is_success else AllEarsHTTPError
     kind = _BY_CODE.get(str(code), fault) if response.is_success else _BY_STATUS.get(status, fault)
@@ -125,7 +125,7 @@ def refusal(response: httpx.Response, body: Any) -> AllEarsHTTPError:
 
 
 def no_server(url: str, error: Exception) -> NoServer:
-    """What httpx found wrong with the connection, in words that help."""
+    """The NoServer of a connection error of httpx, with a hint what to do."""
     if isinstance(error, httpx.ConnectError):
         return NoServer(
             f"nothing answers at {url} ({error}); start a server with `allears serve`, or give its"

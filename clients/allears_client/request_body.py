@@ -5,36 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from allears_client.audio_input import Sound, as_json, one_or_many
+from allears_client.audio_input import Sound, as_json, as_list
 
 Sounds = Sound | Sequence[Sound]
+LongAudio = Literal["refuse", "cut", "window"]
+_STEERING = ("strength", "direction", "clip")  # the options that stand under `steering`
+
+
+class ListeningOptions(TypedDict, total=False):
+    """Options of a question that is only listened to; None means the server's default."""
+
+    messages: Sequence[Mapping[str, Any]] | None  # an OpenAI message list, instead of the question
+    choices: Sequence[str] | None  # the answer is one of these
+    long_audio: LongAudio | None  # for a clip longer than the model's window
+    include: Sequence[Literal["timeline", "heads", "silence"]]
 
 
 class Options(TypedDict, total=False):
-    """What may be said beside the sound and the question; the server's defaults hold else.
+    """Options of a question that is answered; None means the server's default."""
 
-    None is the same as nothing said.
-    """
-
-    messages: Sequence[Mapping[str, Any]] | None  # an OpenAI message list, instead of the question
+    messages: Sequence[Mapping[str, Any]] | None
     choices: Sequence[str] | None
+    long_audio: LongAudio | None
     steer: bool
     strength: float | Literal["adaptive"]
     direction: Literal["request", "calibrated"]
-    include: Sequence[Literal["timeline", "heads", "unsteered", "silence"]]
+    clip: int | None  # contrast only this clip with silence; None: all
+    include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips"]]
     max_tokens: int
     temperature: float
     top_p: float
     seed: int | None
     stop: Sequence[str]
-
-
-class ListeningOptions(TypedDict, total=False):
-    """The same for a question that is only listened to."""
-
-    messages: Sequence[Mapping[str, Any]] | None
-    choices: Sequence[str] | None
-    include: Sequence[Literal["timeline", "heads", "silence"]]
 
 
 def body(audio: Sounds | None, question: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,12 +45,14 @@ def body(audio: Sounds | None, question: str | None, options: Mapping[str, Any])
     if unknown:
         allowed = ", ".join(Options.__annotations__)
         raise TypeError(f"{min(unknown)!r} is no option of a question; allowed: {allowed}")
-    steering = {key: options[key] for key in ("strength", "direction") if key in options}
-    plain = {key: v for key, v in options.items() if v is not None and key not in steering}
-    found = {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
-    sounds = one_or_many(audio)
-    if sounds:
-        found["audio"] = [as_json(sound) for sound in sounds]
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    steering = {name: given.pop(name) for name in _STEERING if name in given}
+    if sounds := as_list(audio):
+        given["audio"] = [as_json(sound) for sound in sounds]
     if question is not None:
-        found["question"] = question
-    return {**found, **({"steering": steering} if steering else {})}
+        given["question"] = question
+    return {**given, "steering": steering} if steering else given

@@ -9,32 +9,34 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from allears_client.answers import Answer, Heard, Listening
+from allears_client.answers import Answer, Heard, Listening, WindowListening
 
 _WIDTH = 32  # columns of bars
-_STEPS = "▁▂▃▄▅▆▇█"
+_BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"not_listening": "red", "partly_listening": "yellow", "listening": "green"}
 
 
-def answer(found: Answer) -> Table:
+def answer_table(answer: Answer) -> Table:
     """Answer, probabilities, listening, steering, warnings."""
     grid = _grid()
-    grid.add_row("answer", Text(found.text, "bold"))
-    for text, probability in found.probabilities.items():
-        style = "bold" if text == found.text else "dim"
+    grid.add_row("answer", Text(answer.text, "bold"))
+    for text, probability in answer.probabilities.items():
+        style = "bold" if text == answer.text else "dim"
         grid.add_row("", _bar(probability, style).append(f" {probability:6.1%} {text}", style))
-    if found.silent_answer is not None:
-        grid.add_row("in silence", Text(found.silent_answer))
-    _add_listening(grid, found.listening)
-    grid.add_row("steering", _steering(found))
-    return _with_warnings(grid, found.warnings)
+    if answer.silent_answer is not None:
+        grid.add_row("in silence", Text(answer.silent_answer))
+    _add_listening(grid, answer.listening)
+    grid.add_row("steering", _steering(answer))
+    _add_windows(grid, answer.windows)
+    return _with_warnings(grid, answer.warnings)
 
 
-def heard(found: Heard) -> Table:
+def heard_table(heard: Heard) -> Table:
     """Listening and warnings of a question that was not answered."""
     grid = _grid()
-    _add_listening(grid, found.listening)
-    return _with_warnings(grid, found.warnings)
+    _add_listening(grid, heard.listening)
+    _add_windows(grid, heard.windows)
+    return _with_warnings(grid, heard.warnings)
 
 
 def gauge(score: float, threshold: float | None, colour: str) -> Text:
@@ -53,37 +55,49 @@ def sparkline(timeline: Sequence[float], width: int = _WIDTH) -> str:
     edges = [round(i * len(timeline) / count) for i in range(count + 1)] if count else []
     columns = [sum(timeline[a:b]) for a, b in pairwise(edges)]
     largest = max(columns, default=0.0) or 1.0
-    return "".join(_STEPS[min(7, int(8 * column / largest))] for column in columns)
+    return "".join(_BLOCKS[min(7, int(8 * column / largest))] for column in columns)
 
 
-def _add_listening(grid: Table, found: Listening) -> None:
-    if found.score is None:
+def _add_listening(grid: Table, listening: Listening) -> None:
+    if listening.score is None:
         grid.add_row("listening", "unknown: the server has no listening profile")
         return
-    colour = _COLOURS.get(found.verdict, "default")
-    line = gauge(found.score, found.threshold, colour)
-    line.append(f" {found.score:.2f} ", "bold").append(found.verdict.replace("_", " "), colour)
+    colour = _COLOURS.get(listening.verdict, "default")
+    line = gauge(listening.score, listening.threshold, colour)
+    line.append(f" {listening.score:.2f} ", "bold").append(
+        listening.verdict.replace("_", " "), colour
+    )
     grid.add_row("listening", line)
-    if found.timeline:
-        seconds = len(found.timeline) * found.hop_seconds
-        spark = Text(sparkline(found.timeline), colour)
+    if listening.timeline:
+        seconds = len(listening.timeline) * listening.hop_seconds
+        spark = Text(sparkline(listening.timeline), colour)
         grid.add_row("where", spark.append(f" 0 to {seconds:.1f} s", "dim"))
-    grid.add_row("", Text(", ".join(_details(found)), "dim"))
+    grid.add_row("", Text(", ".join(_details(listening)), "dim"))
 
 
-def _details(found: Listening) -> list[str]:
-    told = []
-    if found.threshold is not None:
-        told.append(f"┃ {found.threshold:.2f} is listening")
-    if found.percentile is not None:
-        told.append(f"percentile {found.percentile:.0%}")
-    if found.silence_score is not None:
-        told.append(f"silence {found.silence_score:.2f}")
-    return told
+def _details(listening: Listening) -> list[str]:
+    details = []
+    if listening.threshold is not None:
+        details.append(f"┃ {listening.threshold:.2f} is listening")
+    if listening.percentile is not None:
+        details.append(f"percentile {listening.percentile:.0%}")
+    if listening.silence_score is not None:
+        details.append(f"silence {listening.silence_score:.2f}")
+    return details
 
 
-def _steering(found: Answer) -> Text:
-    steering = found.steering
+def _add_windows(grid: Table, windows: Sequence[WindowListening]) -> None:
+    """A row for each window of a long clip: where it is, how far it was listened to, its answer."""
+    for window in windows:
+        row = Text(f"{window.start_seconds:.1f} to {window.end_seconds:.1f} s")
+        if window.score is not None:
+            row.append(f"  {window.score:.2f} ", "bold")
+            row.append(window.verdict.replace("_", " "), _COLOURS.get(window.verdict, "default"))
+        grid.add_row(f"window of clip {window.clip}", row.append(f"  {window.answer}"))
+
+
+def _steering(answer: Answer) -> Text:
+    steering = answer.steering
     if not steering.applied:
         return Text(f"none: {steering.reason}")
     text = Text(f"{steering.direction}, strength {steering.strength:.3g}")

@@ -1,7 +1,7 @@
-"""What a request costs, from a model's sizes alone: operations, bytes, and seconds they can take.
+"""Cost of a request from a model's sizes alone: operations, bytes, and the least seconds for them.
 
 An operation is a multiplication or an addition, so a weight that meets a position is two. Norms,
-biases and softmax are left out: together they are under a hundredth. Letters are the README's.
+biases and softmax are left out: together they are under a hundredth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from steering.model.audio_model import AudioModel
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelSizes:
     """Sizes of a Qwen2-Audio, as its config has them, and how deep its profile looks."""
 
     mel_bins: int
@@ -33,7 +33,7 @@ class Shape:
     item_bytes: int  # of a weight, key or value
 
     @classmethod
-    def of(cls, model: AudioModel, depth: int) -> Shape:
+    def of(cls, model: AudioModel, depth: int) -> ModelSizes:
         """The sizes of a model; no weight is read, so it may be on the meta device."""
         ears, text = model.network.config.audio_config, model.text_config
         return cls(
@@ -42,12 +42,12 @@ class Shape:
             encoder_width=int(ears.d_model),
             encoder_layers=int(ears.encoder_layers),
             encoder_feed_forward=int(ears.encoder_ffn_dim),
-            layers=model.layers,
-            width=model.width,
+            layers=model.num_layers,
+            width=model.hidden_size,
             feed_forward=int(text.intermediate_size),
-            heads=model.heads,
-            kv_heads=model.kv_heads,
-            head_width=model.head_width,
+            heads=model.num_heads,
+            kv_heads=model.num_kv_heads,
+            head_width=model.head_dim,
             vocabulary=int(text.vocab_size),
             depth=depth,
             item_bytes=torch.empty(0, dtype=model.dtype).element_size(),
@@ -109,13 +109,13 @@ class Shape:
         return self.depth * prefix_tokens * self.kv_token_bytes
 
     def feature_bytes(self, audio_tokens: int) -> int:
-        """What the cache keeps of the encoder's silence of one duration."""
+        """The encoder's silence of one duration, as the cache keeps it."""
         return audio_tokens * self.width * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a pass asks of the machine."""
+    """The operations and bytes of a pass."""
 
     operations: float = 0.0
     bytes: float = 0.0  # weights, keys and values that must be read
@@ -129,83 +129,96 @@ class Work:
         )
 
 
-def encoder(shape: Shape, positions: int) -> Work:
+def encoder(sizes: ModelSizes, positions: int) -> Work:
     """One clip, of so many positions: what is padded behind it up to the window is left out.
 
     The convolutions go one further, as far as the last position reads.
     """
-    n, width = positions, shape.encoder_width
-    frames, strided = (min(2 * n + 1, 2 * shape.positions), min(n + 1, shape.positions))
-    convolutions = 6 * width * (frames * shape.mel_bins + strided * width)
-    layers = shape.encoder_layers * (2 * n * shape.encoder_layer_weights + 4 * n * n * width)
-    projector = 2 * (n // 2) * width * shape.width
-    weights = shape.encoder_weights * shape.item_bytes
-    return Work(convolutions + layers + projector, weights, shape.encoder_layers)
+    n, width = positions, sizes.encoder_width
+    frames, strided = (min(2 * n + 1, 2 * sizes.positions), min(n + 1, sizes.positions))
+    convolutions = 6 * width * (frames * sizes.mel_bins + strided * width)
+    layers = sizes.encoder_layers * (2 * n * sizes.encoder_layer_weights + 4 * n * n * width)
+    projector = 2 * (n // 2) * width * sizes.width
+    weights = sizes.encoder_weights * sizes.item_bytes
+    return Work(convolutions + layers + projector, weights, sizes.encoder_layers)
 
 
-def walk(shape: Shape, tokens: int, seen: int, depth: int, *, last_feed_forward: int) -> Work:
+def decoder_layers(
+    sizes: ModelSizes, tokens: int, seen: int, depth: int, *, last_feed_forward: int
+) -> Work:
     """`tokens` new ones through `depth` layers, each attending to `seen` keys.
 
     So many of them, none or one or all, go through the last layer's feed-forward part.
     """
-    attention = 2 * tokens * shape.attention_weights
-    attention += 4 * tokens * seen * shape.heads * shape.head_width
-    whole = 2 * tokens * shape.feed_forward_weights
-    last = 2 * last_feed_forward * shape.feed_forward_weights
-    read = depth * shape.layer_weights * shape.item_bytes
-    read += depth * (seen - tokens) * shape.kv_token_bytes
+    attention = 2 * tokens * sizes.attention_weights
+    attention += 4 * tokens * seen * sizes.heads * sizes.head_width
+    whole = 2 * tokens * sizes.feed_forward_weights
+    last = 2 * last_feed_forward * sizes.feed_forward_weights
+    read = depth * sizes.layer_weights * sizes.item_bytes
+    read += depth * (seen - tokens) * sizes.kv_token_bytes
     return Work(depth * attention + (depth - 1) * whole + last, read, depth)
 
 
-def readout(shape: Shape, rows: int = 1) -> Work:
+def readout(sizes: ModelSizes, rows: int = 1) -> Work:
     """Logits of so many rows."""
-    return Work(2 * rows * shape.readout_weights, shape.readout_weights * shape.item_bytes)
+    return Work(2 * rows * sizes.readout_weights, sizes.readout_weights * sizes.item_bytes)
 
 
-def prefill(shape: Shape, tokens: int, positions: int) -> Work:
+def prefill(sizes: ModelSizes, tokens: int, positions: int) -> Work:
     """A prompt, with its clip of so many positions through the encoder, up to the first token."""
-    decoder = walk(shape, tokens, tokens, shape.layers, last_feed_forward=1)
-    return encoder(shape, positions) + decoder + readout(shape)
+    decoder = decoder_layers(sizes, tokens, tokens, sizes.layers, last_feed_forward=1)
+    return encoder(sizes, positions) + decoder + readout(sizes)
 
 
-def question(shape: Shape, tokens: int, prefix: int) -> Work:
+def question(sizes: ModelSizes, tokens: int, prefix: int) -> Work:
     """The silent twin's text after the audio, behind a prefix that is at hand: a hit."""
-    return walk(shape, tokens - prefix, tokens, shape.depth, last_feed_forward=1)
+    return decoder_layers(sizes, tokens - prefix, tokens, sizes.depth, last_feed_forward=1)
 
 
-def silent_prefix(shape: Shape, prefix: int) -> Work:
-    """What a miss costs more: everything up to the end of the silent audio."""
-    return walk(shape, prefix, prefix, shape.depth, last_feed_forward=0)
+def silent_prefix(sizes: ModelSizes, prefix: int) -> Work:
+    """The extra cost of a miss: everything up to the end of the silent audio."""
+    return decoder_layers(sizes, prefix, prefix, sizes.depth, last_feed_forward=0)
 
 
-def step(shape: Shape, rows: int, reach: int) -> Work:
-    """One token more for so many rows, all of which read `reach` keys."""
-    per_row = walk(shape, 1, reach, shape.layers, last_feed_forward=1)
-    weights = shape.layers * shape.layer_weights * shape.item_bytes
-    kept = rows * shape.row_bytes(reach)
+def step(sizes: ModelSizes, rows: int, kv_length: int) -> Work:
+    """One token more for so many rows, all of which read `kv_length` keys."""
+    per_row = decoder_layers(sizes, 1, kv_length, sizes.layers, last_feed_forward=1)
+    weights = sizes.layers * sizes.layer_weights * sizes.item_bytes
+    read = rows * sizes.row_bytes(kv_length)
     operations = rows * per_row.operations
-    return Work(operations, weights + kept, shape.layers) + readout(shape, rows)
+    return Work(operations, weights + read, sizes.layers) + readout(sizes, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a machine reaches, of what it promises."""
+    """The rates that a machine reaches."""
 
     operations_a_second: float
     bytes_a_second: float
     layer_seconds: float = 0.0  # to start the operators of one layer, from Python
     overlapped: bool = False  # they are started while the device works
 
-    def seconds(self, work: Work, *, recorded: bool = False) -> float:
-        """What the work takes: the slower of operations and bytes, and starting the operators.
+    def seconds(self, work: Work, *, graph: bool = False) -> float:
+        """The time of the work: the slower of operations and bytes, and starting the operators.
 
-        A recorded pass, a CUDA graph, starts them at no cost.
+        A CUDA graph starts them at no cost.
         """
         floor = max(
             work.operations / self.operations_a_second,
             work.bytes / self.bytes_a_second,
         )
-        if recorded:
+        if graph:
             return floor
         start = work.layers * self.layer_seconds
         return max(start, floor) if self.overlapped else start + floor
+
+
+def max_answers_per_second(
+    rows: int, tokens: float, entering: float, round_seconds: float
+) -> float:
+    """Answers a second of an engine that always has questions and refills free rows at once.
+
+    Each answer takes the engine `entering` for itself and a row for `tokens` - 1 rounds; a round
+    is shared by all rows, and while a question enters all rows wait.
+    """
+    return rows / ((tokens - 1) * round_seconds + rows * entering)

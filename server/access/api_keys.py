@@ -1,4 +1,4 @@
-"""The keys that open a server: each with a name, which metrics and logs show in place of it.
+"""The keys that open a server: each has a name, which metrics and logs show in its place.
 
 They are listed in `ALLEARS_API_KEYS`, or stand with names in the TOML file `ALLEARS_API_KEYS_FILE`:
 
@@ -26,12 +26,12 @@ MIN_CHARACTERS = 16  # of a key in a file
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _PRINTABLE = re.compile(r"[!-~]+")
 _LIMITS = ("requests_per_minute", "concurrent_requests")
-_MOST = 1_000_000
+_MAX_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key: what is shown of it, what it is known by, and its own limits, if it has any."""
+    """One key: its name, its digest, and its own limits, if it has any."""
 
     name: str
     digest: bytes = field(repr=False)  # SHA-256
@@ -40,24 +40,24 @@ class ApiKey:
 
 
 def digest(key: str) -> bytes:
-    """What a key is known by: all of one length, so that comparing tells nothing of it."""
+    """The digest of a key: all have one length, so that comparing leaks nothing."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def find(sent: str, keys: Sequence[ApiKey]) -> ApiKey | None:
-    """The key that was sent, in a time that depends neither on which it is nor on how near."""
-    shown = digest(sent)
-    matches = [hmac.compare_digest(shown, key.digest) for key in keys]
-    return next((key for key, same in zip(keys, matches, strict=True) if same), None)
+def find(text: str, keys: Sequence[ApiKey]) -> ApiKey | None:
+    """The key of this text, in a time that depends neither on which it is nor on how near."""
+    text_digest = digest(text)
+    matches = [hmac.compare_digest(text_digest, key.digest) for key in keys]
+    return next((key for key, match in zip(keys, matches, strict=True) if match), None)
 
 
-def listed(keys: Sequence[str]) -> tuple[ApiKey, ...]:
-    """Keys without names: they are called key-1, key-2 and so on, in their order."""
+def number_keys(keys: Sequence[str]) -> tuple[ApiKey, ...]:
+    """Keys without names, called key-1, key-2 and so on in their order."""
     return tuple(ApiKey(f"key-{i}", digest(key)) for i, key in enumerate(keys, 1))
 
 
-def read(path: Path) -> tuple[ApiKey, ...]:
-    """The keys of a file. Raises KeysFileError with what is wrong and where."""
+def read_keys_file(path: Path) -> tuple[ApiKey, ...]:
+    """The keys of a file. Raises KeysFileError, which says what is wrong and where."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -69,18 +69,18 @@ def read(path: Path) -> tuple[ApiKey, ...]:
     keys = tuple(_key(name, table) for name, table in tables.items())
     if not keys:
         raise KeysFileError('it holds no key; add a table [NAME] with key = "..."')
-    seen: dict[bytes, str] = {}
+    names: dict[bytes, str] = {}  # by digest
     for key in keys:
-        if key.digest in seen:
-            raise KeysFileError(f"[{seen[key.digest]}] and [{key.name}] have the same key")
-        seen[key.digest] = key.name
+        if key.digest in names:
+            raise KeysFileError(f"[{names[key.digest]}] and [{key.name}] have the same key")
+        names[key.digest] = key.name
     return keys
 
 
 def _place(error: tomllib.TOMLDecodeError) -> str:
-    """Where a file is wrong; the rest of the parser's message may hold a piece of a key."""
-    found = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
-    return found[1] if found else "somewhere"
+    """The place of a parser's error; the rest of its message may hold a piece of a key."""
+    match = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
+    return match[1] if match else "somewhere"
 
 
 def _key(name: str, table: Any) -> ApiKey:
@@ -108,8 +108,8 @@ def _limit(name: str, table: Mapping[str, Any], field: str) -> int | None:
     value = table.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_LIMIT:
         raise KeysFileError(
-            f"{field} of [{name}] is no whole number from 0 (no limit) to {_MOST:,}"
+            f"{field} of [{name}] is no whole number from 0 (no limit) to {_MAX_LIMIT:,}"
         )
     return value

@@ -1,4 +1,4 @@
-"""How much one key may ask: so many requests a minute, so many at once. Counted in this process."""
+"""Limits of one key, counted in this process: requests a minute, requests at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.errors import RateLimited, TooManyConcurrent
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Requests that may come at once: a minute's worth, which fills again evenly."""
+    """A minute's requests may come at once; the bucket fills again evenly."""
 
     per_minute: int
     clock: Callable[[], float] = time.monotonic  # seconds
@@ -24,7 +24,7 @@ class TokenBucket:
         self.tokens, self.filled_at = float(self.per_minute), self.clock()
 
     def take(self) -> float:
-        """0, with a token taken, or the seconds until there is one."""
+        """Take a token and return 0, or return the seconds until there is one."""
         now, rate = self.clock(), self.per_minute / 60
         self.tokens = min(self.per_minute, self.tokens + (now - self.filled_at) * rate)
         self.filled_at = now
@@ -36,7 +36,7 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class KeyLimits:
-    """What one key may do here, and what it does now. 0 is no limit."""
+    """The limits of one key, and its running requests. 0 is no limit."""
 
     requests_per_minute: int
     concurrent_requests: int
@@ -48,8 +48,8 @@ class KeyLimits:
         self.bucket = TokenBucket(self.requests_per_minute, self.clock)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """A request of the key; TooManyConcurrent or RateLimited, which cost it nothing."""
+    def admit(self) -> Iterator[None]:
+        """Run a request of the key. Raises TooManyConcurrent or RateLimited, at no cost to it."""
         if self.concurrent_requests and self.running >= self.concurrent_requests:
             raise TooManyConcurrent(
                 f"{self.running} requests of this key run, as many as may run at once; wait for"

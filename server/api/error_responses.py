@@ -20,43 +20,54 @@ from server.errors import (
     BodyTimeout,
     BodyTooLarge,
     Busy,
+    DecodeFailed,
     Draining,
     EngineStopped,
+    InternalSignal,
+    KeysFileError,
     Loading,
+    LoadingCancelled,
     LogUnavailable,
     QueueFull,
     QueueTimeout,
     RateLimited,
     ReplicaLost,
     RequestTimeout,
+    SettingsError,
     TooManyConcurrent,
     TooManyConnections,
     Unauthorized,
     UnknownModel,
     UnknownRecord,
     UnsupportedMediaType,
+    WorkerDied,
+    WrongDatabaseVersion,
 )
-from steering.errors import AudioError, AudioTooLarge, RequestError
+from server.telemetry.request_record import request_record
+from steering.errors import AudioError, AudioTooLarge, RequestError, UnsupportedAudio
 
 log = logging.getLogger("allears")
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """How an exception looks over HTTP."""
+    """HTTP status, code and headers of an exception."""
 
     status: int
     code: str
     type: str = "invalid_request_error"
     param: str | None = None  # where the exception itself names none
-    retry_after_seconds: int | None = None  # where the exception itself says nothing
+    retry_after_seconds: int | None = None  # where the exception itself names none
 
 
 OUT_OF_MEMORY = ErrorSpec(503, "out_of_memory", "server_error", retry_after_seconds=5)
 UNEXPECTED = ErrorSpec(500, "internal_error", "server_error")
+_INVALID_AUDIO = ErrorSpec(400, "invalid_audio", param="audio")
 TABLE: Mapping[type[Exception], ErrorSpec] = {
-    AudioError: ErrorSpec(400, "invalid_audio", param="audio"),
+    AudioError: _INVALID_AUDIO,
+    DecodeFailed: _INVALID_AUDIO,
     AudioTooLarge: ErrorSpec(413, "audio_too_large", param="audio"),
+    UnsupportedAudio: ErrorSpec(415, "unsupported_audio", param="audio"),
     RequestError: ErrorSpec(422, "invalid_request"),
     RequestValidationError: ErrorSpec(422, "invalid_request"),
     Unauthorized: ErrorSpec(401, "invalid_api_key", "authentication_error"),
@@ -79,6 +90,13 @@ TABLE: Mapping[type[Exception], ErrorSpec] = {
     torch.OutOfMemoryError: OUT_OF_MEMORY,
     MemoryError: OUT_OF_MEMORY,
     ClientDisconnect: ErrorSpec(499, "client_gone"),
+    # caught inside the server, or before it starts: one that gets here is our bug
+    InternalSignal: UNEXPECTED,
+    LoadingCancelled: UNEXPECTED,
+    WorkerDied: UNEXPECTED,
+    WrongDatabaseVersion: UNEXPECTED,
+    SettingsError: UNEXPECTED,
+    KeysFileError: UNEXPECTED,
 }
 _CLOSING = ("body_timeout", "too_many_connections")  # codes after which a connection is of no use
 _ROUTING: Mapping[int, tuple[str, str]] = {
@@ -88,67 +106,67 @@ _ROUTING: Mapping[int, tuple[str, str]] = {
 
 
 def spec_of(error: Exception) -> ErrorSpec:
-    """The row of an exception's class, or of the closest class it derives from."""
+    """The specification of an exception's class, or of the closest class it derives from."""
     if isinstance(error, HTTPException):
         code, _ = _ROUTING.get(error.status_code, ("http_error", ""))
         return ErrorSpec(error.status_code, code)
     if torch_errors.is_out_of_memory(error):
         return OUT_OF_MEMORY
-    found = (TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
-    return next(found, UNEXPECTED)
+    specs = (TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+    return next(specs, UNEXPECTED)
 
 
 def body(error: Exception, request_id: str) -> dict[str, Any]:
     """The JSON body of an error; an unexpected one keeps its details for the log."""
-    row = spec_of(error)
+    spec = spec_of(error)
     return {
         "error": {
-            "message": _message(error, row, request_id),
-            "type": row.type,
-            "param": getattr(error, "param", None) or row.param,
-            "code": row.code,
+            "message": _message(error, spec, request_id),
+            "type": spec.type,
+            "param": getattr(error, "param", None) or spec.param,
+            "code": spec.code,
         }
     }
 
 
-def _message(error: Exception, row: ErrorSpec, request_id: str) -> str:
+def _message(error: Exception, spec: ErrorSpec, request_id: str) -> str:
     if isinstance(error, HTTPException):
         return _ROUTING.get(error.status_code, ("", error.detail))[1]
-    if row is OUT_OF_MEMORY:
+    if spec is OUT_OF_MEMORY:
         return "there was not enough memory for this request; try again, or send less audio"
-    if row is UNEXPECTED:
+    if spec is UNEXPECTED:
         return f"the server failed; its log has the details under request id {request_id}"
     return str(error)
 
 
 def headers(error: Exception) -> dict[str, str]:
-    """Retry-After, Allow, WWW-Authenticate: what belongs to an error."""
-    row = spec_of(error)
-    found: dict[str, str] = {}
-    if isinstance(error, HTTPException):
-        found.update({name.lower(): value for name, value in (error.headers or {}).items()})
-    if row.status == 401:
-        found["www-authenticate"] = "Bearer"
-    if row.code in _CLOSING:
-        found["connection"] = "close"
-    wait = error.retry_after_seconds if isinstance(error, Busy) else row.retry_after_seconds
+    """The headers of an error: Retry-After, Allow, WWW-Authenticate, Connection."""
+    spec = spec_of(error)
+    own = error.headers or {} if isinstance(error, HTTPException) else {}
+    headers = {name.lower(): value for name, value in own.items()}
+    if spec.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if spec.code in _CLOSING:
+        headers["connection"] = "close"
+    wait = error.retry_after_seconds if isinstance(error, Busy) else spec.retry_after_seconds
     if wait is not None:
-        found["retry-after"] = str(wait)
-    return found
+        headers["retry-after"] = str(wait)
+    return headers
 
 
 def record_error(scope: Any, error: Exception) -> None:
-    """Leave an error's code where the middleware counts it; log one nobody expected."""
-    scope.setdefault("state", {})["error_code"] = spec_of(error).code
+    """Leave an error's code where the middleware counts it; log an unexpected error."""
+    record = request_record(scope)
+    record.error_code = spec_of(error).code
     if spec_of(error) in (UNEXPECTED, OUT_OF_MEMORY):
-        log.error("request %s failed", scope["state"].get("request_id"), exc_info=error)
+        log.error("request %s failed", record.request_id, exc_info=error)
 
 
 def translate(error: Exception) -> Exception:
     """The error in our own words, where fastapi has its own."""
     if isinstance(error, RequestValidationError):
-        found = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # without query, body
-        return wrong_field(found)
+        details = error.errors()
+        return wrong_field([{**field, "loc": field["loc"][1:]} for field in details])  # not "query"
     if isinstance(error, HTTPException) and error.status_code == 400:
         return RequestError(f"the form can't be read: {error.detail}")
     return error
@@ -158,26 +176,21 @@ def answer_error(scope: Any, error: Exception) -> Response:
     """The response to an exception."""
     error = translate(error)
     record_error(scope, error)
-    found = headers(error)
-    if spec_of(error).status == 405:
-        found["allow"] = _methods(scope)
+    spec, answer_headers = spec_of(error), headers(error)
+    if spec.status == 405:
+        answer_headers["allow"] = _methods(scope)
     return JSONResponse(
-        body(error, scope["state"].get("request_id", "")),
-        status_code=spec_of(error).status,
-        headers=found,
+        body(error, request_record(scope).request_id),
+        status_code=spec.status,
+        headers=answer_headers,
     )
 
 
 def _methods(scope: Any) -> str:
     """The methods of a path, of all its routes: starlette's own header knows the first alone."""
     routes = scope["app"].state.routes
-    found = {
-        method
-        for route in routes
-        if route.matches(scope)[0] is not Match.NONE
-        for method in route.methods
-    }
-    return ", ".join(sorted(found))
+    matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in matching for method in route.methods}))
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -1,7 +1,8 @@
 """OpenAI's chat completions as this server reads them, field by field.
 
-Every field of OpenAI's is one of three, and its description says which: heeded; taken only at the
-value that changes nothing, and refused else; or accepted without effect. The rest is refused.
+Every field of OpenAI's is one of three, and its description says which: it has its effect; it is
+taken only at the value that changes nothing, and refused otherwise; or it is accepted without
+effect. All other fields are refused.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _OBJECT_KEYWORDS = {"properties", "required", "additionalProperties", "$defs"} |
 
 
 def _neutral_only(why: str, *neutral: Any) -> Any:
-    """A field that is taken at null and `neutral`, which change nothing, and refused else."""
-    taken: list[Any] = [None, *neutral]
-    shown = " or ".join(json.dumps(one) for one in taken)
+    """A field that is taken at null and `neutral`, which change nothing, and refused otherwise."""
+    allowed: list[Any] = [None, *neutral]
+    shown = " or ".join(json.dumps(value) for value in allowed)
     text = f"Taken at {shown} only: {why}."
-    return Field(default=None, description=text, json_schema_extra={"enum": taken})
+    return Field(default=None, description=text, json_schema_extra={"enum": allowed})
 
 
 def _accepted(why: str) -> Any:
@@ -48,22 +49,24 @@ def _accepted(why: str) -> Any:
 
 def _refuse_others(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """The value, if its field takes it."""
-    found = cls.model_fields[str(info.field_name)]
-    extra = found.json_schema_extra
-    if not isinstance(extra, dict) or any(_same(value, one) for one in extra["enum"]):  # type: ignore[union-attr]
+    field = cls.model_fields[str(info.field_name)]
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict) or any(_same(value, other) for other in extra["enum"]):  # type: ignore[union-attr]
         return value
-    raise PydanticCustomError("unsupported", "{why}", {"why": str(found.description)})
+    raise PydanticCustomError("unsupported", "{why}", {"why": str(field.description)})
 
 
-def _same(value: Any, one: Any) -> bool:
-    return isinstance(value, bool) == isinstance(one, bool) and bool(value == one)
+def _same(value: Any, other: Any) -> bool:
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 class CompletionMessage(StrictModel):
     """A turn as OpenAI writes it, also one of ours that comes back."""
 
     role: Literal["system", "developer", "user", "assistant"]
+    """the author; developer is read as system"""
     content: Content
+    """text, or a list of texts and clips"""
     name: Any = _accepted("the model's template has no place for it")
     refusal: Any = _neutral_only("the model never refuses")
     annotations: Any = _neutral_only("the model makes none", [])
@@ -75,7 +78,7 @@ class CompletionMessage(StrictModel):
 
 
 class StreamOptions(StrictModel):
-    """What a stream holds."""
+    """Options of a stream."""
 
     include_usage: bool | None = Field(
         default=None, description="a last chunk with `usage` and no choices"
@@ -87,6 +90,7 @@ class ResponseFormat(StrictModel):
     """The answer as text, or one of some given strings as JSON."""
 
     type: Literal["text", "json_schema"]
+    """text is the same as no response_format"""
     json_schema: dict[str, Any] | None = Field(
         default=None,
         description="`schema` is a string with `enum`, or an object of one such property: the"
@@ -99,6 +103,7 @@ class ChatCompletionRequest(StrictModel):
 
     model: str = Field(max_length=1000, description="the one that GET /v1/models names")
     messages: Annotated[list[CompletionMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    """the conversation, with the clips in it; the last turn is the user's"""
 
     _neutral = field_validator("*")(_refuse_others)
 
@@ -112,7 +117,7 @@ class ChatCompletionRequest(StrictModel):
         default=[], max_length=16, description="more to see in `listening` and `steering`"
     )
 
-    # heeded
+    # with their effect
     max_completion_tokens: MaxTokens | None = Field(
         default=None, description="64 where neither this nor max_tokens is given"
     )
@@ -123,11 +128,17 @@ class ChatCompletionRequest(StrictModel):
         default=None, ge=0, le=2, description="0, which is greedy, unless given: OpenAI's is 1"
     )
     top_p: float | None = Field(default=None, gt=0, le=1)
+    """draw among the most likely tokens whose probabilities reach this sum"""
     seed: Seed | None = None
+    """seed of the random draws; null: another one each time"""
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    """strings that end the answer; they are left out of it"""
     stream: bool | None = None
+    """send the answer in pieces, as server-sent events"""
     stream_options: StreamOptions | None = None
+    """options of a stream"""
     response_format: ResponseFormat | None = None
+    """an answer as JSON, one of some given strings"""
 
     # taken at the value that changes nothing
     n: Any = _neutral_only("a request has one answer; send several requests", 1)
@@ -172,27 +183,27 @@ class JsonChoice:
         return json.dumps(choice if self.key is None else {self.key: choice}, ensure_ascii=False)
 
 
-def to_audio_chat(wanted: ChatCompletionRequest) -> AudioChatRequest:
-    """The same request in this server's own words. RequestError for fields that clash."""
-    form = json_choice(wanted)
-    if wanted.choices and form:
+def to_audio_chat(body: ChatCompletionRequest) -> AudioChatRequest:
+    """The same request in this server's own form. RequestError for fields that clash."""
+    form = json_choice(body)
+    if body.choices and form:
         raise RequestError("choices and response_format were sent; send one of them", "choices")
-    if wanted.stream_options and not wanted.stream:
+    if body.stream_options and not body.stream:
         raise RequestError("stream_options was sent without stream", "stream_options")
     given: dict[str, Any] = {
-        "choices": list(form.choices) if form else wanted.choices,
-        "max_tokens": _max_tokens(wanted),
-        "temperature": wanted.temperature,
-        "top_p": wanted.top_p,
-        "seed": wanted.seed,
-        "stop": [wanted.stop] if isinstance(wanted.stop, str) else wanted.stop,
-        "stream": wanted.stream,
+        "choices": list(form.choices) if form else body.choices,
+        "max_tokens": _max_tokens(body),
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "seed": body.seed,
+        "stop": [body.stop] if isinstance(body.stop, str) else body.stop,
+        "stream": body.stream,
     }
     return AudioChatRequest(
-        messages=[_message(message) for message in wanted.messages],
-        steer=wanted.steer,
-        steering=wanted.steering,
-        include=wanted.include,
+        messages=[_message(message) for message in body.messages],
+        steer=body.steer,
+        steering=body.steering,
+        include=body.include,
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -202,8 +213,8 @@ def _message(message: CompletionMessage) -> ChatMessage:
     return ChatMessage(role=role, content=message.content)
 
 
-def _max_tokens(wanted: ChatCompletionRequest) -> int | None:
-    old, new = wanted.max_tokens, wanted.max_completion_tokens
+def _max_tokens(body: ChatCompletionRequest) -> int | None:
+    old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise RequestError(
             f"max_tokens is {old} and max_completion_tokens {new}; send one of them", "max_tokens"
@@ -211,9 +222,9 @@ def _max_tokens(wanted: ChatCompletionRequest) -> int | None:
     return new if old is None else old
 
 
-def json_choice(wanted: ChatCompletionRequest) -> JsonChoice | None:
+def json_choice(body: ChatCompletionRequest) -> JsonChoice | None:
     """The strings that response_format allows; None for plain text. RequestError for others."""
-    form = wanted.response_format
+    form = body.response_format
     if form is None or form.type == "text":
         return None
     schema = (form.json_schema or {}).get("schema")

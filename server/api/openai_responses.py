@@ -1,102 +1,178 @@
-"""An answer in OpenAI's words: a chat completion, or the chunks of one.
+"""An answer as OpenAI's chat completion, or as the chunks of one.
 
-What this server has to say beyond OpenAI stands beside OpenAI's keys: listening, steering, audio,
-timings, warnings. The openai client keeps them.
+Keys beyond OpenAI's stand beside OpenAI's: listening, steering, audio, timings, warnings. The
+openai client keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import Field
 
-from server.api.responses import AudioHeard, ChoiceProbability, Listening, Steering, Timings
+from server.api import response_bodies
+from server.api.open_question import OpenQuestion
+from server.api.requests import AudioChatRequest
+from server.api.responses import (
+    AudioChat,
+    AudioHeard,
+    ChoiceProbability,
+    Listening,
+    ResponseModel,
+    Steering,
+    Usage,
+    WindowListening,
+)
+from server.api.sse import StreamFormat
+from server.engine.messages import Answer, Timings
 
-_RENAMED = {"id", "object", "created", "model", "answer", "finish_reason", "choices", "usage"}
+_EXTENSIONS = {"listening", "steering", "silent_answer", "windows", "audio", "timings", "warnings"}
 
 
-class CompletionText(BaseModel):
+class CompletionText(ResponseModel):
+    """The message of the assistant."""
+
     role: Literal["assistant"]
+    """the author"""
     content: str
+    """text of the answer; with response_format JSON"""
     refusal: None
+    """always null: the model never refuses"""
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(ResponseModel):
+    """The answer; OpenAI's list of choices holds exactly one."""
+
     index: Literal[0]
+    """position in the list"""
     message: CompletionText
+    """the answer"""
     logprobs: None
+    """always null: probabilities come with `choices`"""
     finish_reason: Literal["stop", "length"]
+    """length: cut off at max_completion_tokens"""
 
 
-class PromptDetails(BaseModel):
+class PromptDetails(ResponseModel):
+    """Parts of the prompt's tokens."""
+
     audio_tokens: int
+    """tokens of the audio"""
     cached_tokens: Literal[0]
+    """always 0"""
 
 
-class CompletionUsage(BaseModel):
+class CompletionUsage(ResponseModel):
+    """Tokens of the request, as OpenAI counts them."""
+
     prompt_tokens: int
+    """tokens of the prompt, with those of the audio"""
     completion_tokens: int
+    """tokens of the answer"""
     total_tokens: int
+    """tokens of prompt and answer"""
     prompt_tokens_details: PromptDetails
+    """parts of the prompt's tokens"""
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(ResponseModel):
     """The answer of POST /v1/chat/completions: OpenAI's keys, then this server's."""
 
     id: str
+    """id of the answer, and of its record in the listening log"""
     object: Literal["chat.completion"]
+    """the kind of this body"""
     created: int
+    """time of the request, in seconds since 1970"""
     model: str
+    """name of the model"""
     choices: list[CompletionChoice]
+    """the answer"""
     usage: CompletionUsage
+    """tokens"""
     listening: Listening
+    """how far the audio decided"""
     steering: Steering
+    """what was done to the answer"""
     audio: list[AudioHeard]
+    """each clip"""
     timings: Timings
+    """durations"""
     warnings: list[str]
-    probabilities: list[ChoiceProbability] = []  # with choices or response_format
-    silent_answer: str = ""  # with include silence
+    """sentences about clips that are cut off, silent or did not reach the model"""
+    probabilities: list[ChoiceProbability] = Field(default=[])
+    """with choices or response_format: their probabilities, in their order"""
+    silent_answer: str = ""
+    """with include silence: the answer to the same question about silence"""
+    windows: list[WindowListening] = Field(default=[])
+    """of a clip heard in windows: each window"""
 
 
-def completion(native: Mapping[str, Any], content: str) -> dict[str, Any]:
-    """The body of a completion, from the body of POST /v1/audio-chat and the answer's content."""
-    message = {"role": "assistant", "content": content, "refusal": None}
+def completion(
+    opened: OpenQuestion[AudioChatRequest], answer: Answer, content: Callable[[str], str]
+) -> dict[str, Any]:
+    """The body of a completion; `content` writes the text of the answer."""
+    chat = response_bodies.audio_chat(opened, answer)
+    message = {"role": "assistant", "content": content(chat.answer), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None}
     return {
-        **{key: native[key] for key in ("id", "created", "model")},
+        "id": chat.id,
+        "created": chat.created,
+        "model": chat.model,
         "object": "chat.completion",
-        "choices": [{**choice, "finish_reason": native["finish_reason"]}],
-        "usage": _usage(native),
-        **_extensions(native),
+        "choices": [{**choice, "finish_reason": chat.finish_reason}],
+        "usage": _usage(chat.usage),
+        **_extensions(chat),
     }
 
 
-def chunk(start: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
-    """A chunk with a piece of the answer; `start` is what every chunk has."""
-    choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish}
+def completion_stream(
+    opened: OpenQuestion[AudioChatRequest], content: Callable[[str], str], *, with_usage: bool
+) -> StreamFormat:
+    """The chunks of a streamed completion.
+
+    The last one with text ends the answer; with usage another one follows. Both have all that is
+    known of the answer.
+    """
+    start: dict[str, Any] = {"id": opened.question.id, "object": "chat.completion.chunk"}
+    start |= {"created": opened.created, "model": opened.model}
+    start |= {"usage": None} if with_usage else {}
+
+    def last_chunks(answer: Answer) -> list[dict[str, Any]]:
+        chat = response_bodies.audio_chat(opened, answer)
+        extensions = _extensions(chat)
+        chunks = [{**_chunk(start, {}, chat.finish_reason), **extensions}]
+        if with_usage:
+            chunks.append({**start, "choices": [], "usage": _usage(chat.usage), **extensions})
+        return chunks
+
+    return StreamFormat(
+        begin=(_chunk(start, {"role": "assistant", "content": ""}),),
+        piece=lambda text: _chunk(start, {"content": content(text)}),
+        finish=last_chunks,
+    )
+
+
+def _chunk(
+    start: Mapping[str, Any], delta: Mapping[str, Any], finish_reason: str | None = None
+) -> dict[str, Any]:
+    """A chunk with a piece of the answer; `start` is what all chunks have."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {**start, "choices": [choice]}
 
 
-def last_chunks(
-    start: Mapping[str, Any], native: Mapping[str, Any], *, with_usage: bool
-) -> list[dict[str, Any]]:
-    """The chunk that ends the answer and, if asked for, one with the usage; both say it all."""
-    beyond = _extensions(native)
-    ends = [{**chunk(start, {}, native["finish_reason"]), **beyond}]
-    if with_usage:
-        ends.append({**start, "choices": [], "usage": _usage(native), **beyond})
-    return ends
+def _extensions(chat: AudioChat) -> dict[str, Any]:
+    """This server's keys beside OpenAI's."""
+    body = response_bodies.dump(chat)
+    extensions = {key: value for key, value in body.items() if key in _EXTENSIONS}
+    return extensions | ({"probabilities": body["choices"]} if chat.choices else {})
 
 
-def _extensions(native: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in native.items() if key not in _RENAMED}
-    return found | ({"probabilities": native["choices"]} if native["choices"] else {})
-
-
-def _usage(native: Mapping[str, Any]) -> dict[str, Any]:
-    used = dict(native["usage"])
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
-        **{key: used[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")},
-        "prompt_tokens_details": {"audio_tokens": used["audio_tokens"], "cached_tokens": 0},
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"audio_tokens": usage.audio_tokens, "cached_tokens": 0},
     }

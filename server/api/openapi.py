@@ -1,20 +1,34 @@
 """The OpenAPI document: what fastapi finds in the routes, and the bodies that they read themselves.
 
-It says what JSON Schema can say. What it can't, such as that the last message is the user's, a 422
-says with the name of the field.
+It says what JSON Schema can say. Other rules, such as that the last message is the user's, are
+explained by a 422 that names the field.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import math
+import wave
 from collections.abc import Collection
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api import sse
 from server.api.openai_requests import ChatCompletionRequest
 from server.api.requests import AudioChatRequest, ListeningRequest
+from server.api.responses import ErrorReport
 
+TAGS = [
+    {"name": "ask", "description": "Questions about audio."},
+    {"name": "listening", "description": "How far the audio decides, without an answer."},
+    {"name": "OpenAI", "description": "The paths that OpenAI's clients know."},
+    {"name": "operations", "description": "Probes and metrics."},
+]
 _FORMS = (ListeningRequest, AudioChatRequest)
+_SCHEMA_REF = "#/components/schemas/"
 _CLIP = {"required": ["type"], "properties": {"type": {"enum": ["input_audio", "audio_url"]}}}
 _WITH_CLIP = {
     "type": "array",
@@ -25,7 +39,7 @@ _WITH_CLIP = {
 }
 _CLIPS = {"type": ["object", "array"]}
 _NULL = {"type": "null"}
-_ASKED_BY = [
+_JSON_VARIANTS = [
     {
         "title": "A question about clips",
         "required": ["audio", "question"],
@@ -42,7 +56,7 @@ _ASKED_BY = [
         "properties": {"audio": _NULL, "question": _NULL, "messages": _WITH_CLIP},
     },
 ]
-_ASKED_BY_FORM = [
+_FORM_VARIANTS = [
     {"title": "A question about clips", "required": ["audio", "question"]},
     {"title": "Messages, with clips beside them", "required": ["audio", "messages"]},
     {
@@ -53,39 +67,81 @@ _ASKED_BY_FORM = [
 ]
 
 
-def with_bodies(
-    document: dict[str, Any], open_paths: Collection[str], *, keyed: bool
-) -> dict[str, Any]:
-    """The document with the schemas of the bodies, and with the key that all other paths need.
+# ---- what the routes declare
 
-    Where this deployment has no keys, one may be sent and none is asked for.
+
+def body_of(kind: type[BaseModel], *, form: bool = True) -> dict[str, Any]:
+    """The body of a route that reads it itself; `complete` adds schema and example."""
+    ref = f"{_SCHEMA_REF}{kind.__name__}"
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
+    if form:
+        files = {"audio": {"contentType": "audio/*"}}
+        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}, "encoding": files}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route's errors, 401 among them."""
+    return {status: {"model": ErrorReport} for status in (401, *statuses)}
+
+
+_HEADERS = {
+    name: {"description": description, "required": True, "schema": {"type": "string"}}
+    for name, description in (
+        ("x-request-id", "the request's own id, or a fresh one"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-steering-strength", "as `steering.strength`"),
+    )
+}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+ASKING = {**errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _HEADERS}}
+ANSWERING = {
+    **ASKING,
+    200: {"headers": _HEADERS, "content": {sse.MEDIA_TYPE: {"schema": _EVENT}}},
+}
+
+
+# ---- the whole document
+
+
+def complete(
+    document: dict[str, Any], open_paths: Collection[str], *, keyed: bool, model: str
+) -> dict[str, Any]:
+    """Add the schemas and examples of the bodies, and the key that all but open paths need.
+
+    Without keys in this deployment one may be sent and none is required. `model` is the name of
+    the model in the examples.
     """
-    parts = document.setdefault("components", {})
-    parts.setdefault("schemas", {}).update(_bodies())
-    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, methods in document["paths"].items():
-        for operation in methods.values() if path not in open_paths else ():
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(_bodies())
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in open_paths else ():
             operation["security"] = [{"key": []}] if keyed else [{"key": []}, {}]
+    for path, example in _examples(model).items():
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        content["application/json"]["example"] = example
     return document
 
 
 def _bodies() -> dict[str, Any]:
-    """Schemas of the bodies, two of them also as forms, and of what they hold."""
-    _, found = models_json_schema(
+    """Schemas of the bodies, two of them also as forms, and of the objects in them."""
+    _, definitions = models_json_schema(
         [(kind, "validation") for kind in (*_FORMS, ChatCompletionRequest)],
-        ref_template="#/components/schemas/{model}",
+        ref_template=_SCHEMA_REF + "{model}",
     )
-    schemas: dict[str, Any] = found["$defs"]
+    schemas: dict[str, Any] = definitions["$defs"]
     for kind in _FORMS:
         schemas[f"{kind.__name__}Form"] = _form(schemas[kind.__name__])
-        schemas[kind.__name__]["anyOf"] = _ASKED_BY
+        schemas[kind.__name__]["anyOf"] = _JSON_VARIANTS
     messages = schemas["ChatCompletionRequest"]["properties"]["messages"]
     messages["contains"] = _WITH_CLIP["contains"]
     return schemas
 
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:
-    """A body as a form: its clips are files, and what is null is left out."""
+    """A body as a form: its clips are files, and null fields are left out."""
     properties = {name: _without_null(field) for name, field in schema["properties"].items()}
     properties["audio"] = {
         "type": "array",
@@ -93,7 +149,7 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
         "items": {"type": "string", "format": "binary"},
         "description": "files, heard before the question",
     }
-    return {**schema, "properties": properties, "anyOf": _ASKED_BY_FORM}
+    return {**schema, "properties": properties, "anyOf": _FORM_VARIANTS}
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
@@ -104,3 +160,33 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     if not kinds:
         return rest
     return {**rest, **kinds[0]} if len(kinds) == 1 else {**rest, "anyOf": kinds}
+
+
+def _examples(model: str) -> dict[str, Any]:
+    """A body for each POST route that is answered as it stands."""
+    audio = {"data": base64.b64encode(_tone_wav()).decode(), "format": "wav"}
+    question = "What do you hear?"
+    content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
+    return {
+        "/v1/audio-chat": {"audio": audio, "question": question, "steer": True, "max_tokens": 16},
+        "/v1/chat/completions": {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_completion_tokens": 16,
+        },
+        "/v1/listening-score": {"audio": audio, "question": question},
+    }
+
+
+def _tone_wav(seconds: float = 0.1, rate_hz: int = 8000, tone_hz: float = 440) -> bytes:
+    """A short tone as a WAV file of 8 bits: small enough to stand in the document."""
+    times = [i / rate_hz for i in range(round(seconds * rate_hz))]
+    with io.BytesIO() as file:
+        with wave.open(file, "wb") as audio:
+            audio.setnchannels(1)
+            audio.setsampwidth(1)
+            audio.setframerate(rate_hz)
+            audio.writeframes(
+                bytes(round(128 + 60 * math.sin(math.tau * tone_hz * t)) for t in times)
+            )
+        return file.getvalue()

@@ -1,7 +1,7 @@
 """A request's body becomes a Question: audio decoded, clips put where the model hears them.
 
-Three steps, for each has its own place: `sound_files` in a worker thread, for base64 takes its
-time; `decoded` in a process of its own; `make_question` anywhere.
+Three steps, each with its own place: `audio_files` in a worker thread, because base64 takes time;
+`decode_clip` in a process of its own; `make_question` anywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from server.api.requests import (
     MAX_TEXT_CHARACTERS,
@@ -26,138 +26,135 @@ from server.audio.decode_pool import DecodePool
 from server.audio.policy import AudioPolicy
 from server.engine.messages import Question
 from steering.audio.clip import Clip
-from steering.errors import AudioError, AudioTooLarge, RequestError
+from steering.decision import SteeringRequest
+from steering.errors import AudioError, AudioTooLarge, RequestError, UnsupportedAudio
 from steering.generation import Sampling
 from steering.prompt import Message
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RequestBody:
-    """A request's body: the checked fields, the files of a form, and what its links led to."""
-
-    request: ListeningRequest | AudioChatRequest
-    files: tuple[bytes, ...] = ()
-    fetched: Mapping[str, bytes] = field(default_factory=dict)  # by URL
-
-
-def audio_urls(wish: ListeningRequest, hearing: AudioPolicy) -> tuple[str, ...]:
+def audio_urls(body: ListeningRequest, policy: AudioPolicy) -> tuple[str, ...]:
     """The URLs of clips that have to be fetched; RequestError for more clips than allowed."""
-    parts = [part for _, part in _audio_parts(wish.messages or ())]
-    if len(parts) > hearing.max_clips:
-        raise _too_many(len(parts), "messages", hearing)
+    parts = [part for _, part in _audio_parts(body.messages or ())]
+    if len(parts) > policy.max_clips:
+        raise _too_many(len(parts), "messages", policy)
     urls = [part.audio_url.url for part in parts if isinstance(part, AudioUrlPart)]
     return tuple(dict.fromkeys(url for url in urls if not _is_data(url)))
 
 
-def audio_files(submitted: RequestBody, hearing: AudioPolicy) -> dict[str, bytes]:
+def audio_files(
+    body: ListeningRequest,
+    policy: AudioPolicy,
+    files: Sequence[bytes] = (),
+    fetched: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:
     """The audio files of a body by the names of their fields, those of `audio` first.
 
-    Raises RequestError for fields that clash and for too many clips, AudioError for what is no
-    base64.
+    `files` are those of a form, `fetched` those of URLs. Raises RequestError for fields that clash
+    and for too many clips, AudioError for data that is not base64.
     """
-    wish = submitted.request
-    if (wish.question is None) == (wish.messages is None):
-        count = "neither" if wish.question is None else "both"
+    if (body.question is None) == (body.messages is None):
+        count = "neither" if body.question is None else "both"
         raise RequestError(
             f"{count} of question and messages was sent; send one of them",
-            "question" if wish.question is None else "messages",
+            "question" if body.question is None else "messages",
         )
-    files = dict(_files_of_audio(submitted, hearing))
-    for name, part in _audio_parts(wish.messages or ()):
+    by_name = dict(_files_of_audio(body, policy, files))
+    for name, part in _audio_parts(body.messages or ()):
         if isinstance(part, InputAudioPart):
-            files[name] = _base64_bytes(name, part.input_audio)
+            by_name[name] = _base64_bytes(name, part.input_audio)
         else:
-            files[name] = _url_bytes(name, part.audio_url.url, submitted)
-    return files
+            by_name[name] = _url_bytes(name, part.audio_url.url, fetched or {})
+    return by_name
 
 
-async def decode_clip(decoder: DecodePool, name: str, data: bytes, hearing: AudioPolicy) -> Clip:
-    """The clip of a file; the error of one that can't be heard names its field."""
+async def decode_clip(pool: DecodePool, name: str, data: bytes, policy: AudioPolicy) -> Clip:
+    """The clip of a file; an error names its field."""
     try:
-        clip = await decoder.decode(data, rate_hz=hearing.rate_hz, limits=hearing.limits)
+        clip = await pool.decode(data, rate_hz=policy.rate_hz, limits=policy.limits)
     except AudioTooLarge as error:
-        hint = ', or long_audio "window"' * (hearing.long_audio != "window")
+        hint = ', or long_audio "window"' * (policy.long_audio != "window")
         raise AudioTooLarge(f"{name}: {error}{hint}") from None
+    except UnsupportedAudio as error:
+        raise UnsupportedAudio(f"{name}: {error}") from None
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from None
-    if hearing.long_audio == "refuse" and clip.seconds > hearing.window_seconds:
+    if policy.long_audio == "refuse" and clip.seconds > policy.window_seconds:
         raise AudioTooLarge(
             f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
-            f' {hearing.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
+            f' {policy.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
         )
     return clip
 
 
 def make_question(
     id: str,
-    wish: ListeningRequest | AudioChatRequest,
-    hearing: AudioPolicy,
+    body: ListeningRequest,
+    policy: AudioPolicy,
     clips: Mapping[str, Clip],
 ) -> Question:
-    """The question of a body whose `clips`, by the names of their fields, were decoded."""
+    """The question of a body and its decoded clips, by the names of their fields."""
     before = tuple(clip for name, clip in clips.items() if name.startswith("audio."))
-    if wish.messages is None:
-        messages: tuple[Message, ...] = (Message("user", (*before, str(wish.question))),)
+    if body.messages is None:
+        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question))),)
     else:
-        messages = _conversation(wish.messages, before, clips)
+        messages = _conversation(body.messages, before, clips)
     question = Question(
         id=id,
         messages=messages,
-        choices=tuple(choice.strip() for choice in wish.choices or ()),
-        with_silence="silence" in wish.include,
-        windowed=hearing.long_audio == "window",
+        choices=tuple(choice.strip() for choice in body.choices or ()),
+        with_silence="silence" in body.include,
+        windowed=policy.long_audio == "window",
         generate=False,
     )
-    return _with_answer(question, wish) if isinstance(wish, AudioChatRequest) else question
+    return _to_answer(question, body) if isinstance(body, AudioChatRequest) else question
 
 
-def _with_answer(question: Question, wish: AudioChatRequest) -> Question:
-    """The question, with how it is to be answered."""
-    steering = wish.steering or SteeringOptions(strength="adaptive")
-    return Question(
-        id=question.id,
-        messages=question.messages,
-        choices=question.choices,
-        steer=wish.steer,
-        direction=steering.direction,
-        strength=None if steering.strength == "adaptive" else float(steering.strength),
-        sampling=Sampling(wish.max_tokens, wish.temperature, wish.top_p, wish.seed),
-        stop=tuple(wish.stop),
-        with_unsteered="unsteered" in wish.include,
-        with_silence=question.with_silence,
-        with_clips="clips" in wish.include,
+def _to_answer(question: Question, body: AudioChatRequest) -> Question:
+    """The question with the options of its answer."""
+    steering = body.steering or SteeringOptions(strength="adaptive")
+    strength = None if steering.strength == "adaptive" else float(steering.strength)
+    return replace(
+        question,
+        generate=True,
+        steering=SteeringRequest(body.steer, strength, steering.direction),
+        sampling=Sampling(body.max_tokens, body.temperature, body.top_p, body.seed),
+        stop=tuple(body.stop),
+        with_unsteered="unsteered" in body.include,
+        with_clips="clips" in body.include,
         contrast_clip=steering.clip,
-        windowed=question.windowed,
     )
 
 
-def _files_of_audio(submitted: RequestBody, hearing: AudioPolicy) -> Iterator[tuple[str, bytes]]:
+def _files_of_audio(
+    body: ListeningRequest, policy: AudioPolicy, files: Sequence[bytes]
+) -> Iterator[tuple[str, bytes]]:
     """The files of `audio`; their clips go before the question."""
-    audio, messages = submitted.request.audio, submitted.request.messages
-    carried = sum(1 for _ in _audio_parts(messages or ()))
-    sent: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
-    here = len(sent) + len(submitted.files)
-    if here and carried:
+    audio, messages = body.audio, body.messages
+    encoded: Sequence[AudioFile] = audio if isinstance(audio, list) else [audio] if audio else []
+    in_audio = len(encoded) + len(files)
+    in_messages = sum(1 for _ in _audio_parts(messages or ()))
+    if in_audio and in_messages:
         raise RequestError(
-            f"{here} clips came as audio and {carried} inside messages; send them in one place",
+            f"{in_audio} clips came as audio and {in_messages} inside messages; send them in one"
+            " place",
             "audio",
         )
-    if here + carried == 0:
+    if in_audio + in_messages == 0:
         raise RequestError(
             "there is no audio; send at least one clip, as audio or as an input_audio part of the"
             " user's message",
             "audio" if messages is None else "messages",
         )
-    if here + carried > hearing.max_clips:
-        raise _too_many(here + carried, "audio" if here else "messages", hearing)
-    yield from ((f"audio.{i}", data) for i, data in enumerate(submitted.files))
-    for i, file in enumerate(sent, len(submitted.files)):
+    if in_audio + in_messages > policy.max_clips:
+        raise _too_many(in_audio + in_messages, "audio" if in_audio else "messages", policy)
+    yield from ((f"audio.{i}", data) for i, data in enumerate(files))
+    for i, file in enumerate(encoded, len(files)):
         yield f"audio.{i}", _base64_bytes(f"audio.{i}", file)
 
 
-def _too_many(count: int, param: str, hearing: AudioPolicy) -> RequestError:
+def _too_many(count: int, param: str, policy: AudioPolicy) -> RequestError:
     return RequestError(
-        f"{count} clips were sent; at most {hearing.max_clips} are allowed here", param
+        f"{count} clips were sent; at most {policy.max_clips} are allowed here", param
     )
 
 
@@ -170,17 +167,18 @@ def _conversation(
             f"the last message is of role {messages[-1].role!r}; it must be the user's",
             f"messages.{len(messages) - 1}.role",
         )
-    found = [
+    *earlier, last = [
         Message(message.role, tuple(_message_parts(i, message, clips)))
         for i, message in enumerate(messages)
     ]
-    size = sum(len(part) for m in found for part in m.parts if isinstance(part, str))
+    parts = [part for message in (*earlier, last) for part in message.parts]
+    size = sum(len(part) for part in parts if isinstance(part, str))
     if size > MAX_TEXT_CHARACTERS:
         raise RequestError(
             f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
             "messages",
         )
-    return (*found[:-1], Message(found[-1].role, (*before, *found[-1].parts)))
+    return (*earlier, Message(last.role, (*before, *last.parts)))
 
 
 def _message_parts(
@@ -200,7 +198,7 @@ def _part_name(message: int, part: int) -> str:
 def _audio_parts(
     messages: Sequence[ChatMessage],
 ) -> Iterator[tuple[str, InputAudioPart | AudioUrlPart]]:
-    """The clips that stand inside messages, with the names of their fields."""
+    """The clips inside messages, with the names of their fields."""
     for i, message in enumerate(messages):
         for k, part in enumerate(() if isinstance(message.content, str) else message.content):
             if isinstance(part, TextPart):
@@ -216,10 +214,10 @@ def _is_data(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def _url_bytes(name: str, url: str, submitted: RequestBody) -> bytes:
+def _url_bytes(name: str, url: str, fetched: Mapping[str, bytes]) -> bytes:
     """The bytes of a clip's URL: inside it, or fetched before."""
     if not _is_data(url):
-        return submitted.fetched[url]
+        return fetched[url]
     kind, comma, data = url.partition(",")
     if not comma or not kind.lower().endswith(";base64"):
         raise AudioError(

@@ -1,4 +1,4 @@
-"""What may stand in a request's body: everything else is refused, with the name of the key.
+"""The bodies of requests. Everything else is refused, with the name of the key.
 
 Unions are told apart by a function, so an error speaks of the branch that was meant. The tags of
 the branches stand in angle brackets and are left out of `error.param`.
@@ -37,7 +37,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-_NOT_BLANK = {"pattern": r"\S"}  # for the document; what says so to users is _not_blank
+_NOT_BLANK = {"pattern": r"\S"}  # for the document; users get the message of _not_blank
 Text = Annotated[
     str,
     Field(max_length=MAX_TEXT_CHARACTERS, json_schema_extra=dict(_NOT_BLANK)),
@@ -56,9 +56,12 @@ ClipIndex = Annotated[int, Field(ge=0, le=63), BeforeValidator(_whole)]
 
 
 class StrictModel(BaseModel):
-    """A JSON object of ours: no unknown keys, no NaN, no infinity."""
+    """A JSON object of ours: no unknown keys, no NaN, no infinity.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    The text below a field is its description in /docs.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +89,7 @@ class AudioFile(StrictModel):
         json_schema_extra={"format": "byte"},
     )
     format: Literal["wav", "flac", "ogg", "opus", "mp3"] | None = None
+    """format of the file; read from its bytes in any case"""
 
 
 def _known_part(kind: str) -> str:
@@ -98,18 +102,22 @@ class TextPart(StrictModel):
     """Words in a message."""
 
     type: Annotated[str, AfterValidator(_known_part), Field(json_schema_extra={"const": "text"})]
+    """kind of this part"""
     text: Text
+    """the words"""
 
 
 class InputAudioPart(StrictModel):
     """A clip in a message."""
 
     type: Literal["input_audio"]
+    """kind of this part"""
     input_audio: AudioFile
+    """the clip"""
 
 
 class AudioUrl(StrictModel):
-    """Where a clip stands: in a data: URI, or on a host that this deployment allows."""
+    """Place of a clip: a data: URI, or a host that this deployment allows."""
 
     url: str = Field(
         min_length=1,
@@ -121,7 +129,9 @@ class AudioUrlPart(StrictModel):
     """A clip in a message, by its URL."""
 
     type: Literal["audio_url"]
+    """kind of this part"""
     audio_url: AudioUrl
+    """place of the clip"""
 
 
 def _is_object(value: object) -> bool:
@@ -171,7 +181,9 @@ class ChatMessage(StrictModel):
     """One turn, as OpenAI writes it; audio stands in the user's."""
 
     role: Literal["system", "user", "assistant"]
+    """the author"""
     content: Content
+    """text, or a list of texts and clips"""
 
 
 def _distinct(choices: list[str]) -> list[str]:
@@ -197,9 +209,10 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class SteeringOptions(StrictModel):
-    """How to steer, where `steer` is true."""
+    """How to steer if `steer` is true."""
 
     direction: Literal["request", "calibrated"] = "request"
+    """request: this audio minus its silence; calibrated: the profile's mean direction"""
     strength: Strength = Field(
         default="adaptive",
         description='"adaptive", or a number from 0 to the profile\'s max_strength',
@@ -216,6 +229,7 @@ class ListeningRequest(StrictModel):
         default=None, description="one clip or several, heard before the question"
     )
     question: Text | None = None
+    """the question about the clips, unless there are `messages`"""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
         Field(None, description="an OpenAI message list, instead of `question`")
     )
@@ -225,30 +239,39 @@ class ListeningRequest(StrictModel):
         description="what becomes of a clip longer than the model's window; null: as deployed",
     )
     include: list[Literal["timeline", "heads", "silence"]] = Field(default=[], max_length=16)
+    """more to see in `listening`"""
 
 
 class AudioChatRequest(ListeningRequest):
     """POST /v1/audio-chat."""
 
     steer: bool = False
+    """steer the answer towards the audio"""
     steering: SteeringOptions | None = Field(
         default=None, description="null: adaptive, live direction"
     )
     max_tokens: MaxTokens = 64
+    """longest answer, in tokens"""
     temperature: float = Field(default=0.0, ge=0, le=2)
+    """0: the most likely token each time; more: more random"""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """draw among the most likely tokens whose probabilities reach this sum"""
     seed: Seed | None = None
+    """seed of the random draws; null: another one each time"""
     stop: list[StopString] = Field(default=[], max_length=4)
+    """strings that end the answer; they are left out of it"""
     stream: bool = False
+    """send the answer in pieces, as server-sent events"""
     include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
         default=[], max_length=16
     )
+    """more to see in `listening` and `steering`"""
 
 
-Asked = TypeVar("Asked", bound=StrictModel)
+Body = TypeVar("Body", bound=StrictModel)
 
 
-def parse_json(kind: type[Asked], body: bytes) -> Asked:
+def parse_json(kind: type[Body], body: bytes) -> Body:
     """The request in a JSON body; RequestError for text that is not JSON, or a wrong field."""
     try:
         data = from_json(body, allow_inf_nan=True)  # the fields refuse them, by name
@@ -257,7 +280,7 @@ def parse_json(kind: type[Asked], body: bytes) -> Asked:
     return _validate(kind, data, strict=True)
 
 
-def parse_form(kind: type[Asked], fields: Sequence[tuple[str, str]]) -> Asked:
+def parse_form(kind: type[Body], fields: Sequence[tuple[str, str]]) -> Body:
     """The request in the text fields of a form; lists are JSON or a field repeated."""
     data: dict[str, Any] = {}
     if any(name == "audio" for name, _ in fields):
@@ -272,7 +295,7 @@ def _form_value(name: str, values: list[str]) -> Any:
         if len(values) == 1 and values[0].lstrip().startswith("["):
             return _field_json(name, values[0])
         if name == "include":
-            return [one.strip() for value in values for one in value.split(",") if one.strip()]
+            return [name.strip() for value in values for name in value.split(",") if name.strip()]
         return values
     if len(values) > 1:
         raise RequestError(f"{name} stands {len(values)} times; send it once", name)
@@ -286,26 +309,28 @@ def _field_json(name: str, value: str) -> Any:
         raise RequestError(f"{name} is not JSON that can be read: {error}", name) from None
 
 
-def _validate(kind: type[Asked], data: Any, *, strict: bool) -> Asked:
+def _validate(kind: type[Body], data: Any, *, strict: bool) -> Body:
     try:
         return kind.model_validate(data, strict=strict)
     except ValidationError as error:
         raise wrong_field(error.errors(include_url=False)) from None
 
 
-def wrong_field(found: Sequence[Any]) -> RequestError:
+def wrong_field(errors: Sequence[Any]) -> RequestError:
     """A RequestError that names the first of pydantic's errors, and how many there are."""
-    first = found[0]
+    first = errors[0]
     context = first.get("ctx") or {}
     key = [context["key"]] if first["type"] == "unknown_key" else []
     names = [str(part) for part in (*first["loc"], *key) if not str(part).startswith("<")]
     param = ".".join(names)[:200]
-    more = f" ({len(found) - 1} more fields are wrong)" if len(found) > 1 else ""
-    return RequestError(f"{param or 'the body'}: {first['msg']}{_seen(first)}{more}", param or None)
+    more = f" ({len(errors) - 1} more fields are wrong)" if len(errors) > 1 else ""
+    return RequestError(
+        f"{param or 'the body'}: {first['msg']}{_value_seen(first)}{more}", param or None
+    )
 
 
-def _seen(details: Any) -> str:
-    """`; got ...`: the wrong value, cut short; nothing for values that say nothing."""
+def _value_seen(details: Any) -> str:
+    """`; got ...`: the wrong value, cut short; empty for values that explain nothing."""
     value = details["input"]
     if details["type"] in ("missing", "unknown_key", "repeated") or isinstance(value, dict | list):
         return ""

@@ -1,328 +1,217 @@
-"""What an answer says: the bodies that go out, built from an Answer."""
+"""The bodies that go out, as /docs describes them; response_bodies.py builds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from server.engine import messages
-from server.engine.messages import Answer, Question
-from steering.audio.clip import Clip
-from steering.clip_attribution import ClipAttribution
-
-_DIGITS = 6  # of scores and seconds: what is beyond is noise
+from server.engine.messages import Timings
 
 
-class HeadScore(BaseModel):
+class ResponseModel(BaseModel):
+    """A JSON object that this server sends; the text below a field is its description."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class HeadScore(ResponseModel):
+    """The attention of one specialist head to the audio."""
+
     layer: int
+    """layer of the decoder, from 0"""
     head: int
+    """head of the layer, from 0"""
     score: float
+    """share of the head's attention that lies on the audio, from 0 to 1"""
 
 
-class ClipListening(BaseModel):
+class ClipListening(ResponseModel):
     """One clip's part of the listening; influence and rank come with include clips."""
 
     index: int
+    """position of the clip in the request, from 0"""
     score: float
+    """the clip's part of the listening score"""
     influence: float | None = None
+    """log-probability that the answer loses when this clip is silenced, in nats a token"""
     rank: int | None = None
-    timeline: list[float] = []  # with include timeline
+    """1: the clip with the most influence"""
+    timeline: list[float] = []
+    """with include timeline: the clip's part of the timeline"""
 
 
-class WindowListening(BaseModel):
+class WindowListening(ResponseModel):
     """One window of a clip that is longer than the model's own."""
 
     clip: int
+    """position of the clip in the request, from 0"""
     start_seconds: float
+    """begin of the window in the clip"""
     end_seconds: float
+    """end of the window in the clip"""
     score: float | None
+    """listening score of the window alone"""
     verdict: str
+    """verdict of the window alone"""
     strength: float
+    """steering strength of the window's answer"""
     answer: str
+    """answer to the window alone"""
 
 
-class Listening(BaseModel):
+class Listening(ResponseModel):
     """How far the audio decided; null where this deployment has no profile."""
 
     score: float | None
+    """listening score: mean attention of the profile's heads to the audio, from 0 to 1"""
     percentile: float | None
+    """share of the calibration set with a lower score, from 0 to 1"""
     verdict: Literal["not_listening", "partly_listening", "listening", "unknown"]
+    """the score in a word; unknown without a profile"""
     silence_score: float | None
+    """score of the same question about silence; with steering or include silence"""
     threshold: float | None
+    """score from which the verdict is listening"""
     hop_seconds: float
-    timeline: list[float] = []  # with include timeline
-    heads: list[HeadScore] = []  # with include heads
-    clips: list[ClipListening] = []  # of several clips, or with include clips
+    """seconds of audio between two entries of the timeline"""
+    timeline: list[float] = []
+    """with include timeline: attention to each stretch of audio; the sum is the score"""
+    heads: list[HeadScore] = []
+    """with include heads: the score of each head"""
+    clips: list[ClipListening] = []
+    """of several clips, or with include clips: the part of each clip"""
 
 
-class Steering(BaseModel):
+class Steering(ResponseModel):
     """What was done to the answer; `reason` says why nothing was."""
 
     applied: bool
+    """whether the answer was steered"""
     direction: str | None
+    """source of the direction: request or calibrated"""
     strength: float
+    """multiple of the direction that was added; 0: not steered"""
     relative_norm: float
+    """length of what was added, relative to the hidden state that it was added to"""
     reason: str | None
-    answer_changed: bool = False  # with include unsteered
-    unsteered_answer: str = ""  # with include unsteered
+    """why the answer was not steered"""
+    answer_changed: bool = False
+    """with include unsteered: whether steering changed the answer"""
+    unsteered_answer: str = ""
+    """with include unsteered: the answer without steering"""
 
 
-class ChoiceProbability(BaseModel):
+class ChoiceProbability(ResponseModel):
+    """One of the request's choices."""
+
     text: str
+    """the choice, as sent"""
     probability: float
+    """probability of the choice among all choices"""
 
 
-class AudioHeard(BaseModel):
+class AudioHeard(ResponseModel):
     """One clip: what was sent, and how much of it the model heard."""
 
     submitted_seconds: float
+    """length of the clip as sent"""
     heard_seconds: float
+    """length of the part that the model heard"""
     truncated: bool
+    """whether the end of the clip was cut off"""
     sample_rate_hz: int
+    """sample rate of the file"""
     channels: int
+    """channels of the file; the model hears their mean"""
 
 
-class Usage(BaseModel):
+class Usage(ResponseModel):
+    """Tokens of the request."""
+
     prompt_tokens: int
+    """tokens of the prompt, with those of the audio"""
     completion_tokens: int
+    """tokens of the answer"""
     total_tokens: int
+    """tokens of prompt and answer"""
     audio_tokens: int
+    """tokens of the audio, part of the prompt's"""
 
 
-class Timings(BaseModel):
-    queue_seconds: float
-    prefill_seconds: float
-    silence_seconds: float
-    decode_seconds: float
-    silence_cache: Literal["hit", "miss"] | None
-
-
-class AudioChat(BaseModel):
+class AudioChat(ResponseModel):
     """The answer of POST /v1/audio-chat."""
 
     id: str
+    """id of the answer, and of its record in the listening log"""
     object: Literal["audio.chat", "audio.chat.chunk"]
+    """the chunk in an event of a stream"""
     created: int
+    """time of the request, in seconds since 1970"""
     model: str
+    """name of the model"""
     answer: str
+    """text of the answer"""
     finish_reason: Literal["stop", "length"]
+    """length: cut off at max_tokens"""
     choices: list[ChoiceProbability]
+    """probabilities of the request's choices, in their order"""
     listening: Listening
+    """how far the audio decided"""
     steering: Steering
-    silent_answer: str = ""  # with include silence
-    windows: list[WindowListening] = []  # of a clip heard in windows
+    """what was done to the answer"""
+    silent_answer: str = ""
+    """with include silence: the answer to the same question about silence"""
+    windows: list[WindowListening] = []
+    """of a clip heard in windows: each window"""
     audio: list[AudioHeard]
+    """each clip"""
     usage: Usage
+    """tokens"""
     timings: Timings
+    """durations"""
     warnings: list[str]
+    """sentences about clips that are cut off, silent or did not reach the model"""
 
 
-class ListeningReport(BaseModel):
+class ListeningReport(ResponseModel):
     """The answer of POST /v1/listening-score."""
 
     id: str
+    """id of the report, and of its record in the listening log"""
     object: Literal["listening"]
+    """the kind of this body"""
     created: int
+    """time of the request, in seconds since 1970"""
     model: str
+    """name of the model"""
     listening: Listening
+    """how far the audio would decide the answer"""
     audio: list[AudioHeard]
+    """each clip"""
     timings: Timings
+    """durations"""
     warnings: list[str]
-    windows: list[WindowListening] = []  # of a clip heard in windows
+    """sentences about clips that are cut off, silent or did not reach the model"""
+    windows: list[WindowListening] = []
+    """of a clip heard in windows: each window"""
 
 
-class ErrorDetails(BaseModel):
+class ErrorDetails(ResponseModel):
+    """What went wrong, in OpenAI's form."""
+
     message: str
+    """what was wrong, the value seen, what is allowed, what to do"""
     type: str
+    """kind of error: invalid_request_error, authentication_error, rate_limit_error, server_error"""
     param: str | None
+    """the field that was wrong"""
     code: str
+    """the error in one word, for programs"""
 
 
-class ErrorReport(BaseModel):
+class ErrorReport(ResponseModel):
     """The body of every error."""
 
     error: ErrorDetails
-
-
-def audio_chat(
-    model: str, created: int, question: Question, answer: Answer, include: Iterable[str]
-) -> dict[str, Any]:
-    """The body of an answer; keys that come with `include` only are left out without it."""
-    body = AudioChat(
-        id=answer.id,
-        object="audio.chat",
-        created=created,
-        model=model,
-        answer=answer.text,
-        finish_reason="length" if answer.finish_reason == "length" else "stop",
-        choices=[
-            ChoiceProbability(text=text, probability=probability)
-            for text, probability in zip(question.choices, answer.probabilities, strict=True)
-        ],
-        listening=_listening(answer.listening, set(include)),
-        steering=_steering(answer),
-        audio=_audio(answer),
-        usage=_usage(answer),
-        timings=_timings(answer.timings),
-        warnings=_warnings(answer),
-        **_extras(answer),
-    )
-    return body.model_dump(exclude_unset=True)
-
-
-def chunk_start(id: str, created: int, model: str) -> dict[str, Any]:
-    """What every event of a stream has."""
-    return {"id": id, "object": "audio.chat.chunk", "created": created, "model": model}
-
-
-def listening_report(
-    model: str, created: int, answer: Answer, include: Iterable[str]
-) -> dict[str, Any]:
-    """The body for a question that was only listened to."""
-    body = ListeningReport(
-        id=answer.id,
-        object="listening",
-        created=created,
-        model=model,
-        listening=_listening(answer.listening, set(include)),
-        audio=_audio(answer),
-        timings=_timings(answer.timings),
-        warnings=_warnings(answer),
-        **_windows(answer),
-    )
-    return body.model_dump(exclude_unset=True)
-
-
-def headers(listening: messages.Listening, steering: messages.Steering) -> dict[str, str]:
-    """The two headers of every answer; the score is `unknown` without a profile."""
-    score = "unknown" if listening.score is None else f"{listening.score:.{_DIGITS}f}"
-    return {"x-listening-score": score, "x-steering-strength": f"{steering.strength:.{_DIGITS}g}"}
-
-
-def _listening(found: messages.Listening, include: set[str]) -> Listening:
-    extra: dict[str, Any] = {}
-    if "timeline" in include:
-        extra["timeline"] = [round(x, _DIGITS) for x in found.timeline.tolist()]
-    if "heads" in include:
-        extra["heads"] = [
-            HeadScore(layer=layer, head=head, score=round(score, _DIGITS))
-            for layer, head, score in found.heads
-        ]
-    if len(found.clips) > 1 or "clips" in include:
-        extra["clips"] = [_clip(i, one, include) for i, one in enumerate(found.clips)]
-    return Listening(
-        score=_round(found.score),
-        percentile=_round(found.percentile),
-        verdict=found.verdict,  # type: ignore[arg-type]  # pydantic holds it to the four
-        silence_score=_round(found.silence_score),
-        threshold=_round(found.threshold),
-        hop_seconds=found.hop_seconds,
-        **extra,
-    )
-
-
-def _clip(index: int, found: ClipAttribution, include: set[str]) -> ClipListening:
-    extra: dict[str, Any] = {}
-    if "clips" in include:
-        extra = {"influence": _round(found.influence), "rank": found.rank}
-    if "timeline" in include:
-        extra["timeline"] = [round(x, _DIGITS) for x in found.timeline.tolist()]
-    return ClipListening(index=index, score=round(found.score, _DIGITS), **extra)
-
-
-def _extras(answer: Answer) -> dict[str, Any]:
-    """What only some answers have."""
-    silent = {} if answer.silent is None else {"silent_answer": answer.silent}
-    return silent | _windows(answer)
-
-
-def _windows(answer: Answer) -> dict[str, Any]:
-    """The windows, of a clip that was heard in some."""
-    found = [
-        WindowListening(
-            clip=one.clip,
-            start_seconds=round(one.start_seconds, _DIGITS),
-            end_seconds=round(one.end_seconds, _DIGITS),
-            score=_round(one.score),
-            verdict=one.verdict,
-            strength=one.strength,
-            answer=one.answer,
-        )
-        for one in answer.windows
-    ]
-    return {"windows": found} if found else {}
-
-
-def _steering(answer: Answer) -> Steering:
-    steering, extra = answer.steering, {}
-    if answer.unsteered is not None:
-        changed = answer.unsteered != answer.text
-        extra = {"answer_changed": changed, "unsteered_answer": answer.unsteered}
-    return Steering(
-        applied=steering.applied,
-        direction=steering.direction,
-        strength=steering.strength,
-        relative_norm=steering.relative_norm,
-        reason=steering.reason,
-        **extra,  # type: ignore[arg-type]
-    )
-
-
-def _truncated(clip: Clip, heard_seconds: float) -> bool:
-    return clip.seconds > heard_seconds
-
-
-def _audio(answer: Answer) -> list[AudioHeard]:
-    prompt = answer.prompt
-    return [
-        AudioHeard(
-            submitted_seconds=round(clip.submitted_seconds, _DIGITS),
-            heard_seconds=round(heard, _DIGITS),
-            truncated=_truncated(clip, heard),
-            sample_rate_hz=clip.submitted_rate_hz,
-            channels=clip.channels,
-        )
-        for clip, heard in zip(prompt.clips, prompt.heard_seconds, strict=True)
-    ]
-
-
-def _warnings(answer: Answer) -> list[str]:
-    """What is worth knowing about the clips, a sentence each."""
-    found, prompt = [], answer.prompt
-    if not prompt.audio_mask.any():
-        found.append("the audio never reached the model: its prompt holds no audio token")
-    for i, (clip, heard) in enumerate(zip(prompt.clips, prompt.heard_seconds, strict=True)):
-        if _truncated(clip, heard):
-            found.append(
-                f"clip {i} is {clip.submitted_seconds:.2f} s long; the model hears the first"
-                f" {heard:g} s. Send the rest as another clip"
-            )
-        if not clip.samples.any():
-            found.append(f"clip {i} is digital silence: every sample is zero. Check the recording")
-    return found
-
-
-def _usage(answer: Answer) -> Usage:
-    prompt, completion = len(answer.prompt.tokens), answer.completion_tokens
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion,
-        audio_tokens=int(answer.prompt.audio_mask.sum()),
-    )
-
-
-def _timings(timings: messages.Timings) -> Timings:
-    return Timings(
-        queue_seconds=round(timings.queue_seconds, _DIGITS),
-        prefill_seconds=round(timings.prefill_seconds, _DIGITS),
-        silence_seconds=round(timings.silence_seconds, _DIGITS),
-        decode_seconds=round(timings.decode_seconds, _DIGITS),
-        silence_cache=timings.silence_cache,  # type: ignore[arg-type]  # hit, miss or None
-    )
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, _DIGITS)
+    """the error"""

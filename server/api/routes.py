@@ -1,249 +1,222 @@
-"""What is where. Routes hold no rules: they read, ask the engine, and answer."""
+"""The routes. They hold no rules: each reads a request, asks the engine or the log, and answers."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.responses import (
-    FileResponse,
-    JSONResponse,
-    RedirectResponse,
-    Response,
-    StreamingResponse,
-)
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
-from server.api import responses, sse
+from server.api import openai_responses, openapi, response_bodies, sse, static_pages
+from server.api.open_question import OpenQuestion, deployment_of, open_question
 from server.api.openai_requests import ChatCompletionRequest, json_choice, to_audio_chat
-from server.api.openai_responses import ChatCompletion, chunk, completion, last_chunks
-from server.api.questions import RequestBody, audio_files, audio_urls, decode_clip, make_question
-from server.api.requests import (
-    AudioChatRequest,
-    ListeningRequest,
-    StrictModel,
-    parse_form,
-    parse_json,
-)
+from server.api.openai_responses import ChatCompletion
+from server.api.request_bodies import read_body, read_json
+from server.api.requests import AudioChatRequest, ListeningRequest
 from server.api.responses import AudioChat, ErrorReport, ListeningReport
-from server.api.static_pages import DOCS, PLAYGROUND, static_files
-from server.audio.policy import for_long_audio
-from server.audio.url_fetch import UrlFetcher
-from server.deployment import Deployment, describe_profile, model_and_profile_names, model_name
-from server.engine.engine import Engine
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.deployment import Deployment
 from server.engine.runtime import steering_refusal
-from server.errors import UnknownModel, UnsupportedMediaType
+from server.errors import UnknownModel
 from server.listening_log import reading
 from server.listening_log.records import summary
-from server.telemetry import metrics, tracing
+from server.telemetry import metrics
+from server.telemetry.served_model import describe_profile, model_and_profile_names, model_name
 
 router = APIRouter()
-PAGES = static_files()
-Asked = TypeVar("Asked", ListeningRequest, AudioChatRequest)
-Body = TypeVar("Body", bound=StrictModel)
 
 
-def _deployment(request: Request) -> Deployment:
-    found: Deployment = request.app.state.deployment
-    return found
+async def _deployment(request: Request) -> Deployment:
+    return deployment_of(request)
 
 
-async def _closing() -> AsyncIterator[AsyncExitStack]:
-    """What is put on this is closed when the response was sent, or the client is gone."""
+async def _until_answered() -> AsyncIterator[AsyncExitStack]:
+    """A stack that is closed when the response was sent, or the client is gone."""
     async with AsyncExitStack() as stack:
         yield stack
 
 
 CurrentDeployment = Annotated[Deployment, Depends(_deployment)]
-ResponseScope = Annotated[AsyncExitStack, Depends(_closing)]
-
-
-def _body(kind: type[StrictModel], *, form: bool = True) -> dict[str, Any]:
-    """What /docs says of a body: document.py writes the schemas of these among the others."""
-    ref = f"#/components/schemas/{kind.__name__}"
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
-    if form:
-        files = {"audio": {"contentType": "audio/*"}}
-        content["multipart/form-data"] = {"schema": {"$ref": f"{ref}Form"}, "encoding": files}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-_ANSWER_HEADERS = {
-    name: {"description": says, "required": True, "schema": {"type": "string"}}
-    for name, says in (
-        ("x-request-id", "the request's own id, or a fresh one"),
-        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
-        ("x-steering-strength", "as `steering.strength`"),
-    )
-}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorReport} for status in (401, *statuses)}
-
-
-_ASKING = {**_errors(400, 408, 413, 415, 422, 429, 503, 504), 200: {"headers": _ANSWER_HEADERS}}
-_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-_STREAMED = {"content": {sse.MEDIA_TYPE: {"schema": _EVENT}}}
-_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-_ANSWERING = {**_ASKING, 200: {**_ASKING[200], **_STREAMED}}
+ResponseScope = Annotated[AsyncExitStack, Depends(_until_answered)]
 
 
 @router.post(
     "/v1/audio-chat",
+    tags=["ask"],
+    summary="Ask about audio",
     response_model=AudioChat,
-    responses=_ANSWERING,
-    openapi_extra=_body(AudioChatRequest),
+    responses=openapi.ANSWERING,
+    openapi_extra=openapi.body_of(AudioChatRequest),
 )
-async def audio_chat(request: Request, here: CurrentDeployment, closing: ResponseScope) -> Response:
+async def audio_chat(
+    request: Request, deployment: CurrentDeployment, scope: ResponseScope
+) -> Response:
     """Answer a question about audio, and say how far the audio decided."""
-    engine = here.admit()
-    created = int(time.time())
-    wish, question = await _question(request, here, engine, AudioChatRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
-    heeded = await _heeded(events)
-    finish = partial(_finish, request, here, engine, wish, question, created)
-    headers = responses.headers(heeded.listening, heeded.steering)
-    if not wish.stream:
-        return JSONResponse(finish(await _answer(events)), headers=headers)
-    start = responses.chunk_start(question.id, created, model_name(engine.runtime))
-    wording = sse.StreamFormat(
-        begin=(),
-        piece=lambda text: {**start, "delta": text},
-        finish=lambda answer: [{**start, "delta": "", **finish(answer), "object": start["object"]}],
-    )
-    return _streamed(sse.event_stream(events, wording, request.scope), headers)
+    engine = deployment.admit()
+    body, files = await read_body(request, AudioChatRequest)
+    opened = await scope.enter_async_context(open_question(request, engine, body, files))
+    if not body.stream:
+        chat = response_bodies.audio_chat(opened, await opened.answer())
+        return _answered(opened, response_bodies.dump(chat))
+    return _streamed(request, opened, response_bodies.audio_chat_stream(opened))
 
 
 @router.post(
     "/v1/chat/completions",
+    tags=["OpenAI"],
+    summary="Ask about audio, as OpenAI's clients do",
     response_model=ChatCompletion,
-    responses={**_ANSWERING, **_errors(404)},
-    openapi_extra=_body(ChatCompletionRequest, form=False),
+    responses={**openapi.ANSWERING, **openapi.errors(404)},
+    openapi_extra=openapi.body_of(ChatCompletionRequest, form=False),
 )
 async def chat_completions(
-    request: Request, here: CurrentDeployment, closing: ResponseScope
+    request: Request, deployment: CurrentDeployment, scope: ResponseScope
 ) -> Response:
     """OpenAI's chat completions, with audio in; `listening` and `steering` come beside its keys."""
-    engine = here.admit()
-    created, name = int(time.time()), model_name(engine.runtime)
-    wanted = await _json(request, ChatCompletionRequest)
-    _check_model(wanted.model, name)
-    wish, form = to_audio_chat(wanted), json_choice(wanted)
-    question = await _decoded(request, here, engine, RequestBody(wish), "chatcmpl")
-    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=wish.stream)))
-    heeded = await _heeded(events)
-    headers = responses.headers(heeded.listening, heeded.steering)
-    finish = partial(_finish, request, here, engine, wish, question, created)
+    engine = deployment.admit()
+    body = await read_json(request, ChatCompletionRequest)
+    _check_model(body.model, model_name(engine.runtime))
+    chat, form = to_audio_chat(body), json_choice(body)
     content = form.write if form else str
-    if not wish.stream:
-        native = finish(await _answer(events))
-        return JSONResponse(completion(native, content(native["answer"])), headers=headers)
-    with_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
-    start = {"id": question.id, "object": "chat.completion.chunk", "created": created}
-    start |= {"model": name, **({"usage": None} if with_usage else {})}
-    wording = sse.StreamFormat(
-        begin=(chunk(start, {"role": "assistant", "content": ""}, None),),
-        piece=lambda text: chunk(start, {"content": content(text)}, None),
-        finish=lambda answer: last_chunks(start, finish(answer), with_usage=with_usage),
+    opened = await scope.enter_async_context(
+        open_question(request, engine, chat, prefix="chatcmpl")
     )
-    return _streamed(sse.event_stream(events, wording, request.scope), headers)
+    if not chat.stream:
+        answer = await opened.answer()
+        return _answered(opened, openai_responses.completion(opened, answer, content))
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    chunks = openai_responses.completion_stream(opened, content, with_usage=with_usage)
+    return _streamed(request, opened, chunks)
 
 
 @router.post(
     "/v1/listening-score",
+    tags=["listening"],
+    summary="Score the listening without an answer",
     response_model=ListeningReport,
-    responses=_ASKING,
-    openapi_extra=_body(ListeningRequest),
+    responses=openapi.ASKING,
+    openapi_extra=openapi.body_of(ListeningRequest),
 )
 async def score_listening(
-    request: Request, here: CurrentDeployment, closing: ResponseScope
+    request: Request, deployment: CurrentDeployment, scope: ResponseScope
 ) -> Response:
     """Say how far the audio would decide the answer, without answering."""
-    engine = here.admit()
-    created = int(time.time())
-    wish, question = await _question(request, here, engine, ListeningRequest)
-    events = await closing.enter_async_context(aclosing(engine.run(question, pieces=False)))
-    heeded = await _heeded(events)
-    request.state.answer = answer = await _answer(events)
-    here.record_answer(question, answer, created)
-    body = responses.listening_report(model_name(engine.runtime), created, answer, wish.include)
-    return JSONResponse(body, headers=responses.headers(heeded.listening, heeded.steering))
+    engine = deployment.admit()
+    body, files = await read_body(request, ListeningRequest)
+    opened = await scope.enter_async_context(open_question(request, engine, body, files))
+    report = response_bodies.listening_report(opened, await opened.answer())
+    return _answered(opened, response_bodies.dump(report))
 
 
-@router.get("/listening-score", responses=_errors(404, 422, 503))
-@router.get("/v1/listening-score", responses=_errors(404, 422, 503))
+def _answered(opened: OpenQuestion[Any], body: dict[str, Any]) -> Response:
+    return JSONResponse(body, headers=response_bodies.headers(opened.started))
+
+
+def _streamed(
+    request: Request, opened: OpenQuestion[Any], stream_format: sse.StreamFormat
+) -> Response:
+    events = sse.event_stream(opened.events, stream_format, request.scope)
+    headers = {**response_bodies.headers(opened.started), **sse.HEADERS}
+    return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers=headers)
+
+
+@router.get(
+    "/listening-score",
+    tags=["listening"],
+    summary="Recent listening of this deployment",
+    responses=openapi.errors(404, 422, 503),
+)
+@router.get(
+    "/v1/listening-score",
+    tags=["listening"],
+    summary="Recent listening of this deployment",
+    responses=openapi.errors(404, 422, 503),
+)
 async def listening_score(
-    here: CurrentDeployment, request_id: Annotated[str | None, Query(max_length=128)] = None
+    deployment: CurrentDeployment,
+    request_id: Annotated[
+        str | None, Query(max_length=128, description="`id` of an answer; null: a summary")
+    ] = None,
 ) -> dict[str, Any]:
-    """What this deployment heard lately, or the record of one request.
+    """A summary of this deployment's last answers, or the record of one request.
 
-    `log` says of what: the memory of this process, the database of all replicas, or, while that is
-    away, what this process knows.
+    `log` is the source: the memory of this process, the database of all replicas, or `away` while
+    that is unavailable, and then the records of this process.
     """
-    engine = here.ready()
+    runtime = deployment.ready().runtime
     if request_id is not None:
-        return asdict(await reading.find(here.records, request_id))
-    records, log = await reading.recent(here.records, *model_and_profile_names(engine.runtime))
-    profile = describe_profile(engine.runtime)
-    return {**summary(records), "log": log, "profile": profile}
+        return asdict(await reading.find(deployment.records, request_id))
+    records, log = await reading.recent(deployment.records, *model_and_profile_names(runtime))
+    return {**summary(records), "log": log, "profile": describe_profile(runtime)}
 
 
-@router.get("/v1/models", responses=_errors(503))
-async def models(here: CurrentDeployment) -> dict[str, Any]:
+@router.get(
+    "/v1/models", tags=["OpenAI"], summary="List the served model", responses=openapi.errors(503)
+)
+async def models(deployment: CurrentDeployment) -> dict[str, Any]:
     """The model that is served, as OpenAI lists models."""
-    return {"object": "list", "data": [_model(here)]}
+    return {"object": "list", "data": [_model(deployment)]}
 
 
-@router.get("/v1/models/{model:path}", responses=_errors(404, 503))
-async def model(here: CurrentDeployment, model: str) -> dict[str, Any]:
+@router.get(
+    "/v1/models/{model:path}",
+    tags=["OpenAI"],
+    summary="Describe the served model",
+    responses=openapi.errors(404, 503),
+)
+async def model(deployment: CurrentDeployment, model: str) -> dict[str, Any]:
     """The model that is served, by its name."""
-    found = _model(here)
-    _check_model(model, found["id"])
-    return found
+    served = _model(deployment)
+    _check_model(model, served["id"])
+    return served
 
 
-def _model(here: Deployment) -> dict[str, Any]:
-    name = model_name(here.ready().runtime)
-    return {"id": name, "object": "model", "created": here.loaded_at, "owned_by": "allears"}
+def _model(deployment: Deployment) -> dict[str, Any]:
+    name = model_name(deployment.ready().runtime)
+    created = deployment.loaded_at
+    return {"id": name, "object": "model", "created": created, "owned_by": "allears"}
 
 
-def _check_model(asked: str, served: str) -> None:
-    if asked != served:
-        raise UnknownModel(f"model {asked[:100]!r} is not served here; ask for {served!r}")
+def _check_model(name: str, served: str) -> None:
+    if name != served:
+        raise UnknownModel(f"model {name[:100]!r} is not served here; ask for {served!r}")
 
 
-@router.get("/livez")
+@router.get("/livez", tags=["operations"], summary="Is the process alive?")
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: {"model": ErrorReport}})
-async def readyz(here: CurrentDeployment) -> dict[str, str]:
+@router.get(
+    "/readyz",
+    tags=["operations"],
+    summary="Is the model ready?",
+    responses={503: {"model": ErrorReport}},
+)
+async def readyz(deployment: CurrentDeployment) -> dict[str, str]:
     """The model has answered a question, and more may be asked; `reason` says why answers stay bare
     where they do.
     """
-    why = steering_refusal(here.ready().runtime)
-    return {"status": "ready"} if why is None else {"status": "ready", "reason": why}
+    refusal = steering_refusal(deployment.ready().runtime)
+    return {"status": "ready"} if refusal is None else {"status": "ready", "reason": refusal}
 
 
-@router.get("/metrics", response_class=Response, responses={**_errors(), 200: _TEXT})
-async def metrics_page(here: CurrentDeployment) -> Response:
+@router.get(
+    "/metrics",
+    tags=["operations"],
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={**openapi.errors(), 200: openapi.TEXT},
+)
+async def metrics_page(deployment: CurrentDeployment) -> Response:
     """Prometheus' text format."""
-    others = await here.replicas() if here.replicas else ()
-    return Response(metrics.page(here.metrics, others), media_type=CONTENT_TYPE_LATEST)
+    others = await deployment.replica_samples()
+    return Response(metrics.page(deployment.metrics, others), media_type=CONTENT_TYPE_LATEST)
 
 
 # ---- pages
@@ -252,134 +225,23 @@ async def metrics_page(here: CurrentDeployment) -> Response:
 @router.get("/", include_in_schema=False)
 @router.get("/playground", include_in_schema=False)
 async def to_the_playground(request: Request) -> Response:
-    """People who come with a browser get the playground."""
+    """Send browsers to the playground."""
     return RedirectResponse("playground/")
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """Swagger UI over /openapi.json."""
-    return _file(DOCS)
+    return static_pages.response(static_pages.DOCS)
 
 
 @router.get("/playground/{name:path}", include_in_schema=False)
 async def playground(name: str) -> Response:
     """A file of the playground."""
-    return _file(name or PLAYGROUND)
+    return static_pages.response(name or static_pages.PLAYGROUND)
 
 
 def forwarded_routes() -> list[BaseRoute]:
-    """The routes that a front asks its replicas: all but pages and what it knows of itself."""
+    """The routes that a router forwards: all but pages and its own probe and metrics."""
     own = {"/livez", "/metrics", "/docs", "/", "/playground", "/playground/{name:path}"}
     return [route for route in router.routes if getattr(route, "path", None) not in own]
-
-
-def _file(name: str) -> Response:
-    found = PAGES.get(name)
-    if found is None:
-        raise HTTPException(404)
-    return FileResponse(found.path, media_type=found.kind, headers=found.headers)
-
-
-# ---- what the routes share
-
-
-async def _question(
-    request: Request, here: Deployment, engine: Engine, kind: type[Asked]
-) -> tuple[Asked, Question]:
-    """The fields and the question of a body; parsed and decoded off the event loop."""
-    if _media(request) == "multipart/form-data":
-        fields, files = await _form(request)
-        submitted = RequestBody(await asyncio.to_thread(parse_form, kind, fields), files)
-    else:
-        submitted = RequestBody(await _json(request, kind, " with the clips as files named audio"))
-    question = await _decoded(request, here, engine, submitted, "achat")
-    assert isinstance(submitted.request, kind)
-    return submitted.request, question
-
-
-def _media(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _json(request: Request, kind: type[Body], form: str = "") -> Body:
-    """The fields of a JSON body; UnknownMedia for another kind."""
-    media = _media(request)
-    if media != "application/json":
-        other = f", or multipart/form-data{form}" if form else ""
-        raise UnsupportedMediaType(
-            f"the content-type is {media[:60] or 'missing'!r}; send application/json{other}"
-        )
-    return await asyncio.to_thread(parse_json, kind, await request.body())
-
-
-async def _decoded(
-    request: Request, here: Deployment, engine: Engine, submitted: RequestBody, prefix: str
-) -> Question:
-    """The question of checked fields: its links fetched, its audio decoded."""
-    request.state.answer_id = f"{prefix}-{uuid.uuid4().hex}"
-    settings = here.settings
-    hearing = for_long_audio(here.audio_policy(engine), submitted.request.long_audio)
-    if urls := audio_urls(submitted.request, hearing):
-        traced = tracing.headers(getattr(request.state, "span", None))
-        fetcher = UrlFetcher(
-            frozenset(settings.allowed_audio_hosts), settings.max_audio_bytes, headers=traced
-        )
-        submitted = replace(submitted, fetched=await fetcher.fetch_all(urls))
-    begun = time.time_ns()
-    files = await asyncio.to_thread(audio_files, submitted, hearing)
-    clips = {
-        name: await decode_clip(here.decode_pool, name, files[name], hearing) for name in files
-    }
-    question = make_question(request.state.answer_id, submitted.request, hearing, clips)
-    request.state.question, ended = question, time.time_ns()
-    request.state.taken = tracing.StageTimes((begun, ended), ended)
-    return question
-
-
-def _streamed(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
-    return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers={**headers, **sse.HEADERS})
-
-
-async def _form(request: Request) -> tuple[list[tuple[str, str]], tuple[bytes, ...]]:
-    """The text fields and the files named audio, in their order."""
-    fields: list[tuple[str, str]] = []
-    files: list[bytes] = []
-    async with request.form(max_files=64, max_fields=256) as form:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                fields.append((name, value))
-            elif name == "audio":
-                files.append(await value.read())
-            else:
-                fields.append((name, (await value.read()).decode("utf-8", "replace")))
-    return fields, tuple(files)
-
-
-async def _heeded(events: AsyncGenerator[AnswerStarted | str | Answer, None]) -> AnswerStarted:
-    """The engine's first event: what goes wrong before it is still an HTTP status."""
-    first = await anext(events)
-    assert isinstance(first, AnswerStarted), first
-    return first
-
-
-async def _answer(events: AsyncGenerator[AnswerStarted | str | Answer, None]) -> Answer:
-    """The engine's last event."""
-    answers = [event async for event in events if isinstance(event, Answer)]
-    assert len(answers) == 1, answers
-    return answers[0]
-
-
-def _finish(
-    request: Request,
-    here: Deployment,
-    engine: Engine,
-    wish: AudioChatRequest,
-    question: Question,
-    created: int,
-    answer: Answer,
-) -> dict[str, Any]:
-    """The body of an answer, after it was recorded."""
-    request.state.answer = answer
-    here.record_answer(question, answer, created)
-    return responses.audio_chat(model_name(engine.runtime), created, question, answer, wish.include)

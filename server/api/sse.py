@@ -10,7 +10,9 @@ from typing import Any
 from starlette.types import Scope
 
 from server.api import error_responses
-from server.engine.messages import Answer, AnswerStarted
+from server.engine.events import AnswerEvent, Finished, Piece
+from server.engine.messages import Answer
+from server.telemetry.request_record import request_record
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back
@@ -24,7 +26,7 @@ def event(body: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
-    """How a stream says things: bodies to begin with, of a piece of text, and of the Answer."""
+    """The bodies of a stream: its first, that of a piece of text, and those of the Answer."""
 
     begin: tuple[dict[str, Any], ...]
     piece: Callable[[str], dict[str, Any]]
@@ -32,23 +34,21 @@ class StreamFormat:
 
 
 async def event_stream(
-    found: AsyncIterator[AnswerStarted | str | Answer], wording: StreamFormat, scope: Scope
+    answer_events: AsyncIterator[AnswerEvent], stream_format: StreamFormat, scope: Scope
 ) -> AsyncIterator[bytes]:
-    """An event for each piece of text, those with all that is known of the Answer, [DONE].
-
-    What goes wrong on the way is an event as well, the last.
-    """
+    """An event for each piece of text, those of the whole Answer, [DONE]; an error is the last."""
     try:
-        for body in wording.begin:
+        for body in stream_format.begin:
             yield event(body)
-        async for one in found:
-            if isinstance(one, str):
-                yield event(wording.piece(one))
-            elif isinstance(one, Answer):
-                for body in wording.finish(one):
-                    yield event(body)
+        async for answer_event in answer_events:
+            match answer_event:
+                case Piece(text):
+                    yield event(stream_format.piece(text))
+                case Finished(answer):
+                    for body in stream_format.finish(answer):
+                        yield event(body)
     except Exception as error:
         error_responses.record_error(scope, error)
-        yield event(error_responses.body(error, scope["state"]["request_id"]))
+        yield event(error_responses.body(error, request_record(scope).request_id))
         return
     yield DONE

@@ -1,1 +1,1 @@
-"""Audio on its way in: fetched, decoded in processes apart, within limits."""
+"""Audio on its way in: fetched from URLs, decoded in processes of its own, within limits."""

@@ -1,7 +1,7 @@
 """Audio is decoded beside the server, in processes that may hang or die without harm to it.
 
-A slot is a place for one process. Who decodes takes a slot, and it comes back with the process as
-it was, or with a fresh one where that hung or died. The other side is decode_process.py.
+A clip acquires a worker, which holds one process. Afterwards the worker is free again, with its
+process or with a fresh one where that hung or died. The other side is decode_process.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger("allears")
 
 RESULTS = ("heard", "refused", "timeout", "memory", "crashed", "failed")
 PROGRAM = (sys.executable, "-P", "-m", "server.audio.decode_process")
-_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # not what a file does to a decoder
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # signals that no file makes a decoder raise
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What decoding may take, and how many may wait for it."""
+    """Limits of decoding, and of the wait for it."""
 
     workers: int
     timeout_seconds: float  # of one clip
@@ -39,72 +39,73 @@ class DecodeLimits:
 
 
 class DecodePool:
-    """Decodes clips in `bounds.workers` processes. Belongs to one event loop.
+    """Decodes clips in `limits.workers` processes. Belongs to one event loop.
 
-    `count` hears how each clip ended, in a word of RESULTS.
+    `count` is called with the result of each clip, a word of RESULTS.
     """
 
     def __init__(
-        self, bounds: DecodeLimits, count: Callable[[str], None], program: tuple[str, ...] = PROGRAM
+        self, limits: DecodeLimits, count: Callable[[str], None], program: tuple[str, ...] = PROGRAM
     ) -> None:
-        self.bounds = bounds
-        self.waiting = 0  # calls that have no slot yet
+        self.limits = limits
+        self.waiting = 0  # calls that have no worker yet
         self._count = count
-        self._slots = [DecodeWorker(program) for _ in range(bounds.workers)]
+        self._workers = [DecodeWorker(program) for _ in range(limits.workers)]
         self._free: asyncio.Queue[DecodeWorker] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        for slot in self._slots:
-            self._free.put_nowait(slot)
+        for worker in self._workers:
+            self._free.put_nowait(worker)
 
     def start(self) -> None:
-        """Have the processes started; nobody needs to wait for it."""
+        """Begin to start the processes; nobody needs to wait for them."""
         for _ in range(self._free.qsize()):
-            self._begin(self._refilled(self._free.get_nowait()))
+            self._run_in_background(self._restart(self._free.get_nowait()))
 
     async def close(self) -> None:
-        """End all processes, and what they are at."""
+        """End all processes and their jobs."""
         self._closed = True
         while self._tasks:  # not cancelled: asyncio hangs if that meets the start of a process
-            for slot in self._slots:
-                slot.kill()
+            for worker in self._workers:
+                worker.kill()
             await asyncio.wait(self._tasks, timeout=0.05)
-        for slot in self._slots:
-            await slot.end()
+        for worker in self._workers:
+            await worker.end()
 
     @property
     def pids(self) -> tuple[int, ...]:
         """The processes that run."""
-        found = [slot.process for slot in self._slots]
-        return tuple(one.pid for one in found if one is not None and one.returncode is None)
+        processes = [worker.process for worker in self._workers if worker.process is not None]
+        return tuple(process.pid for process in processes if process.returncode is None)
 
     async def decode(self, data: bytes, *, rate_hz: int, limits: AudioLimits) -> Clip:
-        """What `steering.audio.decode.decode` gives and raises.
+        """The clip, or the errors, of `steering.audio.decode.decode`.
 
-        AudioError also for bytes that a decoder hangs, dies or runs out of memory over; QueueFull
-        and QueueTimeout where too many wait; Stopped where no process can be started.
+        Raises AudioError also for bytes over which a decoder hangs, dies or runs out of memory;
+        QueueFull and QueueTimeout where too many wait; EngineStopped where no process starts.
         """
-        slot = await self._taken()
-        # Who hangs up leaves it at work: to end it would cost more than to let it go on.
-        return await asyncio.shield(self._begin(self._work(slot, DecodeJob(data, rate_hz, limits))))
+        worker = await self._acquire_worker()
+        job = DecodeJob(data, rate_hz, limits)
+        # A disconnect does not stop the worker: killing it costs more than finishing.
+        return await asyncio.shield(self._run_in_background(self._run(worker, job)))
 
-    async def _taken(self) -> DecodeWorker:
-        bounds = self.bounds
-        if self.waiting >= bounds.waiting_requests:
+    async def _acquire_worker(self) -> DecodeWorker:
+        limits = self.limits
+        if self.waiting >= limits.waiting_requests:
             raise QueueFull(f"{self.waiting} requests wait for their audio to be decoded already")
         self.waiting += 1
         try:
-            async with asyncio.timeout(bounds.waiting_seconds):
+            async with asyncio.timeout(limits.waiting_seconds):
                 return await self._free.get()
         except TimeoutError:
             raise QueueTimeout(
-                f"the audio waited {bounds.waiting_seconds:g} s for its turn to be decoded, the"
+                f"the audio waited {limits.waiting_seconds:g} s for its turn to be decoded, the"
                 " longest wait here; try again later"
             ) from None
         finally:
             self.waiting -= 1
 
-    def _begin(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _run_in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task that goes on although nobody waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -112,11 +113,11 @@ class DecodePool:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    async def _work(self, slot: DecodeWorker, job: DecodeJob) -> Clip:
-        """The clip, or its error; counted. The slot is free again in the end."""
+    async def _run(self, worker: DecodeWorker, job: DecodeJob) -> Clip:
+        """Decode a clip, count the result, and free the worker."""
         result = "failed"
         try:
-            clip = await self._answered(slot, job)
+            clip = await self._decode_with_retry(worker, job)
             result = "heard"
             return clip
         except AudioError as error:
@@ -124,28 +125,28 @@ class DecodePool:
             raise
         finally:
             self._count(result)
-            if slot.process is None and not self._closed:
-                self._begin(self._refilled(slot))
+            if worker.process is None and not self._closed:
+                self._run_in_background(self._restart(worker))
             else:
-                self._free.put_nowait(slot)
+                self._free.put_nowait(worker)
 
-    async def _answered(self, slot: DecodeWorker, job: DecodeJob) -> Clip:
-        """The clip; asked for a second time if somebody else ended the process."""
-        size, last = f"{len(job.data):,} bytes", False
+    async def _decode_with_retry(self, worker: DecodeWorker, job: DecodeJob) -> Clip:
+        """Decode a clip; a second time if somebody else ended the process."""
+        size, retried = f"{len(job.data):,} bytes", False
         while True:
             try:
-                return await slot.ask(job, self.bounds.timeout_seconds)
+                return await worker.decode(job, self.limits.timeout_seconds)
             except WorkerDied as death:
                 log.error("a decoder ended with status %d over %s", death.status, size)
-                if last or self._closed or death.status not in _OUTSIDE:
+                if retried or self._closed or death.status not in _FROM_OUTSIDE:
                     message = f"the decoder broke down over the audio's {size}; {CHECK}"
                     raise DecodeFailed("crashed", message) from None
-                last = True
+                retried = True
 
-    async def _refilled(self, slot: DecodeWorker) -> None:
-        """Start the slot's process before the next clip needs it, and let it be taken."""
+    async def _restart(self, worker: DecodeWorker) -> None:
+        """Start the worker's process before the next clip needs it, and free the worker."""
         try:
             with suppress(EngineStopped):  # which is in the log, unless it was us
-                await slot.start()
+                await worker.start()
         finally:
-            self._free.put_nowait(slot)
+            self._free.put_nowait(worker)

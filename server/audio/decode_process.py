@@ -33,15 +33,15 @@ _SPARE_BYTES = 128_000_000  # for what decoders hold beside the file and its sam
 _GRACE_SECONDS = 2.0  # the server looks at the clock first
 
 
-def serve(decoded: DecodeFunction) -> None:
-    """Answer jobs until stdin ends. The first line says that it is ready."""
+def serve(decode_job: DecodeFunction) -> None:
+    """Answer jobs until stdin ends. The first line of output says that it is ready."""
     jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     _silence_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server drains; who signals its group means it
+        signal.signal(number, signal.SIG_IGN)  # meant for the server, which drains
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _warm_up()
-    held = _held_bytes()
+    own_bytes = _address_space_bytes()
     reply: dict[str, Any] = {"kind": "ready"}
     samples = b""
     while True:
@@ -56,16 +56,16 @@ def serve(decoded: DecodeFunction) -> None:
         signal.setitimer(signal.ITIMER_REAL, job["seconds"] + _GRACE_SECONDS)
         data = jobs.read(job["bytes"])
         limits = AudioLimits(**job["limits"])
-        _bound_memory(held + 3 * (len(data) + limits.max_decoded_bytes) + _SPARE_BYTES)
-        reply, samples = _reply(decoded, data, job["rate_hz"], limits)
+        _limit_memory(own_bytes + 3 * (len(data) + limits.max_decoded_bytes) + _SPARE_BYTES)
+        reply, samples = _reply(decode_job, data, job["rate_hz"], limits)
 
 
 def _reply(
-    decoded: DecodeFunction, data: bytes, rate_hz: int, limits: AudioLimits
+    decode_job: DecodeFunction, data: bytes, rate_hz: int, limits: AudioLimits
 ) -> tuple[dict[str, Any], bytes]:
     """The reply's line, and the samples of a clip."""
     try:
-        clip = decoded(data, rate_hz, limits)
+        clip = decode_job(data, rate_hz, limits)
     except AudioTooLarge as error:
         return {"kind": "too_large", "message": str(error)}, b""
     except UnsupportedAudio as error:
@@ -74,7 +74,7 @@ def _reply(
         return {"kind": "refused", "message": str(error)}, b""
     except MemoryError:
         return {"kind": "memory"}, b""
-    except Exception as error:  # what it says may hold addresses
+    except Exception as error:  # its text may hold addresses
         return {"kind": "failed", "message": type(error).__name__}, b""
     reply = {
         "kind": "clip",
@@ -92,10 +92,10 @@ def _decode(data: bytes, rate_hz: int, limits: AudioLimits) -> Clip:
 
 
 def _silence_libraries() -> None:
-    """Nothing but replies leaves this process: decoders print what they think of a file."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    """Let nothing but replies leave this process: decoders print what they think of a file."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def _warm_up() -> None:
@@ -103,26 +103,26 @@ def _warm_up() -> None:
 
     PyAV is loaded where it is installed: FFmpeg's libraries are no part of a clip's memory.
     """
-    samples = bytes(2 * 800)
-    head = struct.pack(
+    header = struct.pack(
         "<4sI4s4sIHHIIHH", b"RIFF", 36 + 1600, b"WAVE", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16
     )
-    decode(
-        head + struct.pack("<4sI", b"data", 1600) + samples, rate_hz=16_000, limits=AudioLimits()
-    )
+    wav = header + struct.pack("<4sI", b"data", 1600) + bytes(1600)
+    decode(wav, rate_hz=16_000, limits=AudioLimits())
     np.ones((64, 64), np.float32).mean(axis=1)
     pyav_reader.is_installed()
 
 
-def _held_bytes() -> int:
-    """Address space of this process."""
+def _address_space_bytes() -> int:
+    """Address space of this process now."""
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text(encoding="ascii").split()[0]) if statm.exists() else 0
     return pages * resource.getpagesize()
 
 
-def _bound_memory(limit_bytes: int) -> None:
-    if sys.platform == "linux":  # elsewhere the limit is not kept, or what is held not known
+def _limit_memory(limit_bytes: int) -> None:
+    if (
+        sys.platform == "linux"
+    ):  # elsewhere the limit does not hold, or the address space is not known
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 

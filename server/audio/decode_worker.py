@@ -1,6 +1,6 @@
-"""A place for one process that decodes: started, asked, and ended when it hangs or dies.
+"""One process that decodes: started, sent jobs, and ended when it hangs or dies.
 
-The other side is decode_process.py. It is not trusted: what parses hostile files may be theirs.
+The other side is decode_process.py. It is not trusted: a hostile file may have taken it over.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from steering.errors import AudioError, AudioTooLarge, UnsupportedAudio
 log = logging.getLogger("allears")
 
 _ROOT = Path(__file__).parents[2]
-# As little of the environment as Python needs to start: keys and addresses are no decoder's.
+# As little of the environment as Python needs to start: a decoder needs no keys and addresses.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "PYTHONHOME", "TMPDIR")
 _START_SECONDS = 60.0
-_DEATH_SECONDS = 1.0  # from the end of what a process says to its own
+_DEATH_SECONDS = 1.0  # from the end of a process's output to its own
 _PIPE_BYTES = 2**20  # read at once
 _MESSAGE_CHARACTERS = 2_000
 _WARNINGS = 16  # of a clip
@@ -43,40 +43,40 @@ CHECK = "check that the file plays, or convert it to WAV"
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """A file to be decoded."""
+    """A file to decode."""
 
     data: bytes
     rate_hz: int
     limits: AudioLimits
 
-    def line(self, seconds: float) -> bytes:
-        """What goes before the bytes."""
-        head = {"bytes": len(self.data), "rate_hz": self.rate_hz, "seconds": seconds}
-        return json.dumps({**head, "limits": asdict(self.limits)}).encode() + b"\n"
+    def header(self, seconds: float) -> bytes:
+        """The line before the file's bytes."""
+        fields = {"bytes": len(self.data), "rate_hz": self.rate_hz, "seconds": seconds}
+        return json.dumps({**fields, "limits": asdict(self.limits)}).encode() + b"\n"
 
     def sample_bytes(self, reply: Mapping[str, Any]) -> int:
-        """Bytes of the samples that a reply announces; ValueError for more than can be."""
-        most = math.ceil(self.limits.max_seconds * self.rate_hz) + 1
-        if not 0 < int(reply["samples"]) <= most:
+        """Bytes of the samples that a reply announces; ValueError for more than possible."""
+        max_samples = math.ceil(self.limits.max_seconds * self.rate_hz) + 1
+        if not 0 < int(reply["samples"]) <= max_samples:
             raise ValueError("too many samples")
         return int(reply["samples"]) * np.dtype(np.float32).itemsize
 
 
 @dataclass(slots=True, eq=False)
 class DecodeWorker:
-    """A place for one process; it is started when it is needed, if not before."""
+    """Holds one process, which is started when it is needed, if not before."""
 
     program: tuple[str, ...]
     process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, job: DecodeJob, timeout_seconds: float) -> Clip:
-        """The clip in the process's reply, or the error there. Else the process is ended."""
+    async def decode(self, job: DecodeJob, timeout_seconds: float) -> Clip:
+        """The clip, or the error, of the process's reply. Without a reply the process is ended."""
         process = await self.start()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             async with asyncio.timeout(timeout_seconds):
-                process.stdin.write(job.line(timeout_seconds))
+                process.stdin.write(job.header(timeout_seconds))
                 process.stdin.write(job.data)
                 await process.stdin.drain()
                 reply = json.loads(await process.stdout.readline())
@@ -94,7 +94,7 @@ class DecodeWorker:
             raise WorkerDied(await self.end()) from None
 
     async def start(self) -> asyncio.subprocess.Process:
-        """The slot's process, started where there is none. Raises Stopped if that fails."""
+        """The process, started if there is none. Raises EngineStopped if that fails."""
         if self.process is not None and self.process.returncode is None:
             return self.process
         await self.end()
@@ -121,13 +121,13 @@ class DecodeWorker:
         )
 
     def kill(self) -> None:
-        """End the process without waiting; who waits for its reply learns that it died."""
+        """End the process without waiting; `decode` then raises WorkerDied."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 self.process.kill()
 
     async def end(self) -> int:
-        """End the process, if there is one. Its exit status, 0 for none."""
+        """End the process, if there is one, and return its exit status; 0 for none."""
         process, self.process = self.process, None
         if process is None:
             return 0
@@ -145,7 +145,7 @@ class DecodeWorker:
 
 
 def _environment() -> dict[str, str]:
-    """What a decoder sees: where Python's modules are, and one thread for its arithmetic."""
+    """The decoder's environment: Python's module paths, and one thread for its arithmetic."""
     passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -153,7 +153,7 @@ def _environment() -> dict[str, str]:
 
 
 def _raise_refusal(reply: Mapping[str, Any], job: DecodeJob) -> None:
-    """Nothing for the reply that holds a clip; else its error."""
+    """Raise the error of a reply that holds no clip."""
     kind, size = reply["kind"], f"{len(job.data):,} bytes"
     if kind in _REFUSALS:
         raise _REFUSALS[kind](str(reply["message"])[:_MESSAGE_CHARACTERS])
@@ -165,7 +165,7 @@ def _raise_refusal(reply: Mapping[str, Any], job: DecodeJob) -> None:
 
 
 def _clip(reply: Mapping[str, Any], samples: bytes, job: DecodeJob) -> Clip:
-    """The clip of a reply. ValueError if it is none: the process is not trusted."""
+    """The clip of a reply. Raises ValueError if it is none: the process is not trusted."""
     waveform = np.frombuffer(bytearray(samples), np.float32)  # (S,) mono
     if not np.isfinite(waveform).all():
         raise ValueError("not finite")

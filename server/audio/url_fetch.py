@@ -1,11 +1,11 @@
-"""Audio behind a link, fetched from listed hosts only, and from nowhere inside this network.
+"""Audio behind a URL, fetched from listed hosts only, and from nowhere inside this network.
 
-Nothing in a link is trusted, nor what answers it:
+Neither the URL nor the server behind it is trusted:
 
 1. the URL is http or https, of a listed host, without a user, a backslash or a control character;
 2. the host's name is looked up once, and every address of it must be public;
 3. the connection goes to the address just checked, under the host's name (TLS checks the name);
-4. a redirect is a new link and goes through 1 to 3 again;
+4. a redirect is a new URL and goes through 1 to 3 again;
 5. bytes and time are bounded while they come; compressed answers are refused.
 """
 
@@ -25,7 +25,7 @@ from steering.errors import AudioError, AudioTooLarge, RequestError
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = 3
-_ODD = re.compile(r"[\x00-\x20\x7f-\uffff\\]")  # what two parsers may read differently
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\uffff\\]")  # two parsers may read these differently
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +38,28 @@ class AllowedUrl:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """The addresses of a name, as the system knows them."""
+    """The addresses of a host name, by the system's resolver."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in infos]
 
 
 def is_public(address: str) -> bool:
     """Whether an address belongs to the open internet, also when it is wrapped in another."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour
-        inner = inner or (found.teredo[1] if found.teredo else None)
-        if found in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        inner = inner or (ip.teredo[1] if ip.teredo else None)
+        if ip in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(str(inner))
-    return found.is_global and not found.is_multicast
+    return ip.is_global and not ip.is_multicast
 
 
 @dataclass(frozen=True, slots=True)
 class UrlFetcher:
-    """What may be fetched, how much of it, and for how long."""
+    """Fetches from listed hosts, within limits of bytes and time."""
 
     hosts: frozenset[str]  # `name`, or `name:port` for a port that is not the scheme's
     max_bytes: int
@@ -71,24 +71,24 @@ class UrlFetcher:
     async def fetch_all(self, urls: Sequence[str]) -> Mapping[str, bytes]:
         """The bytes behind each URL.
 
-        Raises RequestError for a link that may not be followed, AudioTooLarge for one with too
-        many bytes behind it, AudioError for one that does not answer with a file.
+        Raises RequestError for a URL that may not be fetched, AudioTooLarge for a file with too
+        many bytes, AudioError for an answer that is not a file.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {url: group.create_task(self._fetch(url)) for url in urls}
-        except ExceptionGroup as found:
-            raise found.exceptions[0] from None
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return {url: task.result() for url, task in tasks.items()}
 
     async def _fetch(self, url: str) -> bytes:
         try:
             async with asyncio.timeout(self.seconds):
                 for _ in range(_REDIRECTS + 1):
-                    found = await self._visit(self.check(url))
-                    if isinstance(found, bytes):
-                        return found
-                    url = found
+                    file_or_url = await self._get(self.check(url))
+                    if isinstance(file_or_url, bytes):
+                        return file_or_url
+                    url = file_or_url
         except TimeoutError:
             raise AudioError(
                 f"{_printable(url)}: no whole file came within {self.seconds:g} s; send its bytes"
@@ -98,11 +98,11 @@ class UrlFetcher:
         raise AudioError(f"{_printable(url)}: more than {_REDIRECTS} redirects; send the last URL")
 
     def check(self, url: str) -> AllowedUrl:
-        """The link, if it may be followed as far as its text goes; RequestError else."""
-        odd = _ODD.search(url)
-        if odd or len(url) > 2000:
-            what = f"holds {odd[0]!r}" if odd else f"has {len(url):,} characters, over 2,000"
-            raise RequestError(f"{_printable(url)}: the URL {what}; write it plainly", "messages")
+        """The URL, if its text allows to fetch it. Raises RequestError."""
+        bad = _AMBIGUOUS.search(url)
+        if bad or len(url) > 2000:
+            reason = f"holds {bad[0]!r}" if bad else f"has {len(url):,} characters, over 2,000"
+            raise RequestError(f"{_printable(url)}: the URL {reason}; write it plainly", "messages")
         try:
             parsed = httpx.URL(url)
         except (httpx.InvalidURL, ValueError):
@@ -114,54 +114,55 @@ class UrlFetcher:
             )
         host = parsed.raw_host.decode("ascii").rstrip(".")
         port = parsed.port or _PORTS[parsed.scheme]
-        named = host if port == _PORTS[parsed.scheme] else f"{host}:{port}"
-        if named not in self.hosts:
-            allowed = ", ".join(sorted(self.hosts)) or "none"
+        listed_as = host if port == _PORTS[parsed.scheme] else f"{host}:{port}"
+        if listed_as not in self.hosts:
+            hosts = ", ".join(sorted(self.hosts)) or "none"
             raise RequestError(
-                f"{_printable(url)}: audio may not be fetched from {named!r}; allowed hosts here:"
-                f" {allowed} (ALLEARS_ALLOWED_AUDIO_HOSTS). Send the file as input_audio",
+                f"{_printable(url)}: audio may not be fetched from {listed_as!r}; allowed hosts"
+                f" here: {hosts} (ALLEARS_ALLOWED_AUDIO_HOSTS). Send the file as input_audio",
                 "messages",
             )
         return AllowedUrl(parsed, host, port)
 
-    async def _visit(self, link: AllowedUrl) -> bytes | str:
-        """The file behind a link, or the URL it redirects to."""
-        address = await self._address(link)
-        pinned = link.url.copy_with(host=address)
-        headers = {"host": link.url.netloc.decode("ascii"), "accept-encoding": "identity"}
+    async def _get(self, allowed: AllowedUrl) -> bytes | str:
+        """The file behind a URL, or the URL it redirects to."""
+        address = await self._address(allowed)
+        pinned = allowed.url.copy_with(host=address)
+        headers = {"host": allowed.url.netloc.decode("ascii"), "accept-encoding": "identity"}
         headers |= self.headers
         async with (
             httpx.AsyncClient(trust_env=False, timeout=self.seconds) as client,
             client.stream(
-                "GET", pinned, headers=headers, extensions={"sni_hostname": link.host}
+                "GET", pinned, headers=headers, extensions={"sni_hostname": allowed.host}
             ) as response,
         ):
             if response.has_redirect_location:
-                return str(link.url.join(response.headers["location"]))
+                return str(allowed.url.join(response.headers["location"]))
             if response.status_code != 200 or "content-encoding" in response.headers:
                 raise AudioError(
-                    f"{_printable(str(link.url))}: answered {response.status_code}, not with a"
+                    f"{_printable(str(allowed.url))}: answered {response.status_code}, not with a"
                     " plain file; send its bytes"
                 )
-            return await self._read(response, link)
+            return await self._read(response, allowed)
 
-    async def _address(self, link: AllowedUrl) -> str:
-        """An address of the link's host, all of which are public."""
-        found = await self.resolve(link.host, link.port)
-        if not found or not all(self.allow(address) for address in found):
+    async def _address(self, allowed: AllowedUrl) -> str:
+        """An address of the URL's host. Raises RequestError unless all are public."""
+        addresses = await self.resolve(allowed.host, allowed.port)
+        if not addresses or not all(self.allow(address) for address in addresses):
             raise RequestError(
-                f"{_printable(str(link.url))}: {link.host!r} is not at a public address", "messages"
+                f"{_printable(str(allowed.url))}: {allowed.host!r} is not at a public address",
+                "messages",
             )
-        return found[0]
+        return addresses[0]
 
-    async def _read(self, response: httpx.Response, link: AllowedUrl) -> bytes:
+    async def _read(self, response: httpx.Response, allowed: AllowedUrl) -> bytes:
         data = bytearray()
         async for piece in response.aiter_raw(65_536):
             data += piece
             if len(data) > self.max_bytes:
                 raise AudioTooLarge(
-                    f"{_printable(str(link.url))}: the file has more than {self.max_bytes:,} bytes;"
-                    " send a shorter clip, or a compressed one such as FLAC or Opus"
+                    f"{_printable(str(allowed.url))}: the file has more than {self.max_bytes:,}"
+                    " bytes; send a shorter clip, or a compressed one such as FLAC or Opus"
                 )
         return bytes(data)
 

@@ -1,1 +1,1 @@
-"""The benchmark: what steering and batching cost beside transformers, and needing no more."""
+"""The benchmark: the cost of steering and batching beside transformers, which is all it needs."""

@@ -18,7 +18,7 @@ import transformers
 
 from server.bench import figures
 from server.bench.arms import ARMS, Bench
-from server.bench.load import apart, one_at_a_time, through_engine
+from server.bench.load import in_own_thread, one_at_a_time, through_engine
 from server.bench.models import bench_model
 from server.bench.rooflines import different_directions, rooflines
 from steering.prompt import build_prompt
@@ -29,26 +29,26 @@ _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print, write. Ratios that miss their bound are said, and are no failure."""
-    wish = _parser().parse_args(words)
-    if wish.threads:
-        torch.set_num_threads(wish.threads)
-    device = torch.device(wish.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wish.out.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}  # a model each
-    for model in wish.model:
-        found[model] = measure(
+    """Measure, print, write. A ratio that misses its bound is reported, and is no failure."""
+    options = _parser().parse_args(words)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}  # of each model
+    for model in options.model:
+        results[model] = measure(
             model,
             device,
-            rounds=wish.rounds or _ROUNDS[model],
-            tokens=wish.tokens,
-            concurrency=wish.concurrency,
-            scale_down=wish.scale_down,
-            clock=wish.clock,
+            rounds=options.rounds or _ROUNDS[model],
+            tokens=options.tokens,
+            concurrency=options.concurrency,
+            scale_down=options.scale_down,
+            clock=options.clock,
         )
-        print(report(found[model]), end="\n\n", flush=True)
-        wish.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"written to {wish.out}")
+        print(report(results[model]), end="\n\n", flush=True)
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"written to {options.out}")
 
 
 def measure(
@@ -61,18 +61,19 @@ def measure(
     scale_down: bool = False,
     clock: str = "wall",
 ) -> dict[str, Any]:
-    """Everything that was measured of a model, as it goes to the JSON file."""
-    measured = apart(lambda: bench_model(model, device, scale_down=scale_down))
-    bench = apart(lambda: Bench.of(measured, tokens, max([1, *concurrency]), CLOCKS[clock]))
-    prompt = apart(lambda: build_prompt(measured.model, measured.messages(0)))
-    promises = None if scale_down else model  # whose bounds are looked at
-    runs = apart(lambda: _rounds(bench, rounds))
+    """All measurements of a model, as they go to the JSON file."""
+    subject = in_own_thread(lambda: bench_model(model, device, scale_down=scale_down))
+    rows = max([1, *concurrency])
+    bench = in_own_thread(lambda: Bench.of(subject, tokens, rows, CLOCKS[clock]))
+    prompt = in_own_thread(lambda: build_prompt(subject.model, subject.messages(0)))
+    bounds_of = None if scale_down else model  # the model whose bounds apply
+    runs = in_own_thread(lambda: _rounds(bench, rounds))
     load = _load(bench, (rounds + 2) // 3, concurrency)
     results: dict[str, Any] = {
         "model": model,
         "scaled_down": scale_down,
-        "parameters": sum(p.numel() for p in measured.model.network.parameters()),
-        "dtype": str(measured.model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in subject.model.network.parameters()),
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
         "machine": _machine(device),
         "clock": clock,
         "rounds": rounds,
@@ -80,25 +81,25 @@ def measure(
         "prompt_tokens": len(prompt.tokens),
         "audio_tokens": int(prompt.audio_mask.sum()),
         "question_tokens": len(prompt.tokens) - prompt.audio_end,
-        "legend": {arm: says for arm, (says, _) in ARMS.items()},
+        "legend": {arm: text for arm, (text, _) in ARMS.items()},
         "arms": figures.summary(runs),
-        "load": {name: figures.spread(each) for name, each in load.items()},
-        "ratios": figures.ratios(runs, promises) + _load_ratios(load, promises),
+        "load": {name: figures.spread(rates) for name, rates in load.items()},
+        "ratios": figures.ratios(runs, bounds_of) + _load_ratios(load, bounds_of),
         "runs": runs,
     }
     if model == "real":
-        rates = rooflines(measured.model, prompt)
-        results["floors"] = rates
-        results["ratios"] += _floor_ratios(results["arms"], rates, promised=not scale_down)
+        floors = rooflines(subject.model, prompt)
+        results["floors"] = floors
+        results["ratios"] += _floor_ratios(results["arms"], floors, bounded=not scale_down)
         rows = 16 if scale_down else 256
-        cost = different_directions(measured.model, measured.messages(0, 1.0), rows)
-        says = f"{rows} directions / none, a decode step"
-        results["ratios"].append(figures.ratio(says, [cost], "<=", None if scale_down else 1.02))
+        cost = different_directions(subject.model, subject.messages(0, 1.0), rows)
+        label = f"{rows} directions / none, a decode step"
+        results["ratios"].append(figures.ratio(label, [cost], "<=", None if scale_down else 1.02))
     return results
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables, under a line about what was measured."""
+    """The tables, under lines about the model, the prompt and the machine."""
     size = f"{results['parameters'] / 1e6:.1f} M parameters, {results['dtype']}"
     prompt = (
         f"{results['prompt_tokens']} prompt tokens, {results['audio_tokens']} of them audio,"
@@ -109,11 +110,11 @@ def report(results: dict[str, Any]) -> str:
     head = f"{results['model']}: {size}\n{prompt}\n{machine}; {run}"
     load = [figures.load_table] if results["load"] else []
     tables = (figures.arms_table, *load, figures.ratios_table)
-    return "\n\n".join([head, *(make(results) for make in tables)])
+    return "\n\n".join([head, *(table(results) for table in tables)])
 
 
 def _rounds(bench: Bench, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Every arm once a round, from another place in the list each time; one round warms up."""
+    """Every arm once a round, in an order that rotates; a first round only warms up."""
     names = list(ARMS)
     for name in names:
         ARMS[name][1](bench, 0)
@@ -132,49 +133,49 @@ def _rounds(bench: Bench, rounds: int) -> dict[str, list[dict[str, float]]]:
 
 def _load(bench: Bench, rounds: int, concurrency: Sequence[int]) -> dict[str, list[float]]:
     """Requests a second of each way of serving, a figure a round."""
-    found: dict[str, list[float]] = {}
+    load: dict[str, list[float]] = {}
     for i in range(rounds if concurrency else 0):
         seed = 10_000 * (i + 1)
-        one = apart(partial(one_at_a_time, bench, 4, seed))
-        found.setdefault("transformers, one at a time", []).append(one)
+        sequential = in_own_thread(partial(one_at_a_time, bench, 4, seed))
+        load.setdefault("transformers, one at a time", []).append(sequential)
         for clients in concurrency:
             for steer in (False, True):
                 name = f"allears {'steered' if steer else 'bare'}, {clients} at once"
                 rate = through_engine(bench, clients, max(clients, 4), seed, steer=steer)
-                found.setdefault(name, []).append(rate)
-    return found
+                load.setdefault(name, []).append(rate)
+    return load
 
 
 def _load_ratios(load: dict[str, list[float]], model: str | None) -> list[dict[str, Any]]:
     """Each load over transformers one at a time."""
-    ones = load.get("transformers, one at a time", [])
-    promised: dict[tuple[str | None, int], float] = {("demo", 16): 3.0, ("real", 32): 8.0}
-    found = []
+    sequential = load.get("transformers, one at a time", [])
+    bounds: dict[tuple[str | None, int], float] = {("demo", 16): 3.0, ("real", 32): 8.0}
+    ratios = []
     for name, rates in load.items():
         if name.endswith("at once"):
             clients = int(name.split()[-3])
-            each = [a / b for a, b in zip(rates, ones, strict=True)]
-            limit = promised.get((model, clients))
-            found.append(figures.ratio(f"{name} / transformers", each, ">=", limit))
-    return found
+            quotients = [a / b for a, b in zip(rates, sequential, strict=True)]
+            limit = bounds.get((model, clients))
+            ratios.append(figures.ratio(f"{name} / transformers", quotients, ">=", limit))
+    return ratios
 
 
 def _floor_ratios(
-    arms: dict[str, Any], rates: dict[str, float], *, promised: bool
+    arms: dict[str, Any], floors: dict[str, float], *, bounded: bool
 ) -> list[dict[str, Any]]:
-    """The share of what the machine allows that is reached, in the prefill and decoding."""
-    token = arms["bare"]["seconds_a_token"]["median"]
-    passed = arms["bare"]["prefill_seconds"]["median"]
-    shares: dict[str, tuple[float, float | None]] = {}
-    shares["operations floor / prefill"] = (rates["prefill_floor_seconds"] / passed, None)
-    if token:
-        bound = 0.6 if promised else None
-        shares["bandwidth floor / a token"] = (rates["decode_floor_seconds"] / token, bound)
-    return [figures.ratio(says, [share], ">=", limit) for says, (share, limit) in shares.items()]
+    """The rooflines over the measured times of prefill and decoding."""
+    token_seconds = arms["bare"]["seconds_a_token"]["median"]
+    prefill_seconds = arms["bare"]["prefill_seconds"]["median"]
+    share = floors["prefill_floor_seconds"] / prefill_seconds
+    ratios = [figures.ratio("operations floor / prefill", [share], ">=", None)]
+    if token_seconds:
+        share, limit = floors["decode_floor_seconds"] / token_seconds, 0.6 if bounded else None
+        ratios.append(figures.ratio("bandwidth floor / a token", [share], ">=", limit))
+    return ratios
 
 
 def clear_peak_memory(device: torch.device) -> None:
-    """Start anew to look for the most memory; where the system can't, the peak is the process's."""
+    """Reset the peak of memory; where the system can't, the peak is since the process's start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_PEAK.exists():
@@ -182,13 +183,13 @@ def clear_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes since the last clearing: of the device, or of the process on Linux; else None."""
+    """Peak of memory since it was cleared: of the device, or of the process on Linux; else None."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    return found[0] if found else None
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return peaks[0] if peaks else None
 
 
 def _machine(device: torch.device) -> dict[str, str]:

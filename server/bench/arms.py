@@ -10,26 +10,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
+from server.engine.events import Finished, NeedsToken, Piece, Started
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
+from steering.decision import SteeringRequest
 from steering.evaluation.baselines import audio_aware_decoding
 from steering.generation import Sampling
-from steering.kv_slots import Row
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_prompt, silent_twin
 from steering.silence import SilenceCache
 
+BARE, STEERED = SteeringRequest(), SteeringRequest(steer=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one answer took; seconds."""
+    """Times of one answer, in seconds."""
 
     prefill_seconds: float  # from the prompt to the first token, the silent twin's part included
     first_token_seconds: float  # from the messages to the first token
@@ -39,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """A subject, and the listeners that share its model: with a profile and without."""
+    """A model with its runtimes, with a profile and without one."""
 
     subject: BenchModel
     runtime: Runtime
@@ -55,22 +57,23 @@ class Bench:
         rows: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Bench:
-        """A bench for answers of so many tokens, up to `rows` at once."""
+        """A bench for answers of `tokens` tokens, up to `rows` at once."""
         length = len(build_prompt(subject.model, subject.messages(0)).tokens) + tokens
         runtime = Runtime.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
         return cls(subject, runtime, replace(runtime, profile=None), tokens, clock)
 
     def now(self) -> float:
-        """Seconds, when all that was asked of the device is done."""
+        """The clock's seconds, once the device has finished its work."""
         device = self.subject.model.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return self.clock()
 
-    def question(self, seed: int, **wish: Any) -> Question:
+    def question(self, seed: int, steering: SteeringRequest = BARE) -> Question:
         """The question of a seed, which is answered with exactly `tokens` tokens."""
         sampling = Sampling(self.tokens, ignore_end=True)
-        return Question("bench", self.subject.messages(seed), sampling=sampling, **wish)
+        messages = self.subject.messages(seed)
+        return Question("bench", messages, steering=steering, sampling=sampling)
 
 
 Arm = Callable[[Bench, int], Run]  # of the question of a seed
@@ -80,51 +83,60 @@ Arm = Callable[[Bench, int], Run]  # of the question of a seed
 
 
 def _bare_without_profile(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.without_profile, bench.question(seed))
+    return _answered(bench, bench.without_profile, bench.question(seed))
 
 
 def _bare(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.runtime, bench.question(seed))
+    return _answered(bench, bench.runtime, bench.question(seed))
 
 
 def _cold(bench: Bench, seed: int) -> Run:
     empty = SilenceCache(bench.runtime.silence_cache.limit_bytes)
-    return _listened(
-        bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, steer=True)
+    return _answered(
+        bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, STEERED)
     )
 
 
 def _new_words(bench: Bench, seed: int) -> Run:
-    """A known length of audio after words that nobody said before: a miss that encodes nothing."""
-    question = bench.question(seed, steer=True)
+    """A known length of audio after new words: a cache miss that encodes nothing."""
+    question = bench.question(seed, STEERED)
     (message,) = question.messages
     message = replace(message, parts=(f"Number {seed}. ", *message.parts))
-    return _listened(bench, bench.runtime, replace(question, messages=(message,)))
+    return _answered(bench, bench.runtime, replace(question, messages=(message,)))
 
 
 def _warm(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.runtime, bench.question(seed, steer=True))
+    return _answered(bench, bench.runtime, bench.question(seed, STEERED))
 
 
 def _calibrated(bench: Bench, seed: int) -> Run:
-    return _listened(bench, bench.runtime, bench.question(seed, steer=True, direction="calibrated"))
+    return _answered(
+        bench,
+        bench.runtime,
+        bench.question(seed, SteeringRequest(steer=True, direction="calibrated")),
+    )
 
 
-def _listened(bench: Bench, runtime: Runtime, question: Question) -> Run:
+def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
     """One question by itself, with a decode step wherever it waits for one."""
     start = bench.now()
     prompt = prepare_prompt(runtime, question)
     prepared = bench.now()
-    first, answer = 0.0, None
+    first = 0.0
+    answer: Answer | None = None
     for event in answer_question(runtime, question, prompt):
-        if not first and isinstance(event, str | Row):  # the first token is there
-            first = bench.now() - start
-        if isinstance(event, Row):
-            runtime.slots.step()
-        elif isinstance(event, Answer):
-            answer = event
+        match event:
+            case Piece():
+                first = first or bench.now() - start
+            case NeedsToken():
+                first = first or bench.now() - start
+                runtime.slots.step()
+            case Finished(finished):
+                answer = finished
+            case Started():
+                pass
     total = bench.now() - start
-    assert answer is not None and answer.steering.applied == question.steer, answer
+    assert answer is not None and answer.steering.applied == question.steering.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
     return _run(first - (prepared - start), first, total, answer.completion_tokens)
 
@@ -157,24 +169,24 @@ def _naive(bench: Bench, seed: int) -> Run:
 
 
 def _two_passes(bench: Bench, seed: int) -> Run:
-    """The same direction from two passes with SDPA, no attention read."""
+    """The same direction from two passes with SDPA, without attention outputs."""
     return _two_forwards(bench, seed, "sdpa", output_attentions=False)
 
 
 @torch.inference_mode()
 def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions: bool) -> Run:
-    """To the first token only: decoding is not what these are about."""
+    """Two forward passes to the first token only: these arms do not measure decoding."""
     model = bench.subject.model
     start = bench.now()
     prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
     prepared = bench.now()
     layers = [layer + 1 for layer in bench.subject.profile.layers]
-    finals: list[Tensor] = []
+    finals: list[Tensor] = []  # (K, D) final positions, of the prompt and of its twin
     with _attention(bench, attention):
-        for each in (prompt, twin):
+        for variant in (prompt, twin):
             out = model.network(
-                **_inputs(bench, each),
+                **_inputs(bench, variant),
                 output_hidden_states=True,
                 output_attentions=output_attentions,
                 use_cache=True,
@@ -193,22 +205,22 @@ def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions:
 
 
 def _aad(bench: Bench, seed: int) -> Run:
-    """Audio-Aware Decoding: a branch that heard the clip and one that heard silence."""
+    """Audio-Aware Decoding (arXiv 2506.07233): a branch with the clip and one with silence."""
     model = bench.subject.model
     start = bench.now()
     prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
     prepared = bench.now()
-    heard, silent = prefill(model, prompt), prefill(model, twin)
+    with_clip, with_silence = prefill(model, prompt), prefill(model, twin)
     first = 0.0
     sampling = Sampling(bench.tokens, ignore_end=True)
-    for _ in audio_aware_decoding(model, heard, silent, sampling):
+    for _ in audio_aware_decoding(model, with_clip, with_silence, sampling):
         first = first or bench.now()
     return _run(first - prepared, first - start, bench.now() - start, bench.tokens)
 
 
 class Stopwatch:
-    """A streamer of transformers that notes when the first token came."""
+    """A streamer of transformers that notes the time of the first token."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench, self._puts = bench, 0
@@ -239,7 +251,7 @@ def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
 
 @contextmanager
 def _attention(bench: Bench, name: str) -> Iterator[None]:
-    """The network as transformers loads it with this attention, encoder and decoder."""
+    """Encoder and decoder with this attention, as transformers loads them."""
     model = bench.subject.model
     tower = model.network.model.audio_tower.config
     ours = (tower._attn_implementation, model.decoder.config._attn_implementation)
@@ -250,8 +262,8 @@ def _attention(bench: Bench, name: str) -> Iterator[None]:
         tower._attn_implementation, model.decoder.config._attn_implementation = ours
 
 
-def _run(passes: float, first: float, total: float, tokens: int) -> Run:
-    return Run(passes, first, (total - first) / (tokens - 1) if tokens > 1 else 0.0, total)
+def _run(prefill_seconds: float, first: float, total: float, tokens: int) -> Run:
+    return Run(prefill_seconds, first, (total - first) / (tokens - 1) if tokens > 1 else 0.0, total)
 
 
 ARMS: Mapping[str, tuple[str, Arm]] = {

@@ -1,4 +1,4 @@
-"""Runs become figures: medians with their spread, ratios beside their bounds, a table of text."""
+"""Figures of the runs: medians with their spread, ratios beside their bounds, tables of text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Runs = Mapping[str, Sequence[Mapping[str, float]]]  # arm -> one row of measures
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A ratio of two arms that the project promises, at most or at least."""
+    """A promised ratio of two arms, at most or at least."""
 
-    says: str
-    above: str
-    below: str
+    label: str
+    numerator: str
+    denominator: str
     measure: str
     sense: Literal["<=", ">="]
     limit: float
@@ -59,11 +59,11 @@ BOUNDS = (
 
 
 def summary(runs: Runs) -> dict[str, dict[str, Any]]:
-    """Of each arm and measure: median, smallest and largest."""
-    found: dict[str, dict[str, Any]] = {}
-    for arm, rows in runs.items():
-        found[arm] = {name: spread([row[name] for row in rows]) for name in rows[0]}
-    return found
+    """Median, smallest and largest of each arm and measure."""
+    return {
+        arm: {name: spread([row[name] for row in rows]) for name in rows[0]}
+        for arm, rows in runs.items()
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -72,29 +72,29 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(runs: Runs, model: str | None) -> list[dict[str, Any]]:
-    """Every ratio within its rounds, so that what slows a round down slows both; never an error."""
-    found = []
+    """Every ratio within its rounds, so that a slow round slows both sides; never an error."""
+    figures = []
     for bound in BOUNDS:
         promised = model in bound.models
         if bound.models and not promised:
             continue
-        above = [row[bound.measure] for row in runs[bound.above]]
-        below = [row[bound.measure] for row in runs[bound.below]]
+        above = [row[bound.measure] for row in runs[bound.numerator]]
+        below = [row[bound.measure] for row in runs[bound.denominator]]
         if not all(below):
             continue
-        each = [a / b for a, b in zip(above, below, strict=True)]
-        one = ratio(bound.says, each, bound.sense, bound.limit if promised else None)
-        found.append({**one, "of_the_fastest": min(above) / min(below)})
-    return found
+        quotients = [a / b for a, b in zip(above, below, strict=True)]
+        figure = ratio(bound.label, quotients, bound.sense, bound.limit if promised else None)
+        figures.append({**figure, "of_the_fastest": min(above) / min(below)})
+    return figures
 
 
 def ratio(
-    says: str, each: Sequence[float], sense: Literal["<=", ">="], limit: float | None
+    label: str, quotients: Sequence[float], sense: Literal["<=", ">="], limit: float | None
 ) -> dict[str, Any]:
     """A ratio beside its bound, if it has one."""
-    middle = median(each)
+    middle = median(quotients)
     holds = None if limit is None else (middle <= limit if sense == "<=" else middle >= limit)
-    return {"ratio": says, **spread(each), "sense": sense, "bound": limit, "holds": holds}
+    return {"ratio": label, **spread(quotients), "sense": sense, "bound": limit, "holds": holds}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -109,19 +109,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def arms_table(results: Mapping[str, Any]) -> str:
-    """A line an arm: what it took, medians, and how far the first token's time spread."""
+    """A line for each arm: medians of its times, and the spread of the first token's."""
     rows = [["arm", "prefill s", "first token s", "low", "high", "ms a token", "total s", "MiB"]]
-    for arm, found in results["arms"].items():
-        first, memory = found[FIRST], found.get("peak_memory_bytes")
+    for arm, measures in results["arms"].items():
+        first, memory = measures[FIRST], measures.get("peak_memory_bytes")
         rows.append(
             [
                 f"{arm}: {results['legend'][arm]}",
-                _number(found["prefill_seconds"]["median"]),
+                _number(measures["prefill_seconds"]["median"]),
                 _number(first["median"]),
                 _number(first["low"]),
                 _number(first["high"]),
-                _number(1000 * found["seconds_a_token"]["median"]),
-                _number(found["total_seconds"]["median"]),
+                _number(1000 * measures["seconds_a_token"]["median"]),
+                _number(measures["total_seconds"]["median"]),
                 "-" if memory is None else f"{memory['median'] / 2**20:.0f}",
             ]
         )
@@ -129,29 +129,24 @@ def arms_table(results: Mapping[str, Any]) -> str:
 
 
 def load_table(results: Mapping[str, Any]) -> str:
-    """A line a way of serving: requests and tokens a second."""
+    """A line for each way of serving: requests and tokens a second."""
     rows = [["load", "requests a second", "low", "high", "tokens a second"]]
-    for name, found in results["load"].items():
-        figures = [
-            found["median"],
-            found["low"],
-            found["high"],
-            found["median"] * results["tokens"],
-        ]
-        rows.append([name, *map(_number, figures)])
+    for name, rates in results["load"].items():
+        values = [rates[key] for key in ("median", "low", "high")]
+        rows.append([name, *map(_number, [*values, rates["median"] * results["tokens"]])])
     return table(rows)
 
 
 def ratios_table(results: Mapping[str, Any]) -> str:
-    """A line a ratio, with its bound and whether it holds."""
+    """A line for each ratio, with its bound and whether it holds."""
     rows = [["ratio", "median", "low", "high", "of the fastest", "bound", "holds"]]
-    for found in results["ratios"]:
-        bound = "-" if found["bound"] is None else f"{found['sense']} {found['bound']:g}"
-        holds = {None: "-", True: "yes", False: "NO"}[found["holds"]]
-        figures = [f"{found[name]:.3f}" for name in ("median", "low", "high")]
-        fastest = found.get("of_the_fastest")
-        figures.append("-" if fastest is None else f"{fastest:.3f}")
-        rows.append([found["ratio"], *figures, bound, holds])
+    for figure in results["ratios"]:
+        bound = "-" if figure["bound"] is None else f"{figure['sense']} {figure['bound']:g}"
+        holds = {None: "-", True: "yes", False: "NO"}[figure["holds"]]
+        cells = [f"{figure[name]:.3f}" for name in ("median", "low", "high")]
+        fastest = figure.get("of_the_fastest")
+        cells.append("-" if fastest is None else f"{fastest:.3f}")
+        rows.append([figure["ratio"], *cells, bound, holds])
     return table(rows)
 
 

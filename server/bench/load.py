@@ -11,16 +11,17 @@ from typing import TypeVar
 
 from server.bench.arms import ARMS, Bench
 from server.engine.engine import Engine
+from steering.decision import SteeringRequest
 
 Result = TypeVar("Result")
 _PATIENCE_SECONDS = 3600.0
 
 
-def apart(work: Callable[[], Result]) -> Result:
-    """What some work gives, done in a thread that ends with it, as the engine's own does.
+def in_own_thread(work: Callable[[], Result]) -> Result:
+    """The result of some work in a thread that ends with it.
 
-    A thread that has computed keeps its OpenMP threads until it ends. While two threads have some,
-    both compute more slowly: so each way of serving is measured while no other has any.
+    A thread that has computed keeps its OpenMP threads until it ends, and two threads that have
+    some slow each other down. So each way of serving is measured while no other has any.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()
@@ -38,7 +39,7 @@ def one_at_a_time(bench: Bench, requests: int, seed: int) -> float:
 def through_engine(
     bench: Bench, concurrency: int, requests: int, seed: int, *, steer: bool
 ) -> float:
-    """Requests a second of so many clients, each of which asks again as soon as it is answered."""
+    """Requests a second of `concurrency` clients that ask again as soon as they are answered."""
     engine = Engine(
         bench.runtime,
         queue_limit_requests=requests,
@@ -53,9 +54,9 @@ def through_engine(
 async def _load(
     engine: Engine, bench: Bench, concurrency: int, requests: int, seed: int, steer: bool
 ) -> float:
-    """Seconds until all are answered."""
+    """Seconds until all requests are answered."""
     seeds = count(seed)
-    questions = [bench.question(next(seeds), steer=steer) for _ in range(requests)]
+    questions = [bench.question(next(seeds), SteeringRequest(steer)) for _ in range(requests)]
 
     async def client() -> None:
         while questions:

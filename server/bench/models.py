@@ -1,6 +1,6 @@
-"""What is measured: the embedded model, and models of random weights of a given size.
+"""The models that are measured: the embedded one, and models of random weights of a given size.
 
-Speed does not depend on what the weights are, so nothing is downloaded and nothing is written. The
+Speed does not depend on the weights' values, so nothing is downloaded and nothing is written. The
 listening profiles of the random models are made by hand: as many heads, as deep, as a real one.
 """
 
@@ -38,7 +38,7 @@ _SENTENCE = "Which sound is this?\n"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Sizes of a Qwen2-Audio, and how much of it a listening profile taps."""
+    """Sizes of a Qwen2-Audio, and the part of it that a listening profile taps."""
 
     encoder: Mapping[str, int]
     decoder: Mapping[str, int]
@@ -111,7 +111,7 @@ SCALED_DOWN = Size(  # the script of REAL, at a size that a CPU runs in seconds
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BenchModel:
-    """A model that is measured, its profile, and how long its prompts are."""
+    """A model that is measured, its profile, and the length of its prompts."""
 
     model: AudioModel
     profile: Profile
@@ -119,8 +119,8 @@ class BenchModel:
     question: str
 
     def messages(self, seed: int, seconds: float | None = None) -> tuple[Message, ...]:
-        """A question about noise; every seed is another clip of the same length."""
-        rate_hz = self.model.rate_hz
+        """A question about noise; every seed makes another clip of the same length."""
+        rate_hz = self.model.sample_rate_hz
         length = round((seconds or self.clip_seconds) * rate_hz)
         noise = np.random.default_rng(seed).standard_normal(length).astype(np.float32) * 0.1
         clip = Clip(noise, rate_hz, length / rate_hz, rate_hz, 1)
@@ -128,12 +128,12 @@ class BenchModel:
 
 
 def bench_model(name: str, device: torch.device, *, scale_down: bool = False) -> BenchModel:
-    """The subject called demo, mid or real, on a device."""
+    """The model called demo, mid or real, on a device."""
     if name == DEMO:
         model = loading.load(DEMO, device=str(device), dtype="float32")
-        found = profiles.find(None, model)
-        assert found is not None
-        return BenchModel(model, found, model.max_clip_seconds, _question(model, 60))
+        profile = profiles.find(None, model)
+        assert profile is not None
+        return BenchModel(model, profile, model.max_clip_seconds, _question(model, 60))
     size = MID if name == "mid" else SCALED_DOWN if scale_down else REAL
     on_gpu = device.type == "cuda"
     model = random_model(name, size, device, torch.bfloat16 if on_gpu else torch.float32)
@@ -142,7 +142,7 @@ def bench_model(name: str, device: torch.device, *, scale_down: bool = False) ->
 
 
 def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> AudioModel:
-    """A Qwen2-Audio of random weights, made on the device; words and template of the embedded."""
+    """A Qwen2-Audio of random weights on the device; tokenizer and template of the embedded one."""
     embedded: Any = Qwen2AudioProcessor.from_pretrained(DEMO_WEIGHTS)
     extractor = WhisperFeatureExtractor(
         feature_size=size.encoder["num_mel_bins"],
@@ -151,11 +151,11 @@ def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype
     )
     processor: Any = Qwen2AudioProcessor(extractor, embedded.tokenizer, embedded.chat_template)
     config: Any = AutoConfig.from_pretrained(DEMO_WEIGHTS)
-    given = config.to_dict()
-    given["audio_config"] |= {**size.encoder, "max_source_positions": extractor.nb_max_frames // 2}
-    given["text_config"] |= {**size.decoder, "layer_types": None, "max_window_layers": 0}
-    given["text_config"].pop("head_dim", None)
-    config = type(config).from_dict(given)
+    sizes = config.to_dict()
+    sizes["audio_config"] |= {**size.encoder, "max_source_positions": extractor.nb_max_frames // 2}
+    sizes["text_config"] |= {**size.decoder, "layer_types": None, "max_window_layers": 0}
+    sizes["text_config"].pop("head_dim", None)
+    config = type(config).from_dict(sizes)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         network: Any = Qwen2AudioForConditionalGeneration._from_config(
@@ -175,7 +175,8 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
     last, count = size.deepest_layer, size.tapped_heads
     first = max(last // 3, 1)
     heads = tuple(
-        (last - i * (last - first + 1) // count, (i * 5 + 1) % model.heads) for i in range(count)
+        (last - i * (last - first + 1) // count, (i * 5 + 1) % model.num_heads)
+        for i in range(count)
     )
     return Profile(
         name="by-hand",
@@ -192,7 +193,7 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
         calibration={},
         held_out={},
         versions={},
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(1)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.full(count, 0.5, np.float32),
         head_std=np.full(count, 0.1, np.float32),
@@ -200,11 +201,17 @@ def random_profile(model: AudioModel, size: Size) -> Profile:
 
 
 def _question(model: AudioModel, tokens: int) -> str:
-    """A text after which as many tokens follow the audio, the template's own among them."""
-    second = Clip(np.zeros(model.rate_hz, np.float32), model.rate_hz, 1.0, model.rate_hz, 1)
+    """A question with which `tokens` tokens follow the audio, the template's own included."""
+    clip = Clip(
+        np.zeros(model.sample_rate_hz, np.float32),
+        model.sample_rate_hz,
+        1.0,
+        model.sample_rate_hz,
+        1,
+    )
     text = ""
     while True:
-        prompt = build_question(model, [second], text + _SENTENCE)
+        prompt = build_question(model, [clip], text + _SENTENCE)
         if len(prompt.tokens) - prompt.audio_end > tokens:
             return text or _SENTENCE
         text += _SENTENCE

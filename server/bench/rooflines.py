@@ -1,4 +1,4 @@
-"""What the machine itself allows: floors under a decode step and under a prefill."""
+"""Rooflines: the least time that the machine allows for a decode step and for a prefill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steering.readout import Intervention
 
 
 def rooflines(model: AudioModel, prompt: Prompt) -> dict[str, float]:
-    """Measured rates, and the seconds below which no decode step and no prefill can go.
+    """Measured rates, and the least seconds of a decode step and of a prefill.
 
     Decoding must read every weight of the decoder and the readout once a token; a prefill must do
     two operations for each weight and position, in the decoder and in the encoder.
@@ -25,32 +25,33 @@ def rooflines(model: AudioModel, prompt: Prompt) -> dict[str, float]:
     on_gpu = model.device.type == "cuda"
     bandwidth = _copy_bandwidth(model.device, 2**30 if on_gpu else 2**27)
     rate = _matrix_rate(model, 8192 if on_gpu else 1024)
-    decoder = _weights(model.decoder.layers)
-    weights = decoder + _weights(model.network.lm_head)
-    tower = model.network.model.audio_tower
-    encoded = len(prompt.mel_frames) * int(tower.config.max_source_positions)
-    operations = 2 * (decoder * len(prompt.tokens) + _weights(tower.layers) * encoded)
+    decoder_weights = _count_weights(model.decoder.layers)
+    weights = decoder_weights + _count_weights(model.network.lm_head)
+    weight_bytes = weights * torch.empty(0, dtype=model.dtype).element_size()
+    encoder = model.network.model.audio_tower
+    positions = len(prompt.mel_frames) * int(encoder.config.max_source_positions)
+    encoder_operations = 2 * _count_weights(encoder.layers) * positions
+    operations = 2 * decoder_weights * len(prompt.tokens) + encoder_operations
     return {
         "copy_bytes_a_second": bandwidth,
         "matrix_operations_a_second": rate,
-        "weight_bytes": weights * torch.empty(0, dtype=model.dtype).element_size(),
+        "weight_bytes": weight_bytes,
         "prefill_operations": operations,
-        "decode_floor_seconds": weights
-        * torch.empty(0, dtype=model.dtype).element_size()
-        / bandwidth,
+        "decode_floor_seconds": weight_bytes / bandwidth,
         "prefill_floor_seconds": operations / rate,
     }
 
 
 def different_directions(model: AudioModel, messages: tuple[Message, ...], rows: int) -> float:
-    """Time of a decode step of `rows` rows, each steered its own way, over that of bare rows."""
-    prompt = build_prompt(model, messages)
-    heard = prefill(model, prompt)
+    """Time of a decode step of `rows` rows, each with its own direction, over that of bare rows."""
+    result = prefill(model, build_prompt(model, messages))
     intervention = Intervention(layers=(0,))
-    slots = KVSlots(model, rows, heard.length + 40, intervention)
-    draws = torch.randn(rows, model.width, generator=torch.Generator().manual_seed(2))
-    directions = draws.to(model.device)
-    took: dict[bool, list[float]] = {True: [], False: []}
+    slots = KVSlots(model, rows, result.length + 40, intervention)
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.randn(rows, model.hidden_size, generator=generator).to(
+        model.device
+    )  # (B, D)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
     for steered in (True, False) * 4:
         for direction in directions:
             row = Row(
@@ -58,15 +59,15 @@ def different_directions(model: AudioModel, messages: tuple[Message, ...], rows:
                 Sampling(),
                 token=1,
             )
-            slots.admit(row, heard)
+            slots.admit(row, result)
         slots.step()
-        took[steered].append(_median_seconds(slots.step, model.device, 5))
+        seconds[steered].append(_median_seconds(slots.step, model.device, 5))
         for row in list(slots.active):
             slots.release(row)
-    return min(took[True]) / min(took[False])
+    return min(seconds[True]) / min(seconds[False])
 
 
-def _weights(module: Any) -> int:
+def _count_weights(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
@@ -89,11 +90,11 @@ def _median_seconds(work: Callable[[], Any], device: torch.device, times: int) -
             torch.cuda.synchronize(device)
 
     work()
-    took = []
+    seconds = []
     for _ in range(times):
         wait()
         start = time.perf_counter()
         work()
         wait()
-        took.append(time.perf_counter() - start)
-    return sorted(took)[times // 2]
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[times // 2]

@@ -4,10 +4,10 @@ Prompts need no network. Where it runs on a card they are made beside the thread
 workers; on a CPU in the thread itself, between two steps: two threads of a process that both
 compute with OpenMP wait for each other's cores, and each is slower than one alone.
 
-What it does not know: HTTP, JSON, audio files. Each question is a generator (`listen`) that runs
-until it needs a next token; then it yields its Row and waits, while the thread makes one decode
-step for all rows that wait. So questions join and leave between any two steps, and what belongs to
-one question lives in its own generator and nowhere else.
+What it does not know: HTTP, JSON, audio files. Each question is a generator (`answer_question`)
+that runs until it needs a next token; then it yields NeedsToken and waits, while the thread makes
+one decode step for all rows that wait. So questions join and leave between any two steps, and what
+belongs to one question lives in its own generator and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,45 +19,38 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from server.engine import torch_errors
 from server.engine.answering import answer_question, prepare_prompt
-from server.engine.messages import Answer, AnswerStarted, Question, with_queue_time
+from server.engine.events import AnswerEvent, Event, Finished, NeedsToken, Piece, Started
+from server.engine.mailbox import Mailbox
+from server.engine.messages import Answer, Question, with_queue_time
 from server.engine.runtime import Runtime
 from server.errors import EngineStopped, QueueFull, QueueTimeout, RequestTimeout
-from steering.kv_slots import Row
 
 log = logging.getLogger("allears")
-Event = AnswerStarted | str | Answer
 
 _LONGEST_GUESS_SECONDS = 60
 _NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
-
-
-class Begun:
-    """Posted when a question leaves the queue."""
-
-
-BEGUN = Begun()
-_ENTER_BETWEEN_STEPS = 4  # questions: more would hold up the rows that are being written
+_ADMITTED_BETWEEN_STEPS = 4  # jobs: more would hold up the rows that are being written
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A question in the engine; its fields are the torch thread's, but for `gone`."""
+    """A question in the engine. Its fields are the torch thread's, but for `cancelled`."""
 
     question: Question
     wants_text: bool  # whether anybody reads the text as it comes
-    send: Callable[[Event | Begun | BaseException | None], None]  # to the event loop, any thread
-    steps: Generator[Event | Row, None, None] | None = None  # once its prompt is made
+    mailbox: Mailbox  # read by the request
+    steps: Generator[Event, None, None] | None = None  # once its prompt is prepared
     cancelled: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
 class Engine:
-    """Answers questions, up to `rows` at a time, in one thread."""
+    """Answers questions, as many at a time as there are slots, in one thread."""
 
     def __init__(
         self,
@@ -71,14 +64,12 @@ class Engine:
         self.queue_limit_requests = queue_limit_requests
         self.queue_timeout_seconds = queue_timeout_seconds
         self.request_timeout_seconds = request_timeout_seconds
-        self.waiting = 0  # questions admitted that have not begun
+        self.waiting = 0  # questions in the queue
         self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
         self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
-        self._prepare_in_workers = (
-            runtime.model.device.type != "cpu"
-        )  # whether prompts are made there
-        self._unprepared: deque[Job] = deque()  # their prompts are to be made
-        self._ready: deque[Job] = deque()  # theirs are; they wait for a row
+        self._prepare_in_workers = runtime.model.device.type != "cpu"
+        self._unprepared: deque[Job] = deque()  # without a prompt
+        self._ready: deque[Job] = deque()  # with a prompt, without a slot
         self._running: list[Job] = []
         self._wake_up = threading.Condition()
         self._closing = False
@@ -87,66 +78,52 @@ class Engine:
 
     # ---- the event loop's side ----------------------------------------------------------------
 
-    async def run(self, question: Question, *, pieces: bool = True) -> AsyncGenerator[Event, None]:
-        """Heeded, pieces of the answer's text unless nobody wants them, then the Answer.
+    async def run(
+        self, question: Question, *, pieces: bool = True
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Started, Pieces of the answer's text unless nobody wants them, then Finished.
 
         Raises QueueFull at once, RequestError before it waits for a row, QueueTimeout after the
-        longest wait, RequestTimeout after the longest answer, and what `listen` raises. Closing the
-        iterator frees the row before its next token.
+        longest wait, RequestTimeout after the longest answer, and what `answer_question` raises.
+        Closing the iterator frees the row before its next token.
         """
         self.check_room()
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Event | Begun | BaseException | None] = asyncio.Queue()
-
-        def post(event: Event | Begun | BaseException | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(inbox.put_nowait, event)
-
         asked = time.perf_counter()
         self.waiting += 1
-        seat = Job(question, pieces, post)
-
-        def out_of_time() -> None:
-            seat.cancelled = True  # frees the row, whether or not anybody reads on
-            took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
-            inbox.put_nowait(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
-
+        job = Job(question, pieces, Mailbox())
         limit_seconds = min(self.request_timeout_seconds, _NEVER_SECONDS)
-        timer = loop.call_later(limit_seconds, out_of_time)
+        timer = asyncio.get_running_loop().call_later(limit_seconds, self._time_out, job)
         try:
-            if self._prepare_in_workers:
-                seat.steps = await asyncio.to_thread(self._steps, question)
-            self._enter(seat)
-            await self._begun(inbox)
-        except BaseException:
-            timer.cancel()
-            seat.cancelled = True
-            raise
-        finally:
-            self.waiting -= 1
-        waited = time.perf_counter() - asked
-        try:
-            while (event := await inbox.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                assert not isinstance(event, Begun)
-                if isinstance(event, Answer):
-                    self._recent_seconds.append(time.perf_counter() - asked - waited)
-                yield with_queue_time(event, waited) if isinstance(event, Answer) else event
+            try:
+                if self._prepare_in_workers:
+                    job.steps = await asyncio.to_thread(self._steps, question)
+                self._enqueue(job)
+                await self._wait_in_queue(job)
+            finally:
+                self.waiting -= 1
+            waited = time.perf_counter() - asked
+            while (event := await job.mailbox.next_event()) is not None:
+                match event:
+                    case Finished(answer):
+                        self._recent_seconds.append(time.perf_counter() - asked - waited)
+                        yield Finished(with_queue_time(answer, waited))
+                    case Started() | Piece():
+                        yield event
         finally:
             timer.cancel()
-            seat.cancelled = True
+            job.cancelled = True
 
     async def answer(self, question: Question) -> Answer:
         """The whole Answer; raises what `run` raises."""
         async with aclosing(self.run(question, pieces=False)) as events:
             async for event in events:
-                if isinstance(event, Answer):
-                    return event
+                match event:
+                    case Finished(answer):
+                        return answer
         raise AssertionError("a question ended without its Answer")
 
     def check_room(self) -> None:
-        """Nothing, if one more may wait; else QueueFull, with a guess at when one leaves."""
+        """Raise QueueFull, with a guess at when one leaves, if no more questions may wait."""
         if self.waiting < self.queue_limit_requests:
             return
         recent = sum(self._recent_seconds) / max(len(self._recent_seconds), 1)
@@ -157,7 +134,7 @@ class Engine:
         )
 
     def stop(self) -> None:
-        """Have the torch thread end after its step; what waits or runs ends with EngineStopped."""
+        """Let the torch thread end after its step; jobs that are left end with EngineStopped."""
         with self._wake_up:
             self._closing = True
             self._wake_up.notify()
@@ -173,7 +150,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Questions that are being answered."""
+        """Number of questions that are being answered."""
         return len(self._running)
 
     @property
@@ -186,84 +163,98 @@ class Engine:
         """Whether the torch thread ended though nobody stopped it."""
         return self.fault is not None or not (self._thread.is_alive() or self._closing)
 
-    async def _begun(self, inbox: asyncio.Queue[Event | Begun | BaseException | None]) -> None:
+    async def _wait_in_queue(self, job: Job) -> None:
         try:
             async with asyncio.timeout(self.queue_timeout_seconds):
-                event = await inbox.get()
+                await job.mailbox.wait_in_queue()
         except TimeoutError:
             raise QueueTimeout(
                 f"the request waited {self.queue_timeout_seconds:g} s for its turn"
             ) from None
-        if isinstance(event, BaseException):
-            raise event
 
-    def _enter(self, seat: Job) -> None:
+    def _time_out(self, job: Job) -> None:
+        job.cancelled = True  # frees the row, whether or not anybody reads on
+        took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
+        job.mailbox.end(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
+
+    def _enqueue(self, job: Job) -> None:
         with self._wake_up:
             if self._closing or not self.alive:
                 raise EngineStopped("the server is shutting down", 5)
-            (self._ready if seat.steps else self._unprepared).append(seat)
+            (self._ready if job.steps else self._unprepared).append(job)
             self._wake_up.notify()
 
-    def _steps(self, question: Question) -> Generator[Event | Row, None, None]:
-        """What a question does; its prompt is made at once. Raises what `prepare` raises."""
+    def _steps(self, question: Question) -> Generator[Event, None, None]:
+        """Prepare a question's prompt; raises what `prepare_prompt` raises."""
         return answer_question(self.runtime, question, prepare_prompt(self.runtime, question))
 
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """Until closed: drop whom nobody waits for, let some questions in, one decode step."""
+        """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step.
+
+        A waiting prompt is prepared before each admission. With nothing to do it sleeps in 2.
+        """
         try:
             while not self._closing:
-                for _ in range(_ENTER_BETWEEN_STEPS):
-                    self._drop_gone()
+                for _ in range(_ADMITTED_BETWEEN_STEPS):
+                    self._drop_cancelled()  # 1
                     self._prepare_next()
-                    entering = self._next()
-                    if entering is None:
+                    if not self._admit_next():  # 2
                         break
-                    self._running.append(entering)
-                    entering.send(BEGUN)
-                    self._advance(entering)
-                self._drop_gone()
+                self._drop_cancelled()
                 if self._running:
-                    self._step()
+                    self._step()  # 3
         except BaseException as error:  # whatever it is: nobody runs torch any more
             self.fault = error
             log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
-            with self._wake_up:  # nobody enters any more, so nobody is left waiting for ever
-                self._closing = True
-                left = [*self._running, *self._ready, *self._unprepared]
-                self._ready.clear()
-                self._unprepared.clear()
-            for seat in left:
-                self._end(seat, EngineStopped("the engine has stopped", 5))
+            self._end_all()
 
-    def _drop_gone(self) -> None:
-        for seat in [seat for seat in self._running if seat.cancelled]:
-            self._end(seat, None)
+    def _end_all(self) -> None:
+        """End what is left when the thread ends: no job waits for ever."""
+        with self._wake_up:  # from now on none is enqueued
+            self._closing = True
+            left = [*self._running, *self._ready, *self._unprepared]
+            self._ready.clear()
+            self._unprepared.clear()
+        for job in left:
+            self._end(job, EngineStopped("the engine has stopped", 5))
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._running if job.cancelled]:
+            self._end(job, None)
 
     def _prepare_next(self) -> None:
-        """Make the prompt of the next question that came, or refuse it."""
+        """Prepare the prompt of the next job, or refuse it."""
         if not self._unprepared:
             return
-        seat = self._unprepared[
-            0
-        ]  # it stays there until it is made: nobody is lost if the thread dies
+        job = self._unprepared[0]  # until its prompt is made: no job is lost if the thread dies
         refused: Exception | None = None
         try:
-            seat.steps = None if seat.cancelled else self._steps(seat.question)
+            job.steps = None if job.cancelled else self._steps(job.question)
         except Exception as error:
             self._make_room_after(error)
             refused = error
         with self._wake_up:
             self._unprepared.popleft()
-            if seat.steps is not None:
-                self._ready.append(seat)
+            if job.steps is not None:
+                self._ready.append(job)
         if refused is not None:
-            self._end(seat, refused)
+            self._end(job, refused)
 
-    def _next(self) -> Job | None:
-        """The next question, if there is a row for it; waits while there is nothing to do."""
+    def _admit_next(self) -> bool:
+        """Run the next ready job to its first token; False if there is none, or no slot."""
+        job = self._next_ready()
+        if job is None:
+            return False
+        self._running.append(job)
+        job.mailbox.leave_queue()
+        self._run_to_next_token(job)
+        return True
+
+    def _next_ready(self) -> Job | None:
+        """The next ready job, if a slot is free for it; waits while there is nothing to do."""
         with self._wake_up:
             while True:
                 while self._ready and self._ready[0].cancelled:
@@ -277,45 +268,48 @@ class Engine:
                 self._wake_up.wait()
 
     def _step(self) -> None:
-        """One token more for every row; then each question goes on to where it needs another."""
+        """One decode step for all rows; then each job runs to where it needs the next."""
         try:
             self.runtime.slots.step()
         except Exception as error:
             self._make_room_after(error)
-            for seat in list(self._running):
-                self._end(seat, error)
+            for job in list(self._running):
+                self._end(job, error)
             return
-        for seat in list(self._running):
-            self._end(seat, None) if seat.cancelled else self._advance(seat)
+        for job in list(self._running):
+            self._end(job, None) if job.cancelled else self._run_to_next_token(job)
 
-    def _advance(self, seat: Job) -> None:
-        """Run a question until it waits for its row's next token, or ends."""
-        assert seat.steps is not None
+    def _run_to_next_token(self, job: Job) -> None:
+        """Run a job until it needs its row's next token, or ends."""
+        assert job.steps is not None
         try:
-            for event in seat.steps:
-                if isinstance(event, Row):
-                    return
-                if seat.wants_text or not isinstance(event, str):
-                    seat.send(event)
+            for event in job.steps:
+                match event:
+                    case NeedsToken():
+                        return
+                    case Piece() if not job.wants_text:
+                        pass
+                    case Started() | Piece() | Finished():
+                        job.mailbox.put(event)
         except Exception as error:
             self._make_room_after(error)
-            self._end(seat, error)
+            self._end(job, error)
         else:
-            self._end(seat, None)
+            self._end(job, None)
 
-    def _end(self, seat: Job, error: BaseException | None) -> None:
-        """Close a question, which frees its row, and say so to the one who asked."""
-        if seat in self._running:
-            self._running.remove(seat)
+    def _end(self, job: Job, error: BaseException | None) -> None:
+        """Close a job, which frees its slot, and end its mailbox."""
+        if job in self._running:
+            self._running.remove(job)
         try:
-            if seat.steps is not None:
-                seat.steps.close()
-        except Exception as fault:  # ours; the others go on
+            if job.steps is not None:
+                job.steps.close()
+        except Exception as fault:  # our bug; the other jobs go on
             error = error or fault
-        seat.send(error)
+        job.mailbox.end(error)
 
     def _make_room_after(self, error: Exception) -> None:
-        """Free what is kept if memory ran out; raise the error again if the device is lost."""
+        """Free the caches if memory ran out; raise the error again if the device is lost."""
         if torch_errors.is_lost_device(error):
             raise error  # ends the thread: nothing that runs on the device can be answered
         if torch_errors.is_out_of_memory(error):

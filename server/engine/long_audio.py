@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from server.engine.messages import Answer, AnswerStarted, Question, Timings, WindowAnswer
+from server.engine.events import Event, Finished, NeedsToken, Piece, Started
+from server.engine.messages import Answer, Question, Timings, WindowAnswer
 from server.engine.runtime import Runtime
 from steering.audio.clip import Clip
 from steering.audio.windows import Window, cut
@@ -26,7 +27,7 @@ from steering.kv_slots import Row
 from steering.model.audio_model import AudioModel
 from steering.prompt import Message
 
-Events = Generator[AnswerStarted | str | Answer | Row, None, None]
+Events = Generator[Event, None, None]
 _LEAST_PROBABILITY = 1e-30
 
 
@@ -48,38 +49,42 @@ def clips_of(question: Question) -> list[Clip]:
 
 
 def answer_windows(
-    runtime: Runtime, question: Question, listen_once: Callable[[Question], Events]
-) -> Generator[Row, None, Answer]:
-    """The Answer, from an answer about each window; rows wait for their tokens on the way."""
+    runtime: Runtime, question: Question, answer_window: Callable[[Question], Events]
+) -> Events:
+    """The events of one answer, made from an answer about each window."""
     index = long_clip_index(question, runtime.model)
     assert index is not None, "every clip fits the window"
     whole = clips_of(question)[index]
     windows = cut(whole, runtime.model.max_clip_seconds)
     answers: list[Answer] = []
-    pause = Row(UNSTEERED, Sampling())  # it never gets a place: others go on before the next window
     for window in windows:
-        yield pause
+        yield NeedsToken(Row(UNSTEERED, Sampling()))  # others go on before the next window
         part = replace(question, messages=_replace_clip(question.messages, whole, window.clip))
-        answers.append((yield from _last_answer(listen_once(part))))
-    return _merge(question, index, windows, answers)
+        answers.append((yield from _last_answer(answer_window(part))))
+    answer = _merge(question, index, windows, answers)
+    yield Started(answer.listening, answer.steering)
+    if answer.text:
+        yield Piece(answer.text)
+    yield Finished(answer)
 
 
-def _last_answer(events: Events) -> Generator[Row, None, Answer]:
-    """The Answer of one window, which is the last event; rows wait for their tokens as ever."""
-    last: AnswerStarted | str | Answer | None = None
+def _last_answer(events: Events) -> Generator[NeedsToken, None, Answer]:
+    """The answer about one window; its rows wait for their tokens as ever."""
     with closing(events):
         for event in events:
-            if isinstance(event, Row):
-                yield event
-            else:
-                last = event
-    return last  # type: ignore[return-value]
+            match event:
+                case NeedsToken():
+                    yield event
+                case Finished(answer):
+                    return answer
+    raise AssertionError("a window ended without its Answer")
 
 
-def _replace_clip(messages: Sequence[Message], whole: Clip, part: Clip) -> tuple[Message, ...]:
+def _replace_clip(messages: Sequence[Message], whole: Clip, window: Clip) -> tuple[Message, ...]:
     """The messages with a window in the place of its clip."""
     return tuple(
-        Message(m.role, tuple(part if one is whole else one for one in m.parts)) for m in messages
+        Message(m.role, tuple(window if part is whole else part for part in m.parts))
+        for m in messages
     )
 
 
@@ -88,30 +93,32 @@ def _merge(
 ) -> Answer:
     """One answer from those of the windows."""
     scores = np.array([answer.listening.score or 0.0 for answer in answers])
-    most = answers[int(scores.argmax())]
-    text, probabilities = most.text, most.probabilities
+    best = answers[int(scores.argmax())]
+    text, probabilities = best.text, best.probabilities
     if question.choices and question.generate:
         probabilities = _weighted_probabilities(
             [answer.probabilities for answer in answers], scores
         )
         text = question.choices[int(np.argmax(probabilities))]
     clips = tuple(clips_of(question))
-    heard = list(most.prompt.heard_seconds)
-    heard[index] = clips[index].seconds
+    heard_seconds = list(best.prompt.heard_seconds)
+    heard_seconds[index] = clips[index].seconds
     prompt = replace(
-        most.prompt,
+        best.prompt,
         clips=clips,
-        heard_seconds=tuple(heard),
+        heard_seconds=tuple(heard_seconds),
         tokens=torch.cat([answer.prompt.tokens for answer in answers]),
         audio_mask=torch.cat([answer.prompt.audio_mask for answer in answers]),
     )
     return replace(
-        most,
+        best,
         text=text,
         probabilities=probabilities,
         prompt=prompt,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         timings=_summed_timings([answer.timings for answer in answers]),
+        began_at=answers[0].began_at,
+        first_token_seconds=sum(answer.first_token_seconds for answer in answers),
         windows=tuple(
             _window_answer(index, window, answer)
             for window, answer in zip(windows, answers, strict=True)
@@ -143,14 +150,13 @@ def _weighted_probabilities(
 
 
 def _summed_timings(timings: Sequence[Timings]) -> Timings:
-    """The time of all windows."""
+    """The time of all windows, and the queue's of the first."""
     first = timings[0]
-    caches = {one.silence_cache for one in timings}
-    return replace(
-        first,
-        prefill_seconds=sum(one.prefill_seconds for one in timings),
-        silence_seconds=sum(one.silence_seconds for one in timings),
-        decode_seconds=sum(one.decode_seconds for one in timings),
-        first_token_seconds=sum(one.first_token_seconds for one in timings),
-        silence_cache="miss" if "miss" in caches else first.silence_cache,
+    missed = any(window.silence_cache == "miss" for window in timings)
+    return Timings(
+        queue_seconds=first.queue_seconds,
+        prefill_seconds=sum(window.prefill_seconds for window in timings),
+        silence_seconds=sum(window.silence_seconds for window in timings),
+        decode_seconds=sum(window.decode_seconds for window in timings),
+        silence_cache="miss" if missed else first.silence_cache,
     )

@@ -1,16 +1,15 @@
-"""What goes into the engine and what comes out: a Question, and in the end its Answer."""
+"""The engine's messages: a Question goes in, an Answer comes out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from steering.clip_attribution import ClipAttribution
+from steering.decision import Listening, Steering, SteeringRequest
 from steering.generation import Sampling
 from steering.prompt import Message, Prompt
+
+_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +19,7 @@ class Question:
     id: str
     messages: tuple[Message, ...]
     choices: tuple[str, ...] = ()
-    steer: bool = False
-    direction: Literal["request", "calibrated"] = "request"
-    strength: float | None = None  # None is adaptive
+    steering: SteeringRequest = field(default_factory=SteeringRequest)
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     with_unsteered: bool = False  # answer bare as well
@@ -33,56 +30,34 @@ class Question:
     generate: bool = True  # False: only listen
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Listening:
-    """How far the sound decided; None where the deployment has no profile to read it with."""
-
-    score: float | None
-    percentile: float | None
-    verdict: str
-    threshold: float | None
-    silence_score: float | None
-    timeline: NDArray[np.float32]  # (F,) sums to the score
-    hop_seconds: float
-    heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
-    clips: tuple[ClipAttribution, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Steering:
-    """What was done to the answer; `reason` says why nothing was."""
-
-    applied: bool
-    direction: str | None = None
-    strength: float = 0.0
-    relative_norm: float = 0.0
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AnswerStarted:
-    """What is known before the first piece of the answer."""
-
-    listening: Listening
-    steering: Steering
-
-
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds each step took; `silence_cache` is hit, miss or None if no twin was run."""
+    """Seconds that each step of an answer took; of a clip heard in windows, of all windows."""
 
-    queue_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    silence_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    first_token_seconds: float = 0.0  # from the end of the wait to the first piece of the answer
-    silence_cache: str | None = None
-    began_at: float = 0.0  # time.perf_counter() when the wait was over and prefill began
+    queue_seconds: float
+    """wait for a place in the model's batch"""
+    prefill_seconds: float
+    """run of the prompt"""
+    silence_seconds: float
+    """run of the silent twin"""
+    decode_seconds: float
+    """run of the answer's tokens"""
+    silence_cache: Literal["hit", "miss"] | None
+    """whether the silent twin's prefix was cached; null if no twin was run"""
+
+    def seconds(self) -> dict[str, float]:
+        """The durations by their names, in the order of the steps."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_seconds")}
+
+    def rounded(self) -> Timings:
+        """The same in whole microseconds: what is beyond is noise."""
+        rounded: dict[str, Any] = {k: round(x, _DIGITS) for k, x in self.seconds().items()}
+        return replace(self, **rounded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowAnswer:
-    """One window of a long clip, and what was answered about it alone."""
+    """One window of a long clip, and the answer about it alone."""
 
     clip: int  # index of the clip
     start_seconds: float
@@ -95,7 +70,7 @@ class WindowAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """Everything that is known about one answered question."""
+    """One answered question: text, measurements, steering, sizes, times."""
 
     id: str
     text: str
@@ -108,6 +83,8 @@ class Answer:
     prompt: Prompt
     completion_tokens: int
     timings: Timings
+    began_at: float  # time.perf_counter() when the wait was over and prefill began
+    first_token_seconds: float  # from then to the first piece of the answer; 0 without one
     windows: tuple[WindowAnswer, ...] = ()  # of a clip longer than the model's window
 
 

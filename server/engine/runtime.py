@@ -1,4 +1,4 @@
-"""What all questions of a deployment share: a model, its profile, silent prefixes, rows."""
+"""The runtime that all questions of a deployment share: model, profile, silence cache, slots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from steering.decision import refusal
 from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
@@ -17,7 +18,7 @@ NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
-    """A model, its profile, and what its questions share: silent prefixes, and rows to write in."""
+    """A model, its profile, and what its questions share: the silence cache and KV slots."""
 
     model: AudioModel
     profile: Profile | None
@@ -34,16 +35,15 @@ class Runtime:
         silence_cache_bytes: int = 1_000_000_000,
         rows: int = 16,
         tokens: int = 2048,
-        unprofiled: str = NO_PROFILE,
+        no_profile_reason: str = NO_PROFILE,
     ) -> Runtime:
-        """A listener that writes up to `rows` answers at once, prompt and answer <= `tokens`."""
+        """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        prefixes = SilenceCache(silence_cache_bytes)
-        return cls(model, profile, prefixes, slots, unprofiled)
+        return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
 
     def make_room(self) -> None:
-        """Free what is kept only to save time, and give it back to the device."""
+        """Free the silence cache, and give its memory back to the device."""
         self.silence_cache.clear()
         gc.collect()
         if self.model.device.type == "cuda":
@@ -52,10 +52,4 @@ class Runtime:
 
 def steering_refusal(runtime: Runtime) -> str | None:
     """Why this deployment steers no answer, in plain words; None where it may steer."""
-    profile = runtime.profile
-    if profile is None:
-        return runtime.no_profile_reason
-    if profile.max_strength == 0:
-        why = profile.refusal or "calibration found no gain from steering this model"
-        return f"{why}: strength 0"
-    return None
+    return runtime.no_profile_reason if runtime.profile is None else refusal(runtime.profile)

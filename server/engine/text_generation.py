@@ -1,23 +1,21 @@
-"""One answer is written: the likeliest choice, or token by token, as pieces of text."""
+"""One answer becomes text: the likeliest choice, or token by token in pieces."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers.decoders import DecodeStream
 
+from server.engine.events import NeedsToken, Piece
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.generation import Sampling, SteeringPlan, score_choices, steered_logits
+from steering.generation import SteeringPlan, score_choices, steered_logits
 from steering.kv_slots import Row, sample_rows
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
-
-TextEvents = Generator[str | Row, None, None]
 
 
 @dataclass(slots=True)
@@ -33,69 +31,65 @@ class GeneratedText:
 
 def generate_text(
     runtime: Runtime,
-    heard: PrefillResult,
+    prefilled: PrefillResult,
     plan: SteeringPlan,
     question: Question,
-    reply: GeneratedText,
-) -> TextEvents:
-    """Pieces of text of one answer; `reply` holds the whole when they end."""
-    model = runtime.model
+    *,
+    pieces: bool = True,
+) -> Generator[Piece | NeedsToken, None, GeneratedText]:
+    """Generate one answer: yields its pieces, if they are wanted, and returns the whole."""
     if not question.generate:
-        reply.finish_reason = "listen"
-        return
+        return GeneratedText(finish_reason="listen")
     if question.choices:
-        probabilities = score_choices(model, heard, plan, question.choices)
-        reply.probabilities = tuple(probabilities)
-        reply.text = question.choices[int(np.argmax(probabilities))]
-        reply.tokens = len(model.processor.tokenizer(reply.text)["input_ids"])
-        reply.first_token_at = time.perf_counter()
-        yield reply.text
-        return
-    text = _TextAssembler(model, question)
-    with closing(_generate_tokens(runtime, heard, plan, question.sampling)) as tokens:
-        for event in tokens:
-            if isinstance(event, Row):
-                yield event
-                continue
+        reply = _choose(runtime, prefilled, plan, question)
+        if pieces:
+            yield Piece(reply.text)
+        return reply
+    return (yield from _write_text(runtime, prefilled, plan, question, pieces))
+
+
+def _choose(
+    runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question
+) -> GeneratedText:
+    """The likeliest choice."""
+    probabilities = score_choices(runtime.model, prefilled, plan, question.choices)
+    text = question.choices[int(np.argmax(probabilities))]
+    tokens = len(runtime.model.processor.tokenizer(text)["input_ids"])
+    return GeneratedText(
+        text, "stop", tuple(probabilities), tokens, first_token_at=time.perf_counter()
+    )
+
+
+def _write_text(
+    runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question, pieces: bool
+) -> Generator[Piece | NeedsToken, None, GeneratedText]:
+    """The text of at most max_tokens tokens, one by one."""
+    row = Row(plan, question.sampling)
+    row.token = sample_rows(steered_logits(runtime.model, prefilled.final[None], plan, 0), [row])[0]
+    reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
+    try:
+        for step in range(question.sampling.max_tokens):
+            if step:
+                if row.slot < 0:
+                    runtime.slots.admit(row, prefilled)
+                yield NeedsToken(row)
             reply.tokens += 1
             reply.first_token_at = reply.first_token_at or time.perf_counter()
-            piece = text.add(event)
-            reply.text += piece
-            if piece:
-                yield piece
-            if text.ended:
-                return
-    reply.finish_reason = "length"
-    rest = text.rest()
-    reply.text += rest
-    if rest:
-        yield rest
-
-
-def _generate_tokens(
-    runtime: Runtime, heard: PrefillResult, plan: SteeringPlan, sampling: Sampling
-) -> Generator[int | Row, None, None]:
-    """Tokens of one answer, at most max_tokens; a Row where it waits for the next decode step."""
-    row = Row(plan, sampling)
-    row.token = sample_rows(steered_logits(runtime.model, heard.final[None], plan, 0), [row])[0]
-    try:
-        for step in range(sampling.max_tokens):
-            yield row.token
-            if step + 1 == sampling.max_tokens:
-                return
-            if row.slot < 0:
-                runtime.slots.admit(row, heard)
-            yield row
+            text = assembler.add(row.token)
+            reply.text += text
+            if text and pieces:
+                yield Piece(text)
+            if assembler.ended:
+                return reply
     finally:
         if row.slot >= 0:
             runtime.slots.release(row)
-
-
-def without_text(writing: TextEvents) -> Generator[Row, None, None]:
-    """What a writing waits for, without its text."""
-    for event in writing:
-        if isinstance(event, Row):
-            yield event
+    reply.finish_reason = "length"
+    rest = assembler.rest()
+    reply.text += rest
+    if rest and pieces:
+        yield Piece(rest)
+    return reply
 
 
 class _TextAssembler:
@@ -124,7 +118,7 @@ class _TextAssembler:
         return text[:keep]
 
     def rest(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""What torch's errors mean: memory ran out, which passes, or the device is lost, which does not."""
+"""Two meanings of torch's errors: memory ran out, which passes, or the device is lost for good."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a request failed because there was no room; the next may fit."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_ROOM)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_ROOM)
 
 
 def is_lost_device(error: BaseException) -> bool:
@@ -22,5 +22,5 @@ def is_lost_device(error: BaseException) -> bool:
     """
     if is_out_of_memory(error):
         return False
-    said = isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
-    return said or isinstance(error, torch.AcceleratorError)
+    by_message = isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+    return by_message or isinstance(error, torch.AcceleratorError)

@@ -1,1 +1,1 @@
-"""What this deployment heard: records, their database, summaries."""
+"""Records of recent answers: in memory or in a database, and their summary."""

@@ -1,6 +1,6 @@
-"""What GET /listening-score reads: the log, off the event loop and for a bounded time only.
+"""The log as GET /listening-score reads it: off the event loop, and for a bounded time only.
 
-Where the log is away, what this process knows is read instead, and said to be.
+While the database is unavailable, the records of this process are read instead, and labelled so.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.errors import LogUnavailable, UnknownRecord
-from server.listening_log.records import ListeningLog, Record, newest
+from server.listening_log.records import ListeningLog, Record, newest_with_id
 from server.threads import run_in_daemon_thread
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 READ_SECONDS = 3.0
 _THREAD = "listening log, read"
 
 
 async def recent(records: ListeningLog, model: str, profile: str) -> tuple[Sequence[Record], str]:
-    """The last records of a model with a profile, and where from: memory, database or away."""
+    """The last records of a model with a profile, and their source: memory, database or away."""
     with suppress(LogUnavailable):
         return await _read(lambda: records.recent(model, profile)), records.kind
-    return records.own(), "away"
+    return records.of_this_process(), "away"
 
 
 async def find(records: ListeningLog, request_id: str) -> Record:
-    """The record of that id. Raises UnknownRecord, or LogAway where another replica may have it."""
+    """The record of that id; UnknownRecord, or LogUnavailable if another replica may have it."""
     with suppress(LogUnavailable):
         return await _read(lambda: records.find(request_id))
     try:
-        return newest(records.own(), request_id)
+        return newest_with_id(records.of_this_process(), request_id)
     except UnknownRecord:
         raise LogUnavailable(
             "the listening log's database is away, and this process knows no such request"
         ) from None
 
 
-async def _read(work: Callable[[], Found]) -> Found:
-    """What the work gives. Raises LogAway when it takes too long; then it ends by itself."""
+async def _read(work: Callable[[], Result]) -> Result:
+    """The result of the work; LogUnavailable if it takes too long, and then it ends by itself."""
     try:
         async with asyncio.timeout(READ_SECONDS):
             return await run_in_daemon_thread(work, _THREAD)

@@ -1,4 +1,4 @@
-"""What this deployment heard lately: a record of each answer, and their summary. No user text.
+"""Records of recent answers, without user text, and their summary.
 
 `MemoryLog` ends with the process; `writer.py` keeps the log in a database.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ WINDOW = 1000
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request that was answered, or only listened to."""
+    """One request that was answered, or only listened to; the columns of the database."""
 
     id: str
     created: int  # seconds since 1970
@@ -33,7 +33,7 @@ class Record:
     strength: float
     audio_seconds: float
     answered: float = 0.0  # seconds since 1970
-    answer_changed: bool | None = None  # by steering; None where nobody asked for the bare answer
+    answer_changed: bool | None = None  # by steering; None unless the unsteered answer was made
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     silence_seconds: float = 0.0
@@ -43,18 +43,18 @@ class Record:
 
 
 class ListeningLog(Protocol):
-    """Where records go. `recent` and `find` may wait for a database, and may raise LogAway."""
+    """Keeps records. `recent` and `find` may wait for a database, or raise LogUnavailable."""
 
     @property
     def kind(self) -> Literal["memory", "database"]: ...
 
     def open(self) -> None:
-        """Take records from now on; SettingsError where the log can't be had."""
+        """Take records from now on; SettingsError if the database can't be used."""
 
     def add(self, record: Record) -> None:
         """Keep a record; never waits."""
 
-    def own(self) -> Sequence[Record]:
+    def of_this_process(self) -> Sequence[Record]:
         """The last records of this process, oldest first; never waits."""
 
     def recent(self, model: str, profile: str) -> Sequence[Record]:
@@ -64,7 +64,7 @@ class ListeningLog(Protocol):
         """The newest record of that id; UnknownRecord if there is none."""
 
     def close(self) -> None:
-        """Keep what is not yet kept; bounded in time."""
+        """Write the records that wait; bounded in time."""
 
 
 class MemoryLog:
@@ -82,24 +82,29 @@ class MemoryLog:
         """Keep a record; the oldest goes when the window is full."""
         self._records.append(record)
 
-    def own(self) -> Sequence[Record]:
+    def of_this_process(self) -> Sequence[Record]:
         """The kept records, oldest first."""
         return list(self._records)
 
     def recent(self, model: str, profile: str) -> Sequence[Record]:
         """The kept records of a model with a profile, oldest first."""
-        return [one for one in self.own() if (one.model, one.profile) == (model, profile)]
+        return of_model(self._records, model, profile)
 
     def find(self, request_id: str) -> Record:
         """The newest record of that id; UnknownRecord if there is none."""
-        return newest(self.own(), request_id)
+        return newest_with_id(self.of_this_process(), request_id)
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-def newest(records: Sequence[Record], request_id: str) -> Record:
-    """The newest of some records that has this id. Raises UnknownRecord."""
+def of_model(records: Iterable[Record], model: str, profile: str) -> list[Record]:
+    """The records of a model with a profile, in their order."""
+    return [record for record in records if (record.model, record.profile) == (model, profile)]
+
+
+def newest_with_id(records: Sequence[Record], request_id: str) -> Record:
+    """The newest of the records with this id. Raises UnknownRecord."""
     for record in reversed(records):
         if record.id == request_id:
             return record
@@ -110,12 +115,12 @@ def newest(records: Sequence[Record], request_id: str) -> Record:
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """Count, mean, percentiles and fractions of some records; null where nothing can be said."""
-    scores = [r.score for r in records if r.score is not None]
+    """Count, mean, percentiles and fractions of the records; null for what has no values."""
+    scores = [record.score for record in records if record.score is not None]
     p10, p50, p90 = np.percentile(scores, [10, 50, 90]).tolist() if scores else [None] * 3
-    answered = [r for r in records if r.generated]
-    steered = [r for r in answered if r.steered]
-    deaf = [r for r in records if r.verdict == "not_listening"]
+    answered = [record for record in records if record.generated]
+    steered = [record for record in answered if record.steered]
+    not_listening = [record for record in records if record.verdict == "not_listening"]
     return {
         "window": WINDOW,
         "count": len(records),
@@ -123,15 +128,14 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "p10": p10,
         "p50": p50,
         "p90": p90,
-        "not_listening_fraction": len(deaf) / len(scores) if scores else None,
+        "not_listening_fraction": len(not_listening) / len(scores) if scores else None,
         "steered_fraction": len(steered) / len(answered) if answered else None,
-        "mean_strength": _mean([r.strength for r in steered]),
-        "last": last(records[-1]) if records else None,
+        "mean_strength": _mean([record.strength for record in steered]),
+        "last": _brief(records[-1]) if records else None,
     }
 
 
-def last(record: Record) -> dict[str, Any]:
-    """The newest record, as the summary shows it."""
+def _brief(record: Record) -> dict[str, Any]:
     return {
         "id": record.id,
         "score": record.score,

@@ -1,8 +1,8 @@
 """Several replicas of the app, each with a model of its own, run by Ray Serve.
 
-`allears serve --replicas N` makes `LocalCluster`: this process is the front, and Ray's processes
-are on this host only, unless RAY_ADDRESS names a cluster that runs. On KubeRay `build` is what a
-RayService imports: there the front is a deployment of its own behind Ray's HTTP proxy.
+`allears serve --replicas N` calls `create_local_router`: this process is the router, and Ray's
+processes are on this host only, unless RAY_ADDRESS names a cluster that runs. A RayService of
+KubeRay imports `build`: there the router is a deployment of its own behind Ray's HTTP proxy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -54,16 +54,17 @@ from server.settings import Settings, read_settings
 from server.telemetry import logs
 from server.telemetry import metrics as counters
 from server.telemetry.merged_metrics import Samples
+from server.telemetry.request_record import request_record
 
 log = logging.getLogger("allears")
 
 APP = "allears"
-FRONT = "Front"
+ROUTER = "Front"  # as Ray's dashboard shows it
 REPLICA = "Replica"
-_MORE_REQUESTS = 16  # that a replica takes beside questions: for the log, the models
+_MORE_REQUESTS = 16  # of a replica beside questions: for the log, the models
 _HEALTH_SECONDS = 1.0
-_ALL_SECONDS = 3.0  # for something of all replicas
-_SETTLE_SECONDS = 1.0
+_BROADCAST_SECONDS = 3.0  # for a call of all replicas
+_FLUSH_SECONDS = 1.0
 _OBJECT_BYTES = 500_000_000  # shared memory for bodies on their way
 
 
@@ -71,7 +72,7 @@ class Replica:
     """One copy of the app and its model. Ray Serve calls it, always in one event loop."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Return when the model has answered a question; raises what went wrong."""
+        """Return when the model has answered a question; raise why loading failed."""
         logs.set_up(settings.log_format)
         logs.take_over()
         self._app = create_replica(settings)
@@ -84,7 +85,7 @@ class Replica:
             raise self._deployment.failure
 
     async def check_health(self) -> None:
-        """Raises where this replica can answer no more; Serve then makes another."""
+        """Raise if this replica can answer no more; Serve then makes another."""
         self._deployment.ready()
 
     async def samples(self) -> tuple[str, Samples]:
@@ -92,26 +93,26 @@ class Replica:
         name = serve.get_replica_context().replica_id.unique_id
         return name, counters.samples(self._deployment.metrics)
 
-    async def settle(self) -> None:
+    async def flush_logs(self) -> None:
         """Return when the log's database has all records of this replica, or is late."""
         if isinstance(records := self._deployment.records, DatabaseLog):
-            deadline = time.monotonic() + _SETTLE_SECONDS
-            while records.waiting and not records.away and time.monotonic() < deadline:
+            deadline = time.monotonic() + _FLUSH_SECONDS
+            while records.waiting and not records.unavailable and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
 
-    async def halt(self) -> None:
-        """End what is running with Stopped; nothing is answered any more."""
+    async def stop_all(self) -> None:
+        """End running answers with EngineStopped; nothing is answered any more."""
         if self._deployment.engine is not None:
             self._deployment.engine.stop()
 
-    async def answer(self, asked: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
-        """TAKEN, what the app sends as it comes, and NOTE. Closing it ends the request."""
+    async def answer(self, request: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
+        """ACCEPTED, the app's messages as they come, and SUMMARY. Closing it ends the request."""
         yield [{"type": ACCEPTED}]
-        self._deployment.loaded_at = asked.since
-        scope = {**asked.scope, "asgi": {"version": "3.0"}, "extensions": {}}
-        scope["state"] = {"request_id": asked.request_id}
+        self._deployment.report_loaded_at(request.loaded_at)
+        scope = {**request.scope, "asgi": {"version": "3.0"}, "extensions": {}}
+        request_record(scope).request_id = request.request_id
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
-        work = asyncio.create_task(self._run(scope, asked.body, sent))
+        work = asyncio.create_task(self._run(scope, request.body, sent))
         try:
             ended = False
             while not ended:
@@ -127,13 +128,13 @@ class Replica:
     async def _run(
         self, scope: dict[str, Any], body: bytes, sent: asyncio.Queue[Message | None]
     ) -> None:
-        """Put what the app sends to a request into `sent`, then the NOTE, then None."""
+        """Put the app's messages into `sent`, then the SUMMARY, then None."""
         incoming = [{"type": "http.request", "body": body, "more_body": False}]
         started = False
 
         async def receive() -> Message:
             if not incoming:
-                await asyncio.Event().wait()  # who hangs up ends this task
+                await asyncio.Event().wait()  # a client that hangs up ends this task
             return incoming.pop()
 
         async def send(message: Message) -> None:
@@ -148,25 +149,17 @@ class Replica:
             if not started:
                 await response(scope, receive, send)
         finally:
-            sent.put_nowait({"type": SUMMARY, "state": self._left(scope["state"])})
+            with_text = self._deployment.settings.log_text
+            summary = request_record(scope).summarize(with_text=with_text)
+            sent.put_nowait({"type": SUMMARY, "summary": summary})
             sent.put_nowait(None)
-
-    def _left(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What a request's state says to the front's line, metrics and trace."""
-        left = {key: state[key] for key in ("error_code", "taken") if key in state}
-        left["told"] = logs.request_fields(state)
-        if "answer" in state:
-            left["timings"] = state["answer"].timings
-        if self._deployment.settings.log_text and "question" in state:
-            left["words"] = logs.text_fields(state["question"], state.get("answer"))
-        return left
 
     async def __del__(self) -> None:
         await self._life.aclose()
 
 
 class ServeReplicas:
-    """The replicas that a handle of Ray Serve reaches. `start` gives the handle."""
+    """Replicas behind a handle of Ray Serve, which `start` returns."""
 
     def __init__(
         self, start: Callable[[], DeploymentHandle[Any]], stop: Callable[[], None]
@@ -176,25 +169,26 @@ class ServeReplicas:
         self._handle: DeploymentHandle[Any] | None = None
 
     def start(self) -> None:
-        """Have the replicas started, which goes on behind."""
+        """Begin to start the replicas."""
         self._handle = self._start()
 
-    def standing(self) -> ReplicaStatus:
-        """How Serve says the replicas are."""
-        found = serve.status().applications.get(APP)
-        if found is None or REPLICA not in found.deployments:
+    def status(self) -> ReplicaStatus:
+        """The status in Serve."""
+        application = serve.status().applications.get(APP)
+        if application is None or REPLICA not in application.deployments:
             return ReplicaStatus(0, 0)
-        states = found.deployments[REPLICA].replica_states
-        running = sum(n for state, n in states.items() if state == "RUNNING")
-        wanted = sum(n for state, n in states.items() if state != "STOPPING")
-        failed = found.status == ApplicationStatus.DEPLOY_FAILED
-        reason = found.deployments[REPLICA].message.strip().splitlines()[-1:]  # of a traceback
+        states = application.deployments[REPLICA].replica_states
+        running = sum(count for state, count in states.items() if state == "RUNNING")
+        wanted = sum(count for state, count in states.items() if state != "STOPPING")
+        failed = application.status == ApplicationStatus.DEPLOY_FAILED
+        message = application.deployments[REPLICA].message
+        reason = message.strip().splitlines()[-1:]  # of a traceback
         return ReplicaStatus(running, wanted, " ".join(reason) if failed else None)
 
-    async def ask(self, asked: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
-        """What one replica answers; raises ReplicaLost, or QueueFull where none takes it."""
+    async def send(self, request: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
+        """The messages of one replica; ReplicaLost if it ends, QueueFull where none has room."""
         assert self._handle is not None, "asked before the start"
-        answers: Any = self._handle.options(stream=True, method_name="answer").remote(asked)
+        answers: Any = self._handle.options(stream=True, method_name="answer").remote(request)
         try:
             async for messages in answers:
                 yield messages
@@ -210,87 +204,90 @@ class ServeReplicas:
             raise
 
     async def samples(self) -> dict[str, Samples]:
-        """The metrics of each replica, by its name; of those that answer in time."""
-        return dict(await self._of_all("samples"))
+        """The metrics of each replica that answers in time, by its name."""
+        return dict(await self._broadcast("samples"))
 
-    async def settle(self) -> None:
-        """Return when the log holds what all replicas heard, or that takes too long."""
-        await self._of_all("settle")
+    async def flush_logs(self) -> None:
+        """Return when the log holds the records of all replicas, or that takes too long."""
+        await self._broadcast("flush_logs")
 
-    async def halt(self) -> None:
-        """Have all replicas end what they run with Stopped."""
+    async def stop_all(self) -> None:
+        """Have all replicas end running answers with EngineStopped."""
         if self._handle is not None:
-            await self._of_all("halt")
+            await self._broadcast("stop_all")
 
-    async def _of_all(self, method: str) -> list[Any]:
-        """What a method of each replica gives; nothing of one that fails, or if one is too late."""
+    async def _broadcast(self, method: str) -> list[Any]:
+        """The results of a method of each replica that succeeds; empty if one is too late."""
         assert self._handle is not None, "asked before the start"
         try:
-            found = await self._handle.broadcast(method).results_async(
-                timeout_s=_ALL_SECONDS, return_exceptions=True
+            results = await self._handle.broadcast(method).results_async(
+                timeout_s=_BROADCAST_SECONDS, return_exceptions=True
             )
         except TimeoutError:
-            log.warning("not all replicas answer within %g s", _ALL_SECONDS)
+            log.warning("not all replicas answer within %g s", _BROADCAST_SECONDS)
             return []
-        return [one for one in found if not isinstance(one, BaseException)]
+        return [result for result in results if not isinstance(result, BaseException)]
 
 
-def create_local_router(settings: Settings) -> Any:
-    """The app of a front in this process, which starts Ray and the replicas and stops them."""
-    return create_front(settings, ServeReplicas(lambda: _start(settings), _stop))
+def create_local_router(settings: Settings, *, crowded: Callable[[], bool]) -> Any:
+    """The app of a router in this process, which starts and stops Ray and the replicas."""
+    replicas = ServeReplicas(lambda: _start(settings), _stop)
+    return create_front(settings, replicas, crowded=crowded)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application that a RayService imports: the front and, behind it, the replicas.
+    """The application that a RayService imports: the router and, behind it, the replicas.
 
     Settings are `args`, by their names, and the environment of Ray's pods. Raises SettingsError.
     """
     settings = read_settings(os.environ, args)
-    found = ServeReplicas(lambda: serve.get_deployment_handle(REPLICA, APP), lambda: None)
-    front: Any = serve.ingress(lambda: _with_one_id(create_front(settings, found)))
+    behind = ServeReplicas(lambda: serve.get_deployment_handle(REPLICA, APP), lambda: None)
+    front: Any = serve.ingress(lambda: _without_request_id(create_front(settings, behind)))
     deployment: Any = serve.deployment(
         front(),
-        name=FRONT,
+        name=ROUTER,
         ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=10_000,  # what they wait for is bounded by the replicas
+        max_ongoing_requests=10_000,  # the replicas bound them
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.drain_seconds + 5,
     )
-    return cast(serve.Application, deployment.bind(replicas(settings)))
+    return cast(serve.Application, deployment.bind(replica_application(settings)))
 
 
-def _with_one_id(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> Any:
+def _without_request_id(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> Any:
     """The app without x-request-id in its answers: Serve's proxy adds the same one."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        async def dressed(message: Message) -> None:
+        async def send_without_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [one for one in message["headers"] if one[0] != b"x-request-id"]
-                message = {**message, "headers": kept}
+                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                message = {**message, "headers": headers}
             await send(message)
 
-        await app(scope, receive, dressed)
+        await app(scope, receive, send_without_id)
 
     return call
 
 
 def _start(settings: Settings) -> DeploymentHandle[Any]:
-    """Start Ray, or join the cluster of RAY_ADDRESS, and have the replicas started."""
-    there = os.environ.get("RAY_ADDRESS")
+    """Start Ray, or join the cluster of RAY_ADDRESS, and begin to start the replicas."""
+    cluster = os.environ.get("RAY_ADDRESS")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    if there:
-        ray.init(there, logging_level=logging.ERROR)
+    if cluster:
+        ray.init(cluster, logging_level=logging.ERROR)
     else:
         ray.init(
             "local",
-            num_cpus=max(os.cpu_count() or 1, _most(settings)),
+            num_cpus=max(os.cpu_count() or 1, _max_replicas(settings)),
             object_store_memory=_OBJECT_BYTES,
             include_dashboard=False,
             logging_level=logging.ERROR,
         )
     serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    target = serve.RunTarget(replicas(settings), name=APP, route_prefix=None, logging_config=quiet)
+    target = serve.RunTarget(
+        replica_application(settings), name=APP, route_prefix=None, logging_config=quiet
+    )
     (handle,) = serve.run_many(
         [target],
         wait_for_ingress_deployment_creation=False,
@@ -300,33 +297,25 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
 
 
 def _stop() -> None:
-    """Stop what `_start` began: Ray itself, or on a cluster that was there only our application."""
+    """Stop Ray, or only our application on a cluster that ran before."""
     if ray.is_initialized():
         if "RAY_ADDRESS" in os.environ:
             serve.delete(APP)
         ray.shutdown()
 
 
-def replicas(settings: Settings) -> serve.Application:
+def replica_application(settings: Settings) -> serve.Application:
     """The application whose deployment is the replicas. Needs Ray to run."""
-    most, has_gpu = _most(settings), ray.cluster_resources().get("GPU", 0) > 0
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     device = "cuda" if settings.device == "auto" and has_gpu else settings.device
-    cores = 1 if device == "cuda" else max(1, (os.cpu_count() or 1) // most)
-    size: dict[str, Any] = {"num_replicas": settings.replicas}
-    if most > settings.replicas:
-        size = {
-            "autoscaling_config": {
-                "min_replicas": settings.replicas,
-                "max_replicas": most,
-                "target_ongoing_requests": settings.max_batch_rows,
-                "upscale_delay_s": 5,
-                "downscale_delay_s": 300,
-            }
-        }
+    cores = max(1, (os.cpu_count() or 1) // _max_replicas(settings))
     deployment: Any = serve.deployment(
         Replica,
         name=REPLICA,
-        ray_actor_options={"num_cpus": cores, "num_gpus": int(device == "cuda")},
+        ray_actor_options={
+            "num_cpus": 1 if device == "cuda" else cores,
+            "num_gpus": int(device == "cuda"),
+        },
         max_ongoing_requests=settings.max_batch_rows
         + settings.queue_limit_requests
         + _MORE_REQUESTS,
@@ -336,11 +325,25 @@ def replicas(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=1,
-        **size,
+        **_scaling(settings),
     )
     own = settings.model_copy(update={"api_keys": (), "device": device})
     return cast(serve.Application, deployment.bind(own))
 
 
-def _most(settings: Settings) -> int:
+def _scaling(settings: Settings) -> dict[str, Any]:
+    if _max_replicas(settings) == settings.replicas:
+        return {"num_replicas": settings.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": settings.replicas,
+            "max_replicas": _max_replicas(settings),
+            "target_ongoing_requests": settings.max_batch_rows,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 300,
+        }
+    }
+
+
+def _max_replicas(settings: Settings) -> int:
     return max(settings.replicas, settings.max_replicas or 0)

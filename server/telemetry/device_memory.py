@@ -1,4 +1,4 @@
-"""Memory of the device that the model is on: what is taken, and how much there is."""
+"""Memory of the model's device: used, and in all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, where there 
 
 
 def device_bytes(device: torch.device, kind: Literal["used", "total"]) -> float:
-    """Bytes used, or in all; on a CPU those of this process, and what it may take at most."""
+    """Bytes used, or in all; on a CPU those of this process, and its limit."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return float(total - free if kind == "used" else total)

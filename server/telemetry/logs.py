@@ -1,7 +1,7 @@
 """Log lines on stderr: those of requests are JSON, the others for people or JSON as well.
 
-A request's line holds what it cost and how it was answered. What users say is in it only where
-`ALLEARS_LOG_TEXT` says so, and never breaks a line: JSON writes a control character as an escape.
+What users write is logged only where `ALLEARS_LOG_TEXT` says so, and never breaks a line: JSON
+writes a control character as an escape.
 """
 
 from __future__ import annotations
@@ -9,23 +9,31 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-if TYPE_CHECKING:
-    from server.engine.messages import Answer, Question
-
 log = logging.getLogger("allears")
 _LOUD = ("transformers", "huggingface_hub")  # they bring log handlers of their own
-_MAX_CHARACTERS = 500
-_DIGITS = 6
+
+
+class _CurrentStderr:
+    """`sys.stderr` as it is when a line is written.
+
+    Test runners put a stream of their own in its place and close it later, while the handlers and
+    threads that log live on.
+    """
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def set_up(form: Literal["plain", "json"]) -> None:
-    """Lines on stderr: our own from info on, of all others from warnings on."""
+    """Write lines to stderr: our own from info on, of all others from warnings on."""
     as_json = JsonFormatter(
         ["levelname", "name", "message"],
         timestamp="time",
@@ -64,43 +72,11 @@ def take_over() -> None:
 def is_json() -> bool:
     """Whether every line on stderr is to be JSON."""
     handlers = logging.getLogger().handlers
-    return any(isinstance(one.formatter, JsonFormatter) for one in handlers)
-
-
-def request_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the app left for a request's line; of a replica's app that came with the answer."""
-    if "told" in state:
-        return dict(state["told"])
-    known = {key: state[key] for key in ("error_code", "answer_id") if key in state}
-    return {**known, **(answer_fields(state["answer"]) if "answer" in state else {})}
-
-
-def answer_fields(answer: Answer) -> dict[str, Any]:
-    """What a request's line says of its answer: durations, score, strength, sizes."""
-    listening, steering, timings = answer.listening, answer.steering, answer.timings
-    return {
-        "queue_seconds": round(timings.queue_seconds, _DIGITS),
-        "prefill_seconds": round(timings.prefill_seconds, _DIGITS),
-        "silence_seconds": round(timings.silence_seconds, _DIGITS),
-        "decode_seconds": round(timings.decode_seconds, _DIGITS),
-        "score": None if listening.score is None else round(listening.score, _DIGITS),
-        "verdict": listening.verdict,
-        "strength": round(steering.strength, _DIGITS),
-        "audio_seconds": round(sum(answer.prompt.heard_seconds), _DIGITS),
-        "prompt_tokens": len(answer.prompt.tokens),
-        "completion_tokens": answer.completion_tokens,
-    }
-
-
-def text_fields(question: Question, answer: Answer | None) -> dict[str, str]:
-    """The last question and its answer, cut; for those who switched it on."""
-    texts = [part for part in question.messages[-1].parts if isinstance(part, str)]
-    said = {"question": " ".join(texts)[:_MAX_CHARACTERS]}
-    return said if answer is None else {**said, "answer": answer.text[:_MAX_CHARACTERS]}
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
 
 
 def _stderr(formatter: logging.Formatter) -> logging.StreamHandler[Any]:
-    lines = logging.StreamHandler(sys.stderr)
+    lines = logging.StreamHandler(_CurrentStderr())
     lines.setFormatter(formatter)
     return lines
 
@@ -110,6 +86,5 @@ def _on_crash(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _on_thread_crash(crash: threading.ExceptHookArgs) -> None:
-    found = crash.exc_value
     name = crash.thread.name if crash.thread else "?"
-    log.critical("thread %s ends", name, exc_info=found)
+    log.critical("thread %s ends", name, exc_info=crash.exc_value)

@@ -1,13 +1,14 @@
 """The metrics of several replicas as those of one server, so that rules and dashboards fit both.
 
-Counters and histograms are added up. So are gauges of what each replica has for itself; of the
-others, which say how things stand, the worst counts: an alert must see it.
+Counters and histograms are added up, and so are gauges of what each replica has for itself. Of all
+other gauges the largest value counts, which is the worst: an alert must see it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -25,49 +26,50 @@ _ADDED_GAUGES = frozenset(
 )
 
 
-class Totals:
-    """What Prometheus' own writer asks for its families."""
+@dataclass(frozen=True, slots=True)
+class MergedFamilies:
+    """Families in the form that Prometheus' own writer takes."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
+    families: Samples
 
     def collect(self) -> Iterable[Metric]:
         """The families."""
-        return self._families
+        return self.families
 
 
 def text(pages: Sequence[Samples]) -> bytes:
     """Prometheus' text format of several pages as one."""
-    return generate_latest(Totals(added(pages)))
+    return generate_latest(MergedFamilies(added(pages)))
 
 
 def counts(page: Samples) -> Samples:
-    """What stays true of a replica that ended: without it, sums would fall."""
+    """The counters and histograms, kept of a replica that ended: without them sums would fall."""
     return [family for family in page if family.type in ("counter", "histogram")]
 
 
 def added(pages: Sequence[Samples]) -> Samples:
-    """The families of all pages, each once; of a family's samples those of equal labels are one."""
+    """The families of all pages, each once, with one sample for equal labels."""
     families: dict[str, list[Metric]] = {}
     for page in pages:
         for family in page:
             families.setdefault(family.name, []).append(family)
-    return [_one(same) for same in families.values()]
+    return [_merged(same) for same in families.values()]
 
 
-def _one(same: list[Metric]) -> Metric:
+def _merged(same: list[Metric]) -> Metric:
+    """One family of several with the same name."""
     first = same[0]
-    whole = Metric(first.name, first.documentation, first.type)
-    found: dict[tuple[str, frozenset[tuple[str, str]]], list[Sample]] = {}
+    merged = Metric(first.name, first.documentation, first.type)
+    by_labels: dict[tuple[str, frozenset[tuple[str, str]]], list[Sample]] = {}
     for family in same:
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
-            found.setdefault(key, []).append(sample)
-    for samples in found.values():
+            by_labels.setdefault(key, []).append(sample)
+    for samples in by_labels.values():
         values = [sample.value for sample in samples]
         total = _total(first, samples[0].name, values)
-        whole.add_sample(samples[0].name, samples[0].labels, total)
-    return whole
+        merged.add_sample(samples[0].name, samples[0].labels, total)
+    return merged
 
 
 def _total(family: Metric, name: str, values: Sequence[float]) -> float:

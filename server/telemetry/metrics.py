@@ -1,4 +1,4 @@
-"""What Prometheus reads: counters and histograms of one app, in a set of their own."""
+"""Metrics for Prometheus: counters and histograms of one app, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metrics:
-    """One app's metrics. Labels are bounded: templates of routes, codes, never what users send."""
+    """One app's metrics. Labels are bounded: templates of routes, codes, never users' own words."""
 
     collected: CollectorRegistry
     requests: Counter
@@ -114,7 +114,7 @@ def make_metrics() -> Metrics:
 
 
 def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, str]) -> None:
-    """Add the gauges that look at an engine whenever they are read, and what it serves."""
+    """Add the gauges that read an engine's state, and the labels of what it serves."""
     own = metrics.collected
     queue = Gauge("allears_queue_depth", "Requests that wait for their turn", registry=own)
     queue.set_function(lambda: engine.waiting)
@@ -129,14 +129,14 @@ def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, st
 
 
 def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog) -> None:
-    """Add what alerts compare: drift of the scores, what calibration saw, and the memory left."""
+    """Add the gauges for alerts: drift of the scores, calibrated share, the device's memory."""
     own, runtime = metrics.collected, engine.runtime
     index = Gauge(
         "allears_listening_drift_psi",
         "Population stability index of the last scores against the profile's; NaN if too few",
         registry=own,
     )
-    index.set_function(lambda: drift(runtime.profile, records.own()))
+    index.set_function(lambda: drift(runtime.profile, records.of_this_process()))
     share = Gauge(
         "allears_not_listening_calibrated_fraction",
         "Share of the calibration set whose verdict is not_listening; NaN without a profile",
@@ -152,10 +152,10 @@ def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog
 
 
 def add_log_gauges(metrics: Metrics, records: DatabaseLog) -> None:
-    """Add what tells whether the listening log's database takes records."""
+    """Add the gauges of the listening log's database."""
     own = metrics.collected
     up = Gauge("allears_listening_log_up", "1: the database takes records; 0: away", registry=own)
-    up.set_function(lambda: not records.away)
+    up.set_function(lambda: not records.unavailable)
     waiting = Gauge(
         "allears_listening_log_waiting", "Records that wait for the database", registry=own
     )
@@ -177,23 +177,23 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.silence_cache.labels(timings.silence_cache).inc()
     if not record.generated:
         return
-    metrics.first_token_seconds.observe(timings.queue_seconds + timings.first_token_seconds)
+    metrics.first_token_seconds.observe(timings.queue_seconds + answer.first_token_seconds)
     metrics.steering_strength.observe(record.strength)
     if record.steered:
         metrics.steered.labels(record.direction).inc()
 
 
 def page(metrics: Metrics, others: Sequence[Samples] = ()) -> bytes:
-    """All of them in Prometheus' text format, with those of replicas added."""
+    """All metrics in Prometheus' text format, with those of replicas added."""
     return text([samples(metrics), *others]) if others else generate_latest(metrics.collected)
 
 
 def set_replicas(metrics: Metrics, ready: int, wanted: int) -> None:
-    """How many replicas a front has."""
+    """Set the counts of a router's replicas."""
     metrics.replicas_ready.set(ready)
     metrics.replicas_wanted.set(wanted)
 
 
 def samples(metrics: Metrics) -> Samples:
-    """All of them as they are now."""
+    """All metrics as they are now."""
     return list(metrics.collected.collect())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from server.engine.messages import Timings
+from server.telemetry.request_record import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -25,22 +25,14 @@ log = logging.getLogger("allears")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PARENT = ("traceparent", "tracestate")
 _SECOND = 1_000_000_000  # ns
-# What a line of the log calls it, and what OpenTelemetry does.
+# Keys of a log line by OpenTelemetry's names.
 _NAMES = {"method": "http.request.method", "route": "http.route"}
 _NAMES |= {"status": "http.response.status_code", "error_code": "error.type"}
 
 
-@dataclass(slots=True, eq=False)
-class StageTimes:
-    """When the steps of a request began and ended, in ns since 1970; the routes fill it."""
-
-    decode: tuple[int, int]  # of the audio
-    asked: int  # the question went to the engine
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestTracer:
-    """Where the spans of one app go."""
+    """The spans of one app and their way to a collector."""
 
     provider: TracerProvider
 
@@ -55,15 +47,13 @@ class RequestTracer:
             "request", context=parent, kind=SpanKind.SERVER
         )
 
-    def end(
-        self, span: Span, line: Mapping[str, Any], taken: StageTimes | None, timings: Timings | None
-    ) -> str:
-        """The id of the trace, its request's span ended, with a child for each step."""
+    def end(self, span: Span, line: Mapping[str, Any], record: RequestRecord) -> str:
+        """End a request's span, with a child for each step; the id of the trace."""
         from opentelemetry.trace import StatusCode, format_trace_id, set_span_in_context
 
         tracer, inside = self.provider.get_tracer("allears"), set_span_in_context(span)
-        for name, begun, ended in _steps(taken, timings):
-            tracer.start_span(name, context=inside, start_time=begun).end(ended)
+        for name, began, ended in _steps(record):
+            tracer.start_span(name, context=inside, start_time=began).end(ended)
         span.update_name(f"{line['method']} {line['route']}")
         for key, value in line.items():
             if value is not None:
@@ -79,7 +69,7 @@ class RequestTracer:
 
 
 def make_tracer(environ: Mapping[str, str]) -> RequestTracer | None:
-    """Where OpenTelemetry's variables say that spans go; None if they name no place."""
+    """A tracer to the endpoint of OpenTelemetry's variables; None if they name none."""
     if not any(environ.get(name) for name in _ENDPOINTS):
         return None
     if find_spec("opentelemetry.exporter") is None or find_spec("opentelemetry.sdk") is None:
@@ -97,7 +87,7 @@ def make_tracer(environ: Mapping[str, str]) -> RequestTracer | None:
 
 
 def headers(span: Span | None) -> Mapping[str, str]:
-    """What a request that we make ourselves carries, to be found in the same trace."""
+    """The headers that put a request of our own into the same trace."""
     carrier: dict[str, str] = {}
     if span is not None:
         from opentelemetry.trace import set_span_in_context
@@ -107,21 +97,24 @@ def headers(span: Span | None) -> Mapping[str, str]:
     return carrier
 
 
-def _steps(taken: StageTimes | None, timings: Timings | None) -> list[tuple[str, int, int]]:
+def _steps(record: RequestRecord) -> list[tuple[str, int, int]]:
     """Name, begin and end of each step that was taken; those after the wait follow one another.
 
     Of a clip that is heard in windows, a step is the sum over all of them.
     """
-    if taken is None:
+    stages, timings = record.stage_times, record.timings
+    if stages is None:
         return []
-    steps = [("audio decode", *taken.decode)]
+    decoded = stages.decode_ended
+    steps = [("audio decode", stages.decode_began, decoded)]
     if timings is None:
         return steps
-    at = time.time_ns() - time.perf_counter_ns() + round(timings.began_at * _SECOND)
-    steps.append(("queue", taken.asked, max(at, taken.asked)))
-    for name in ("prefill", "silence", "decode"):
-        ended = at + round(getattr(timings, f"{name}_seconds") * _SECOND)
+    at = time.time_ns() - time.perf_counter_ns() + round(record.began_at * _SECOND)
+    steps.append(("queue", decoded, max(at, decoded)))
+    after_queue = list(timings.seconds().items())[1:]
+    for name, seconds in after_queue:
+        ended = at + round(seconds * _SECOND)
         if ended > at:
-            steps.append((name, at, ended))
+            steps.append((name.removesuffix("_seconds"), at, ended))
         at = ended
     return steps

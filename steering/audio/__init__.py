@@ -1,1 +1,1 @@
-"""Audio files become clips."""
+"""Audio: from untrusted bytes to a clip."""

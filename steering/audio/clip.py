@@ -1,4 +1,4 @@
-"""One piece of audio, as the model will hear it."""
+"""A clip: one piece of audio, as the model hears it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that somebody sent become a Clip, or an AudioError that says what to do.
+"""Decoding: bytes become a Clip, or an AudioError with a remedy.
 
 Nothing in the bytes is trusted:
 
@@ -8,8 +8,8 @@ Nothing in the bytes is trusted:
 3. decoding goes block by block and ends where the limits do: a header that lies can't lengthen it;
 4. what of the bytes is not heard all the same is in the clip's warnings.
 
-The decoder's own error text stays inside: it may hold addresses. The libraries that decode are
-imported when the first clip comes: everything else works where they are missing.
+The decoder's own error text is not passed on: it may hold addresses. The decoding libraries are
+imported with the first clip, so everything else works without them.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _file_bytes(path: str | os.PathLike[str], limits: AudioLimits) -> bytes:
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Generator[None, None, None]:
-    """Errors about a file with its path in front."""
+    """Put the path in front of errors about a file."""
     try:
         yield
     except OSError as error:

@@ -63,6 +63,6 @@ def check_seconds(seconds: float, limits: AudioLimits, *, counted: bool = True) 
                 " shorter clip, or several"
             )
         raise AudioTooLarge(
-            f"the audio is {seconds:,.2f} s long; at most {limits.max_seconds:g} s are allowed: send"
-            " a shorter clip, or several"
+            f"the audio is {seconds:,.2f} s long; at most {limits.max_seconds:g} s are allowed:"
+            " send a shorter clip, or several"
         )

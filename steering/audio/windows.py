@@ -1,4 +1,4 @@
-"""A clip longer than the model's window, cut into windows that overlap, at quiet points.
+"""Windows: a clip longer than the model's window is cut into overlapping parts, at quiet points.
 
 A window ends at the quietest point of its last fifth, and the next one begins at the quietest point
 of what lies a tenth to a fifth of a window before that end. So nothing is left out, and what a cut
@@ -20,7 +20,7 @@ _OVERLAP_SHARES = (0.1, 0.2)  # of a window: least and most overlap
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """A stretch of a clip."""
+    """One window of a longer clip."""
 
     start_seconds: float
     end_seconds: float

@@ -1,1 +1,1 @@
-"""Finding a model's ears: from items with known answers to a listening profile."""
+"""Calibration: from items with known answers to a listening profile."""

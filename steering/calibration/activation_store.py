@@ -1,14 +1,13 @@
-"""Evidence on disk, written while it is gathered: a stopped run goes on where it was.
+"""Activations on disk, written as they are recorded, so that a stopped run can go on.
 
-A folder holds one file a field of Evidence, laid out and reserved for all items at the start, and
-`checks.npy`, a checksum of each item that is there. An item counts once its checksum stands, and
-only while it agrees with what the files hold: whatever ended the last run, a kill or the power,
-nothing half-written is taken for whole. `key.json` says whose evidence it is.
+A folder holds one file for each field of Activations, reserved for all items at the start, and
+`checks.npy`, a checksum of each recorded item. The checksum is written last, and an item counts
+only while it agrees with the files: after a kill or a power cut no half-written item is used.
+`key.json` names the model and the data.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
@@ -33,39 +33,40 @@ _KEY, _LOCK, _CHECKS = "key.json", "lock", "checks"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActivationStore:
-    """The rows of I items, those that are there and those that are not yet."""
+    """The activations of I items, as far as they are recorded."""
 
     folder: Path
     columns: Mapping[str, NDArray[Any]]  # field -> (I, ...) in a file
-    checks: NDArray[np.uint64]  # (I,) 1 + crc32 of a row's bytes; 0 where it is not there
+    checks: NDArray[np.uint64]  # (I,) 1 + crc32 of a row's bytes; 0 while it is not recorded
 
     def missing(self) -> list[int]:
-        """Items that have no row yet."""
+        """Indices of the items that are not recorded yet."""
         return [int(i) for i in np.flatnonzero(self.checks == 0)]
 
     def put(self, index: int, row: ActivationRow) -> None:
-        """Keep the row of an item; it counts from the moment its checksum is written, last."""
+        """Write the row of an item; it counts once its checksum is written, last."""
         for column, value in zip(self.columns.values(), row, strict=True):
             assert column[index].shape == np.shape(value), (column[index].shape, np.shape(value))
             column[index] = value
         self.checks[index] = self._check(index)
 
     def activations(self) -> Activations:
-        """All of it, read from the files as it is needed."""
+        """The activations of all items, memory-mapped; every item must be recorded."""
         assert not self.missing(), self.missing()
         return Activations(**self.columns)
 
     def remove(self) -> None:
-        """Delete the folder; what was read from it must not be used any more."""
+        """Delete the folder; arrays read from it must not be used afterwards."""
         shutil.rmtree(self.folder)
 
     def forget_damaged(self) -> None:
-        """Take the rows whose bytes are not what their checksum says for missing."""
+        """Mark the items whose bytes do not match their checksum as missing."""
         for index in np.flatnonzero(self.checks):
             if self.checks[index] != self._check(int(index)):
                 self.checks[index] = 0
 
     def _check(self, index: int) -> int:
+        """1 + crc32 of an item's bytes in all columns."""
         check = 0
         for column in self.columns.values():
             check = zlib.crc32(column[index : index + 1].tobytes(), check)
@@ -76,20 +77,21 @@ class ActivationStore:
 def open_store(
     folder: Path, key: Mapping[str, Any], columns: Columns, count: int
 ) -> Iterator[ActivationStore]:
-    """The evidence folder of a key, for one process at a time: a new one, or what is there of it.
+    """The store of a key in a folder, locked for this process; recorded items are kept.
 
-    Raises DataError where the folder holds other evidence or other files, where another process
-    has it open, and where the disk has no room for all items.
+    Raises DataError if the folder holds other activations or other files, if another process has
+    it open, and if the disk has no room for all items.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{folder} is in use: another calibration writes there. Wait for it, or give"
-                " another --out"
-            ) from None
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(
+            f"{folder} is in use: another calibration writes there. Wait for it, or give"
+            " another --out"
+        ) from None
+    try:
         layout: Columns = {**columns, _CHECKS: ((), np.uint64)}
         if (folder / _KEY).exists():
             _refuse_foreign(folder, key)
@@ -101,9 +103,12 @@ def open_store(
         store = _open(folder, layout, count)
         store.forget_damaged()
         yield store
+    finally:
+        lock.release()
 
 
 def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
+    """Raise DataError if the folder belongs to another model, data set or version."""
     try:
         stored = json.loads((folder / _KEY).read_text())
     except ValueError:
@@ -118,7 +123,7 @@ def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def _lay_out(folder: Path, layout: Columns, count: int) -> None:
-    """Reserve every file in full, so that a full disk is met now and not in the middle."""
+    """Reserve every file in full, so that a lack of disk space is found at the start."""
     ours = {_LOCK, f".{_KEY}.partial", *(f"{name}.npy" for name in layout)}
     others = sorted({file.name for file in folder.iterdir()} - ours)
     if others:
@@ -139,6 +144,7 @@ def _lay_out(folder: Path, layout: Columns, count: int) -> None:
 
 
 def _open(folder: Path, layout: Columns, count: int) -> ActivationStore:
+    """The store in a folder; DataError if a file is damaged."""
     files: dict[str, NDArray[Any]] = {}
     for name, (shape, dtype) in layout.items():
         try:

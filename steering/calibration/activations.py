@@ -1,13 +1,12 @@
-"""Evidence: what every head and layer of a model did on each item of a data set, clip and silence.
+"""Activations of a model on a data set: every head and layer, on the clip and on its silence.
 
-One prefill of the clip and one of its silent twin an item. Since an intervention acts only on the
-readout, every setting of it can be tried on these vectors without another pass.
+Each item costs one prefill of its clip and one of its silent twin. Since an intervention acts only
+on the readout, every setting of it can be tried on these vectors without another pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,36 +23,37 @@ from steering.calibration.decisive_token import find_decisive_token, state_at
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
 from steering.items import Item, is_right
 from steering.model.audio_model import AudioModel
+from steering.model.one_thread import one_thread
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, silent_twin, with_choices
 from steering.readout import Intervention, logits, pool
 from steering.taps import Head
 
-ACTIVATIONS_VERSION = 1  # goes up when the same item would leave other numbers behind
+ACTIVATIONS_VERSION = 1  # goes up when the numbers of the same item change
 ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
 _BLOCK_ITEMS = 256
 
-ActivationRow = tuple[Any, ...]  # what an item leaves behind, in the order of Evidence's fields
+ActivationRow = tuple[Any, ...]  # one item's values, in the order of Activations' fields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """Numbers of I items, rows in the order of the items."""
+    """Recorded numbers of I items, one row an item."""
 
     mass: NDArray[np.float32]  # (I, L * H) audio mass of every head on the clip
     silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin
     differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the silent twin
     final: NDArray[np.float32]  # (I, D) last residual at the first answer token
-    deciding: NDArray[np.float32]  # (I, D) at the token that decides, most often the same
-    first_token: NDArray[np.int64]  # (I,) of the right answer: the one that decides
-    right: NDArray[np.bool_]  # (I,) the bare model's greedy answer, by MMAU's rule
-    top_probability: NDArray[np.float32]  # (I,) of the bare model's likeliest token there
+    deciding: NDArray[np.float32]  # (I, D) the same at the decisive token, mostly the first
+    first_token: NDArray[np.int64]  # (I,) decisive token of the right answer
+    right: NDArray[np.bool_]  # (I,) whether the bare greedy answer is right, by MMAU's rule
+    top_probability: NDArray[np.float32]  # (I,) of the likeliest token there, bare
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Activations:
-        """The evidence of some items, all but the differences.
+        """The activations of some items, without the differences.
 
-        They are gigabytes, on disk, of a real model: take `differences[rows, layer]` where needed.
+        For a real model those are gigabytes on disk: index `differences[rows, layer]` directly.
         """
         small = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != _LARGE}
         return replace(self, **small, differences=self.differences[:0])
@@ -68,22 +68,22 @@ class Activations:
 
 
 def head_columns(heads: Sequence[Head], heads_a_layer: int) -> list[int]:
-    """Where heads stand in a row of all L * H of them."""
+    """Columns of some heads among all L * H of them."""
     return [layer * heads_a_layer + head for layer, head in heads]
 
 
 def all_heads(model: AudioModel) -> list[Head]:
     """Every (layer, head) of a model, layer by layer."""
-    return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
+    return [(layer, head) for layer in range(model.num_layers) for head in range(model.num_heads)]
 
 
 def load_item_clip(model: AudioModel, item: Item) -> Clip:
     """The item's sound at the model's rate."""
-    return read_clip(item.audio, rate_hz=model.rate_hz, limits=FILE_LIMITS)
+    return read_clip(item.audio, rate_hz=model.sample_rate_hz, limits=FILE_LIMITS)
 
 
 def build_item_prompt(model: AudioModel, item: Item, clip: Clip, preface: str = "") -> Prompt:
-    """The item's prompt: question and options, under the clip."""
+    """The item's prompt: its clip, then its question and options."""
     return build_question(
         model, [clip], preface + with_choices(item.question, item.choices, model.prompt_style)
     )
@@ -95,7 +95,7 @@ def greedy_answer(model: AudioModel, heard: PrefillResult, plan: SteeringPlan = 
 
 
 def decode_answer(model: AudioModel, ids: Sequence[int]) -> str:
-    """The words of an answer's tokens."""
+    """The text of an answer's tokens, without the marks of the prompt style."""
     text = str(model.processor.tokenizer.decode(ids, skip_special_tokens=True))
     return (
         text.partition(model.prompt_style.after)[0] if model.prompt_style.after else text
@@ -103,14 +103,14 @@ def decode_answer(model: AudioModel, ids: Sequence[int]) -> str:
 
 
 def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Shape and type of what one item leaves in each field of Evidence."""
-    heads = (model.layers * model.heads,)
+    """Shape and type of one item's value in each field of Activations."""
+    heads = (model.num_layers * model.num_heads,)
     return {
         "mass": (heads, np.float32),
         "silent_mass": (heads, np.float32),
-        "differences": ((model.layers, model.width), np.float32),
-        "final": ((model.width,), np.float32),
-        "deciding": ((model.width,), np.float32),
+        "differences": ((model.num_layers, model.hidden_size), np.float32),
+        "final": ((model.hidden_size,), np.float32),
+        "deciding": ((model.hidden_size,), np.float32),
         "first_token": ((), np.int64),
         "right": ((), np.bool_),
         "top_probability": ((), np.float32),
@@ -120,7 +120,7 @@ def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type
 def pooled_directions(
     activations: Activations, intervention: Intervention, rows: NDArray[np.int64] | None = None
 ) -> Tensor:
-    """(N, D) float32: the direction of some items, all if None, read from disk block by block."""
+    """(N, D) float32: directions of some items, of all if None, read from disk block by block."""
     rows = np.arange(len(activations.final)) if rows is None else rows
     layers = np.array(intervention.layers)
     blocks = (rows[i : i + _BLOCK_ITEMS, None] for i in range(0, len(rows), _BLOCK_ITEMS))
@@ -132,7 +132,7 @@ def pooled_directions(
 
 
 def record(model: AudioModel, items: Sequence[Item]) -> Activations:
-    """The evidence of some items; raises AudioError with the path of a clip that can't be used."""
+    """The activations of some items; raises AudioError with the path of an unusable clip."""
     rows = tqdm(
         record_items(model, items, range(len(items))), "listening", len(items), disable=None
     )
@@ -148,13 +148,13 @@ def record_items(
 
 
 def record_item(model: AudioModel, item: Item) -> ActivationRow:
-    """What one item leaves behind: a pass over its clip, a pass over silence, a greedy answer.
+    """The row of one item: a pass over its clip, a pass over its silence, a greedy answer.
 
-    On a CPU it runs in one thread, so that the numbers are the same, to the last bit, on however
-    many cores and in however many processes the items are gathered.
+    On a CPU it runs in one thread, so that the numbers are the same, to the last bit, for any
+    number of cores and worker processes.
     """
-    heads, layers = all_heads(model), range(model.layers)
-    with _one_thread(model):
+    heads, layers = all_heads(model), range(model.num_layers)
+    with one_thread(model):
         prompt = build_item_prompt(model, item, load_item_clip(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
         silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
@@ -173,14 +173,3 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
             np.bool_(is_right(answer, item.answer, item.choices)),
             np.float32(first.max().item()),
         )
-
-
-@contextmanager
-def _one_thread(model: AudioModel) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,14 +1,13 @@
-"""Self-calibration: a profile made from synthetic items, for a model that nobody calibrated yet.
+"""Self-calibration: a profile from synthetic items, for a model without one.
 
-The items are those of `allears demo-data`, the answers are known since the sounds were made from
-them. What is found is kept in a cache folder, one entry for each checkpoint, dtype, schema of
-profiles and number of items:
+The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
+folder, one entry for each checkpoint, dtype, profile schema and number of items:
 
     profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
         profile/        the profile
-        refusal.json    or why there can be none
+        refusal.json    or the reason why there is none
         items/          the sounds, while they are needed
-        lock            held by the process that calibrates; others wait for what it finds
+        lock            held by the process that calibrates; others wait for its result
 """
 
 from __future__ import annotations
@@ -33,30 +32,30 @@ from steering.synthetic.data import write_items
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
 _POLL_SECONDS = 0.5
 
-OnProgress = Callable[[str], None]  # hears what is being done; what it raises ends it
+OnProgress = Callable[[str], None]  # an exception from it cancels the work
 
 
 @dataclass(frozen=True, slots=True)
 class NoProfile:
-    """A model that synthetic items can't make a profile for, and why, in plain words."""
+    """The reason, in plain words, why synthetic items give no profile for a model."""
 
     reason: str
 
 
 def is_wanted(profile: str | None, model: AudioModel) -> bool:
-    """Whether a model's profile is made here: asked for, or none was named and none is shipped."""
+    """Whether a profile is made by self-calibration: `auto`, or none named and none shipped."""
     return profile == AUTO or (profile is None and model.name != DEMO)
 
 
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
-    """The folder in the cache where the profile of a model, made from so many items, is kept."""
+    """The cache folder of a model's profile from a number of items."""
     dtype = str(model.dtype).removeprefix("torch.")
     name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
     return cache / "profiles" / name
 
 
 def load_cached(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
-    """What an entry of the cache holds; None if nothing yet. ProfileError if it is damaged."""
+    """The contents of a cache entry; None if it is empty. ProfileError if it is damaged."""
     refusal = folder / "refusal.json"
     if refusal.is_file():
         try:
@@ -73,19 +72,19 @@ def load_cached(folder: Path, model: AudioModel) -> Profile | NoProfile | None:
 def find_or_make(
     model: AudioModel, cache: Path, *, items: int, on_progress: OnProgress
 ) -> Profile | NoProfile:
-    """The kept profile of a model, or a new one, which takes minutes and is kept.
+    """The cached profile of a model, or a new one, which takes minutes and is cached.
 
-    `said` hears every step; what it raises ends the work, and the next call goes on from what is
-    whole. Raises ProfileError where the cache folder can't be written.
+    `on_progress` gets a line for every step; an exception from it cancels the work, and the next
+    call goes on from there. Raises ProfileError if the cache folder can't be written.
     """
     folder = profile_folder(cache, model, items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder, on_progress):
             cached = _load_undamaged(folder, model, on_progress)
-            return (
-                cached if cached is not None else _make_profile(model, folder, items, on_progress)
-            )
+            if cached is not None:
+                return cached
+            return _make_profile(model, folder, items, on_progress)
     except OSError as error:
         raise ProfileError(
             f"a profile can't be made and kept in {folder}: {error}. Name another folder with"
@@ -95,7 +94,7 @@ def find_or_make(
 
 @contextmanager
 def _lock(folder: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Only one process at a time works in an entry; the lock of one that died is free."""
+    """Hold the lock of an entry, so that one process at a time works in it."""
     lock = FileLock(folder / "lock")
     while not lock.is_locked:
         try:
@@ -111,7 +110,7 @@ def _lock(folder: Path, on_progress: OnProgress) -> Iterator[None]:
 def _load_undamaged(
     folder: Path, model: AudioModel, on_progress: OnProgress
 ) -> Profile | NoProfile | None:
-    """What the entry holds; what is damaged is taken away, so that it is made again."""
+    """The contents of the entry; damaged parts are deleted, so that they are made again."""
     try:
         return load_cached(folder, model)
     except ProfileError as error:
@@ -124,7 +123,7 @@ def _load_undamaged(
 def _make_profile(
     model: AudioModel, folder: Path, items: int, on_progress: OnProgress
 ) -> Profile | NoProfile:
-    """A new profile, saved in the entry, or the reason why there is none, saved as well."""
+    """A new profile, or the reason why there is none; either is saved in the entry."""
 
     def report_clips(done: int, count: int) -> None:
         on_progress(f"calibrating: {done} of {count} clips made")
@@ -149,7 +148,7 @@ def _make_profile(
 
 
 def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
-    """No profile, and why; written whole or not at all."""
+    """The reason why there is no profile, written whole or not at all."""
     reason = (
         f"no gain: strength 0. Calibration on {items} synthetic items chose no heads: {error}."
         " Calibrate on your own data with `allears calibrate` and serve with --profile"

@@ -1,7 +1,8 @@
-"""Calibration: which heads listen, in which direction to steer, how far. A profile comes out.
+"""Calibration: the specialist heads of a model, and direction and strength of its steering.
 
-Every item is heard once and its silence once (`gathering`); the `search` runs on what was kept of
-them, and what is reported is measured outside the fold.
+1. `data_checks`: all faults of the data are found. 2. `collecting`: one pass over each clip and one
+over its silence are recorded. 3. `search`: all settings are tried on the recorded activations.
+4. The best become the profile; its figures are measured outside the fold.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.calibration.activations import Activations, pooled_directions
+from steering.calibration.activations import Activations, head_columns, pooled_directions
 from steering.calibration.collecting import Progress, fill, open_store_for, versions
 from steering.calibration.data_checks import check_items
 from steering.calibration.search import FOLDS, FittedSettings, Search
@@ -48,16 +49,30 @@ def calibrate(
     skip_faulty: bool = False,
     keep_evidence: bool = False,
 ) -> Profile:
-    """The profile of a model from a data set, saved in `out` as well.
+    """Calibrate a model on items with known answers, and save its profile.
 
-    What the model does on each item is kept in the folder `evidence_of(out)` while it is gathered:
-    a run that was stopped goes on from there, and the profile is the same to the last byte. The
-    folder is deleted once the profile is saved, unless `keep_evidence`. `progress` is called with
-    the items done and all items.
+    The activations are kept beside `out`, in `OUT.evidence`, while they are recorded: a run that
+    was stopped goes on from there, and its profile is the same to the last byte.
+    Source: arXiv 2603.06854, section on audio-specialist heads; the gate is ours.
 
-    Raises DataError for faults in the data, before the first pass, and where all answers are right
-    or all wrong. Synthetic items are for models that nobody knows yet: there the profile is made
-    all the same, and refuses to steer.
+    Args:
+        model: the model to calibrate.
+        data: items in MMAU's, MMAR's or the plain form; `audio_root` holds their clips.
+        out: folder of the profile.
+        workers: processes that share the items; more than one needs Ray.
+        calibrated_on: origin of the items, written into the profile.
+        progress: called with the items done and all items.
+        skip_faulty: leave items with faults out, and count them in the profile.
+        keep_evidence: keep `OUT.evidence` when the profile is saved.
+
+    Returns:
+        The profile, as it was saved. Its max_strength is 0 if no gain was shown outside the fold.
+
+    Raises:
+        DataError: faults in the data, all of them, before the first pass; or all answers are right
+            or all wrong. From synthetic items a profile that refuses to steer is made instead.
+        AudioError: a clip can't be used.
+        ModelError: the readout has no norm and matrix that can be steered, or workers fail.
     """
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
@@ -76,13 +91,15 @@ def fit_profile(
     *,
     calibrated_on: Origin = USER_DATA,
 ) -> Profile:
-    """The profile that the evidence of a data set supports; DataError as `calibrate`."""
+    """The best profile for recorded activations; DataError as `calibrate`."""
     search = Search(model, activations, dataset.items)
     best, held_out, refusal = _fitted(search, calibrated_on)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
-    scores = activations.scores(best.heads, model.heads)
-    columns = activations.mass[:, [layer * model.heads + head for layer, head in best.heads]]
+    scores = activations.scores(best.heads, model.num_heads)
+    mass = activations.mass[
+        :, head_columns(best.heads, model.num_heads)
+    ]  # (I, N) of the specialists
     return Profile(
         name=f"{model.name}-{dataset.sha256[:8]}",
         model=model.name,
@@ -111,8 +128,8 @@ def fit_profile(
         versions=versions(),
         direction=pooled_directions(activations, best.intervention).mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
-        head_mean=columns.mean(0).astype(np.float32),
-        head_std=columns.std(0).astype(np.float32),
+        head_mean=mass.mean(0).astype(np.float32),
+        head_std=mass.std(0).astype(np.float32),
         refusal=refusal,
     )
 
@@ -120,7 +137,7 @@ def fit_profile(
 def _fitted(
     search: Search, calibrated_on: str
 ) -> tuple[FittedSettings, dict[str, Any], str | None]:
-    """The best setting, what it reached outside the fold, and why steering is refused, if it is."""
+    """The best settings, their held-out figures, and the reason if steering is refused."""
     try:
         best = search.fit(np.arange(len(search.items)))
     except DataError as error:
@@ -130,16 +147,12 @@ def _fitted(
     try:
         held_out = search.held_out()
     except DataError as error:
-        return (
-            best,
-            {},
-            f"no gain from steering could be shown outside the fold: {error}",
-        )
+        return best, {}, f"no gain from steering could be shown outside the fold: {error}"
     return best, held_out, _refusal(held_out)
 
 
 def _refusal(held_out: dict[str, Any]) -> str | None:
-    """Why steering is refused, in plain words; None where it gains outside the fold."""
+    """The reason why steering is refused, in plain words; None if it gains outside the fold."""
     gain, low, high = held_out["gain_balanced"]
     if low > 0:
         return None
@@ -150,11 +163,11 @@ def _refusal(held_out: dict[str, Any]) -> str | None:
 
 
 def verdicts(scores: Scores, right: Flags) -> Verdicts:
-    """Two thresholds: where right and wrong answers are told apart best, and half-way below.
+    """Two thresholds on the score, for the three verdicts.
 
     `listening` has the largest sum of sensitivity and specificity for a right answer; `partly` is
-    the median score of the wrong answers under it. Where all answers are right, or all wrong, they
-    part nothing: then the thresholds are quartiles of the scores.
+    the median score of the wrong answers below. If all answers are right, or all wrong, the
+    thresholds are quartiles of the scores.
     """
     if right.all() or not right.any():
         return Verdicts(*(float(q) for q in np.quantile(scores, [0.25, 0.75])))

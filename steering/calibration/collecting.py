@@ -1,4 +1,4 @@
-"""Gathering: the evidence of a data set, into its folder, by this process or by workers."""
+"""Collecting: the activations of a data set, into its store, by this process or by workers."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Progress = Callable[[int, int], None]  # items done, all items
 
 
 def store_folder(out: Path) -> Path:
-    """The folder of the evidence for a profile in `out`, beside it."""
+    """The folder of the activations for a profile in `out`, beside it."""
     return out.with_name(f"{out.name}.evidence")
 
 
 def open_store_for(
     model: AudioModel, dataset: DataSet, out: Path
 ) -> AbstractContextManager[ActivationStore]:
-    """The evidence folder of a model and a data set, what is there of it included."""
+    """The store of a model and a data set, with the items recorded so far."""
     return open_store(
         store_folder(out), _key(model, dataset), column_layout(model), len(dataset.items)
     )
 
 
 def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
-    """What evidence depends on: with another value of any of these it is another's."""
+    """Everything that activations depend on: a store with other values is not reused."""
     ids = "\n".join(item.id for item in dataset.items)
     return {
         "evidence_version": ACTIVATIONS_VERSION,
@@ -65,7 +65,7 @@ def fill(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    """Gather what the store does not have yet."""
+    """Record the items that the store lacks."""
     missing, count = store.missing(), len(items)
     if workers > 1 and missing:
         rows = rows_by_workers(model, items, missing, workers)
@@ -84,7 +84,7 @@ def fill(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that figures depend on; allears is 0 where it is not installed."""
+    """Versions of Python and of the packages behind the figures; allears is 0 if not installed."""
     installed = {"allears": "0", "python": platform.python_version()}
     for package in ("allears", "torch", "transformers", "numpy"):
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it found before the first pass of a model."""
+"""Checks of a data set: all its faults are found before the first pass of a model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ _ADVICE = (
 
 
 def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> DataSet:
-    """The items of a file, fit to calibrate on.
+    """The items of a file, checked for calibration.
 
-    Every clip is decoded once, to its end. Raises DataError that lists all faults: what `read`
-    finds, and audio that can't be decoded or is empty or not finite, choices that stand twice,
-    fewer than MIN_ITEMS items, one answer only. With `skip_faulty` items with faults of their own
-    are left out instead, and counted.
+    Every clip is decoded once, to its end. Raises DataError with all faults: those of `read`,
+    unusable audio, repeated choices, fewer than MIN_ITEMS items, the same answer in all items.
+    With `skip_faulty` items with faults of their own are left out instead, and counted.
     """
     parsed = parse(path, audio_root)
     digests, faults = _check_audio(parsed)
@@ -57,7 +56,7 @@ def _position(fault: Fault) -> int:
 
 
 def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
-    """The hash of every clip that can be heard, and a fault for every item of one that can't."""
+    """The hash of every usable clip, and a fault for every item of an unusable one."""
     users: dict[Path, list[int]] = {}
     for index, item in parsed.items.items():
         if item.audio.is_file():  # the others were found before
@@ -75,7 +74,7 @@ def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
 
 
 def _faults_of_the_set(items: Iterable[Item]) -> Iterable[Fault]:
-    """What is wrong with the items as a set."""
+    """Faults of the items as a set."""
     answers = Counter(item.answer for item in items)
     count = answers.total()
     if count < MIN_ITEMS:

@@ -1,9 +1,9 @@
-"""The token at which an answer is decided, so that one stored state can judge it.
+"""The decisive token of an answer, so that one stored state can judge it.
 
 "A woman" and "A child" share their first token, and "(B) a child" shares its first with every
-other option: the first token decides nothing there. What decides is the first token at which the
-right answer parts from every other choice, in the spelling that the model itself uses. The tokens
-before it are taken as given.
+other option: there the first token decides nothing. The decisive token is the first one at which
+the right answer differs from every other choice, in the model's own spelling. The tokens before it
+are taken as given.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from steering.generation import crop_to_prompt
 from steering.items import Item
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state
 
 _LETTERED = re.compile(r"(\(?)[A-Z]([).:])\s*\S|[A-Z]$")  # "(B) a child", "B. a child", "B"
 
 
 @dataclass(frozen=True, slots=True)
 class DecisiveToken:
-    """A token of the right answer, and those that come before it."""
+    """A token of the right answer, and the tokens before it."""
 
     before: tuple[int, ...]
     token: int
 
 
 def find_decisive_token(model: AudioModel, item: Item, bare: str) -> DecisiveToken:
-    """Where the right answer to an item is decided; `bare` is what the model says unsteered."""
+    """The token that decides the right answer to an item; `bare` is the unsteered answer."""
     tokenizer = model.processor.tokenizer
     token_ids = [
         tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -60,14 +60,12 @@ def spellings(choices: Sequence[str], bare: str) -> list[str]:
 
 
 @torch.inference_mode()
-def state_at(model: AudioModel, heard: PrefillResult, before: Sequence[int]) -> Tensor:
+def state_at(model: AudioModel, prefilled: PrefillResult, before: Sequence[int]) -> Tensor:
     """(D,) last residual of the unsteered model after it wrote `before`."""
-    crop_to_prompt(heard)
-    final = heard.final
-    for step, token in enumerate(before):
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        positions = torch.tensor([[heard.length + step]], device=model.device)
-        final = run_layers(model, states, positions, None, heard.cache)[0][0, -1]
+    crop_to_prompt(prefilled)
+    final = prefilled.final
+    for token in before:
+        final = next_state(model, prefilled, token)
     return final
 
 

@@ -1,4 +1,4 @@
-"""Nulls: what a choice that knows nothing would have reached, beside what calibration chose.
+"""Null hypotheses: what a random choice would have reached, beside what calibration chose.
 
 Random heads for the score, random layers for the direction, and whether two halves of the data
 choose the same heads. All are judged outside the fold, like what they stand beside.
@@ -32,10 +32,10 @@ def random_heads(
     fold: NDArray[np.int64],
     chosen: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """How the specialists' score tells right from wrong beside RANDOM_SETS random sets of heads.
+    """AUROC of the specialists' score beside RANDOM_SETS random sets of heads.
 
-    mass (I, L * H); `chosen` holds the columns of each fold's specialists, who are judged on the
-    items that did not choose them, as the random sets of as many heads are. By stratum and in all.
+    mass (I, L * H); `chosen` holds the columns of each fold's specialists. Both they and the random
+    sets, of as many heads, are judged on the held-out items, by stratum and in all.
     """
     rng = np.random.default_rng(1)
     orders = [rng.permutation(mass.shape[1]) for _ in range(RANDOM_SETS)]  # one for all folds
@@ -73,20 +73,21 @@ def _held_out_scores(
 def random_layers(
     layers: int,
     chosen: Sequence[Sequence[int]],
-    judged: Callable[[Sequence[tuple[int, ...]]], float],
+    share_right: Callable[[Sequence[tuple[int, ...]]], float],
 ) -> dict[str, Any]:
     """Accuracy along the chosen layers beside RANDOM_LAYERS draws of as many.
 
-    `chosen` holds each fold's layers; `judged` takes layers for each fold, and gives the share of
-    items right outside the folds with everything else as it was chosen.
+    `chosen` holds each fold's layers; `share_right` maps layers for each fold to the share of
+    held-out items that are right, with all other settings as chosen.
     """
     rng = np.random.default_rng(2)
-    accuracy = judged([tuple(layer_set) for layer_set in chosen])
+    accuracy = share_right([tuple(layer_set) for layer_set in chosen])
     if all(len(layer_set) == layers for layer_set in chosen):
         return {"accuracy_percent": _percent(accuracy), "note": "all layers were chosen: no null"}
     orders = [rng.permutation(layers) for _ in range(RANDOM_LAYERS)]  # one for all folds
     shares = [
-        judged([tuple(sorted(order[: len(layer_set)])) for layer_set in chosen]) for order in orders
+        share_right([tuple(sorted(order[: len(layer_set)])) for layer_set in chosen])
+        for order in orders
     ]
     return {
         "accuracy_percent": _percent(accuracy),

@@ -1,4 +1,4 @@
-"""The search for a profile: all settings tried on stored vectors, judged outside the fold.
+"""The search for a profile: all settings tried on stored activations, judged outside the fold.
 
 Clips are grouped so that none is on both sides of a fold.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration import nulls
-from steering.calibration.activations import Activations, all_heads
+from steering.calibration.activations import Activations, all_heads, head_columns
 from steering.calibration.strength_intervals import StrengthIntervals, strength_intervals
 from steering.heads import choose, correlations
 from steering.items import Item
@@ -32,7 +32,7 @@ from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 MIN_HEADS, MAX_HEADS = 4, 24
-MAX_CANDIDATES = 48  # heads that specialists are picked from
+MAX_CANDIDATES = 48  # heads among which specialists are chosen
 MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
 MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
 FOLDS = 5
@@ -45,7 +45,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class FittedSettings:
-    """One setting of everything that calibration chooses."""
+    """One value of every setting that calibration chooses."""
 
     heads: tuple[Head, ...]
     r: tuple[float, ...]
@@ -55,20 +55,20 @@ class FittedSettings:
 
 
 class Search:
-    """All settings tried on stored evidence; fits on some rows, judges on others."""
+    """All settings tried on stored activations; fits on some rows, judges on others."""
 
     def __init__(self, model: AudioModel, activations: Activations, items: Sequence[Item]) -> None:
         self.model = model
         self.activations = activations
         self.items = items
         self.strata = [item.stratum for item in items]
-        self.clips = np.array([str(item.audio) for item in items])
-        self.tried = 0
+        self.clips = np.array([str(item.audio) for item in items])  # (I,) path of each item's clip
+        self.tried = 0  # settings, so far
         self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
     def goal(self) -> str:
-        """What the specialists are chosen for, in words."""
+        """The aim of the choice of heads, in words."""
         if any(self.strata):
             return "right against wrong answers within wording and cue, and clip against silence"
         return "right against wrong answers, and clip against silence"
@@ -76,10 +76,10 @@ class Search:
     def interventions(self, heads: Sequence[Head] = ()) -> Iterator[Intervention]:
         """Layer sets x (scaled to the norm of h, raw mean, raw sum) x place.
 
-        The sets: the last layer, the upper half, all, and those that hold the heads. Scaled to the
-        norm of h, mean and sum are the same.
+        The layer sets: the last, the upper half, all, and those of the heads. Scaled to the norm of
+        h, mean and sum are the same.
         """
-        count = self.model.layers
+        count = self.model.num_layers
         sets = {(count - 1,), tuple(range(count // 2, count)), tuple(range(count))}
         sets |= {tuple(sorted({layer for layer, _ in heads}))} if heads else set()
         places: tuple[Literal["before_norm", "after_norm"], ...] = ("before_norm", "after_norm")
@@ -90,99 +90,94 @@ class Search:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def correct_at(self, intervention: Intervention) -> Flags:
-        """(S, I): whether the token that decides is right at each strength, full vocabulary."""
+        """(S, I): whether the decisive token is right at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
-            everyone = np.arange(len(self.items))
+            rows = np.arange(len(self.items))
             self._intervals[key] = strength_intervals(
-                self.model, self.activations, intervention, everyone
+                self.model, self.activations, intervention, rows
             )
         return self._intervals[key].correct_at(STRENGTHS[:, None], intervention)
 
     def fit(self, rows: NDArray[np.int64]) -> FittedSettings:
-        """The best setting on some items.
+        """The best settings on some items.
 
         Every intervention is tried at every constant strength; gates are tried for the FINALISTS
-        that are worth most at one.
+        with the highest net accuracy.
         """
         heads, r = self.specialists(rows)
-        scores = self.activations.scores(heads, self.model.heads)[rows]
+        scores = self.activations.scores(heads, self.model.num_heads)[rows]
         tried = [
             (intervention, self.correct_at(intervention)[:, rows])
             for intervention in self.interventions(heads)
         ]
-        tried.sort(
-            key=lambda pair: -max(self.net_accuracy_by_strength(pair[1]))
-        )  # stable: of equals the first
-        best, chosen = (-np.inf, 0.0), None
+        # The sort is stable: of equals the first stays in front.
+        tried.sort(key=lambda pair: -max(self.net_by_strength(pair[1])))
+        best_rank, best = (-np.inf, 0.0), None
         for intervention, right in tried[:FINALISTS]:
-            gate, net = self.best_gate(right, scores)
-            if chosen is None or net > best:
-                best, chosen = (
-                    net,
-                    FittedSettings(heads, r, intervention, gate, self.best_fixed(right)),
-                )
-        assert chosen is not None
-        return chosen
+            gate, rank = self.best_gate(right, scores)
+            if best is None or rank > best_rank:
+                fixed = self.best_fixed(right)
+                best_rank, best = rank, FittedSettings(heads, r, intervention, gate, fixed)
+        assert best is not None
+        return best
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
-        """The heads that show best whether the sound decided, and the correlation of each.
+        """The heads that best show whether the sound decided, and the correlation of each.
 
-        Candidates tell a clip from its silence on their own; of those the highest correlations with
-        a right answer stand, within strata and, where the data names wordings, on items whose text
-        and sound disagree: only there does the answer show which of the two was followed. From the
-        highest on, the head is added that makes the mean of all separate right from wrong and clip
-        from silence best, as long as that gains something.
+        1. Candidates separate a clip from its silence on their own.
+        2. They are ranked by correlation with a right answer, within strata and, if the data names
+           wordings, on items whose text and sound disagree: only there does the answer show which
+           of the two was followed.
+        3. Greedy forward selection: from the first on, the head is added with which the mean of all
+           best separates right from wrong and clip from silence, as long as that gains something.
+
+        Source: arXiv 2603.06854, audio-specialist heads; steps 1 and 3 are ours.
         """
-        all_activations = self.activations.select(rows)
-        audio_auroc = _audio_auroc(all_activations)
+        everything = self.activations.select(rows)
+        audio_auroc = _audio_auroc(everything)
         floor = min(MIN_AUDIBILITY, float(np.sort(audio_auroc)[-min(MIN_HEADS, len(audio_auroc))]))
         conflicting = np.array([self.items[i].wording in ("", "conflict") for i in rows])
-        judged_rows = rows[conflicting] if conflicting.any() else rows
-        activations, strata = (
-            self.activations.select(judged_rows),
-            [self.strata[i] for i in judged_rows],
-        )
-        r = correlations(activations.mass, activations.right, strata)
+        telling_rows = rows[conflicting] if conflicting.any() else rows
+        telling = self.activations.select(telling_rows)
+        strata = [self.strata[i] for i in telling_rows]
+        r = correlations(telling.mass, telling.right, strata)
         ranked = choose(np.where(audio_auroc >= floor, r, -2.0), int((audio_auroc >= floor).sum()))
 
         def quality(heads: list[int]) -> float:
             self.tried += 1
-            score = activations.mass[:, heads].mean(1)
-            heard, silent = (
-                m[:, heads].mean(1) for m in (all_activations.mass, all_activations.silent_mass)
-            )
-            return auroc_within_strata(score, activations.right, strata) + auroc_against_silence(
-                heard, silent
-            )
+            score = telling.mass[:, heads].mean(1)
+            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
+            right_wrong = auroc_within_strata(score, telling.right, strata)
+            return right_wrong + auroc_against_silence(heard, silent)
 
         best = _greedy_forward_selection([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
         names = all_heads(self.model)
         return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
 
     def without_steering(self) -> FittedSettings:
-        """What can be had where no answer tells heads apart: those that hear best, no steering."""
+        """The settings if no answer tells heads apart: those that hear best, no steering."""
         audio_auroc = _audio_auroc(self.activations)
         best = choose(audio_auroc, min(MIN_HEADS, len(audio_auroc)))
         heads = tuple(all_heads(self.model)[i] for i in best)
-        threshold = float(np.median(self.activations.scores(heads, self.model.heads)))
-        intervention = Intervention((self.model.layers - 1,))
+        threshold = float(np.median(self.activations.scores(heads, self.model.num_heads)))
+        intervention = Intervention((self.model.num_layers - 1,))
         return FittedSettings(
             heads, (0.0,) * len(heads), intervention, Gate(0.0, threshold, 1.0), 0.0
         )
 
     def best_fixed(self, right: Flags) -> float:
-        """The constant strength that is worth most, judged with its neighbours."""
-        return float(STRENGTHS[int(np.argmax(self.net_accuracy_by_strength(right)))])
+        """The constant strength of the highest net accuracy, smoothed over its neighbours."""
+        return float(STRENGTHS[int(np.argmax(self.net_by_strength(right)))])
 
-    def net_accuracy_by_strength(self, right: Flags) -> NDArray[np.float64]:
-        """(S,) what each constant strength is worth, with its neighbours."""
+    def net_by_strength(self, right: Flags) -> NDArray[np.float64]:
+        """(S,) net accuracy of each constant strength, smoothed over its neighbours."""
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
     def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
-        """The gate that is worth most, of equals the one that steers least; and how good it is."""
-        best, chosen = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
+        """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
+        best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
         thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
@@ -190,9 +185,10 @@ class Search:
             strengths = gate.strengths(scores)
             net = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
             self.tried += 1
-            if (net, -float(strengths.mean())) > best:
-                best, chosen = (net, -float(strengths.mean())), gate
-        return chosen, best
+            rank = (net, -float(strengths.mean()))
+            if rank > best_rank:
+                best_rank, best = rank, gate
+        return best, best_rank
 
     def held_out(self) -> dict[str, Any]:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
@@ -207,14 +203,16 @@ class Search:
             best = self.fit(inside)
             fits.append(best)
             right = self.correct_at(best.intervention)[:, outside]
-            scores[outside] = self.activations.scores(best.heads, self.model.heads)[outside]
-            silent[outside] = self.activations.silent_scores(best.heads, self.model.heads)[outside]
-            at = nearest(best.gate.strengths(scores[outside]))
-            adaptive[outside] = right[at, np.arange(len(outside))]
-            strengths[outside] = STRENGTHS[at]
-            at = nearest(np.full(len(outside), best.fixed_strength))
-            fixed[outside] = right[at, np.arange(len(outside))]
-        bare = self.correct_at(Intervention((self.model.layers - 1,)))[0]
+            scores[outside] = self.activations.scores(best.heads, self.model.num_heads)[outside]
+            silent[outside] = self.activations.silent_scores(best.heads, self.model.num_heads)[
+                outside
+            ]
+            tried = nearest(best.gate.strengths(scores[outside]))
+            adaptive[outside] = right[tried, np.arange(len(outside))]
+            strengths[outside] = STRENGTHS[tried]
+            tried = nearest(np.full(len(outside), best.fixed_strength))
+            fixed[outside] = right[tried, np.arange(len(outside))]
+        bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
         figures = self._figures(bare, fixed, adaptive, scores, silent)
         return {**figures, "nulls": self._nulls(fold, fits, strengths)}
 
@@ -224,21 +222,18 @@ class Search:
         fits: Sequence[FittedSettings],
         strengths: NDArray[np.float64],
     ) -> dict[str, Any]:
-        """What chance would have reached in place of each fold's heads, and of its layers."""
-        activations, heads_a_layer = self.activations, self.model.heads
-        places = [[layer * heads_a_layer + head for layer, head in fit.heads] for fit in fits]
+        """Figures of random heads and random layers in place of each fold's own."""
+        activations = self.activations
+        columns = [head_columns(fit.heads, self.model.num_heads) for fit in fits]
 
-        def judged(layers: Sequence[tuple[int, ...]]) -> float:
+        def share_right(layer_sets: Sequence[tuple[int, ...]]) -> float:
             right = 0
-            for k, (fit, some) in enumerate(zip(fits, layers, strict=True)):
+            for k, (fit, layers) in enumerate(zip(fits, layer_sets, strict=True)):
                 rows = np.flatnonzero(fold == k)
-                intervention = replace(fit.intervention, layers=some)
+                intervention = replace(fit.intervention, layers=layers)
                 if len(rows):  # fewer clips than folds leave some empty
-                    right += int(
-                        strength_intervals(self.model, activations, intervention, rows)
-                        .correct_at(strengths[rows], intervention)
-                        .sum()
-                    )
+                    intervals = strength_intervals(self.model, activations, intervention, rows)
+                    right += int(intervals.correct_at(strengths[rows], intervention).sum())
             return right / len(fold)
 
         def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -247,10 +242,10 @@ class Search:
 
         return {
             "random_heads": nulls.random_heads(
-                activations.mass, activations.right, self.strata, fold, places
+                activations.mass, activations.right, self.strata, fold, columns
             ),
             "random_layers": nulls.random_layers(
-                self.model.layers, [fit.intervention.layers for fit in fits], judged
+                self.model.num_layers, [fit.intervention.layers for fit in fits], share_right
             ),
             "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
         }
@@ -258,6 +253,7 @@ class Search:
     def _figures(
         self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
     ) -> dict[str, Any]:
+        """Held-out accuracy by wording, gains with intervals, and AUROC of the score."""
         wordings = np.array([item.wording for item in self.items])
         shares = {
             name: {
@@ -282,26 +278,26 @@ class Search:
 def _greedy_forward_selection(
     candidates: list[int], quality: Callable[[list[int]], float]
 ) -> list[int]:
-    """The first candidate and those added to it, one by one, while they make the set better."""
-    chosen, reached = candidates[:1], -np.inf
+    """The first candidate, and further ones added one by one as long as each improves the set."""
+    chosen, best_quality = candidates[:1], -np.inf
     while len(chosen) < min(MAX_HEADS, len(candidates)):
         left = [head for head in candidates if head not in chosen]
         qualities = [quality([*chosen, head]) for head in left]
         best = int(np.argmax(qualities))  # of equals the most correlated
-        if len(chosen) >= MIN_HEADS and qualities[best] < reached + MIN_BETTER:
+        if len(chosen) >= MIN_HEADS and qualities[best] < best_quality + MIN_BETTER:
             break
-        chosen, reached = [*chosen, left[best]], qualities[best]
+        chosen, best_quality = [*chosen, left[best]], qualities[best]
     return chosen
 
 
 def _audio_auroc(activations: Activations) -> NDArray[np.float64]:
-    """(L * H,) AUROC clip against silence of each head alone."""
+    """(L * H,) AUROC of each head alone, clip against silence."""
     pairs = zip(activations.mass.T, activations.silent_mass.T, strict=True)
     return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
 
 
 def net_accuracy(right: Flags, bare: Flags) -> float:
-    """Share right, less the share that was right bare and is not any more, weighted."""
+    """Share right, minus the weighted share that steering broke."""
     return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
 
 
@@ -311,7 +307,7 @@ def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def smooth(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each share and its neighbours, so that a lucky strength is not taken for the best."""
+    """The mean of each share and its neighbours, so that one lucky strength does not win."""
     padded = np.pad(shares, 1, mode="edge")
     return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
 

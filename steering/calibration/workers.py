@@ -1,8 +1,7 @@
-"""Workers: processes, here or on other machines, that each load the model and take items.
+"""Workers: processes, here or on other machines, that each load the model and record items.
 
-Ray starts them and moves the rows. An item's row does not depend on who made it, so the number of
-workers changes nothing but the time. A worker that is lost loses no item: its items go to others,
-and another worker is started in its place.
+Ray starts them and moves the rows. A row does not depend on the worker, so their number changes
+only the time. The items of a lost worker go to others, and a new worker replaces it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
 from steering.model.memory_plan import DTYPES
 
-_ITEMS_IN_HAND = 2  # of a worker: one it hears, one that waits, so that it never waits itself
-_MAX_ATTEMPTS = 3  # at one item; one that ends three workers would end any number
+_ITEMS_IN_HAND = 2  # of a worker: one in work and one waiting, so that it is never idle
+_MAX_ATTEMPTS = 3  # at one item: it may be what ends the workers
 
 
 class CalibrationWorker:
-    """What runs in a worker's process: the model, and the rows of the items it is given."""
+    """A worker's process: the model, and the rows of the items it is given."""
 
     def __init__(
         self, name: str, revision: str | None, device: str, dtype: str, style: str
@@ -35,17 +34,17 @@ class CalibrationWorker:
         self.model = loading.load(name, revision=revision, device=device, dtype=dtype, style=style)
 
     def fingerprint(self) -> str:
-        """Of the checkpoint that was loaded."""
+        """Fingerprint of the loaded checkpoint."""
         return self.model.fingerprint
 
     def row(self, item: Item) -> ActivationRow:
-        """What one item leaves behind."""
+        """The row of one item."""
         return record_item(self.model, item)
 
 
 @dataclass(slots=True, eq=False)
 class _WorkerPool:
-    """The workers, what each has in hand, and what is still to do."""
+    """The workers, the items in hand of each, and the items still to do."""
 
     model: AudioModel
     items: Sequence[Item]
@@ -58,11 +57,11 @@ class _WorkerPool:
 def rows_by_workers(
     model: AudioModel, items: Sequence[Item], wanted: Iterable[int], workers: int
 ) -> Iterator[tuple[int, ActivationRow]]:
-    """Index and row of each wanted item, in the order in which they are done.
+    """Index and row of each wanted item, in the order of completion.
 
     Uses the Ray cluster that RAY_ADDRESS names, or starts one on this machine and stops it again.
-    Each worker takes one CPU, or one GPU if the model is on one. Raises ModelError where Ray is
-    missing, has too few of them, or an item ends worker after worker; AudioError as `gather` does.
+    Each worker takes one CPU, or one GPU if the model is on one. Raises ModelError if Ray is
+    missing, has too few of them, or an item ends worker after worker; AudioError as `record`.
     """
     ray = _ray()
     started = not ray.is_initialized()
@@ -117,7 +116,7 @@ def _start(ray: Any, model: AudioModel) -> Any:
 
 
 def _check_same_model(ray: Any, pool: _WorkerPool) -> None:
-    """ModelError if a worker's machine has another checkpoint under the same name."""
+    """Raise ModelError if a worker's machine has another checkpoint under the same name."""
     fingerprints = {_result_of(ray, actor.fingerprint.remote()) for actor in pool.actors}
     if fingerprints - {pool.model.fingerprint}:
         raise ModelError(
@@ -141,7 +140,7 @@ def _rows(ray: Any, pool: _WorkerPool) -> Iterator[tuple[int, ActivationRow]]:
 
 
 def _hand_out(pool: _WorkerPool) -> None:
-    """Give every worker with a free hand the next item."""
+    """Give the next items to the workers with fewer than _ITEMS_IN_HAND."""
     busy = Counter(id(actor) for actor, _ in pool.running.values())
     for _ in range(_ITEMS_IN_HAND):
         for actor in pool.actors:
@@ -152,7 +151,7 @@ def _hand_out(pool: _WorkerPool) -> None:
 
 
 def _replace(ray: Any, pool: _WorkerPool, lost: Any, index: int) -> None:
-    """Put a lost worker's item back in front, and start another worker, once for each lost one."""
+    """Queue a lost worker's item again, first, and start one new worker for each lost one."""
     pool.attempts[index] += 1
     if pool.attempts[index] == _MAX_ATTEMPTS:
         raise ModelError(
@@ -166,7 +165,7 @@ def _replace(ray: Any, pool: _WorkerPool, lost: Any, index: int) -> None:
 
 
 def _result_of(ray: Any, result: Any) -> Any:
-    """A result; an error of ours that a worker met is raised as itself."""
+    """A result; an AllEarsError of a worker is raised as itself."""
     try:
         return ray.get(result)
     except ray.exceptions.RayTaskError as error:

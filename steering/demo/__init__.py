@@ -1,1 +1,1 @@
-"""The small embedded model: its synthetic world, its training and its weights."""
+"""The embedded model: its architecture, training, weights, profile and clips."""

@@ -1,7 +1,7 @@
-"""Lessons: questions about clips, packed so that the questions about a group share its audio.
+"""Training batches: questions about clips, packed so that the questions of a group share its audio.
 
-A group is one clip, or several of different domains. Each question sees what stands before it, its
-group's audio and itself, at the positions it would have alone.
+A group is one clip, or several of different domains. Each question sees the text before the audio,
+its group's audio and itself, at the positions it would have alone.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ class TrainingBatch:
     """Questions that share the audio of B groups of C clips; Q a group, padded to U tokens."""
 
     before: tuple[Tensor, ...]  # C x (P,) int64, the tokens before each clip, the same for all
-    mels: Tensor  # (B * C, 64, 300)
-    frames: Tensor  # (B * C,) mel frames before the padding
+    log_mels: Tensor  # (B * C, 64, 300) float32
+    mel_frames: Tensor  # (B * C,) int64, before the padding
     tokens: Tensor  # (B, Q, U) int64: everything after the audio, the answer included
-    lengths: Tensor  # (B, Q)
+    lengths: Tensor  # (B, Q) int64, tokens of each question
     targets: Tensor  # (B, Q, U, 2) int64: the sound's and the text's next token, -100 elsewhere
     weights: Tensor  # (B, Q, U, 2) float32
 
 
 class BatchBuilder:
-    """Turns clips into lessons with the processor's own chat template."""
+    """Builds training batches from clips, with the processor's own chat template."""
 
     def __init__(self, processor: Qwen2AudioProcessor) -> None:
         self.processor = processor
@@ -66,7 +66,7 @@ class BatchBuilder:
         questions: int,
         rng: np.random.Generator,
     ) -> TrainingBatch:
-        """A lesson on groups of as many clips each, recorded and asked afresh from `rng`."""
+        """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
         mels, frames, trusts = record_clips(bank, indices, self.processor, rng)
@@ -167,7 +167,7 @@ def _labels(
 
 @dataclass(frozen=True, slots=True)
 class PackedMask:
-    """Who sees whom in a packed lesson: bool, true where a key is seen."""
+    """Attention masks of a packed batch: bool, true where a key is seen."""
 
     audio: Tensor  # (B, 1, A, A) the audio and what stands before it, causal
     questions: Tensor  # (B*Q, 1, U, A+U) each question: all of that and itself
@@ -182,7 +182,7 @@ def packed_attention(
     scaling: float,
     **_options: object,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed lesson, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
+    """Attention of a packed batch, (B, H, A+Q*U, D) in, (B, A+Q*U, H, D) out.
 
     The questions of a group are set one above the other over its audio, which costs a third of one
     large masked square.
@@ -254,11 +254,11 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     """(B, A, D) the audio of each group with what stands before each clip, and the lengths (B,)."""
     core = model.model
-    heard = core.audio_tower(batch.mels, attention_mask=encoder_mask(batch.frames))
+    heard = core.audio_tower(batch.log_mels, attention_mask=encoder_mask(batch.mel_frames))
     audio = core.multi_modal_projector(heard.last_hidden_state)  # (B * C, F, D)
     embed = core.get_input_embeddings()
     before = [embed(tokens).to(audio.dtype) for tokens in batch.before]
-    counts, clips = audio_tokens(batch.frames).tolist(), len(before)
+    counts, clips = audio_tokens(batch.mel_frames).tolist(), len(before)
     groups = []
     for first in range(0, len(counts), clips):
         heard_clips = (audio[first + c, : counts[first + c]] for c in range(clips))

@@ -1,4 +1,4 @@
-"""Training clips: synthesised once, recorded afresh for every lesson."""
+"""Training clips: synthesised once, recorded afresh for every batch."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
 
 @dataclass(frozen=True, slots=True)
 class ClipBank:
-    """Clean training sounds and what is true of them."""
+    """Clean training sounds and the facts about them."""
 
     samples: NDArray[np.int16]  # (N, S) full scale 32767, zeros after the end
     lengths: NDArray[np.int64]  # (N,) samples

@@ -48,7 +48,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How much is trained: the published model used the defaults."""
+    """Amount of training; the published model used the defaults."""
 
     clips: int = 12_000
     encoder_steps: int = 800
@@ -71,7 +71,7 @@ class EncoderTask(nn.Module):
         width = model.model.audio_tower.config.d_model
         self.tower = model.model.audio_tower
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
-        self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)
+        self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)  # (F, E)
         self.heads = nn.ModuleDict({k: nn.Linear(256, n) for k, n in ENCODER_HEADS.items()})
         self.level = nn.Linear(256, 1)
 

@@ -1,1 +1,1 @@
-"""Proving the gain: every arm answers every item, and a report says what came of it."""
+"""Evaluation: every arm answers every item, and a report shows the gain."""

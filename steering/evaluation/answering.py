@@ -1,9 +1,8 @@
-"""Every arm answers every item: one prefill of the clip, and for the rest only its question."""
+"""Answers of every arm: one prefill of an item's clip, then only its text is run again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from steering.calibration.activations import (
     decode_answer,
     load_item_clip,
 )
+from steering.decision import SteeringRequest, decide
 from steering.errors import DataError
 from steering.evaluation.arms import ARMS, ArmStrengths, Differences, another_clip, permuted, plans
 from steering.evaluation.baselines import (
@@ -43,7 +43,6 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.readout import pool
 from steering.silence import KVPairs, SilenceCache
 
 _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
@@ -54,7 +53,7 @@ MODES = ("generate", "choices")
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How items are answered."""
+    """Settings of the answers."""
 
     mode: str = "generate"  # one of MODES: written freely, or the likeliest option
     seed: int = 0  # of everything random
@@ -72,7 +71,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemPasses:
-    """One item as the model heard it in every way that the arms need."""
+    """The forward passes of one item that all arms share."""
 
     item: Item
     permuted: Item
@@ -84,7 +83,7 @@ class ItemPasses:
 
 
 class ArmRunner:
-    """Answers items by all arms; keeps the silence and the slots between items."""
+    """Answers items by all arms; keeps the silence cache and the KV slots between items."""
 
     def __init__(
         self,
@@ -101,7 +100,7 @@ class ArmRunner:
         self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:
-        """The text of each arm's answer to each item, those in the journal taken from there."""
+        """The answers of each arm to all items; those in the journal are not repeated."""
         for i, item in enumerate(tqdm(self.items, "answering", disable=None)):
             if item.id not in journal.answers:
                 journal.add(item.id, self.answers(i))
@@ -109,16 +108,15 @@ class ArmRunner:
         return {arm: [row[arm] for row in rows] for arm in ARMS if arm in rows[0]}
 
     def answers(self, i: int) -> dict[str, str]:
-        """What each arm answers to item i."""
+        """The answers of all arms to item i."""
         passes = self._run_passes(i)
-        return (
-            self._choose_options(i, passes)
-            if self.options.mode == "choices"
-            else self._generate_answers(i, passes)
-        )
+        if self.options.mode == "choices":
+            return self._choose_options(i, passes)
+        return self._generate_answers(i, passes)
 
     def _run_passes(self, i: int) -> ItemPasses:
-        model, item, layers = self.model, self.items[i], range(self.model.layers)
+        """All passes over item i: one over the whole clip, the rest over text only."""
+        model, item, layers = self.model, self.items[i], range(self.model.num_layers)
         clip = load_item_clip(model, item)
         prompt = self._prompt(item, clip)
         silence = silent_kv_prefix(model, prompt, self.silence_cache)
@@ -126,17 +124,13 @@ class ArmRunner:
         silent = prefill_on_prefix(model, prompt, silence, layers=layers)
         instructed = self._prompt(item, clip, LISTEN_CAREFULLY)
         text_only = text_only_direction(model, silent, instructed, silence, layers)
-        other_difference = self.activations.differences[another_clip(self.items, i)]
-        difference = heard.states - silent.states
-        permuted_item = permuted(item, self.options.seed)
-        permuted_prompt = self._prompt(permuted_item, clip)
-        permuted_heard, plan = self._permuted(
-            permuted_prompt, copy_kv_prefix(heard, prompt.audio_end), silence
-        )
-        differences = Differences(
-            difference, torch.from_numpy(np.array(other_difference)).to(difference), text_only
-        )
-        return ItemPasses(item, permuted_item, heard, silent, permuted_heard, plan, differences)
+        of_clip = heard.states - silent.states  # (L, D)
+        other = np.array(self.activations.differences[another_clip(self.items, i)])
+        differences = Differences(of_clip, torch.from_numpy(other).to(of_clip), text_only)
+        other_order = permuted(item, self.options.seed)
+        pairs = copy_kv_prefix(heard, prompt.audio_end)
+        permuted_heard, plan = self._permuted(self._prompt(other_order, clip), pairs, silence)
+        return ItemPasses(item, other_order, heard, silent, permuted_heard, plan, differences)
 
     def _prompt(self, item: Item, clip: Clip, preface: str = "") -> Prompt:
         return build_item_prompt(self.model, item, clip, preface)
@@ -148,14 +142,13 @@ class ArmRunner:
         model, profile = self.model, self.profile
         heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
-        score = heard.attention.sum(-1).mean().cpu().numpy()
-        direction = pool(heard.states - silent.states, profile.intervention)
-        return heard, SteeringPlan(
-            direction, float(profile.gate.strengths(score)), profile.intervention
-        )
+        score = float(heard.attention.sum(-1).mean())
+        differences = heard.states - silent.states
+        decision = decide(profile, SteeringRequest(steer=True), score, heard.final, differences)
+        return heard, decision.plan
 
     def _jobs(self, i: int, passes: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
-        """Prompt and plan of every arm that writes one row."""
+        """Prompt and plan of every arm whose answer is one row."""
         jobs = {
             arm: (passes.heard, plan)
             for arm, plan in plans(self.profile, self.arm_strengths, i, passes.differences).items()
@@ -166,7 +159,7 @@ class ArmRunner:
         return jobs
 
     def _generate_answers(self, i: int, passes: ItemPasses) -> dict[str, str]:
-        """Answers written freely, as many side by side as there are slots."""
+        """Generated answers, as many at a time as there are slots."""
         model, sampling = self.model, self.options.sampling
         jobs = self._jobs(i, passes)
         longest = max(heard.length for heard, _ in jobs.values()) + sampling.max_tokens
@@ -183,7 +176,7 @@ class ArmRunner:
         return texts | {"aad": decode_answer(model, list(aware))}
 
     def _slots_for(self, rows: int, tokens: int) -> KVSlots:
-        """Slots for answers of so many tokens: fewer rows where the memory does not do."""
+        """Slots for answers of a length, fewer rows if memory is short."""
         if self._slots is None or self._slots.tokens < tokens:
             tokens += _SPARE_TOKENS
             rows = min(rows, max(1, _SLOT_BYTES // KVSlots.bytes_of(self.model, 1, tokens)))
@@ -191,41 +184,26 @@ class ArmRunner:
         return self._slots
 
     def _choose_options(self, i: int, passes: ItemPasses) -> dict[str, str]:
-        """The likeliest option of each arm; an option's tokens are run once for all of them."""
+        """The likeliest option of each arm; the tokens of the options are run once for all arms."""
         model = self.model
         prompts = (
             (passes.heard, passes.item),
             (passes.silent, passes.item),
             (passes.permuted_heard, passes.permuted),
         )
-        read_by_prompt = {
-            id(heard): (read_choices(model, heard, asked_item.choices), asked_item)
-            for heard, asked_item in prompts
+        states_of = {
+            id(heard): (read_choices(model, heard, item.choices), item) for heard, item in prompts
         }
-        options_chosen = {}
+        likeliest = {}
         for arm, (heard, plan) in self._jobs(i, passes).items():
-            states, item = read_by_prompt[id(heard)]
-            options_chosen[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
+            states, item = states_of[id(heard)]
+            likeliest[arm] = _likeliest(choice_probabilities(states, _by(model, plan)), item)
         aware = audio_aware_choices(model, passes.heard, passes.silent, passes.item.choices)
-        return options_chosen | {"aad": _likeliest(aware, passes.item)}
-
-
-@contextmanager
-def one_thread(model: AudioModel) -> Iterator[None]:
-    """On a CPU torch runs in one thread here: passes of one row gain nothing from more, on a busy
-    machine they lose most of their time, and the numbers are the same on any number of cores.
-    """
-    before = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return likeliest | {"aad": _likeliest(aware, passes.item)}
 
 
 def _by(model: AudioModel, plan: SteeringPlan) -> Callable[[Tensor, int], Tensor]:
-    """Logits of states and a step, as the plan steers them."""
+    """Logits of states at a step, steered by the plan."""
     return lambda states, step: steered_logits(model, states, plan, step)
 
 

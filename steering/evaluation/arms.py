@@ -1,6 +1,6 @@
-"""Arms: the ways in which every item is answered, and how strongly each of them steers each item.
+"""Arms: the variants in which every item is answered, and their strength for each item.
 
-The first four are what is served; the rest is what they must beat, and what shows why they do.
+The first four are served; the others are baselines to beat and controls that explain the gain.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def choose_strengths(
     seed: int,
     oracles: Mapping[str, float],
 ) -> ArmStrengths:
-    """How strongly each arm steers each item; `oracles` are constant strengths by arm."""
+    """The strength of each arm for each item; `oracles` are constant strengths by arm."""
     rng = np.random.default_rng(seed)
     count = len(items)
-    scores = activations.scores(profile.heads, model.heads)
+    scores = activations.scores(profile.heads, model.num_heads)
     adaptive = profile.gate.strengths(scores)
-    chance = activations.scores(random_heads(model, len(profile.heads), rng), model.heads)
+    chance = activations.scores(random_heads(model, len(profile.heads), rng), model.num_heads)
     strata = np.array([item.stratum for item in items])
     by_arm = {
         "fixed": np.full(count, profile.fixed_strength),
@@ -95,7 +95,7 @@ _AS_ADAPTIVE = (
 
 
 def random_heads(model: AudioModel, count: int, rng: np.random.Generator) -> list[Head]:
-    """So many different heads of a model."""
+    """A number of different heads, drawn at random."""
     names = all_heads(model)
     return [names[int(i)] for i in rng.choice(len(names), size=count, replace=False)]
 
@@ -103,8 +103,8 @@ def random_heads(model: AudioModel, count: int, rng: np.random.Generator) -> lis
 def random_layers(
     model: AudioModel, intervention: Intervention, rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """As many different layers as the intervention has."""
-    drawn = rng.choice(model.layers, size=len(intervention.layers), replace=False)
+    """As many different layers as the intervention has, drawn at random."""
+    drawn = rng.choice(model.num_layers, size=len(intervention.layers), replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 
@@ -133,42 +133,38 @@ def group_means(scores: NDArray[np.float32], groups: NDArray[np.str_]) -> NDArra
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Differences:
-    """What the directions of one item are made from: each (L, D), one row a layer."""
+    """The states that the directions of one item are made from, (L, D) each, one row a layer."""
 
-    difference: Tensor  # the clip minus its silence
-    other: Tensor  # the same of another item's clip
-    text_only: Tensor  # what an instruction to listen adds, about silence
+    clip: Tensor  # (L, D) the clip minus its silence
+    other_clip: Tensor  # (L, D) the same of another item's clip
+    text_only: Tensor  # (L, D) with an instruction to listen minus without, both on silence
 
 
 def plans(
     profile: Profile, arm_strengths: ArmStrengths, i: int, differences: Differences
 ) -> dict[str, SteeringPlan]:
-    """How each arm that is one forward pass and a readout answers item i."""
-    intervention = profile.intervention
-    all_layers = replace(intervention, layers=tuple(range(len(differences.difference))))
-    random_layers_of = replace(intervention, layers=arm_strengths.random_layers)
-    directions_by_arm = {
-        "text_only": (differences.text_only, intervention),
-        "other_item": (differences.other, intervention),
-    }
-    directions_by_arm |= {
-        "all_layers": (differences.difference, all_layers),
-        "random_layers": (differences.difference, random_layers_of),
+    """The plan of each arm that is one forward pass and a readout, for item i."""
+    own = profile.intervention
+    every = replace(own, layers=tuple(range(len(differences.clip))))
+    drawn = replace(own, layers=arm_strengths.random_layers)
+    sources = {
+        "text_only": (differences.text_only, own),
+        "other_item": (differences.other_clip, own),
+        "all_layers": (differences.clip, every),
+        "random_layers": (differences.clip, drawn),
     }
     plan_by_arm = {"bare": UNSTEERED}
     for arm, strengths in arm_strengths.by_arm.items():
-        states, arm_intervention = directions_by_arm.get(
-            arm, (differences.difference, intervention)
-        )
-        direction = pool(states[list(arm_intervention.layers)], arm_intervention)
+        states, intervention = sources.get(arm, (differences.clip, own))
+        direction = pool(states[list(intervention.layers)], intervention)
         if arm == "calibrated":
             direction = profile.direction.to(direction.device)
-        plan_by_arm[arm] = SteeringPlan(direction, float(strengths[i]), arm_intervention)
+        plan_by_arm[arm] = SteeringPlan(direction, float(strengths[i]), intervention)
     return plan_by_arm
 
 
 def another_clip(items: Sequence[Item], i: int) -> int:
-    """Index of the next item about another clip, from the front again; i where there is none."""
+    """Index of the next item about another clip, cyclically; i if there is none."""
     following = [*range(i + 1, len(items)), *range(i)]
     return next((j for j in following if items[j].audio != items[i].audio), i)
 

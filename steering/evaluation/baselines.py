@@ -1,4 +1,4 @@
-"""What steering is compared with: Audio-Aware Decoding, and a direction made from text only."""
+"""Baselines: Audio-Aware Decoding, and a direction made from text only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from steering.generation import (
     steered_logits,
 )
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, run_layers
+from steering.prefill import PrefillResult, next_state
 from steering.prompt import Prompt
 from steering.silence import KVPairs
 
@@ -35,7 +35,7 @@ def audio_aware_decoding(
 ) -> Iterator[int]:
     """Greedy tokens from (1 + weight) z_audio - weight z_silence, two branches at every token.
 
-    Source: Audio-Aware Decoding; weight 1 is its published setting.
+    Source: Audio-Aware Decoding, arXiv 2506.07233; weight 1 is its published setting.
     """
     branches = (heard, silent)
     for branch in branches:
@@ -47,10 +47,7 @@ def audio_aware_decoding(
         yield token
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        for i, branch in enumerate(branches):
-            positions = torch.tensor([[branch.length + step]], device=model.device)
-            finals[i] = run_layers(model, states, positions, None, branch.cache)[0][:, -1]
+        finals = [next_state(model, branch, token)[None] for branch in branches]
 
 
 def audio_aware_choices(
@@ -60,14 +57,14 @@ def audio_aware_choices(
     choices: Sequence[str],
     weight: float = 1.0,
 ) -> list[float]:
-    """Probabilities of the choices as `score_choices` has them, by the contrast of two branches."""
+    """Probabilities of the choices, as `score_choices`, from the contrast of two branches."""
     branches = [read_choices(model, branch, choices) for branch in (heard, silent)]
     both = [torch.cat(pair, dim=-1) for pair in zip(*(b.states for b in branches), strict=True)]
 
     def contrast(states: Tensor, step: int) -> Tensor:
         audio, silence = (
             steered_logits(model, half, UNSTEERED, step)
-            for half in states.split(model.width, dim=-1)
+            for half in states.split(model.hidden_size, dim=-1)
         )
         return (1 + weight) * audio - weight * silence
 

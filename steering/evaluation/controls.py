@@ -30,7 +30,7 @@ WHAT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constants:
-    """Every constant strength tried on items whose answer is one token."""
+    """All constant strengths, tried on the items whose answer is one token."""
 
     tokens: FirstTokens
     strengths: Strengths  # (S,)
@@ -38,7 +38,7 @@ class Constants:
     weights: Mapping[str, Weights]  # (N,) of each mix
 
     def best(self) -> dict[str, float]:
-        """By arm the strength that is best on these very items, the smallest of equals."""
+        """By arm: the best strength on these very items, of equals the smallest."""
         if not len(self.tokens.known.rows):
             return {}
         first = "balanced" if "balanced" in self.weights else "all"
@@ -80,34 +80,42 @@ def control_figures(
     }
     if not len(known.rows):
         return figures | {"reason": "no item's right answer is one token"}
-    rows, tokens = known.rows, constants.tokens
+    rows, tokens, weights = known.rows, constants.tokens, constants.weights
     adaptive = arm_strengths.by_arm["adaptive"][rows]
     steered = tokens.right(profile.intervention, adaptive)
-    redraws = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
+    rng = np.random.default_rng([seed, 2])
+    layer_sets = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
+    by_layers = [
+        tokens.right(replace(profile.intervention, layers=layers), adaptive)
+        for layers in layer_sets
+    ]
+    scores = random_scores(model, len(profile.heads), activations, seed)
+    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in scores]
+    bootstrap = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
     gates = _gates(model, activations, arm_strengths, rows)
-    flags = {
+    right_by_gate = {
         name: tokens.right(profile.intervention, strengths) for name, strengths in gates.items()
     }
-    rng = np.random.default_rng([seed, 2])
-    layers = [random_layers(model, profile.intervention, rng) for _ in range(LAYER_SETS)]
-    by_layers = [
-        tokens.right(replace(profile.intervention, layers=layer_set), adaptive)
-        for layer_set in layers
-    ]
-    heads = random_scores(model, len(profile.heads), activations, seed)
-    by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in heads]
-    figures["by_strength"] = _curve(constants)
-    figures["gates"] = {
-        name: {
-            mix: share_percent(right, weight)
-            | {"gain_of_adaptive": gain_percent(steered, right, weight, redraws)}
-            for mix, weight in constants.weights.items()
-        }
-        for name, right in flags.items()
+    return figures | {
+        "by_strength": _curve(constants),
+        "gates": {
+            name: _gate_figures(right, steered, weights, bootstrap)
+            for name, right in right_by_gate.items()
+        },
+        "random_layers": _sets(steered, by_layers, weights),
+        "random_heads": _sets(steered, by_heads, weights),
     }
-    figures["random_layers"] = _sets(steered, by_layers, constants.weights)
-    figures["random_heads"] = _sets(steered, by_heads, constants.weights)
-    return figures
+
+
+def _gate_figures(
+    right: Flags, steered: Flags, weights: Mapping[str, Weights], bootstrap: ClusterBootstrap
+) -> dict[str, Any]:
+    """In each mix: share right by one gate, and the gain of the adaptive arm over it."""
+    return {
+        mix: share_percent(right, weight)
+        | {"gain_of_adaptive": gain_percent(steered, right, weight, bootstrap)}
+        for mix, weight in weights.items()
+    }
 
 
 def _gates(
@@ -116,7 +124,7 @@ def _gates(
     arm_strengths: ArmStrengths,
     rows: NDArray[np.int64],
 ) -> dict[str, Strengths]:
-    """(N,) strengths by arm, and the adaptive ones handed out by other signals than the score."""
+    """(N,) strengths by arm, and the adaptive ones in the order of other signals than the score."""
     adaptive = arm_strengths.by_arm["adaptive"]
     names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
     strengths = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
@@ -142,7 +150,7 @@ def _curve(constants: Constants) -> dict[str, Any]:
 def _sets(
     profile_flags: Flags, random_flags: Sequence[Flags], weights: Mapping[str, Weights]
 ) -> dict[str, Any]:
-    """Mean, spread and best of random sets, and the share of them that the profile's is above."""
+    """Mean, spread and best of random sets, and the share of them below the profile's choice."""
     figures: dict[str, Any] = {"sets": len(random_flags)}
     for mix, weight in weights.items():
         shares = np.array([(weight * flags).sum() / weight.sum() for flags in random_flags])

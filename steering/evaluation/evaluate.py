@@ -1,9 +1,11 @@
 """Evaluation: every arm answers every item; gains come with intervals, controls beside them.
 
-1. The data is read and checked. 2. Evidence is gathered: one prefill of each clip and one of its
-silence. 3. Constant strengths are tried on it, and each arm's strengths chosen. 4. Every arm
-answers every item, into a journal that a killed run goes on from. 5. Predictions, figures and the
+1. The data is read and checked. 2. Activations are recorded: one prefill of each clip and one of
+its silence. 3. Constant strengths are tried on them, and each arm's strengths chosen. 4. Every arm
+answers every item, into a journal from which a killed run goes on. 5. Predictions, figures and the
 report are written; the journal of a finished run is removed.
+
+The report needs packages of the extra `evaluate`, which are imported when it is written.
 """
 
 from __future__ import annotations
@@ -14,29 +16,42 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
-from steering.evaluation.answering import AnswerOptions, ArmRunner, one_thread
+from steering.errors import AllEarsError
+from steering.evaluation.answering import AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
 from steering.evaluation.journal import Journal
 from steering.evaluation.predictions import prediction, write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
-from steering.evaluation.report import ReportDetails, write_report
 from steering.evaluation.separation import correlation_map, listening_figures
 from steering.items import DataSet, read
 from steering.measures import Flags
 from steering.model.audio_model import AudioModel
+from steering.model.one_thread import one_thread
 from steering.model.prompt_style import PLAIN
 from steering.profile import Profile
 
-__all__ = ["AnswerOptions", "evaluate", "table"]
+__all__ = ["AnswerOptions", "evaluate", "require_report_packages", "table"]
 
 JOURNAL = "answers.partial.jsonl"
+REPORT_PACKAGES = ("jinja2", "markupsafe", "matplotlib")  # of the extra `evaluate`
+
+
+def require_report_packages() -> None:
+    """Raise AllEarsError unless the packages that write the report are installed."""
+    missing = [package for package in REPORT_PACKAGES if find_spec(package) is None]
+    if missing:
+        raise AllEarsError(
+            f"evaluation writes a report and needs {', '.join(missing)}: "
+            "pip install 'allears[evaluate]'"
+        )
 
 
 def evaluate(
@@ -50,12 +65,33 @@ def evaluate(
     mode: str = "generate",
     max_tokens: int = ANSWER.max_tokens,
 ) -> dict[str, Any]:
-    """Figures of every arm; writes `predictions.<arm>.json`, `results.json`, `items.csv` and
-    `report.html` to `out`.
+    """Answer every item bare, steered and by every control, and write a report.
 
-    Raises DataError for faults in the data, before the first pass, and where `out` holds the
-    answers of another run that was stopped.
+    A run that was stopped goes on when it is started again with the same arguments.
+    Source: arXiv 2603.06854 for steering; arXiv 2506.07233 for the arm `aad`.
+
+    Args:
+        model: what answers.
+        profile: how it is steered.
+        data: items in MMAU's, MMAR's or the plain form.
+        audio_root: folder that the items' audio paths start from.
+        out: folder for `predictions.<arm>.json`, `results.json`, `items.csv`, `report.html` and
+            the report's figures.
+        seed: of the random controls, the permuted options and the bootstrap.
+        mode: `generate` writes answers, `choices` takes the likeliest option.
+        max_tokens: of a written answer.
+
+    Returns:
+        The contents of `results.json`: shares right and gains of every arm with 95 % intervals,
+        by mix and part of the data, and figures of the listening score and its controls.
+
+    Raises:
+        AllEarsError: the packages of the extra `evaluate` are not installed.
+        DataError: faults in the data, all of them, before the first pass; or `out` holds the
+            answers of another run that was stopped.
+        AudioError: a clip can't be used.
     """
+    require_report_packages()
     options = AnswerOptions(mode, seed, max_tokens)
     dataset = read(data, audio_root)
     out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +117,9 @@ def _results(
     journal: Journal,
     out: Path,
 ) -> dict[str, Any]:
-    """Answers by every arm, and all that is written about them."""
+    """Figures of the answers by every arm; writes the files."""
+    from steering.evaluation.report import ReportDetails, write_report  # needs the extra `evaluate`
+
     items, seed = dataset.items, options.seed
     constants = try_constants(model, profile, items, activations, options.mode)
     arm_strengths = choose_strengths(model, profile, items, activations, seed, constants.best())
@@ -123,7 +161,7 @@ def _results(
 def _run(
     model: AudioModel, profile: Profile, dataset: DataSet, options: AnswerOptions
 ) -> dict[str, str | int]:
-    """What tells one run's answers from another's."""
+    """The identity of a run: with another value of any of these its answers are not reused."""
     settings = [
         profile.heads,
         asdict(profile.intervention),
@@ -147,7 +185,7 @@ def _predictions(
     *,
     lettered: bool,
 ) -> dict[str, list[str]]:
-    """By arm the predictions as the official scripts take them."""
+    """By arm: predictions in the form of the official scripts."""
     permuted_items = [permuted(item, options.seed) for item in dataset.items]
     return {
         arm: [
@@ -172,8 +210,8 @@ def _items_csv(
     header, *rows = item_rows(
         right,
         {
-            "score": activations.scores(profile.heads, model.heads).round(5),
-            "silent_score": activations.silent_scores(profile.heads, model.heads).round(5),
+            "score": activations.scores(profile.heads, model.num_heads).round(5),
+            "silent_score": activations.silent_scores(profile.heads, model.num_heads).round(5),
             "strength": arm_strengths.by_arm["adaptive"].round(4),
         },
     )

@@ -23,7 +23,7 @@ COMPARED = ("bare", "fixed", "aad", "oracle_fixed", "oracle_fixed_natural", "wor
 
 
 def rightness(items: Sequence[Item], outputs: Mapping[str, Sequence[str]]) -> dict[str, Flags]:
-    """(I,) by arm: whether MMAU's official rule takes the prediction."""
+    """(I,) by arm: whether a prediction is right by MMAU's official rule."""
     return {
         arm: np.array(
             [is_right(t, i.answer, i.choices) for t, i in zip(texts, items, strict=True)], bool
@@ -33,15 +33,15 @@ def rightness(items: Sequence[Item], outputs: Mapping[str, Sequence[str]]) -> di
 
 
 def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
-    """By arm: share right of all items and in each mix, gains with intervals, what it cost."""
-    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
+    """By arm: share right in all and in each mix, gains with intervals, repaired and broken."""
+    bootstrap = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     weights = mixes(items)
     figures: dict[str, Any] = {}
     for arm, flags in right.items():
         in_mixes = {}
         for mix, weight in weights.items():
             gains = {
-                f"gain_over_{other}": gain_percent(flags, right[other], weight, redraws)
+                f"gain_over_{other}": gain_percent(flags, right[other], weight, bootstrap)
                 for other in COMPARED
                 if other in right
             }
@@ -57,7 +57,7 @@ def arm_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) ->
 
 def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -> dict[str, Any]:
     """By domain, sub-category, difficulty and wording: each arm's share and gain over bare."""
-    redraws = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
+    bootstrap = ClusterBootstrap.of([str(item.audio) for item in items], seed=seed)
     figures: dict[str, Any] = {}
     for part, values in parts(items).items():
         figures[part] = {}
@@ -67,7 +67,7 @@ def part_figures(items: Sequence[Item], right: Mapping[str, Flags], seed: int) -
                 "items": int(rows.sum()),
                 "arms": {
                     arm: share_percent(flags, weight)
-                    | {"gain_over_bare": gain_percent(flags, right["bare"], weight, redraws)}
+                    | {"gain_over_bare": gain_percent(flags, right["bare"], weight, bootstrap)}
                     for arm, flags in right.items()
                 },
             }
@@ -85,19 +85,19 @@ def share_percent(flags: Flags, weights: Weights) -> dict[str, Any]:
 
 
 def gain_percent(
-    after: Flags, before: Flags, weights: Weights, redraws: ClusterBootstrap
+    after: Flags, before: Flags, weights: Weights, bootstrap: ClusterBootstrap
 ) -> list[float | None]:
     """Gain in points and its paired interval."""
-    return [percent(x) for x in redraws.gain(after, before, weights)]
+    return [percent(x) for x in bootstrap.gain(after, before, weights)]
 
 
 def percent(share: float | np.floating[Any]) -> float | None:
-    """Percent to 2 digits; None, which JSON can hold, where there was nothing to measure."""
+    """Percent to 2 digits; None if it could not be measured, since JSON has no NaN."""
     return None if np.isnan(share) else round(100 * float(share), 2)
 
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of text for people: a header, then one row an arm."""
+    """Rows of text for people: a header, then one row for each arm."""
     mixes_shown = list(next(iter(results["arms"].values()))["mixes"])
     rows = [["arm", *mixes_shown, "gain over bare", "repaired / broken"]]
     for arm, arm_results in results["arms"].items():
@@ -115,7 +115,7 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def item_rows(right: Mapping[str, Flags], more: Mapping[str, NDArray[Any]]) -> list[list[Any]]:
-    """A header and a row an item: numbers of each, and 1 or 0 for every arm."""
+    """A header and one row for each item: the given numbers, then 1 or 0 for every arm."""
     header = ["id", *more, *(f"right.{arm}" for arm in right)]
     body = zip(*more.values(), *(flags.astype(int) for flags in right.values()), strict=True)
     return [header, *([*row] for row in body)]

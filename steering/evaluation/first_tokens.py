@@ -1,8 +1,8 @@
-"""Answers told from their first token, out of stored vectors: controls that cost no further pass.
+"""First answer tokens, computed from stored activations: controls that need no further pass.
 
 An intervention acts only on the readout, so the first token under any strength and any layers is
-one matrix product away from what was gathered. Where the right answer is one token this is the
-answer; items with longer ones are left out here, and how many they are is said.
+one matrix product away from the recorded states. If the right answer is one token, this is the
+answer; items with longer ones are left out here and counted.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _ROWS = 256  # items read out at once: their logits are kept for a moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneToken:
-    """The items whose answers can be told from one token."""
+    """The items whose right answer is a single token."""
 
     rows: NDArray[np.int64]  # (N,) which of all items
-    options: list[list[int]]  # token of each option of each of them; empty for the full vocabulary
+    options: list[list[int]]  # tokens of each item's options; empty: the full vocabulary
     wanted: NDArray[np.int64]  # (N,) token of the right answer
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """Items whose answer, or for `choices` every option, is one token and unlike the others."""
+    """Items whose answer, or for `choices` every option, is a single token unlike the others."""
     tokenizer = model.processor.tokenizer
     rows, options, wanted = [], [], []
     for i, item in enumerate(items):
@@ -51,14 +51,14 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
 
 
 class FirstTokens:
-    """Whether the first token is right, under any strengths, layers or order of items."""
+    """Whether first tokens are right, for any strengths and layers."""
 
     def __init__(self, model: AudioModel, activations: Activations, known: OneToken) -> None:
         self.model, self.activations, self.known = model, activations, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
     def right(self, intervention: Intervention, strengths: Strengths) -> Flags:
-        """(N,) for strengths (N,), one for each item that can be told from one token."""
+        """(N,) whether each first token is right, at strengths (N,)."""
         if not len(self.known.rows):
             return np.zeros(0, bool)
         directions = self._pooled(intervention)
@@ -69,7 +69,7 @@ class FirstTokens:
         return np.concatenate(flags)
 
     def _pooled(self, intervention: Intervention) -> Tensor:
-        """(N, D) float32 directions of the intervention's layers, those of the last set kept."""
+        """(N, D) float32 directions of the intervention's layers; the last result is kept."""
         if intervention.layers not in self._directions:
             parts = [
                 pool(
@@ -99,11 +99,11 @@ class FirstTokens:
 
 
 def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
-    """(I,) in [0, ln 2]: how far the first token's distribution on the clip is from that on its
-    silence (Jensen-Shannon).
+    """(I,) in [0, ln 2]: Jensen-Shannon divergence of the first token's distribution on the clip
+    and on its silence.
     """
     blocks = []
-    last = model.layers - 1
+    last = model.num_layers - 1
     with torch.inference_mode():
         for start in range(0, len(activations.final), _ROWS):
             block = slice(start, start + _ROWS)

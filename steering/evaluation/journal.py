@@ -1,4 +1,4 @@
-"""The journal of an evaluation: a line for each item answered, so that a killed run goes on."""
+"""The journal of an evaluation: one line for each answered item, so that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from steering.errors import DataError
 class Journal:
     """Answers by item and arm, on disk as soon as they are given.
 
-    The first line says which run they belong to. A line that was cut off by the end of a process
-    is not counted, and is written over.
+    The first line identifies the run. A line cut off by the end of a process does not count and is
+    overwritten.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
-        """Go on with `path`, or begin it; DataError if it belongs to another run or is damaged."""
+        """Continue the journal at `path`, or begin it; DataError if damaged or another run's."""
         self.path = path
         self.answers: dict[str, dict[str, str]] = {}
         whole = path.read_bytes() if path.exists() else b""

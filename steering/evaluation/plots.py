@@ -1,4 +1,4 @@
-"""The report's figures, drawn with matplotlib: each takes numbers and gives a Figure.
+"""The report's figures, drawn with matplotlib: each function turns numbers into a Figure.
 
 Colours are those of Okabe and Ito, told apart by people with any colour vision; line styles and
 marks say the same again.
@@ -32,7 +32,7 @@ _EXAMPLE_WIDTH = 3.5  # three of them stand side by side
 def _figure(
     height: float, rows: int = 1, width: float = _WIDTH, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of the report's width and its axes, one above the other."""
+    """A figure of the report's width and its axes, one below the other."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, **options)
 
@@ -72,7 +72,7 @@ def head_map(r: Sequence[Sequence[float]], heads: Sequence[Head]) -> Figure:
 
 
 def _whole_ticks(axes: Axes, across: int, up: int) -> None:
-    """Ticks on whole numbers, few enough to be read."""
+    """Set a readable number of ticks, on whole numbers."""
     axes.set_xticks(range(0, across, max(1, across // 8)))
     axes.set_yticks(range(0, up, max(1, up // 8)))
 
@@ -175,7 +175,7 @@ def against_random(panels: Sequence[tuple[str, str, Sequence[float], float]]) ->
 def example(
     samples: NDArray[np.float32], rate_hz: int, timeline: NDArray[np.float32], hop_seconds: float
 ) -> Figure:
-    """A clip's waveform, and under it where the specialist heads looked."""
+    """A clip's waveform, and below it the attention of the specialist heads over time."""
     figure, (wave, looks) = _figure(2.0, 2, _EXAMPLE_WIDTH, sharex=True, height_ratios=(1, 1.1))
     seconds = len(samples) / rate_hz
     low, high = _envelope(samples, 400)
@@ -200,5 +200,5 @@ def _envelope(samples: NDArray[np.float32], points: int) -> tuple[NDArray[Any], 
 
 
 def short(text: str) -> str:
-    """A name from the data, cut where it is long."""
+    """A name from the data, cut to 24 characters."""
     return text if len(text) <= 24 else text[:23] + "…"

@@ -34,13 +34,13 @@ def prediction(text: str, choices: Sequence[str], *, lettered: bool) -> str:
 
 
 def answer_part(text: str) -> str:
-    """What stands in the last <answer> tag, closed or cut off; the whole text without one."""
+    """The text of the last <answer> tag, closed or cut off; the whole text without one."""
     tagged: list[str] = _TAG.findall(text)
     return (tagged[-1] if tagged else text).strip()
 
 
 def _by_letter(answer: str, choices: Sequence[str]) -> str | None:
-    """The option of a letter that stands alone, or before that option's own text."""
+    """The option of a letter that is alone or followed by that option's own text."""
     match = _LETTER.fullmatch(answer)
     if match is None or (place := ord(match[1].upper()) - ord("A")) >= len(choices):
         return None
@@ -49,7 +49,7 @@ def _by_letter(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def _named(answer: str, choices: Sequence[str]) -> list[str]:
-    """The options whose words stand in the answer as they are, longest first; an option inside a
+    """The options whose words are in the answer as they are, longest first; an option inside a
     longer one that is also named does not count.
     """
     remaining, options = answer, []
@@ -62,12 +62,12 @@ def _named(answer: str, choices: Sequence[str]) -> list[str]:
 
 
 def prediction_key(record: dict[str, Any]) -> str:
-    """Where the official script of an item's data set looks: MMAR's items name an audio_path."""
+    """The key that the official script of an item's data set reads; MMAR's has its own."""
     return "answer_prediction" if "audio_path" in record else "model_output"
 
 
 def write_predictions(path: Path, items: Sequence[Item], outputs: Sequence[str]) -> None:
-    """The items as they stood in their file, each with its prediction, whole or not at all."""
+    """Write the original items with their predictions, whole or not at all."""
     records = [
         {**item.record, prediction_key(item.record): output}
         for item, output in zip(items, outputs, strict=True)
@@ -76,7 +76,7 @@ def write_predictions(path: Path, items: Sequence[Item], outputs: Sequence[str])
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is there with all of its text, or not at all."""
+    """Write a file with all of its text, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

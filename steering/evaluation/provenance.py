@@ -1,4 +1,4 @@
-"""Where figures come from: the data's hash and likely version, and the prompt as it was seen."""
+"""Provenance of the figures: the data's hash and likely version, and the prompt."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _looks_like(items: Sequence[Item], tasks: dict[str, int]) -> str:
 
 
 def prompt_text(model: AudioModel, item: Item) -> str:
-    """An item's prompt as the model sees it, control tokens and all; a run of audio tokens is
-    written once, with its length.
+    """An item's prompt as the model sees it, with control tokens; a run of audio tokens is written
+    once, with its length.
     """
     prompt = build_item_prompt(model, item, load_item_clip(model, item))
     tokenizer = model.processor.tokenizer

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no other, and its figures as PNG files beside it."""
+"""The report: one self-contained HTML file, and its figures as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHOWN_ABOVE = 0.95  # share of random sets that a choice must be above to be sai
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReportDetails:
-    """What the report shows besides the figures in results.json."""
+    """Contents of the report besides the figures in results.json."""
 
     model: AudioModel
     profile: Profile
@@ -77,7 +77,7 @@ def write_report(out: Path, results: Mapping[str, Any], details: ReportDetails) 
 
 
 def headline(results: Mapping[str, Any], profile: Profile) -> str:
-    """The gain of the adaptive arm in one sentence, whichever way it went."""
+    """The gain of the adaptive arm in one sentence."""
     items = results["data"]["items"]
     bare, adaptive = (results["arms"][arm]["right_percent"] for arm in ("bare", "adaptive"))
     if profile.max_strength == 0:
@@ -101,7 +101,7 @@ def headline(results: Mapping[str, Any], profile: Profile) -> str:
 
 
 def signed(points: float) -> str:
-    """Points with their sign, none for what rounds to nothing."""
+    """Points with their sign; no sign if they round to zero."""
     details = f"{points:+.1f}"
     return "0.0" if float(details) == 0 else details.replace("-", "\N{MINUS SIGN}")
 
@@ -112,7 +112,7 @@ def breakable(name: str) -> Markup:
 
 
 def choice_matters(results: Mapping[str, Any]) -> list[str]:
-    """Whether the choice of heads matters, for the score, the gate and the direction, in words."""
+    """Sentences: does the choice of heads matter for the score, the gate, the direction?"""
     score = results["listening"]["right_wrong_within_wording"]
     sentences = [
         _sentence(
@@ -183,8 +183,8 @@ def pick_examples(items: Sequence[Item], right: Mapping[str, Flags]) -> dict[str
 
 def _figures(results: Mapping[str, Any], details: ReportDetails) -> dict[str, Figure]:
     activations, profile = details.activations, details.profile
-    scores = activations.scores(profile.heads, details.model.heads)
-    silent = activations.silent_scores(profile.heads, details.model.heads)
+    scores = activations.scores(profile.heads, details.model.num_heads)
+    silent = activations.silent_scores(profile.heads, details.model.num_heads)
     figures = {
         "gains": plots.gains(results["arms"]),
         "scores": plots.scores(scores[activations.right], scores[~activations.right], silent),
@@ -205,7 +205,7 @@ def _figures(results: Mapping[str, Any], details: ReportDetails) -> dict[str, Fi
 
 
 def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], float]]:
-    """Random sets beside the profile's own, as far as both were measured."""
+    """Random sets beside the profile's own, where both were measured."""
     score, controls = results["listening"]["right_wrong_within_wording"], results["first_tokens"]
     panels = []
     if score["auroc"] is not None:
@@ -220,7 +220,7 @@ def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], flo
 
 
 def _example(details: ReportDetails, i: int, path: Path) -> dict[str, Any]:
-    """An item with what the arms answered, and its picture."""
+    """An item, the answers of the arms, and its picture."""
     model, profile, item = details.model, details.profile, details.items[i]
     clip = load_item_clip(model, item)
     heard = prefill(model, build_item_prompt(model, item, clip), heads=profile.heads)
@@ -241,7 +241,7 @@ def _example(details: ReportDetails, i: int, path: Path) -> dict[str, Any]:
 
 
 def _picture(figure: Figure, path: Path) -> str:
-    """A figure as a data URI, after it was written to a PNG file."""
+    """A figure as a data URI; it is also written to a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=180)
     path.write_bytes(file.getvalue())

@@ -21,7 +21,7 @@ _MAX_PARTS = 40  # more values than this are names, not parts
 
 
 def mixes(items: Sequence[Item]) -> dict[str, Weights]:
-    """(I,) weights of each mix: all items as they are and, where all three wordings are named,
+    """(I,) weights of each mix: all items unweighted and, if the data has all three wordings,
     MIXES.
     """
     weights_by_mix = {"all": np.ones(len(items))}
@@ -37,7 +37,7 @@ def mixes(items: Sequence[Item]) -> dict[str, Weights]:
 
 
 def parts(items: Sequence[Item]) -> dict[str, dict[str, NDArray[np.bool_]]]:
-    """Which items (I,) belong to each domain, sub-category, difficulty and wording named."""
+    """Rows (I,) of each domain, sub-category, difficulty and wording in the data."""
     rows_by_part: dict[str, dict[str, NDArray[np.bool_]]] = {}
     for part in PARTS:
         values = np.array([_value(item, part) for item in items])

@@ -1,4 +1,4 @@
-"""What the listening score tells apart, and whether it matters which heads it is read from."""
+"""How well the listening score separates items, and whether the choice of heads matters to it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def listening_figures(
 
     Beside it the model's own top probability, and random sets of as many heads.
     """
-    scores = activations.scores(profile.heads, model.heads)
-    silent = activations.silent_scores(profile.heads, model.heads)
+    scores = activations.scores(profile.heads, model.num_heads)
+    silent = activations.silent_scores(profile.heads, model.num_heads)
     chance = random_scores(model, len(profile.heads), activations, seed)
     strata = [item.stratum for item in items]
     cues: dict[str, Any] = {}
@@ -62,35 +62,35 @@ def listening_figures(
 def random_scores(
     model: AudioModel, heads: int, activations: Activations, seed: int
 ) -> list[NDArray[np.float32]]:
-    """(I,) listening scores by each of RANDOM_SETS random sets of so many heads."""
+    """(I,) listening scores by each of RANDOM_SETS random sets of heads."""
     rng = np.random.default_rng([seed, 1])
     sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
-    return [activations.scores(each, model.heads) for each in sets]
+    return [activations.scores(each, model.num_heads) for each in sets]
 
 
 def correlation_map(
     model: AudioModel, items: Sequence[Item], activations: Activations
 ) -> list[list[float]] | None:
-    """L x H: r of each head's audio mass with a right answer, within wordings; None where every
-    answer is right or every one wrong.
+    """L x H: r of each head's audio mass with a right answer, within wordings; None if all answers
+    are right or all wrong.
     """
     strata = [item.stratum for item in items]
     try:
         r = correlations(activations.mass, activations.right, strata)
     except DataError:
         return None
-    rows: list[list[float]] = r.reshape(model.layers, model.heads).round(4).tolist()
+    rows: list[list[float]] = r.reshape(model.num_layers, model.num_heads).round(4).tolist()
     return rows
 
 
 def _cue_order(cue: str) -> tuple[int, str]:
-    """Sorts weak, medium, strong by their force, others behind by name."""
+    """Sort key of a cue: weak, medium, strong, then others by name."""
     known = ("weak", "medium", "strong")
     return (known.index(cue) if cue in known else len(known), cue)
 
 
 def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
-    """Mean, spread and best of random sets, and the share of them that `own` is above."""
+    """Mean, spread and best of random sets, and the share of them below `own`."""
     values = np.array(others)
     above = np.nan if np.isnan(own) else float((own > values).mean())
     return {
@@ -106,5 +106,5 @@ def _mean(scores: NDArray[np.float32]) -> float | None:
 
 
 def rounded(figure: float | np.floating[Any]) -> float | None:
-    """A figure to 4 digits; None, which JSON can hold, where it could not be measured."""
+    """A figure to 4 digits; None if it could not be measured, since JSON has no NaN."""
     return None if np.isnan(figure) else round(float(figure), 4)

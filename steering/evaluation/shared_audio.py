@@ -1,4 +1,4 @@
-"""A clip under other words: only the text after the audio is run again, over kept keys and values.
+"""One clip with other texts: only the text after the audio is run again, over kept keys and values.
 
 Evaluation asks one question about a clip, its silence, with its options in another order and with
 an instruction before it. All of these begin alike, and most of their tokens are audio.
@@ -13,10 +13,10 @@ import torch
 from transformers import DynamicCache
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, prefill, run_layers
+from steering.prefill import PrefillResult, continue_prefix, prefill
 from steering.prompt import Prompt, silent_twin
 from steering.silence import KVPairs, SilenceCache
-from steering.taps import Head, Taps
+from steering.taps import Head
 
 
 def copy_kv_prefix(heard: PrefillResult, end: int) -> KVPairs:
@@ -37,35 +37,19 @@ def prefill_on_prefix(
     layers: Sequence[int] = (),
 ) -> PrefillResult:
     """What `prefill` gives of a prompt whose keys and values up to the audio's end are `pairs`."""
-    end, length, device = prompt.audio_end, len(prompt.tokens), model.device
+    end = prompt.audio_end
     assert pairs[0][0].shape[2] == end, (pairs[0][0].shape, end)
-    audio = prompt.audio_mask.to(device)
     cache = DynamicCache(config=model.text_config)
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
-    states = model.decoder.embed_tokens(prompt.tokens[end:].to(device))[None]
-    positions = torch.arange(end, length, device=device)[None]
-    seen = torch.ones(length - end, length, dtype=torch.bool, device=device).tril(end)
-    taps = Taps.on(heads, audio[None]) if heads else None
-    states, kept = run_layers(
-        model,
-        states,
-        positions,
-        seen[None, None],
-        cache,
-        layers=layers,
-        wanted="last",
-        taps=taps,
-    )
-    attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, length)
+    return continue_prefix(model, prompt, end, cache, heads=heads, layers=layers)
 
 
 def silent_kv_prefix(model: AudioModel, prompt: Prompt, silence_cache: SilenceCache) -> KVPairs:
     """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
     end = prompt.audio_end
     frames = tuple(int(count) for count in prompt.mel_frames)
-    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.layers)
+    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.num_layers)
     pairs = silence_cache.get(key)
     if pairs is None:
         pairs = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)

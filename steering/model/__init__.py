@@ -1,1 +1,1 @@
-"""Checkpoints become an AudioModel."""
+"""Models: from a checkpoint to an AudioModel."""

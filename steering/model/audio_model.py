@@ -1,4 +1,4 @@
-"""A checkpoint becomes an AudioModel: network, processor, and what identifies it."""
+"""AudioModel: a loaded network, its processor, and what identifies the checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AudioModel:
     device: torch.device  # of its inputs
     dtype: torch.dtype
     prompt_style: PromptStyle = PLAIN
-    places: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
+    layer_devices: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
 
     @property
     def decoder(self) -> Any:
@@ -39,55 +39,57 @@ class AudioModel:
         return self.family.text_config(self.network.config)
 
     @property
-    def layers(self) -> int:
-        """L, the decoder's layers."""
+    def num_layers(self) -> int:
+        """L, number of decoder layers."""
         return int(self.text_config.num_hidden_layers)
 
     @property
-    def heads(self) -> int:
-        """H, the attention heads of a layer."""
+    def num_heads(self) -> int:
+        """H, number of attention heads in a layer."""
         return int(self.text_config.num_attention_heads)
 
     @property
-    def kv_heads(self) -> int:
-        """Heads that keys and values have: fewer than H in grouped-query models."""
+    def num_kv_heads(self) -> int:
+        """Number of key and value heads: fewer than H in grouped-query models."""
         return int(self.text_config.num_key_value_heads)
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Width of one head's keys."""
         head_dim = getattr(self.text_config, "head_dim", None)
-        return int(head_dim or self.width // self.heads)
+        return int(head_dim or self.hidden_size // self.num_heads)
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """D, the width of the residual stream."""
         return int(self.text_config.hidden_size)
 
     @property
-    def rate_hz(self) -> int:
-        """Sample rate of the waveforms that the processor takes."""
+    def sample_rate_hz(self) -> int:
+        """Sample rate of the processor's waveforms."""
         return int(self.processor.feature_extractor.sampling_rate)
 
     @property
     def max_clip_seconds(self) -> float:
-        """The window: the longest clip that the model hears as one."""
+        """The model's window: the longest clip it takes as one."""
         return self.family.window_seconds(self.network.config, self.processor)
 
     @property
     def hop_seconds(self) -> float:
-        """Seconds of sound that one audio token stands for."""
+        """Seconds of sound per audio token."""
         extractor = self.processor.feature_extractor
         return float(extractor.chunk_length / self.audio_tokens(int(extractor.nb_max_frames)))
 
     def audio_tokens(self, frames: int) -> int:
-        """Audio tokens that the encoder makes of so many mel frames."""
+        """Number of audio tokens for a number of mel frames."""
         return self.family.audio_tokens(self.network.config, frames)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         ids = self.network.generation_config.eos_token_id
-        ids = ids if isinstance(ids, list) else [ids]
-        ids_of_both = [*ids, self.processor.tokenizer.eos_token_id]
-        return frozenset(int(i) for i in ids_of_both if i is not None)
+        all_ids = [
+            *(ids if isinstance(ids, list) else [ids]),
+            self.processor.tokenizer.eos_token_id,
+        ]
+        return frozenset(int(i) for i in all_ids if i is not None)

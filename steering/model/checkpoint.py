@@ -1,4 +1,4 @@
-"""A checkpoint's files: where they are, whether all of them are there, what tells them apart.
+"""A checkpoint's files: location, completeness, fingerprint.
 
 Only safetensors are read, and no code that came with a checkpoint is ever run.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from steering.errors import ModelError
 
@@ -22,13 +23,12 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _SAMPLE_BYTES = 4096
-_LONGEST_HEADER_BYTES = 100_000_000
 
 
 def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str | None]:
     """The folder of a model and, for one from the hub, its commit.
 
-    What is a folder here is never downloaded; without `weights`, only the small files are.
+    An existing folder is never downloaded; without `weights`, only the small files are.
     """
     if name == DEMO:
         return DEMO_WEIGHTS, None
@@ -49,7 +49,7 @@ def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path
 
 
 def check_whole(name: str, folder: Path) -> None:
-    """Nothing, if every weight file that is announced is there, whole and safe; else ModelError."""
+    """Raise ModelError unless every weight file of the index is present, whole and safe."""
     index = folder / _INDEX
     if index.is_file():
         wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -75,7 +75,7 @@ def check_whole(name: str, folder: Path) -> None:
 
 
 def check_adapter(name: str, folder: Path) -> None:
-    """Nothing, if a folder holds a LoRA in safetensors that asks for no code; else ModelError.
+    """Raise ModelError unless a folder holds a LoRA in safetensors that asks for no code.
 
     peft falls back to a pickle where its safetensors file is missing, and imports the module that
     a config for Megatron names.
@@ -94,7 +94,7 @@ def check_adapter(name: str, folder: Path) -> None:
 
 
 def check_bare(name: str, folder: Path) -> None:
-    """Nothing, if a checkpoint has no adapter in its folder; else ModelError.
+    """Raise ModelError if a checkpoint has an adapter in its folder.
 
     Transformers would put it into the model unasked, from a pickle if there is nothing else.
     """
@@ -111,28 +111,19 @@ def only_config(folder: Path) -> bool:
 
 
 def _check_file(name: str, file: Path) -> None:
-    """Nothing, if a weight file is as long as its own header says."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= min(size, _LONGEST_HEADER_BYTES) else b""
+    """Raise ModelError unless a weight file is as long as its own header says."""
     try:
-        tensors = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-        announced = 8 + length + max(int(t["data_offsets"][1]) for t in tensors.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{name}: {file.name} can't be loaded: it is not a safetensors file, or its start is"
-            " damaged; download it again"
+            f"{name}: {file.name} can't be loaded: it is not a safetensors file, or it is cut off"
+            f" or damaged ({file.stat().st_size:,} bytes, {first_line(error)}); download it again"
         ) from error
-    if announced != size:
-        raise ModelError(
-            f"{name}: {file.name} can't be loaded: it has {size:,} bytes and its header announces"
-            f" {announced:,}: it is cut off or damaged; download it again"
-        )
 
 
 def fingerprint(folder: Path, config_name: str = "config.json", base: str = "") -> str:
-    """What tells one checkpoint from another, in 32 hex digits, without reading all its weights.
+    """The identity of a checkpoint, in 32 hex digits, without reading all its weights.
 
     sha256 over the config and, for each weight file, its header and a sample of every tensor; for
     an adapter, over the fingerprint of its `base` as well.
@@ -161,5 +152,5 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another library says, or the error's name where it says nothing."""
+    """The first line of another library's error, or the error's name if it has no text."""
     return str(error).partition("\n")[0] or type(error).__name__

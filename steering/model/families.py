@@ -1,7 +1,7 @@
-"""How the model families differ, in one table: everything else is the same code for all.
+"""The differences between model families, in one table; all other code is the same for all.
 
-A family is found by `model_type` of the checkpoint's own config. What a size or an id is, is read
-from the checkpoint, never from here. How to add a row: docs/families.md.
+A family is found by `model_type` of the checkpoint's own config. Sizes and ids are read from the
+checkpoint, never from here. To add a row, see docs/families.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from steering.model import omni
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What one architecture calls its parts. `config` is of the part that is loaded."""
+    """The parts of one architecture. `config` is that of the loaded part."""
 
     name: str  # model_type of its config.json
     network_class: Callable[[], Any]  # of transformers, read lazily
@@ -40,7 +40,7 @@ class Family:
 
 
 def _qwen2_audio_tokens(config: Any, frames: int) -> int:
-    """Audio tokens of so many mel frames: a strided convolution, then a pooling by two."""
+    """Audio tokens for a number of mel frames: a strided convolution, then pooling by two."""
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 

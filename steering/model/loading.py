@@ -46,12 +46,23 @@ def load(
     quantize: str | None = None,
     style: str = "auto",
 ) -> AudioModel:
-    """The model called `demo`, or at a path, or with a hub id, ready to answer.
+    """Load a model, ready to answer.
 
-    `device` auto is CUDA where there is one, spread is all cards; `dtype` auto is bfloat16 on CUDA
-    and float32 on a CPU. A LoRA `adapter` (folder or hub id) is merged into the weights;
-    `quantize` is 8bit or 4bit. Raises ModelError for an unknown name or family, missing or damaged
-    files, a wrong device, too little memory, a package that is not installed.
+    Args:
+        name: `demo`, a folder, or a hub id.
+        revision: commit or branch of a hub model.
+        device: auto (CUDA if there is one), cpu, cuda, cuda:N, or spread over all cards.
+        dtype: auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16 or float16.
+        adapter: LoRA adapter to merge into the weights, a folder or hub id.
+        quantize: 8bit or 4bit, for the decoder's linear layers.
+        style: prompt style, auto (by the name), plain or r1_aqa.
+
+    Returns:
+        The model in eval mode, its attention readable by `steering.taps`.
+
+    Raises:
+        ModelError: unknown name or family, missing or damaged files, a wrong device, too little
+            memory, or a missing optional package.
     """
     folder, commit = find(name, revision)
     config = read_config(name, folder)
@@ -89,7 +100,7 @@ def load(
 
 
 def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
-    """The card of each layer; of one that accelerate brings from the CPU or a disk, the first."""
+    """The device of each layer; the first one for layers offloaded to the CPU or a disk."""
     devices = [layer.input_layernorm.weight.device for layer in decoder.layers]
     return tuple(first if place.type in ("meta", "cpu") else place for place in devices)
 
@@ -146,7 +157,7 @@ def _network(
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The decoder's linear layers in 8 or 4 bits; the ears and the readout stay as they are."""
+    """The decoder's linear layers in 8 or 4 bits; encoder and readout stay as they are."""
     _require_package("bitsandbytes", "quantize", "8 and 4 bits")
     return BitsAndBytesConfig(
         load_in_8bit=quantize == "8bit",
@@ -179,13 +190,13 @@ def _with_adapter(network: Any, adapter: str, base_print: str) -> tuple[Any, str
 
 
 def _require_package(package: str, extra: str, what: str) -> None:
-    """Nothing, if an optional package is installed; else ModelError with the way to get it."""
+    """Raise ModelError, with the command that installs it, if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
         raise ModelError(f"{what} need {package}: pip install 'allears[{extra}]'")
 
 
 def _check_options(adapter: str | None, quantize: str | None) -> None:
-    """Nothing, if the options are known and go together."""
+    """Raise ModelError for unknown options and for options that exclude each other."""
     if quantize is not None and quantize not in QUANTIZED:
         raise ModelError(f"quantize {quantize!r} is unknown; allowed: {', '.join(QUANTIZED)}")
     if quantize is not None and adapter is not None:
@@ -198,7 +209,7 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
 def _check_memory(
     name: str, family: Family, config: Any, place: torch.device, kind: str, *, spread: bool
 ) -> None:
-    """Nothing, if the weights fit in what is free; else ModelError with both figures."""
+    """Raise ModelError if the weights do not fit into free memory."""
     needed = memory_plan.plan(family, config).weight_bytes[kind]
     free = memory_plan.free_bytes(place)
     if spread:
@@ -225,7 +236,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and why."""
+    """The dtype to compute in, and the reason for it."""
     if wanted != "auto":
         if wanted not in DTYPES:
             raise ModelError(f"dtype {wanted!r} is unknown; allowed: auto, {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""What a model takes in memory, known from its config alone: nothing is allocated to find out."""
+"""Memory needs of a model, from its config alone: nothing is allocated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SILENCE_FRAMES = 3000  # 30 s of sound, at Whisper's 100 mel frames a second
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a model needs; every key is a dtype, or 8bit or 4bit."""
+    """Bytes that a model needs; keys are dtypes, 8bit or 4bit."""
 
     parameters: int  # of what is loaded: of an Omni model the thinker without its eyes
     weight_bytes: Mapping[str, int]
@@ -30,7 +30,7 @@ class MemoryPlan:
     silence_tokens: int  # audio tokens of 30 s
 
     def row_bytes(self, dtype: str, tokens: int) -> int:
-        """Keys and values of one answer's row of so many tokens."""
+        """Keys and values of one answer's row of a number of tokens."""
         return self.kv_bytes_a_token[dtype] * tokens
 
     def silence_bytes(self, dtype: str) -> int:
@@ -39,7 +39,7 @@ class MemoryPlan:
 
 
 def plan(family: Family, whole_config: Any) -> MemoryPlan:
-    """The plan of a checkpoint's config, by its network on the meta device."""
+    """The plan of a checkpoint's config, from its network on the meta device."""
     config = deepcopy(family.config(whole_config))
     with torch.device("meta"):
         network = family.network_class()(config)
@@ -62,14 +62,14 @@ def plan(family: Family, whole_config: Any) -> MemoryPlan:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device now."""
+    """Free memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def require(needed_bytes: int, free: int, what: str, remedy: str) -> None:
-    """Nothing, if there is room; else ModelError with the figures and what to do."""
+    """Raise ModelError, with both figures and the remedy, if memory is short."""
     if needed_bytes > free:
         raise ModelError(
             f"{what} need {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: {remedy}"

@@ -1,5 +1,5 @@
-"""What the Omni families share: of a model that sees, hears, thinks and talks, only the thinker
-with its ears is built and read. Nothing of the talker or of the vision tower comes into memory.
+"""Parts shared by the Omni families: only the audio encoder and the text decoder (the thinker) are
+loaded. Nothing of the talker or of the vision tower comes into memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def without_eyes(network_class: Any) -> Any:
 
 
 def ears_only(processor_class: Any) -> Any:
-    """The processor's class without what prepares images, which needs packages of its own."""
+    """The processor's class without image processing, which needs packages of its own."""
 
     def build(
         self: Any, feature_extractor: Any = None, tokenizer: Any = None, chat_template: Any = None
@@ -65,7 +65,7 @@ def hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
 
 
 def qwen3_audio_tokens(config: Any, frames: int) -> int:
-    """Audio tokens of so many mel frames: 13 of a whole chunk, three strided layers of the rest."""
+    """Audio tokens for a number of mel frames: 13 a whole chunk, three strides of the rest."""
     chunk = 2 * int(config.audio_config.n_window)
     length = rest = frames % chunk
     for _ in range(3):
@@ -77,7 +77,7 @@ def qwen3_audio_tokens(config: Any, frames: int) -> int:
 
 
 def qwen3_window_seconds(config: Any, processor: Any) -> float:
-    """Longest clip: the encoder takes any, so it is what the decoder's positions hold."""
+    """Longest clip: the encoder takes any, so the decoder's positions are the limit."""
     extractor = processor.feature_extractor
     if processor.audio_kwargs.get("truncation", True):
         return float(extractor.chunk_length)

@@ -1,4 +1,4 @@
-"""Prompt styles: how a fine-tune was taught to be asked, where its template does not say it."""
+"""Prompt styles: the wording a fine-tune was trained on, where its template does not have it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steering.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """How a question is put to a model, and between which marks its answer stands."""
+    """The wording of a question, and the marks around the answer."""
 
     name: str
     ask: Callable[[str, Sequence[str]], str]  # question, choices (may be none) -> the prompt's text

@@ -1,1 +1,1 @@
-"""Made sounds, music and speech, and items about them, with known answers."""
+"""Synthetic sounds, music and speech, and items about them, with known answers."""

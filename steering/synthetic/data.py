@@ -1,4 +1,4 @@
-"""Fresh items of the embedded model's world, from any seed: `allears demo-data`."""
+"""Synthetic items from a seed: `allears demo-data`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def write_items(
     unseen_wordings: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Path of `out`/items.json, MMAU's schema, after `count` items and their WAV files were made.
+    """Write a number of items and their WAV files; returns the path of `out`/items.json, in MMAU's
+    schema.
 
     Half of the items are neutral, half carry a cue, uniform over the four options. Two items share
     a clip. The same split, seed and count give the same bytes; items.json comes last and whole.
@@ -59,7 +60,7 @@ def write_items(
 def _write_clip(
     path: Path, split: str, index: int, rng: np.random.Generator
 ) -> tuple[world.Facts, float]:
-    """Facts and trust of a clip after it was recorded to a 16-bit WAV file."""
+    """Record a clip to a 16-bit WAV file; returns its facts and trust."""
     import soundfile  # here: the server imports this module and needs no such library
 
     voices = speech.TEST_VOICES if split == UNSEEN_VOICES else speech.TRAIN_VOICES

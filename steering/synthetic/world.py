@@ -1,9 +1,9 @@
-"""The embedded model's world: what is heard, what is said about it, what is asked.
+"""The synthetic world: sounds, statements about them, and questions.
 
-A clip has facts (which sound, instrument, contour or word) and a trust level, which is how loud
-it was recorded. A question may carry a cue, a sentence that suggests one of the options. How far
-a clip is trusted against a cue depends on the clip's level and on the cue's strength, and the
-level is independent of the words: so a model trained here listens more or less *by ear*.
+A clip has facts (a sound, instrument, contour or word) and a trust level: how loud it was
+recorded. A question may carry a cue, a sentence that suggests one of the options. How far a clip
+is trusted against a cue depends on the clip's level and on the cue's strength, and the level is
+independent of the words: so a model trained here listens more or less *by ear*.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,7 @@ LOUD_DBFS, QUIET_RANGE_DB = -1.0, 36.0
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is true of a clip: its domain and the value of every attribute it has."""
+    """The truth about a clip: its domain and the value of every attribute it has."""
 
     domain: str  # sound, music, speech, noise, silence
     attributes: Mapping[str, str]
@@ -129,7 +129,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ClipQuestion:
-    """A question about a clip, with the cue that was put before it, if any."""
+    """A question about a clip, with the cue before it, if any."""
 
     text: str
     attribute: str  # a key of VALUES, "open" or "describe"
@@ -141,12 +141,12 @@ class ClipQuestion:
 
     @property
     def prompt(self) -> str:
-        """The user's text: the question, then one option a line."""
+        """The user's text: the question, then one option on each line."""
         return with_choices(self.text, self.choices)
 
 
 def follow_probability(cue: str, trust: float) -> float:
-    """How often the training label follows a cue against the clip: falls with trust in [0, 1]."""
+    """Share of training labels that follow a cue against the clip: falls with trust."""
     logit = TRUST_SLOPE * (TRUST_MIDDLE - trust) + STRENGTH_BIAS[cue]
     share = 1.0 / (1.0 + float(np.exp(-logit)))
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
@@ -176,10 +176,10 @@ def synthesise(
 
 
 def draw_snr_db(rng: np.random.Generator) -> float:
-    """A signal to noise ratio: most clips are clear, the others hard to tell, whatever their level.
+    """A signal-to-noise ratio: most clips are clear, the others hard to tell, at any level.
 
-    Of a hard clip the sound says little, so an answer steered too far towards it is worse than one
-    that also minds the text: what a steering strength has to spare.
+    The sound of a hard clip says little, so an answer steered too far towards it is worse than one
+    that also minds the text: too much strength costs accuracy.
     """
     return float(rng.uniform(*HARD_SNR_DB) if rng.random() < HARD_SHARE else rng.uniform(6.0, 36.0))
 
@@ -274,7 +274,7 @@ def ask_openly(facts: Facts, rng: np.random.Generator) -> ClipQuestion:
 
 
 def draw_attribute(facts: Facts, rng: np.random.Generator) -> str:
-    """Which attribute of a clip is asked for."""
+    """The attribute of a clip to ask for, drawn at random."""
     if facts.domain == "music":
         return "instrument" if rng.random() < 0.6 else "contour"
     if facts.attributes:

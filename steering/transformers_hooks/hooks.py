@@ -16,21 +16,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering import heads
+from steering.decision import (
+    Direction,
+    Listening,
+    Steering,
+    SteeringRequest,
+    decide,
+    measure,
+    strength_of,
+    wants_silence,
+)
 from steering.errors import RequestError
+from steering.heads import listening_score
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
 from steering.profile import Profile
 from steering.profile import load as load_profile
 from steering.prompt import Prompt
-from steering.readout import pool, steer
+from steering.readout import steer
 from steering.silence import SilenceCache, SilenceContrast, contrast_with_silence
 from steering.taps import ATTENTION, Taps
 from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
@@ -40,7 +50,7 @@ _SILENCE_CACHE_BYTES = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowResult:
-    """How far the sound decides one row's answer, and how strongly that answer is steered."""
+    """Listening measurements of one row, and how strongly its answer is steered."""
 
     score: float  # in [0, 1]
     percentile: float  # in the profile's calibration set
@@ -52,15 +62,6 @@ class RowResult:
     masses: NDArray[np.float32]  # (N,) audio mass of each of the profile's heads
 
 
-@dataclass(frozen=True, slots=True)
-class SteeringRequest:
-    """How answers shall be steered; `strength` None is adaptive."""
-
-    steer: bool
-    strength: float | None
-    direction: Literal["request", "calibrated"]
-
-
 @contextmanager
 def listening(
     model: Any,
@@ -69,44 +70,59 @@ def listening(
     *,
     steer: bool = False,
     strength: float | None = None,
-    direction: Literal["request", "calibrated"] = "request",
+    direction: Direction = "request",
     trust_profile: bool = False,
 ) -> Iterator[ListeningHooks]:
-    """Ears on a transformers model, for as long as the block lasts; then it is as it was.
+    """Listen and steer inside a transformers model; after the block it is as it was.
 
-    `profile` is a Profile or its folder. With `steer` answers are steered: by `strength`, from 0 to
-    the profile's max_strength, or adaptively where that is None; along the live direction, clip
-    minus silence, or the profile's calibrated one. Batches are padded on the left. Greedy decoding,
-    sampling and beams; more than one new token a step (assisted decoding) is refused.
+    Batches are padded on the left. Greedy decoding, sampling and beams work; more than one new
+    token a step (assisted decoding) is refused. Source: arXiv 2603.06854, listening score and
+    audio-silence direction.
 
-    The profile must have been made for this checkpoint, which is looked up where the model says it
-    was loaded from. `trust_profile` says that it was, where that place can't tell.
-    Raises ModelError, ProfileError, or RequestError for what can't be done.
+    Args:
+        model: a loaded model of a known family.
+        processor: its processor.
+        profile: a Profile or its folder, made for this checkpoint.
+        steer: whether answers are steered.
+        strength: from 0 to the profile's max_strength; None is adaptive.
+        direction: "request" is the live one, clip minus silence, "calibrated" the profile's.
+        trust_profile: skip the check that the profile was made for this checkpoint, if the place
+            that the model was loaded from can't tell.
+
+    Yields:
+        The ears: score, strength, verdict and timeline of the newest prompt.
+
+    Raises:
+        ModelError: the model can't be steered.
+        ProfileError: the profile is damaged or another checkpoint's.
+        RequestError: the options or the model's inputs can't be served.
     """
-    found = profile if isinstance(profile, Profile) else load_profile(profile)
-    wish = _check_request(SteeringRequest(steer, strength, direction), found)
-    wrapped = as_audio_model(model, processor, found, trust_profile)
+    own_profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    request = _check_request(SteeringRequest(steer, strength, direction), own_profile)
+    wrapped = as_audio_model(model, processor, own_profile, trust_profile)
     if any(isinstance(hook, _ForwardHook) for hook in model._forward_pre_hooks.values()):
         raise RequestError(
             "this model is in a `listening` block already: leave that one first, or use its ears"
         )
-    ears = ListeningHooks(wrapped, found, wish)
+    ears = ListeningHooks(wrapped, own_profile, request)
     with ExitStack() as undo:
         _attach(ears, undo)
         yield ears
 
 
 class ListeningHooks:
-    """What was heard of the newest prompt; filled in by the model's own pass over it."""
+    """Results of the newest prompt, filled in by the model's own pass over it."""
 
-    def __init__(self, model: AudioModel, profile: Profile, wish: SteeringRequest) -> None:
-        self.model, self.profile, self.wish = model, profile, wish
+    def __init__(self, model: AudioModel, profile: Profile, request: SteeringRequest) -> None:
+        self.model, self.profile, self.request = model, profile, request
         self._rows: tuple[RowResult, ...] = ()
-        self._prefixes = SilenceCache(_SILENCE_CACHE_BYTES)
+        self._silence_cache = SilenceCache(_SILENCE_CACHE_BYTES)
         self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
-        self._audio: Tensor | None = None  # (B, T) bool, where the running pass has its audio
+        self._audio: Tensor | None = None  # (B, T) bool, audio tokens of the running pass
         self._taps: Taps | None = None
-        self._kept: dict[int, Tensor] = {}  # layer -> (B, D) last residual, of the prompt pass
+        self._last_states: dict[
+            int, Tensor
+        ] = {}  # layer -> (B, D) last residual, of the prompt pass
         self._directions: Tensor | None = None  # (B, D) of the answers being written
         self._strengths: Tensor | None = None  # (B,) float32
         self._steered = False  # any of the rows
@@ -131,7 +147,7 @@ class ListeningHooks:
 
     @property
     def strength(self) -> float:
-        """How strongly the only answer was steered; 0 is bare."""
+        """Strength of the only answer; 0 is bare."""
         return self._only.strength
 
     @property
@@ -181,19 +197,19 @@ class ListeningHooks:
             raise RequestError(
                 "use_cache is False: every token would be taken for a new prompt. Leave it out"
             )
-        self._step, self._rows, self._kept = 0, (), {}
+        self._step, self._rows, self._last_states = 0, (), {}
         self._prompts, self._audio = prompts_of(self.model, given)
         self._taps = Taps.on(self.profile.heads, self._audio)
 
     def on_layer(self, layer: int, states: Tensor) -> None:
         """Keep the last residual (B, D) of a layer of the prompt pass; states (B, T, D)."""
         if self._taps is not None and not self._twin_runs:
-            self._kept[layer] = states[:, -1].detach()
+            self._last_states[layer] = states[:, -1].detach()
 
     def on_readout(self, states: Tensor) -> Tensor:
         """(B, T, D) with the last position steered, from the states before or after the norm."""
         if self._taps is not None:
-            self._plan(self._taps)
+            self._plan(self._taps, states[:, -1])
         assert self._strengths is not None
         if len(states) != len(self._strengths):
             raise RequestError(
@@ -207,66 +223,62 @@ class ListeningHooks:
         )
         return torch.cat([states[:, :-1], last[:, None]], dim=1)
 
-    def _plan(self, taps: Taps) -> None:
-        """Score every row, run its silent twin if needed, fix direction and strength."""
+    def _plan(self, taps: Taps, final: Tensor) -> None:
+        """Score every row, run its silent twin if needed, fix direction and strength.
+
+        final (B, D): what the readout gets of the last token.
+        """
         assert self._audio is not None
         with torch.no_grad():
             attention = taps.rows(self.profile.heads)  # (B, N, T)
-            found: dict[int, tuple[RowResult, Tensor]] = {}
+            planned: dict[int, tuple[RowResult, Tensor]] = {}
             rows: list[tuple[RowResult, Tensor]] = []
             for row, prompt in enumerate(self._prompts):
                 # rows that generate copied share their prompt, and so the twin
-                if id(prompt) not in found:
-                    read = attention[row][:, self._audio[row]]
-                    found[id(prompt)] = self._row(row, prompt, read)
-                rows.append(found[id(prompt)])
-        self._rows = tuple(heard for heard, _ in rows)
-        self._directions = torch.stack([direction for _, direction in rows])
-        strengths = [heard.strength for heard in self._rows]
-        self._strengths = torch.tensor(strengths, device=self._directions.device)
+                if id(prompt) not in planned:
+                    seen = attention[row][:, self._audio[row]]
+                    planned[id(prompt)] = self._plan_row(row, prompt, seen, final[row])
+                rows.append(planned[id(prompt)])
+        self._rows = tuple(result for result, _ in rows)
+        self._directions = torch.stack([direction for _, direction in rows])  # (B, D) float32
+        strengths = [result.strength for result in self._rows]
+        self._strengths = torch.tensor(strengths, device=self._directions.device)  # (B,)
         self._steered = any(strengths)
 
-    def _row(self, row: int, prompt: Prompt, attention: Tensor) -> tuple[RowResult, Tensor]:
-        """What was heard of one row, and its direction (D,); attention (N, F)."""
-        profile, wish = self.profile, self.wish
-        read = attention.cpu().numpy()
-        score = heads.listening_score(read)
-        strength = wish.strength if wish.strength is not None else profile.gate.strength(score)
-        reason = _bare_because(profile, wish, strength)
-        direction = profile.direction.to(attention.device)
-        twin: SilenceContrast | None = None
-        if reason is None and wish.direction == "request":
-            twin = self._twin(row, prompt, attention)
-            direction = pool(
-                twin.differences, profile.intervention
-            ).clone()  # out of inference mode
-        silent = heads.listening_score(twin.silence_attention.cpu().numpy()) if twin else None
-        heard = RowResult(
-            score=score,
-            percentile=profile.percentile(score),
-            verdict=profile.verdicts.of(score),
-            strength=0.0 if reason else strength,
-            reason=reason,
-            silence_score=silent,
-            timeline=heads.timeline(read),
-            masses=heads.audio_mass(read),
-        )
-        return heard, direction.float()
+    def _plan_row(
+        self, row: int, prompt: Prompt, attention: Tensor, final: Tensor
+    ) -> tuple[RowResult, Tensor]:
+        """Result of one row and its direction (D,); attention (N, F), final (D,)."""
+        profile, request = self.profile, self.request
+        score = listening_score(attention.cpu().numpy())
+        contrast: SilenceContrast | None = None
+        if wants_silence(profile, request) and strength_of(profile, request, score):
+            contrast = self._contrast(row, prompt, attention)
+        silence_attention = contrast.silence_attention if contrast else None
+        listening = measure(self.model, profile, prompt, attention, silence_attention)
+        differences = contrast.differences if contrast else None
+        decision = decide(profile, request, score, final, differences)
+        direction = decision.plan.direction
+        if direction is None:  # the readout leaves a row of strength 0 alone
+            direction = profile.direction.to(attention.device)
+        # a copy: out of inference mode
+        return _row_result(listening, decision.steering), direction.clone().float()
 
-    def _twin(self, row: int, prompt: Prompt, attention: Tensor) -> SilenceContrast:
-        """The silent twin of one row, as cheap as the server's."""
+    def _contrast(self, row: int, prompt: Prompt, attention: Tensor) -> SilenceContrast:
+        """One row's contrast with silence, as cheap as the server's."""
         profile = self.profile
-        states = torch.stack([self._kept[layer][row] for layer in profile.layers])
-        heard = PrefillResult(attention, states, states[-1], None, len(prompt.tokens))  # type: ignore[arg-type]  # the twin reads no cache
+        states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
+        length = len(prompt.tokens)
+        prefilled = PrefillResult(attention, states, states[-1], None, length)  # type: ignore[arg-type]  # the twin reads no cache
         self._twin_runs = True
         try:
             return contrast_with_silence(
                 self.model,
                 prompt,
-                heard,
+                prefilled,
                 heads=profile.heads,
                 layers=profile.layers,
-                prefixes=self._prefixes,
+                silence_cache=self._silence_cache,
             )
         finally:
             self._twin_runs = False
@@ -287,7 +299,7 @@ class _ForwardHook:
 
 
 def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
-    """Put the hooks and the tapped attention on; what is on is taken off when `undo` closes."""
+    """Put the hooks and the tapped attention on; `undo` takes them off when it closes."""
     network, decoder, profile = ears.model.network, ears.model.decoder, ears.profile
 
     def tapped(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -303,11 +315,11 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
         return lambda module, args, states: ears.on_layer(layer, states)
 
     configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "config")}.values()
-    undo.callback(_set_attention, [(each, each._attn_implementation) for each in configs])
+    undo.callback(_set_attention, [(config, config._attn_implementation) for config in configs])
     # the encoder on SDPA as well: the silent twin gives it a mask that eager attention can't read
-    _set_attention([(each, "sdpa") for each in configs] + [(decoder.config, ATTENTION)])
-    asked = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
-    undo.callback(asked.remove)
+    _set_attention([(config, "sdpa") for config in configs] + [(decoder.config, ATTENTION)])
+    hook = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
+    undo.callback(hook.remove)
     undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
     for layer in profile.layers:
         undo.callback(decoder.layers[layer].register_forward_hook(after_layer(layer)).remove)
@@ -317,32 +329,40 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
         undo.callback(decoder.norm.register_forward_hook(after_norm).remove)
 
 
-def _set_attention(wanted: Sequence[tuple[Any, str | None]]) -> None:
+def _set_attention(attention: Sequence[tuple[Any, str | None]]) -> None:
     """Give each config its attention, the whole model's before its parts': it is passed on."""
-    for config, name in wanted:
+    for config, name in attention:
         config._attn_implementation = name
 
 
-def _check_request(wish: SteeringRequest, profile: Profile) -> SteeringRequest:
-    """The wish, if it can be fulfilled; RequestError if not."""
-    if wish.direction not in ("request", "calibrated"):
-        raise RequestError(f"direction {wish.direction!r} is unknown; allowed: request, calibrated")
-    if wish.strength is None:
-        return wish
-    if not wish.steer:
-        raise RequestError(f"strength {wish.strength:g} without steer=True would do nothing")
-    if not 0 <= wish.strength <= profile.max_strength:
+def _check_request(request: SteeringRequest, profile: Profile) -> SteeringRequest:
+    """The request; raises RequestError if it can't be fulfilled."""
+    if request.direction not in ("request", "calibrated"):
         raise RequestError(
-            f"strength {wish.strength:g} is not in 0 to {profile.max_strength:g}, this profile's"
+            f"direction {request.direction!r} is unknown; allowed: request, calibrated"
+        )
+    if request.strength is None:
+        return request
+    if not request.steer:
+        raise RequestError(f"strength {request.strength:g} without steer=True would do nothing")
+    if not 0 <= request.strength <= profile.max_strength:
+        raise RequestError(
+            f"strength {request.strength:g} is not in 0 to {profile.max_strength:g}, this profile's"
             " max_strength; None is adaptive"
         )
-    return wish
+    return request
 
 
-def _bare_because(profile: Profile, wish: SteeringRequest, strength: float) -> str | None:
-    """Why an answer stays bare, or None."""
-    if not wish.steer:
-        return "steer is False"
-    if profile.max_strength == 0:
-        return "calibration found no gain from steering this model: strength 0"
-    return "strength is 0" if strength == 0 else None
+def _row_result(listening: Listening, steering: Steering) -> RowResult:
+    assert listening.score is not None
+    assert listening.percentile is not None
+    return RowResult(
+        score=listening.score,
+        percentile=listening.percentile,
+        verdict=listening.verdict,
+        strength=steering.strength,
+        reason=steering.reason,
+        silence_score=listening.silence_score,
+        timeline=listening.timeline,
+        masses=np.array([mass for _, _, mass in listening.heads], np.float32),
+    )

@@ -20,17 +20,17 @@ from steering.prompt import Prompt
 
 
 def as_audio_model(model: Any, processor: Any, profile: Profile, trusted: bool) -> AudioModel:
-    """A loaded network as an AudioModel; ProfileError if the profile is another checkpoint's."""
+    """Wrap a loaded network; ProfileError if the profile is another checkpoint's."""
     config = getattr(model, "config", None)
     family = family_of(str(getattr(config, "model_type", type(model).__name__)))
     name = str(config._name_or_path) if config is not None else ""
     folder = None if trusted else _folder(name, getattr(config, "_commit_hash", None))
-    print_ = profile.fingerprint if folder is None else fingerprint(folder)
+    own_fingerprint = profile.fingerprint if folder is None else fingerprint(folder)
     wrapped = AudioModel(
         name=name or type(model).__name__,
         folder=folder or Path(),
         revision=getattr(config, "_commit_hash", None),
-        fingerprint=print_,
+        fingerprint=own_fingerprint,
         family=family,
         network=model,
         processor=processor,
@@ -39,10 +39,11 @@ def as_audio_model(model: Any, processor: Any, profile: Profile, trusted: bool) 
     )
     check_fits(profile, wrapped)
     deepest, widest = (max(values) for values in zip(*profile.heads, strict=True))
-    if max(deepest, *profile.layers) >= wrapped.layers or widest >= wrapped.heads:
+    if max(deepest, *profile.layers) >= wrapped.num_layers or widest >= wrapped.num_heads:
         raise ModelError(
             f"profile {profile.name!r} names head {deepest}.{widest} or a layer that"
-            f" {wrapped.name} with {wrapped.layers} layers of {wrapped.heads} heads does not have"
+            f" {wrapped.name} with {wrapped.num_layers} layers of {wrapped.num_heads} heads does"
+            " not have"
         )
     return wrapped
 
@@ -83,12 +84,12 @@ def prompts_of(model: AudioModel, given: Mapping[str, Any]) -> tuple[tuple[Promp
     first = 0
     for row in range(len(tokens)):
         seen, end = mask[row].bool(), first
-        wanted = int(audio[row].sum())
-        while end < len(counts) and sum(counts[first:end]) < wanted:
+        audio_tokens = int(audio[row].sum())
+        while end < len(counts) and sum(counts[first:end]) < audio_tokens:
             end += 1
-        if sum(counts[first:end]) != wanted:
+        if (from_clips := sum(counts[first:end])) != audio_tokens:
             raise RequestError(
-                f"row {row} has {wanted} audio tokens, its clips make {sum(counts[first:end])}:"
+                f"row {row} has {audio_tokens} audio tokens, its clips make {from_clips}:"
                 " give generate what one call of the processor made"
             )
         rows.append(_prompt(model, tokens[row][seen], mels[first:end], frames[first:end]))
@@ -99,7 +100,7 @@ def prompts_of(model: AudioModel, given: Mapping[str, Any]) -> tuple[tuple[Promp
 def _prompt(model: AudioModel, tokens: Tensor, mels: Tensor, frames: Tensor) -> Prompt:
     """One row as our own passes take it: tokens (T,), mels (C, M, N), frames (C,)."""
     tokens = tokens.cpu()
-    hop_seconds = model.processor.feature_extractor.hop_length / model.rate_hz
+    hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
     return Prompt(
         tokens=tokens,
         log_mels=mels,
@@ -111,7 +112,7 @@ def _prompt(model: AudioModel, tokens: Tensor, mels: Tensor, frames: Tensor) -> 
 
 
 def _merge_copies(rows: list[Prompt]) -> tuple[Prompt, ...]:
-    """The rows, those that say and hear the same as their neighbour being the same object."""
+    """The rows; equal neighbours become the same object."""
     merged: list[Prompt] = []
     for row in rows:
         before = merged[-1] if merged else None

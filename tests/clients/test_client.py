@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,32 @@ def test_an_answer_is_a_dataclass(ears: AllEars, sound: bytes) -> None:
 
 def test_audio_may_be_bytes_a_path_or_several(ears: AllEars, sound: bytes, file: Path) -> None:
     sounds: list[bytes | Path | str] = [sound, file, str(file)]
-    heard = [ears.listen(one, QUESTION) for one in sounds]
-    assert len({one.listening.score for one in heard}) == 1
+    scores = [ears.listen(sound, QUESTION).listening.score for sound in sounds]
+    assert len(set(scores)) == 1
     assert len(ears.listen(sounds, QUESTION).raw["audio"]) == 3
+
+
+def test_each_clip_has_its_part(ears: AllEars, sound: bytes) -> None:
+    first, second = ears.ask(
+        [sound, sound], QUESTION, choices=["dog", "cat"], steer=True, clip=1, include=["clips"]
+    ).listening.clips
+    assert (first.index, second.index) == (0, 1)
+    assert {first.rank, second.rank} == {1, 2}
+    assert first.influence is not None
+
+
+def test_a_long_clip_is_heard_in_windows(
+    ears: AllEars, make_sound: Callable[..., bytes], sound: bytes
+) -> None:
+    long = make_sound(5.0)
+    answer = ears.ask(long, QUESTION, max_tokens=2, long_audio="window")
+    heard = ears.listen(long, QUESTION, long_audio="window")
+    for windows in (answer.windows, heard.windows):
+        assert (windows[0].start_seconds, windows[-1].end_seconds) == (0, 5)
+    assert answer.text in {window.answer for window in answer.windows}
+    assert ears.listen(long, QUESTION, long_audio="cut").windows == ()
+    with pytest.raises(TooLarge, match="window is 3 s"):
+        ears.ask(long, QUESTION, long_audio="refuse")
 
 
 def test_messages_go_as_they_are(ears: AllEars, sound: bytes) -> None:
@@ -135,7 +158,7 @@ def test_samples_are_heard_like_their_file(ears: AllEars, sound: bytes, tmp_path
     path.write_bytes(sound)
     with path.open("rb") as file:
         sounds: list[Sound] = [sound, Samples(samples, rate_hz), Samples(stereo, rate_hz), file]
-        scores = [ears.listen(one, QUESTION).listening.score for one in sounds]
+        scores = [ears.listen(each, QUESTION).listening.score for each in sounds]
     assert len(set(scores)) == 1
     near = ears.listen(Samples(floats, rate_hz), QUESTION).listening.score
     assert near == pytest.approx(scores[0], abs=1e-3)
@@ -180,9 +203,9 @@ def test_everything_asynchronously(running_url: str, sound: bytes) -> None:
     async def use() -> None:
         async with AsyncAllEars(running_url) as ears:
             assert await ears.ready()
-            asked = [ears.ask(sound, QUESTION, max_tokens=4) for _ in range(3)]
-            first, *others = await asyncio.gather(*asked)
-            assert {one.text for one in others} == {first.text}
+            asking = [ears.ask(sound, QUESTION, max_tokens=4) for _ in range(3)]
+            first, *others = await asyncio.gather(*asking)
+            assert {answer.text for answer in others} == {first.text}
             async with ears.stream(sound, QUESTION, max_tokens=4) as stream:
                 text = "".join([piece async for piece in stream])
             assert text == stream.answer.text == first.text
@@ -204,14 +227,14 @@ class Scripted(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def __init__(self, *script: httpx.Response | Exception) -> None:
         self.script = list(script)
-        self.asked = 0
+        self.requests = 0
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.asked += 1
-        found = self.script.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        self.requests += 1
+        response = self.script.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        return response
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return self.handle_request(request)
@@ -235,11 +258,11 @@ def test_a_busy_server_is_asked_again_when_it_says(kind: Any) -> None:
     started = time.monotonic()
     if kind is AllEars:
         with AllEars(transport=script, max_retries=3) as ears:
-            found = ears.listening_score()
+            summary = ears.listening_score()
     else:
-        found = asyncio.run(ask())
-    assert found == {"count": 1}
-    assert script.asked == 3
+        summary = asyncio.run(ask())
+    assert summary == {"count": 1}
+    assert script.requests == 3
     assert time.monotonic() - started > 1, "Retry-After was not waited for"
 
 

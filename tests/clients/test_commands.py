@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_ask_and_listen_print_words_or_json(running_url: str, file: Path) -> Non
     for command in ("ask", "listen"):
         body = json.loads(run(command, *words, "--json").stdout)
         assert body["listening"]["score"] > 0
+
+
+def test_a_long_file_is_heard_in_windows_and_silence_is_answered_as_well(
+    running_url: str, make_sound: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(make_sound(5.0))
+    words = [str(path), QUESTION, "--url", running_url, "--choice", "dog", "--choice", "cat"]
+    asked = run("ask", *words, "--long-audio", "window")
+    listened = run("listen", *words, "--long-audio", "window")
+    for result in (asked, listened):
+        assert result.exit_code == 0, result.stderr
+        assert "window of clip 0" in result.stdout
+        assert "to 5.0 s" in result.stdout
+    cut = run("ask", *words, "--long-audio", "cut", "--silence")
+    assert "window of clip" not in cut.stdout
+    assert "in silence" in cut.stdout
+    assert run("ask", *words, "--long-audio", "no").exit_code == 2
 
 
 def test_a_sound_comes_from_a_pipe(running_url: str, file: Path, sound: bytes) -> None:

@@ -26,9 +26,9 @@ print(json.dumps([answer.text, answer.listening.score, sorted(sys.modules)]))
 def test_it_brings_no_torch_and_asks_a_server(
     running_url: str, sound: bytes, tmp_path: Path
 ) -> None:
-    here = tmp_path / "env"
-    venv.create(here, with_pip=True)
-    python = str(here / "bin" / "python")
+    environment = tmp_path / "env"
+    venv.create(environment, with_pip=True)
+    python = str(environment / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     installed = subprocess.run(
         [*pip, "install", "--quiet", str(ROOT / "clients")], capture_output=True, text=True
@@ -37,7 +37,7 @@ def test_it_brings_no_torch_and_asks_a_server(
         pytest.skip("no package index can be reached")
     assert installed.returncode == 0, installed.stderr
     listed = subprocess.run([*pip, "list", "--format=json"], capture_output=True, check=True)
-    names = {one["name"].lower().replace("_", "-") for one in json.loads(listed.stdout)}
+    names = {each["name"].lower().replace("_", "-") for each in json.loads(listed.stdout)}
     assert {"allears-client", "httpx", "httpx-retries"} <= names
     assert not names & {"torch", "numpy", "transformers", "fastapi", "pydantic", "rich"}
     path = tmp_path / "x.wav"
@@ -52,7 +52,7 @@ def test_it_brings_no_torch_and_asks_a_server(
     assert "torch" not in modules
 
 
-def test_the_wheel_holds_what_the_server_shows(tmp_path: Path) -> None:
+def test_the_wheel_holds_what_the_server_shows_and_no_study(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps"]
     built = subprocess.run(
         [*pip, "--quiet", "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True
@@ -65,4 +65,10 @@ def test_the_wheel_holds_what_the_server_shows(tmp_path: Path) -> None:
     pages = {str(path.relative_to(ROOT)) for path in (ROOT / "server" / "playground").iterdir()}
     clips = {str(path.relative_to(ROOT)) for path in (ROOT / "steering/demo/clips").iterdir()}
     assert pages | clips | {"allears_client/client.py", "allears_client/commands.py"} <= names
-    assert not any(name.startswith("clients/") for name in names)
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == {"allears_client", "server", "steering"}
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in names if name.endswith("/METADATA"))
+        needed = archive.read(metadata).decode().splitlines()
+    simpy = [line for line in needed if line.startswith("Requires-Dist: simpy")]
+    assert simpy and all("extra == 'dev'" in line for line in simpy)

@@ -9,14 +9,15 @@ from transformers import WhisperFeatureExtractor
 
 from server.cli import app
 
-hear = WhisperFeatureExtractor.__call__
+extract_features = WhisperFeatureExtractor.__call__
 
 
-def hear_nothing(self: Any, raw_speech: Any, *given: Any, **named: Any) -> Any:
+def extract_silence(self: Any, raw_speech: Any, *arguments: Any, **options: Any) -> Any:
     """The features of as much silence."""
-    return hear(self, [np.zeros_like(one) for one in raw_speech], *given, **named)
+    silence = [np.zeros_like(samples) for samples in raw_speech]
+    return extract_features(self, silence, *arguments, **options)
 
 
 if __name__ == "__main__":
-    WhisperFeatureExtractor.__call__ = hear_nothing  # type: ignore[method-assign]
+    WhisperFeatureExtractor.__call__ = extract_silence  # type: ignore[method-assign]
     app()

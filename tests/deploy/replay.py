@@ -1,13 +1,13 @@
-"""Runs the Dockerfile's own steps in folders, where there is no container engine; needs root.
+"""Run the Dockerfile's own steps in folders, where there is no container engine; needs root.
 
     debootstrap --variant=minbase bookworm build/debian
     python tests/deploy/replay.py --base build/debian --work build/replay
 
 Each stage is a folder, a copy of the base or of another stage; RUN is a chroot into it. At the end
 the last stage is served as its user, its root mounted read-only, is asked a question, steered, and
-stopped. What it can't show: the engine's own isolation, layers, and the pinned base image.
-`--bind` lends paths of the host to the steps, such as pip's configuration; they are not in the
-image. An instruction that it does not know stops it.
+stopped. It can't show the engine's own isolation, layers, and the pinned base image.
+`--bind` mounts paths of the host for the steps, such as pip's configuration; they are not in the
+image. An unknown instruction stops it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUESTION = "A friend wrote wind next to it. Identify the sound in the clip."
 CHOICES = ["wind", "engine", "siren", "dog"]
 _OPTION = re.compile(r"--([\w-]+)=(\S+)\s+")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_IGNORED = {"EXPOSE", "LABEL", "STOPSIGNAL"}  # said to an engine, nothing to do here
+_IGNORED = {"EXPOSE", "LABEL", "STOPSIGNAL"}  # for the engine: nothing to replay
 _WRITABLE = ("/var/cache/allears", "/var/lib/allears", "/tmp")  # volumes, a tmpfs in compose.yaml
 
 Bind = tuple[Path, str]  # of the host, and where the steps see it
@@ -44,7 +44,7 @@ Bind = tuple[Path, str]  # of the host, and where the steps see it
 
 @dataclass(slots=True)
 class Stage:
-    """What the instructions so far made of one stage."""
+    """A stage as the instructions so far made it."""
 
     root: Path
     name: str
@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command sees."""
+        """The environment of a command."""
         return self.arguments | self.variables
 
 
@@ -73,20 +73,21 @@ def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
 
 def options(arguments: str) -> tuple[dict[str, str], str]:
     """The leading --name=value options, and the rest."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     while match := _OPTION.match(arguments):
-        found[match[1]] = match[2]
+        named[match[1]] = match[2]
         arguments = arguments[match.end() :]
-    return found, arguments
+    return named, arguments
 
 
 class Replay:
     """The stages made so far; `last` is the one that instructions act on."""
 
     def __init__(
-        self, base: Path, work: Path, binds: Sequence[Bind], given: dict[str, str]
+        self, base: Path, work: Path, binds: Sequence[Bind], build_arguments: dict[str, str]
     ) -> None:
-        self.base, self.work, self.binds, self.given = base, work, binds, given
+        self.base, self.work, self.binds = base, work, binds
+        self.build_arguments = build_arguments
         self.stages: dict[str, Stage] = {}
         self.arguments: dict[str, str] = {}  # ARG before the first FROM
         self.last: Stage | None = None
@@ -95,9 +96,9 @@ class Replay:
         """The last stage, after all instructions."""
         for word, arguments in instructions(dockerfile):
             print(f"{self.last.name if self.last else '-':7} {word} {arguments[:100]}", flush=True)
-            act = getattr(self, f"_{word.lower()}", None)
-            if act is not None:
-                act(arguments)
+            step = getattr(self, f"_{word.lower()}", None)
+            if step is not None:
+                step(arguments)
             elif word not in _IGNORED:
                 raise SystemExit(f"{word} is not among the instructions that can be replayed")
         return self._stage()
@@ -119,7 +120,7 @@ class Replay:
 
     def _arg(self, arguments: str) -> None:
         name, _, default = arguments.partition("=")
-        value = self.given.get(name, default or self.arguments.get(name, ""))
+        value = self.build_arguments.get(name, default or self.arguments.get(name, ""))
         (self.last or self).arguments[name] = value
 
     def _env(self, arguments: str) -> None:
@@ -140,18 +141,18 @@ class Replay:
             inside(stage, ["/bin/sh", "-c", command]).check_returncode()
 
     def _copy(self, arguments: str) -> None:
-        given, paths = options(arguments)
+        flags, paths = options(arguments)
         *sources, target = paths.split()
         stage = self._stage()
-        origin = self.stages[given["from"]].root if "from" in given else REPOSITORY
+        origin = self.stages[flags["from"]].root if "from" in flags else REPOSITORY
         place = stage.root / os.path.join(stage.folder, target).lstrip("/")
         for source in sources:
-            found = origin / source.lstrip("/")
-            if found.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__") if "from" not in given else None
-                shutil.copytree(found, place, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+            path = origin / source.lstrip("/")
+            if path.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__") if "from" not in flags else None
+                shutil.copytree(path, place, symlinks=True, ignore=ignored, dirs_exist_ok=True)
             else:
-                shutil.copy2(found, place / found.name if place.is_dir() else place)
+                shutil.copy2(path, place / path.name if place.is_dir() else place)
 
     def _user(self, arguments: str) -> None:
         self._stage().user = arguments
@@ -174,19 +175,19 @@ def inside(stage: Stage, command: Sequence[str]) -> subprocess.CompletedProcess[
 
 def chrooted(stage: Stage, command: Sequence[str]) -> list[str]:
     """A command as it is run in a stage: its root, user and working folder."""
-    go = f"cd {shlex.quote(stage.folder)} && exec {shlex.join(command)}"
-    return ["/usr/sbin/chroot", f"--userspec={stage.user}", str(stage.root), "/bin/sh", "-c", go]
+    line = f"cd {shlex.quote(stage.folder)} && exec {shlex.join(command)}"
+    return ["/usr/sbin/chroot", f"--userspec={stage.user}", str(stage.root), "/bin/sh", "-c", line]
 
 
 @contextmanager
 def mounted(root: Path, binds: Sequence[Bind], *, read_only: bool = False) -> Iterator[None]:
-    """Paths of the host lent to a root as long as the context; read-only: all else can't change."""
+    """Paths of the host mounted into a root for a while; read_only: all else can't change."""
     with ExitStack() as stack:
         if read_only:
             _mount(stack, root, "--bind", root)
         own = [(Path(path), path) for path in ("/proc", "/dev", "/etc/resolv.conf")]
         for path, target in (*own, *binds):
-            _lend(stack, path, root / target.lstrip("/"))
+            _bind(stack, path, root / target.lstrip("/"))
         if read_only:
             for writable in _WRITABLE:
                 place = root / writable.lstrip("/")
@@ -196,8 +197,8 @@ def mounted(root: Path, binds: Sequence[Bind], *, read_only: bool = False) -> It
         yield
 
 
-def _lend(stack: ExitStack, path: Path, place: Path) -> None:
-    """Mount a path of the host; where nothing was in its place, nothing will be."""
+def _bind(stack: ExitStack, path: Path, place: Path) -> None:
+    """Mount a path of the host; a place made for it is removed afterwards."""
     if not place.exists():
         if path.is_dir():
             place.mkdir(parents=True)
@@ -209,8 +210,8 @@ def _lend(stack: ExitStack, path: Path, place: Path) -> None:
     _mount(stack, place, "--bind", path)
 
 
-def _mount(stack: ExitStack, place: Path, *intervention: str | Path) -> None:
-    subprocess.run(["mount", *intervention, place], check=True)
+def _mount(stack: ExitStack, place: Path, *options: str | Path) -> None:
+    subprocess.run(["mount", *options, place], check=True)
     stack.callback(lambda: subprocess.run(["umount", "--lazy", place], check=True))
 
 
@@ -221,8 +222,8 @@ def serve_and_ask(stage: Stage) -> dict[str, Any]:
     stage.variables |= {"ALLEARS_PORT": str(port), "ALLEARS_HOST": "127.0.0.1"}
     command = chrooted(stage, [*stage.entrypoint, *stage.command])
     with mounted(stage.root, (), read_only=True):
-        written = inside(stage, ["/bin/sh", "-c", "touch /opt/x /var/lib/allears/x 2>/dev/null"])
-        assert written.returncode != 0, "the root could be written to"
+        touched = inside(stage, ["/bin/sh", "-c", "touch /opt/x /var/lib/allears/x 2>/dev/null"])
+        assert touched.returncode != 0, "the root could be written to"
         process = subprocess.Popen(command, env=stage.environment)
         try:
             _wait_until_healthy(stage, process)
@@ -235,10 +236,10 @@ def serve_and_ask(stage: Stage) -> dict[str, Any]:
 def _wait_until_healthy(stage: Stage, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        checked = subprocess.run(
+        check = subprocess.run(
             chrooted(stage, stage.health), env=stage.environment, stderr=subprocess.DEVNULL
         )
-        if checked.returncode == 0:
+        if check.returncode == 0:
             return
         time.sleep(1)
     raise SystemExit("the server did not become healthy")
@@ -258,18 +259,18 @@ def _ask(url: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Replays, serves, asks, and prints the answer and the size of the image."""
+    """Replay, serve, ask; print the answer and the size of the image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="a bare Debian, by debootstrap")
     parser.add_argument("--work", type=Path, required=True, help="where the stages are made")
     parser.add_argument("--bind", action="append", default=[], metavar="HOST:TARGET")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    chosen = parser.parse_args()
-    chosen.work.mkdir(parents=True, exist_ok=True)
-    given = dict(pair.split("=", 1) for pair in chosen.build_arg)
-    pairs = [pair.split(":") for pair in chosen.bind]
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    build_arguments = dict(pair.split("=", 1) for pair in arguments.build_arg)
+    pairs = [pair.split(":") for pair in arguments.bind]
     binds = [(Path(host), target) for host, target in pairs]
-    replay = Replay(chosen.base, chosen.work, binds, given)
+    replay = Replay(arguments.base, arguments.work, binds, build_arguments)
     final = replay.run((REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8"))
     used = subprocess.run(["du", "-smx", final.root], capture_output=True, text=True, check=True)
     answer = serve_and_ask(final)

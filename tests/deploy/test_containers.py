@@ -28,8 +28,8 @@ def run(*words: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
-    return found
+    services: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+    return services
 
 
 def seconds(duration: str) -> int:
@@ -61,8 +61,10 @@ def test_every_service_is_locked_down(services: dict[str, Any]) -> None:
 
 
 def test_the_gpu_is_the_default_and_the_cpu_is_a_profile(services: dict[str, Any]) -> None:
-    (chosen,) = re.findall(r"^COMPOSE_PROFILES=(\w+)$", (ROOT / ".env").read_text(), re.M)
-    started = {name for name, one in services.items() if chosen in one.get("profiles", [chosen])}
+    (profile,) = re.findall(r"^COMPOSE_PROFILES=(\w+)$", (ROOT / ".env").read_text(), re.M)
+    started = {
+        n for n, service in services.items() if profile in service.get("profiles", [profile])
+    }
     assert started == {"gpu", "prometheus", "grafana"}
     assert services["cpu"]["profiles"] == ["cpu"]
     (device,) = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -79,7 +81,9 @@ def test_the_drain_fits_into_the_grace_period(services: dict[str, Any]) -> None:
 
 
 def test_what_the_compose_file_mounts_is_there(services: dict[str, Any]) -> None:
-    mounts = [volume.split(":")[0] for one in services.values() for volume in one["volumes"]]
+    mounts = [
+        volume.split(":")[0] for service in services.values() for volume in service["volumes"]
+    ]
     paths = [mount for mount in mounts if mount.startswith("./")]
     paths.append("./deploy/prometheus/no-key")
     assert not [path for path in paths if not (ROOT / path).exists()]

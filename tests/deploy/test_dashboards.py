@@ -20,10 +20,10 @@ WINDOWS = {"$__rate_interval": "5m", "$instance": ".*"}
 
 
 def promtool(*words: str) -> str:
-    found = shutil.which("promtool")
-    if found is None:
+    program = shutil.which("promtool")
+    if program is None:
         pytest.skip("promtool is missing; Debian: apt install prometheus")
-    done = subprocess.run([found, *words], capture_output=True, text=True)
+    done = subprocess.run([program, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -34,16 +34,16 @@ def rules() -> list[dict[str, str]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    found = json.loads(DASHBOARD.read_text())["panels"]
-    return [panel for panel in found if panel["type"] != "row"]
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in panels if panel["type"] != "row"]
 
 
 def expressions() -> list[str]:
     """Every expression of the dashboard, its variables filled in."""
-    found = [target["expr"] for panel in panels() for target in panel["targets"]]
+    filled = [target["expr"] for panel in panels() for target in panel["targets"]]
     for name, value in WINDOWS.items():
-        found = [one.replace(name, value) for one in found]
-    return found
+        filled = [expression.replace(name, value) for expression in filled]
+    return filled
 
 
 def metrics_of(expression: str) -> set[str]:
@@ -96,8 +96,8 @@ def test_every_expression_of_the_dashboard_parses(tmp_path: Path) -> None:
 
 def test_every_metric_of_rules_and_dashboard_is_there(exported: set[str]) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    wanted = [*expressions(), *(rule["expr"] for rule in rules())]
-    named = set().union(*(metrics_of(one) for one in wanted))
+    all_expressions = [*expressions(), *(rule["expr"] for rule in rules())]
+    named = set().union(*map(metrics_of, all_expressions))
     assert "allears_listening_drift_psi" in named
     assert named <= exported | recorded
 
@@ -106,9 +106,9 @@ def test_the_dashboard_fits_its_provisioning() -> None:
     source = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())
     (prometheus,) = source["datasources"]
     dashboard = json.loads(DASHBOARD.read_text())
-    (chosen,) = [v for v in dashboard["templating"]["list"] if v["type"] == "datasource"]
-    assert chosen["current"]["value"] == prometheus["uid"]
-    assert chosen["query"] == prometheus["type"]
+    (variable,) = [v for v in dashboard["templating"]["list"] if v["type"] == "datasource"]
+    assert variable["current"]["value"] == prometheus["uid"]
+    assert variable["query"] == prometheus["type"]
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
     assert rows[0] == "Is it listening?"
     assert {"Steering", "Latency", "Load", "Silence cache", "Errors"} <= set(rows)

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deploy.prometheus.operator_rules import OPERATOR_RULES, RULES, operator_rules
 from server.settings import Settings, read_settings, variable
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -34,24 +35,24 @@ def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def of_kind(manifests: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [one for one in manifests if one["kind"] == kind]
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def pod(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     (deployment,) = of_kind(manifests, "Deployment")
-    found: dict[str, Any] = deployment["spec"]["template"]["spec"]
-    return found
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return spec
 
 
 def environment(manifests: list[dict[str, Any]]) -> dict[str, str | None]:
     """Variables of the server; None for those from a secret."""
     (container,) = pod(manifests)["containers"]
-    return {one["name"]: one.get("value") for one in container["env"]}
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
 def test_the_schemas_of_kubernetes_hold(manifests: list[dict[str, Any]]) -> None:
     newest = kubernetes_validate.latest_version()
-    own = [one for one in manifests if not one["apiVersion"].startswith("monitoring.coreos.com")]
+    own = [each for each in manifests if "monitoring.coreos.com" not in each["apiVersion"]]
     assert len(own) >= 5
     for manifest in own:
         kubernetes_validate.validate(manifest, newest, strict=True)
@@ -69,21 +70,25 @@ def test_the_schemas_of_the_prometheus_operator_hold(manifests: list[dict[str, A
             assert read.model_dump(mode="json", by_alias=True, exclude_none=True) == manifest
 
 
+def test_the_operators_rules_are_made_from_those_of_prometheus() -> None:
+    assert OPERATOR_RULES.read_text() == operator_rules(RULES.read_text()), "run make rules"
+
+
 def test_the_operator_gets_the_rules_that_are_tested(manifests: list[dict[str, Any]]) -> None:
-    tested = yaml.safe_load((FOLDER.parent / "prometheus" / "rules.yaml").read_text())
+    tested = yaml.safe_load(RULES.read_text())
     for rules in of_kind(manifests, "PrometheusRule"):
         assert rules["spec"] == tested
-    (monitoring,) = yaml.safe_load_all((FOLDER / "monitoring" / "rules.yaml").read_text())
+    (monitoring,) = yaml.safe_load_all(OPERATOR_RULES.read_text())
     assert monitoring["spec"] == tested
 
 
 def test_every_variable_is_a_setting_with_an_allowed_value(
     manifests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = environment(manifests)
-    assert found.keys() - FOREIGN <= KNOWN
+    variables = environment(manifests)
+    assert variables.keys() - FOREIGN <= KNOWN
     secret = {"ALLEARS_API_KEYS": "key", "ALLEARS_LISTENING_LOG_URL": "postgresql://a:b@c/d"}
-    values = {name: value or secret[name] for name, value in found.items() if name in KNOWN}
+    values = {name: value or secret[name] for name, value in variables.items() if name in KNOWN}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert read_settings(values, {}).host == "0.0.0.0"
@@ -136,17 +141,17 @@ def test_everything_selects_the_pods(manifests: list[dict[str, Any]]) -> None:
     (service,) = of_kind(manifests, "Service")
     (budget,) = of_kind(manifests, "PodDisruptionBudget")
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
-    chosen = [
+    selectors = [
         deployment["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
         budget["spec"]["selector"]["matchLabels"],
     ]
     for policy in of_kind(manifests, "NetworkPolicy"):
-        chosen.append(policy["spec"]["podSelector"]["matchLabels"])
+        selectors.append(policy["spec"]["podSelector"]["matchLabels"])
     for monitor in of_kind(manifests, "ServiceMonitor"):
-        selector = monitor["spec"]["selector"]["matchLabels"].items()
-        assert selector <= service["metadata"]["labels"].items()
-    assert all(one and one.items() <= labels for one in chosen)
+        matched = monitor["spec"]["selector"]["matchLabels"].items()
+        assert matched <= service["metadata"]["labels"].items()
+    assert all(selector and selector.items() <= labels for selector in selectors)
 
 
 def test_the_autoscaler_goes_by_a_metric_of_ours(manifests: list[dict[str, Any]]) -> None:

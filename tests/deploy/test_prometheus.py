@@ -51,8 +51,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What runs: two servers, and the Prometheus that scrapes them."""
+class Deployment:
+    """Two servers, and the Prometheus that scrapes them."""
 
     well: str
     deaf: str
@@ -61,15 +61,15 @@ class Scene:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expression}).json()
-        found: list[dict[str, Any]] = answer["data"]["result"]
-        return found
+        series: list[dict[str, Any]] = answer["data"]["result"]
+        return series
 
     def firing(self) -> set[tuple[str, str]]:
         """Name and instance of the alerts about listening that fire."""
         alerts = httpx.get(f"{self.prometheus}/api/v1/alerts").json()["data"]["alerts"]
-        labels = [one["labels"] for one in alerts if one["state"] == "firing"]
-        found = {(one["alertname"], one["instance"]) for one in labels}
-        return {(name, instance) for name, instance in found if "Listening" in name}
+        firing = [alert["labels"] for alert in alerts if alert["state"] == "firing"]
+        named = {(labels["alertname"], labels["instance"]) for labels in firing}
+        return {(name, instance) for name, instance in named if "Listening" in name}
 
 
 def free_port() -> int:
@@ -80,9 +80,9 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: Sequence[str], log: Path) -> Generator[subprocess.Popen[bytes], None, None]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
     with log.open("wb") as output:
-        running = subprocess.Popen(command, cwd=ROOT, env=clean, stdout=output, stderr=output)
+        running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         yield running
     finally:
@@ -116,7 +116,7 @@ def configuration(folder: Path, servers: Iterable[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Generator[Scene, None, None]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Generator[Deployment, None, None]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is missing; Debian: apt install prometheus")
@@ -135,14 +135,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Generator[Scene, None, No
         stack.enter_context(process(watch, folder / "log"))
         for name, url in (("well", well), ("deaf", deaf)):
             wait(lambda url=url: httpx.get(f"{url}/readyz").is_success, folder / name)  # type: ignore[misc]
-        found = Scene(well, deaf, prometheus, folder / "log")
-        wait(lambda: len(found.query("allears_queue_depth")) == 2, folder / "log")
+        deployment = Deployment(well, deaf, prometheus, folder / "log")
+        wait(lambda: len(deployment.query("allears_queue_depth")) == 2, folder / "log")
         items = write_items(folder / "items", split="calibration", count=ITEMS, seed=8)
         for url in (well, deaf):
             load(url, items)
         scraped = f"allears_listening_score_count >= {ITEMS}"
-        wait(lambda: len(found.query(scraped)) == 2, folder / "log")
-        yield found
+        wait(lambda: len(deployment.query(scraped)) == 2, folder / "log")
+        yield deployment
 
 
 def load(url: str, items: Path) -> None:
@@ -156,23 +156,23 @@ def load(url: str, items: Path) -> None:
         assert http.post("/v1/audio-chat", json={"question": 1}).status_code == 422
 
 
-def test_all_metrics_of_the_contract_are_scraped(scene: Scene) -> None:
-    assert [one["value"][1] for one in scene.query('up{job="allears"}')] == ["1", "1"]
-    missing = [name for name in CONTRACT + OURS if len(scene.query(f"count({name})")) == 0]
+def test_all_metrics_of_the_contract_are_scraped(deployment: Deployment) -> None:
+    assert [series["value"][1] for series in deployment.query('up{job="allears"}')] == ["1", "1"]
+    missing = [name for name in CONTRACT + OURS if len(deployment.query(f"count({name})")) == 0]
     assert not missing
-    (requests,) = scene.query(
+    (requests,) = deployment.query(
         f'sum(allears_requests_total{{route="/v1/audio-chat", status="200",'
-        f' instance="{scene.well.removeprefix("http://")}"}})'
+        f' instance="{deployment.well.removeprefix("http://")}"}})'
     )
     assert float(requests["value"][1]) == ITEMS
 
 
-def test_only_the_deaf_server_raises_the_alarm(scene: Scene) -> None:
-    deaf = scene.deaf.removeprefix("http://")
+def test_only_the_deaf_server_raises_the_alarm(deployment: Deployment) -> None:
+    deaf = deployment.deaf.removeprefix("http://")
     expected = {("AllEarsNotListening", deaf), ("AllEarsListeningDrift", deaf)}
     with suppress(AssertionError):
-        wait(lambda: scene.firing() >= expected, scene.log, seconds=30)
+        wait(lambda: deployment.firing() >= expected, deployment.log, seconds=30)
     names = ("allears:not_listening_fraction:10m", "allears_listening_drift_psi")
-    seen = [(x["metric"]["instance"], x["value"][1]) for n in names for x in scene.query(n)]
+    seen = [(x["metric"]["instance"], x["value"][1]) for n in names for x in deployment.query(n)]
     print(seen)
-    assert scene.firing() == expected, seen
+    assert deployment.firing() == expected, seen

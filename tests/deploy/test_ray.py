@@ -1,4 +1,4 @@
-"""deploy/ray: what Ray Serve reads of it is valid, and its pods follow Kubernetes' schemas.
+"""deploy/ray: its part for Ray Serve is valid, and its pods follow Kubernetes' schemas.
 
 KubeRay's own schema is in no package: of the RayService around them only names are looked at.
 """
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray,
 
 @pytest.fixture
 def service() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
-    return found
+    service: dict[str, Any] = yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
+    return service
 
 
 @pytest.fixture
 def application(service: dict[str, Any]) -> dict[str, Any]:
-    (found,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    return dict(found)
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return dict(application)
 
 
 def template(service: dict[str, Any], which: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def template(service: dict[str, Any], which: str) -> dict[str, Any]:
 def environment(service: dict[str, Any], which: str) -> dict[str, str | None]:
     """Variables of a pod; None for those from a secret."""
     (container,) = template(service, which)["spec"]["containers"]
-    return {one["name"]: one.get("value") for one in container["env"]}
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
 def test_ray_serve_reads_its_part(service: dict[str, Any]) -> None:
@@ -76,11 +76,11 @@ def test_every_setting_is_one_with_an_allowed_value(
 ) -> None:
     secrets = {"ALLEARS_LISTENING_LOG_URL": "postgresql://u:p@host/records"}
     for which in PODS:
-        found = environment(service, which)
-        named = {name for name in found if name.startswith("ALLEARS_")}
+        variables = environment(service, which)
+        named = {name for name in variables if name.startswith("ALLEARS_")}
         assert named and named <= KNOWN
         for name in named:
-            monkeypatch.setenv(name, found[name] or secrets.get(name, "key"))
+            monkeypatch.setenv(name, variables[name] or secrets.get(name, "key"))
     assert application["args"].keys() <= Settings.model_fields.keys()
     settings = read_settings(dict.fromkeys(KNOWN, ""), application["args"])
     assert (settings.replicas, settings.max_replicas) == (1, 8)
@@ -98,12 +98,17 @@ def test_there_is_a_gpu_for_every_replica(
 
 @pytest.mark.parametrize("which", PODS)
 def test_the_pods_follow_the_schemas_of_kubernetes(service: dict[str, Any], which: str) -> None:
-    found = template(service, which)
-    pod = {"apiVersion": "v1", "kind": "Pod", **found, "metadata": {"name": which, "labels": {}}}
+    pod_template = template(service, which)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        **pod_template,
+        "metadata": {"name": which, "labels": {}},
+    }
     kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
-    assert found["spec"]["securityContext"]["runAsNonRoot"] is True
-    assert found["spec"]["enableServiceLinks"] is False
-    assert found["spec"]["terminationGracePeriodSeconds"] > 30 + 5
+    assert pod_template["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod_template["spec"]["enableServiceLinks"] is False
+    assert pod_template["spec"]["terminationGracePeriodSeconds"] > 30 + 5
     assert environment(service, which)["RAY_AUTH_MODE"] == "token"
     assert environment(service, which)["RAY_AUTH_TOKEN"] is None, "a secret"
 
@@ -117,7 +122,7 @@ def test_only_the_port_of_http_is_open_to_others(service: dict[str, Any]) -> Non
     clients, ray = policy["spec"]["ingress"]
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert [port["port"] for port in clients["ports"]] == [config["http_options"]["port"]]
-    assert all("podSelector" in one for one in ray["from"])
+    assert all("podSelector" in peer for peer in ray["from"])
 
 
 @pytest.mark.system

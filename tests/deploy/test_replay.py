@@ -19,8 +19,8 @@ def test_lines_are_joined_and_comments_dropped() -> None:
 
 
 def test_options_are_taken_off() -> None:
-    found = replay.options("--start-period=60s --retries=3   CMD [1]")
-    assert found == ({"start-period": "60s", "retries": "3"}, "CMD [1]")
+    parsed = replay.options("--start-period=60s --retries=3   CMD [1]")
+    assert parsed == ({"start-period": "60s", "retries": "3"}, "CMD [1]")
     assert replay.options("echo --not=one") == ({}, "echo --not=one")
 
 

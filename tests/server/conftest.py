@@ -21,17 +21,19 @@ from server.app import create_app
 from server.deployment import Deployment
 from server.engine import engine
 from server.engine.answering import answer_question
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.events import Event, Piece, Started
+from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from server.settings import NO_LOG, Settings
-from steering.kv_slots import Row
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
 
+PATIENCE_SECONDS = 60.0  # for what happens at once on a machine that is not busy
+
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.005)
@@ -46,7 +48,9 @@ class Server:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         transport = httpx.ASGITransport(app)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20)
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url="http://test", timeout=PATIENCE_SECONDS
+        )
 
     def begin(self, method: str, path: str, **content: Any) -> Future[httpx.Response]:
         """A request that runs by itself."""
@@ -57,10 +61,10 @@ class Server:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def get(self, path: str, **content: Any) -> httpx.Response:
-        return self.begin("GET", path, **content).result(20)
+        return self.begin("GET", path, **content).result(PATIENCE_SECONDS)
 
     def post(self, path: str, **content: Any) -> httpx.Response:
-        return self.begin("POST", path, **content).result(20)
+        return self.begin("POST", path, **content).result(PATIENCE_SECONDS)
 
     def chat(self, **body: Any) -> httpx.Response:
         return self.post("/v1/audio-chat", json=body)
@@ -77,14 +81,14 @@ class Server:
     def started(self, *, ready: bool = True) -> Iterator[Server]:
         self._thread.start()
         life = self.app.router.lifespan_context(self.app)
-        self.run(life.__aenter__()).result(20)
+        self.run(life.__aenter__()).result(PATIENCE_SECONDS)
         try:
             if ready:
                 self.wait_until(lambda: self.deployment.state == "ready")
             yield self
         finally:
-            self.run(life.__aexit__(None, None, None)).result(20)
-            self.run(self._http.aclose()).result(20)
+            self.run(life.__aexit__(None, None, None)).result(PATIENCE_SECONDS)
+            self.run(self._http.aclose()).result(PATIENCE_SECONDS)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
             self.loop.close()
@@ -107,14 +111,14 @@ class Server:
                 yield f"http://127.0.0.1:{port.getsockname()[1]}"
             finally:
                 listening.should_exit = True
-                serving.result(20)
+                serving.result(PATIENCE_SECONDS)
 
 
 class Remote:
     """A server elsewhere, asked over HTTP as `Server` is."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=60)
+        self._http = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
         self._threads = ThreadPoolExecutor(32)
 
     def begin(self, method: str, path: str, **content: Any) -> Future[httpx.Response]:
@@ -132,7 +136,8 @@ class Remote:
     def metric(self, name: str, **labels: str) -> float:
         families = text_string_to_metric_families(self.get("/metrics").text)
         samples = [sample for family in families for sample in family.samples]
-        return sum(one.value for one in samples if (one.name, one.labels) == (name, labels))
+        values = [s.value for s in samples if (s.name, s.labels) == (name, labels)]
+        return sum(values)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         wait_until(condition)
@@ -192,17 +197,13 @@ class Gate:
         self._open.clear()
         self.held = self.pieces = 0
 
-    def listen(
-        self, runtime: Runtime, question: Question, prompt: Prompt
-    ) -> Iterator[AnswerStarted | str | Answer | Row]:
+    def listen(self, runtime: Runtime, question: Question, prompt: Prompt) -> Iterator[Event]:
         for event in answer_question(runtime, question, prompt):
-            if isinstance(event, AnswerStarted):
-                self.held += 1
-                yield event
-                assert self._open.wait(10), "nobody opened the gate"
-            else:
-                self.pieces += isinstance(event, str)
-                yield event
+            self.held += isinstance(event, Started)
+            self.pieces += isinstance(event, Piece)
+            yield event
+            if isinstance(event, Started):
+                assert self._open.wait(PATIENCE_SECONDS), "nobody opened the gate"
 
 
 @pytest.fixture

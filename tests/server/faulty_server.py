@@ -31,7 +31,7 @@ LARGE_TOKENS = 100  # prompts from here on ask for them
 
 def kill_thread() -> None:
     """Raise SystemExit in the thread that runs the model, wherever it is."""
-    (thread,) = (one for one in threading.enumerate() if one.name == "torch")
+    (thread,) = (t for t in threading.enumerate() if t.name == "torch")
     raised = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(*raised) == 1
 

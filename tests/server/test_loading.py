@@ -47,7 +47,7 @@ def own(checkpoint: Path, cache: Path) -> Server:
 
 
 def reasons_until_ready(server: Server) -> list[str]:
-    """What /readyz said, without repetition, until it was 200; the last is its reason."""
+    """The texts of /readyz, without repetition, until it was 200; the last is its reason."""
     said: list[str] = []
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -108,7 +108,7 @@ def test_an_uncalibrated_model_is_calibrated_once(
 
 
 def doctor(checkpoint: Path, cache: Path) -> str:
-    """What `allears doctor` says of the profile."""
+    """The finding of `allears doctor` about the profile."""
     words = ["doctor", "--json", "--model", str(checkpoint)]
     env = {"ALLEARS_CACHE": str(cache), "ALLEARS_CALIBRATION_ITEMS": str(ITEMS)}
     result = CliRunner().invoke(cli.app, words, env=env, catch_exceptions=False)
@@ -131,18 +131,18 @@ def process(
     with log.open("wb") as stderr:
         started = subprocess.Popen(command, cwd=ROOT, env=clean, stderr=stderr)
     try:
-        with httpx.Client(base_url=_url(started, log), timeout=20) as client:
+        with httpx.Client(base_url=_url(started, log), timeout=60) as client:
             yield started, client
     finally:
         started.terminate()
-        started.wait(30)
+        started.wait(PATIENCE_SECONDS)
 
 
 def _url(started: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and started.poll() is None:
-        if found := re.search(r"http://\S+:\d+", log.read_text()):
-            return found[0]
+        if match := re.search(r"http://\S+:\d+", log.read_text()):
+            return match[0]
         time.sleep(0.02)
     raise AssertionError(log.read_text())
 
@@ -165,15 +165,15 @@ def test_sigterm_ends_calibration_and_two_servers_that_start_at_once_share_what_
     with process(copied, cache, tmp_path / "log") as (started, client):
         wait_for(client, rf"calibrating: \d+ of {ITEMS} items")
         started.send_signal(signal.SIGTERM)
-        assert started.wait(30) == 0
+        assert started.wait(PATIENCE_SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list(cache.rglob("profile.json")), "it ended before the calibration did"
     with (
-        process(copied, cache, tmp_path / "log1") as (_, one),
-        process(copied, cache, tmp_path / "log2") as (_, other),
+        process(copied, cache, tmp_path / "log1") as (_, first),
+        process(copied, cache, tmp_path / "log2") as (_, second),
     ):
         profiles = []
-        for client in (one, other):
+        for client in (first, second):
             wait_for(client, '"ready"')
             profiles.append(client.get("/listening-score").json()["profile"])
     assert profiles[0] == profiles[1]

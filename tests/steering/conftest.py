@@ -64,8 +64,8 @@ def grouped(untrained: AudioModel) -> AudioModel:
 @pytest.fixture(params=["untrained", "grouped"])
 def model(request: pytest.FixtureRequest) -> AudioModel:
     """Each of the untrained models in turn."""
-    found: AudioModel = request.getfixturevalue(request.param)
-    return found
+    loaded: AudioModel = request.getfixturevalue(request.param)
+    return loaded
 
 
 def _eager(model: AudioModel) -> Any:

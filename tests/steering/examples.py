@@ -40,7 +40,7 @@ def prompt(model: AudioModel, *seconds: float, text: str = QUESTION) -> Prompt:
 
 def every_head(model: AudioModel) -> list[Head]:
     """All (layer, head) of a model."""
-    return [(layer, head) for layer in range(model.layers) for head in range(model.heads)]
+    return [(layer, head) for layer in range(model.num_layers) for head in range(model.num_heads)]
 
 
 def keys_and_values(heard: PrefillResult) -> list[tuple[Tensor, Tensor]]:
@@ -61,12 +61,12 @@ class FullPass:
 @torch.inference_mode()
 def full_pass(
     network: Any,
-    asked: Prompt,
+    example: Prompt,
     answer: list[int] | None = None,
     mask_name: str = "feature_attention_mask",
 ) -> FullPass:
     """One pass of transformers over a prompt and the answer's tokens, nothing cached."""
-    tokens = torch.cat([asked.tokens, torch.tensor(answer or [], dtype=torch.int64)])[None]
+    tokens = torch.cat([example.tokens, torch.tensor(answer or [], dtype=torch.int64)])[None]
     residuals: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
@@ -77,10 +77,10 @@ def full_pass(
         out = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=asked.log_mels,
+            input_features=example.log_mels,
             output_attentions=True,
             use_cache=False,
-            **{mask_name: feature_mask(asked)},
+            **{mask_name: feature_mask(example)},
         )
     finally:
         for hook in hooks:
@@ -89,24 +89,24 @@ def full_pass(
     return FullPass(out.logits[0], torch.stack(residuals), attention)
 
 
-def feature_mask(asked: Prompt) -> Tensor:
+def feature_mask(example: Prompt) -> Tensor:
     """(C, N) int64: 1 where the mel frames of a clip are not padding."""
-    return (torch.arange(asked.log_mels.shape[-1])[None] < asked.mel_frames[:, None]).long()
+    return (torch.arange(example.log_mels.shape[-1])[None] < example.mel_frames[:, None]).long()
 
 
-def generated(network: Any, asked: Prompt, count: int) -> list[int]:
+def generated(network: Any, example: Prompt, count: int) -> list[int]:
     """Greedy tokens by transformers' own generate."""
-    tokens = asked.tokens[None]
+    tokens = example.tokens[None]
     out = network.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
-        input_features=asked.log_mels,
-        feature_attention_mask=feature_mask(asked),
+        input_features=example.log_mels,
+        feature_attention_mask=feature_mask(example),
         do_sample=False,
         max_new_tokens=count,
     )
-    found: list[int] = out[0, tokens.shape[1] :].tolist()
-    return found
+    answer: list[int] = out[0, tokens.shape[1] :].tolist()
+    return answer
 
 
 def plan_for(
@@ -114,7 +114,7 @@ def plan_for(
 ) -> SteeringPlan:
     """A plan along a random direction of about the length of the final residual."""
     random = torch.Generator().manual_seed(3)
-    direction = torch.randn(model.width, generator=random)
+    direction = torch.randn(model.hidden_size, generator=random)
     return SteeringPlan(direction * heard.final.norm() / direction.norm(), strength, intervention)
 
 

@@ -58,11 +58,11 @@ class Case:
     model: AudioModel
     oracle: Any
 
-    def full(self, asked: Prompt, answer: list[int] | None = None) -> Any:
+    def full(self, example: Prompt, answer: list[int] | None = None) -> Any:
         """The oracle's pass over a prompt, eager, nothing cached."""
         added = self.model.family is AUDIO_FLAMINGO_3
         name = "input_features_mask" if added else "feature_attention_mask"
-        return full_pass(self.oracle, asked, answer, name)
+        return full_pass(self.oracle, example, answer, name)
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -94,7 +94,7 @@ def conversation(model: AudioModel) -> Prompt:
     )
 
 
-def asked_in(model: AudioModel, shape: str) -> Prompt:
+def example_prompt(model: AudioModel, shape: str) -> Prompt:
     """A prompt by its shape."""
     shapes = {"short": (0.3,), "one": (1.6,), "longest": (float(tiny.WINDOW_SECONDS),)}
     if shape == "turns":
@@ -118,12 +118,14 @@ def test_weights_are_the_checkpoints_and_nothing_else_is_there(case: Case) -> No
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_audio_tokens_stand_where_the_clips_do(case: Case, shape: str) -> None:
-    asked = asked_in(case.model, shape)
-    counts = [case.model.audio_tokens(int(frames)) for frames in asked.mel_frames]
-    assert int(asked.audio_mask.sum()) == sum(counts)
-    heard = case.model.family.hear(case.model.network, asked.log_mels, asked.mel_frames)
-    assert [tuple(one.shape) for one in heard] == [(n, case.model.width) for n in counts]
-    for seconds, count in zip(asked.heard_seconds, counts, strict=True):
+    example = example_prompt(case.model, shape)
+    counts = [case.model.audio_tokens(int(frames)) for frames in example.mel_frames]
+    assert int(example.audio_mask.sum()) == sum(counts)
+    heard = case.model.family.hear(case.model.network, example.log_mels, example.mel_frames)
+    assert [tuple(clip_audio.shape) for clip_audio in heard] == [
+        (n, case.model.hidden_size) for n in counts
+    ]
+    for seconds, count in zip(example.heard_seconds, counts, strict=True):
         assert count * case.model.hop_seconds == pytest.approx(seconds, abs=0.1)
 
 
@@ -132,12 +134,12 @@ def test_positions_are_one_after_the_other_on_every_axis(case: Case, shape: str)
     """So (B, T) positions are right for rotary embeddings of three axes as well."""
     if not hasattr(case.oracle, "get_rope_index"):
         return  # one axis
-    asked = asked_in(case.model, shape)
-    tokens = asked.tokens[None]
+    example = example_prompt(case.model, shape)
+    tokens = example.tokens[None]
     positions, delta = case.oracle.get_rope_index(
-        tokens, attention_mask=torch.ones_like(tokens), audio_seqlens=asked.mel_frames
+        tokens, attention_mask=torch.ones_like(tokens), audio_seqlens=example.mel_frames
     )
-    assert torch.equal(positions.long(), torch.arange(len(asked.tokens)).expand(3, 1, -1))
+    assert torch.equal(positions.long(), torch.arange(len(example.tokens)).expand(3, 1, -1))
     assert int(delta) == 0
 
 
@@ -147,10 +149,10 @@ def test_positions_are_one_after_the_other_on_every_axis(case: Case, shape: str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: str) -> None:
     model = case.model
-    asked = asked_in(model, shape)
-    heard = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
-    full = case.full(asked)
-    eager = full.attention[:, :, -1].flatten(0, 1)[:, asked.audio_mask]
+    example = example_prompt(model, shape)
+    heard = prefill(model, example, heads=every_head(model), layers=range(model.num_layers))
+    full = case.full(example)
+    eager = full.attention[:, :, -1].flatten(0, 1)[:, example.audio_mask]
     torch.testing.assert_close(heard.attention, eager, atol=1e-5, rtol=0)
     assert heard.attention.max() > 2 * heard.attention.median(), "the oracle has a shape to match"
     torch.testing.assert_close(heard.states, full.residuals[:, -1], atol=1e-4, rtol=1e-4)
@@ -161,43 +163,43 @@ def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: s
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str) -> None:
     model, prefixes = case.model, SilenceCache(1 << 30)
-    asked = asked_in(model, shape)
-    heard = prefill(model, asked, layers=LAYERS)
-    loud, quiet = case.full(asked), case.full(silent_twin(model, asked))
+    example = example_prompt(model, shape)
+    heard = prefill(model, example, layers=LAYERS)
+    loud, quiet = case.full(example), case.full(silent_twin(model, example))
     difference = loud.residuals[list(LAYERS), -1] - quiet.residuals[list(LAYERS), -1]
     eager = torch.stack(
-        [quiet.attention[layer, head, -1, asked.audio_mask] for layer, head in HEADS]
+        [quiet.attention[layer, head, -1, example.audio_mask] for layer, head in HEADS]
     )
     for from_cache in (False, True):
-        found = contrast_with_silence(
-            model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+        contrast = contrast_with_silence(
+            model, example, heard, heads=HEADS, layers=LAYERS, silence_cache=prefixes
         )
-        assert found.from_cache == from_cache
-        torch.testing.assert_close(found.differences, difference, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(found.silence_attention, eager, atol=1e-5, rtol=0)
+        assert contrast.from_cache == from_cache
+        torch.testing.assert_close(contrast.differences, difference, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(contrast.silence_attention, eager, atol=1e-5, rtol=0)
     assert difference.norm(dim=-1).min() > 0.01, "there is a difference to get right"
 
 
 def random_direction(model: AudioModel, seed: int = 3) -> Tensor:
-    return torch.randn(model.width, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.inference_mode()
 def test_steered_minus_bare_is_strength_times_direction(case: Case) -> None:
     model = case.model
-    heard = prefill(model, asked_in(model, "one"))
+    heard = prefill(model, example_prompt(model, "one"))
     raw = Intervention(layers=LAYERS, scale="raw")
     direction, strength = random_direction(model), torch.tensor([1.7])
     finals = [heard.final[None]]
     ids = list(generate(model, heard, UNSTEERED, Sampling(max_tokens=3, ignore_end=True)))
-    full = case.full(asked_in(model, "one"), ids[:2])
+    full = case.full(example_prompt(model, "one"), ids[:2])
     finals.append(full.residuals[-1, -1][None])  # of a token that was decoded
     for step, final in enumerate(finals):
         moved = steer(final, direction[None], strength, raw, step) - final
         torch.testing.assert_close(moved[0], 1.7 * direction, atol=1e-5, rtol=0)
-        found = steered_logits(model, final, SteeringPlan(direction, 1.7, raw), step)
+        steered = steered_logits(model, final, SteeringPlan(direction, 1.7, raw), step)
         moved_states = case.oracle.model.language_model.norm(final + 1.7 * direction)
-        torch.testing.assert_close(found, case.oracle.lm_head(moved_states), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(steered, case.oracle.lm_head(moved_states), atol=1e-4, rtol=1e-4)
         assert torch.equal(
             steered_logits(model, final, SteeringPlan(direction, 0.0, raw), step),
             steered_logits(model, final, UNSTEERED, step),
@@ -207,12 +209,12 @@ def test_steered_minus_bare_is_strength_times_direction(case: Case) -> None:
 @pytest.mark.parametrize("shape", ["one", "three", "turns"])
 def test_cached_decode_is_uncached(case: Case, shape: str) -> None:
     model = case.model
-    asked = asked_in(model, shape)
+    example = example_prompt(model, shape)
     sampling = Sampling(max_tokens=8, ignore_end=True)
-    ids = list(generate(model, prefill(model, asked), UNSTEERED, sampling))
+    ids = list(generate(model, prefill(model, example), UNSTEERED, sampling))
     expected: list[int] = []
     for _ in range(sampling.max_tokens):
-        expected.append(int(case.full(asked, expected).logits[-1].argmax()))
+        expected.append(int(case.full(example, expected).logits[-1].argmax()))
     assert ids == expected
     assert len(set(ids)) > 1, "an answer that could be wrong"
 
@@ -255,7 +257,7 @@ def written_together(
 def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...]) -> None:
     model = case.model
     sampling = Sampling(max_tokens=10, ignore_end=True)
-    prompts = [asked_in(model, shape) for shape in ("short", "turns", "one", "longest")]
+    prompts = [example_prompt(model, shape) for shape in ("short", "turns", "one", "longest")]
     heards = [prefill(model, prompts[i]) for i in order]
     together = written_together(model, heards, sampling)
     for heard, plan, ids in zip(heards, plans(model, heards), together, strict=True):
@@ -264,17 +266,17 @@ def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...])
 
 def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     model = case.model
-    asked = asked_in(model, "one")
-    heard = prefill(model, asked)
+    example = example_prompt(model, "one")
+    heard = prefill(model, example)
     choices = ("dog", "a brown cow", "rain")
-    found = score_choices(model, heard, UNSTEERED, choices)
+    probabilities = score_choices(model, heard, UNSTEERED, choices)
     means = []
     for choice in choices:
         ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
-        rows = case.full(asked, ids).logits[-len(ids) - 1 : -1].log_softmax(-1)
+        rows = case.full(example, ids).logits[-len(ids) - 1 : -1].log_softmax(-1)
         means.append(float(rows[range(len(ids)), ids].mean()))
     expected = torch.tensor(means).softmax(-1).tolist()
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert probabilities == pytest.approx(expected, abs=1e-4)
 
 
 # ---- audio that never arrives
@@ -291,14 +293,14 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
     model, heads = case.model, every_head(case.model)
 
     def mass(seeds: range) -> np.ndarray[Any, Any]:
-        found = [
+        results = [
             prefill(model, build_question(model, [clip(1.5, seed=i)], QUESTION), heads=heads)
             for i in seeds
         ]
-        return np.stack([one.attention.sum(-1).numpy() for one in found])  # (clips, L * H)
+        return np.stack([result.attention.sum(-1).numpy() for result in results])  # (clips, L * H)
 
     def deaf(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
-        return [torch.zeros_like(one) for one in family.hear(network, mels, frames)]
+        return [torch.zeros_like(audio) for audio in family.hear(network, mels, frames)]
 
     family = model.family
     sound = mass(range(8))
@@ -311,40 +313,40 @@ def test_dropped_audio_is_at_the_floor_and_the_verdict_says_so(
     )
     chosen = [heads[i] for i in gap]
     for seed in range(20, 26):
-        asked = build_question(model, [clip(1.5, seed=seed)], QUESTION)
-        missing = listening_score(prefill(model, asked, heads=chosen).attention.numpy())
+        example = build_question(model, [clip(1.5, seed=seed)], QUESTION)
+        missing = listening_score(prefill(model, example, heads=chosen).attention.numpy())
         hearing = replace(model, family=family)
-        there = listening_score(prefill(hearing, asked, heads=chosen).attention.numpy())
+        there = listening_score(prefill(hearing, example, heads=chosen).attention.numpy())
         assert verdicts.of(missing) == "not_listening"
         assert verdicts.of(there) == "listening"
     nowhere = replace(
-        asked, audio_mask=torch.zeros_like(asked.audio_mask)
+        example, audio_mask=torch.zeros_like(example.audio_mask)
     )  # not even its place in the text
     assert listening_score(np.zeros((2, int(nowhere.audio_mask.sum())), np.float32)) == 0.0
 
 
 def test_a_whole_request_is_steered_by_its_own_contrast(case: Case) -> None:
     model, prefixes = case.model, SilenceCache(1 << 30)
-    asked = asked_in(model, "one")
-    heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
-    found = contrast_with_silence(
-        model, asked, heard, heads=HEADS, layers=LAYERS, prefixes=prefixes
+    example = example_prompt(model, "one")
+    heard = prefill(model, example, heads=HEADS, layers=LAYERS)
+    contrast = contrast_with_silence(
+        model, example, heard, heads=HEADS, layers=LAYERS, silence_cache=prefixes
     )
-    plan = SteeringPlan(pool(found.differences, HOW), 0.8, HOW)
+    plan = SteeringPlan(pool(contrast.differences, HOW), 0.8, HOW)
     steered = steered_logits(model, heard.final[None], plan, 0)
     assert not torch.allclose(steered, steered_logits(model, heard.final[None], UNSTEERED, 0))
-    assert feature_mask(asked).sum() == asked.mel_frames.sum()
+    assert feature_mask(example).sum() == example.mel_frames.sum()
 
 
 def test_features_padded_to_less_than_the_window_are_the_same(case: Case) -> None:
     """Padding every clip to Qwen2.5-Omni's window of minutes would cost more than hearing it."""
     model = case.model
-    asked = asked_in(model, "three")
+    example = example_prompt(model, "three")
     tokens = model.processor.audio_token * 3
-    waves = [one.samples for one in asked.clips]
+    waves = [clip.samples for clip in example.clips]
     whole = model.processor(
         text=tokens, audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
     )["input_features"]
-    assert asked.log_mels.shape[-1] <= whole.shape[-1]
-    for mel, expected, frames in zip(asked.log_mels, whole, asked.mel_frames, strict=True):
+    assert example.log_mels.shape[-1] <= whole.shape[-1]
+    for mel, expected, frames in zip(example.log_mels, whole, example.mel_frames, strict=True):
         assert torch.equal(mel[:, : int(frames)], expected[:, : int(frames)])

@@ -116,10 +116,10 @@ def test_an_answer_twice_among_the_choices_is_not_its_own_rival() -> None:
 
 def test_items_are_read_as_published(folder: Path) -> None:
     path = write(folder, [record(), record(id="other", wording="conflict", cue="weak")])
-    found = read(path, folder)
-    assert (found.name, len(found.items)) == ("items.json", 2)
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    first, second = found.items
+    dataset = read(path, folder)
+    assert (dataset.name, len(dataset.items)) == ("items.json", 2)
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    first, second = dataset.items
     assert first.audio == folder / "audio" / "one.wav"
     assert (first.id, first.answer, first.task) == ("3fe64f3d", "cow", "sound")
     assert first.choices == ("dog", "cow", "cat", "bird")
@@ -212,7 +212,7 @@ def test_plain_lines_are_read(folder: Path) -> None:
         "domain": "sound",
     }
     path = folder / "items.jsonl"
-    path.write_text("\ufeff" + "\r\n".join(json.dumps(one) for one in (line, line)))
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(record) for record in (line, line)))
     first, second = read(path, folder).items
     assert (first.id, second.id) == ("item 0", "item 1")
     assert (first.task, first.answer, first.audio.name) == ("sound", "dog", "one.wav")

@@ -50,7 +50,7 @@ def directed(
     model: AudioModel, heard: PrefillResult, seed: int, strength: float, intervention: Intervention
 ) -> SteeringPlan:
     """A plan along a direction of its own."""
-    draw = torch.randn(model.width, generator=torch.Generator().manual_seed(seed))
+    draw = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
     return SteeringPlan(draw * heard.final.norm() / draw.norm(), strength, intervention)
 
 

@@ -123,8 +123,8 @@ def test_one_item_a_clip_is_the_plain_bootstrap() -> None:
     rng = np.random.default_rng(1)
     before, after = rng.random(300) < 0.5, rng.random(300) < 0.7
     clips = [str(i) for i in range(300)]
-    found = ClusterBootstrap.of(clips, draws=4000).gain(after, before, np.ones(300))
-    assert found == pytest.approx(paired_gain(after, before), abs=0.012)
+    gain = ClusterBootstrap.of(clips, draws=4000).gain(after, before, np.ones(300))
+    assert gain == pytest.approx(paired_gain(after, before), abs=0.012)
 
 
 def test_items_of_one_clip_come_and_go_together() -> None:
@@ -139,5 +139,5 @@ def test_items_of_one_clip_come_and_go_together() -> None:
 
 
 def test_a_part_without_items_has_no_gain() -> None:
-    found = ClusterBootstrap.of(["a", "b"]).gain(flags(1, 1), flags(0, 0), np.zeros(2))
-    assert np.isnan(found).all()
+    gain = ClusterBootstrap.of(["a", "b"]).gain(flags(1, 1), flags(0, 0), np.zeros(2))
+    assert np.isnan(gain).all()

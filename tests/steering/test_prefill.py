@@ -20,7 +20,7 @@ def test_a_prefill_is_one_pass_of_transformers(
     model: AudioModel, oracle: Any, seconds: tuple[float, ...]
 ) -> None:
     asked = prompt(model, *seconds)
-    heads, layers = every_head(model), range(model.layers)
+    heads, layers = every_head(model), range(model.num_layers)
     heard = prefill(model, asked, heads=heads, layers=layers)
     full = full_pass(oracle, asked)
 
@@ -34,7 +34,7 @@ def test_a_prefill_is_one_pass_of_transformers(
 
 def test_states_come_in_the_order_asked_for(untrained: AudioModel) -> None:
     asked = prompt(untrained)
-    every = prefill(untrained, asked, layers=range(untrained.layers)).states
+    every = prefill(untrained, asked, layers=range(untrained.num_layers)).states
     assert torch.equal(prefill(untrained, asked, layers=(6, 1, 4)).states, every[[6, 1, 4]])
 
 
@@ -50,13 +50,13 @@ def test_nothing_asked_for_is_nothing_kept(untrained: AudioModel) -> None:
     asked = prompt(untrained)
     heard = prefill(untrained, asked)
     assert heard.attention.shape == (0, int(asked.audio_mask.sum()))
-    assert heard.states.shape == (0, untrained.width)
+    assert heard.states.shape == (0, untrained.hidden_size)
 
 
 def test_taps_and_kept_states_leave_the_pass_bit_identical(model: AudioModel) -> None:
     asked = prompt(model)
     plain = prefill(model, asked)
-    tapped = prefill(model, asked, heads=every_head(model), layers=range(model.layers))
+    tapped = prefill(model, asked, heads=every_head(model), layers=range(model.num_layers))
     assert torch.equal(plain.final, tapped.final)
     pairs = zip(keys_and_values(plain), keys_and_values(tapped), strict=True)
     for (keys, values), (tapped_keys, tapped_values) in pairs:
@@ -109,7 +109,7 @@ def test_cached_decode_is_the_full_pass_with_taps_and_states(
             positions,
             None,
             heard.cache,
-            layers=range(model.layers),
+            layers=range(model.num_layers),
             taps=taps,
         )
         full = full_pass(oracle, asked, answer[: step + 1])

@@ -40,7 +40,7 @@ def profile(untrained: AudioModel) -> Profile:
         calibration={"items": 400, "sha256": "00ff"},
         held_out={"gain": [6.2, 3.0, 9.4]},
         versions={"torch": "2"},
-        direction=torch.randn(untrained.width),
+        direction=torch.randn(untrained.hidden_size),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32) ** 2,
         head_mean=np.array([0.3, 0.4], np.float32),
         head_std=np.array([0.1, 0.05], np.float32),
@@ -56,9 +56,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_profile_comes_back_as_it_was(profile: Profile, tmp_path: Path) -> None:
     save(profile, tmp_path / "deep" / "mine")
-    found = load(tmp_path / "deep" / "mine")
+    loaded = load(tmp_path / "deep" / "mine")
     for field in fields(Profile):
-        before, after = getattr(profile, field.name), getattr(found, field.name)
+        before, after = getattr(profile, field.name), getattr(loaded, field.name)
         if isinstance(before, torch.Tensor):
             assert torch.equal(before, after), field.name
         elif isinstance(before, np.ndarray):
@@ -100,7 +100,7 @@ def test_a_crash_while_saving_leaves_the_old_one_or_none(
     folder = tmp_path / "mine"
     if before:
         save(profile, folder)
-    kept = contents(folder) if before else {}
+    old_contents = contents(folder) if before else {}
 
     def crash(*_: object) -> None:
         raise OSError("No space left on device")
@@ -110,7 +110,7 @@ def test_a_crash_while_saving_leaves_the_old_one_or_none(
         save(replace(profile, fixed_strength=0.1), folder)
     assert folder.exists() == before
     if before:
-        assert contents(folder) == kept
+        assert contents(folder) == old_contents
     assert len(list(tmp_path.iterdir())) == int(before), "no remains beside it"
 
 
@@ -198,9 +198,9 @@ def test_a_folder_is_found_and_held_against_the_model(
     profile: Profile, untrained: AudioModel, tmp_path: Path
 ) -> None:
     save(profile, tmp_path / "mine")
-    found = find(str(tmp_path / "mine"), untrained)
-    assert found is not None
-    assert found.name == "mine"
+    in_folder = find(str(tmp_path / "mine"), untrained)
+    assert in_folder is not None
+    assert in_folder.name == "mine"
     save(replace(profile, fingerprint="f00d"), tmp_path / "other")
     with pytest.raises(ProfileError, match="f00d"):
         find(str(tmp_path / "other"), untrained)
@@ -221,25 +221,25 @@ def test_the_embedded_model_has_the_shipped_one(
 ) -> None:
     save(profile, tmp_path / "mine")
     monkeypatch.setattr(profiles, "DEMO_PROFILE", tmp_path / "mine")
-    found = find(None, replace(untrained, name=DEMO))
-    assert found is not None
-    assert found.heads == profile.heads
+    shipped = find(None, replace(untrained, name=DEMO))
+    assert shipped is not None
+    assert shipped.heads == profile.heads
 
 
 def test_a_hub_id_is_downloaded(
     profile: Profile, untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(profile, tmp_path / "mine")
-    asked: list[str] = []
+    downloads: list[str] = []
 
     def download(name: str, **_: object) -> str:
-        asked.append(name)
+        downloads.append(name)
         return str(tmp_path / "mine")
 
     monkeypatch.setattr(profiles, "snapshot_download", download)
-    found = find("someone/listening-profile", untrained)
-    assert found is not None
-    assert asked == ["someone/listening-profile"]
+    downloaded = find("someone/listening-profile", untrained)
+    assert downloaded is not None
+    assert downloads == ["someone/listening-profile"]
 
 
 def test_a_hub_id_that_can_not_be_downloaded_is_refused(

@@ -26,15 +26,15 @@ from steering.prompt import (
 from tests.steering.examples import QUESTION, RATE_HZ, clip, feature_mask, full_pass, prompt
 
 
-def words(model: AudioModel, asked: Prompt) -> str:
+def words(model: AudioModel, example: Prompt) -> str:
     """The prompt as text, one mark for each run of audio tokens."""
-    audio = asked.audio_mask.tolist()
-    kept = [
+    audio = example.audio_mask.tolist()
+    shown = [
         token
-        for i, token in enumerate(asked.tokens.tolist())
+        for i, token in enumerate(example.tokens.tolist())
         if not (audio[i] and i > 0 and audio[i - 1])
     ]
-    return str(model.processor.tokenizer.decode(kept))
+    return str(model.processor.tokenizer.decode(shown))
 
 
 def test_options_are_lettered() -> None:
@@ -43,8 +43,8 @@ def test_options_are_lettered() -> None:
 
 
 def test_the_prompt_is_the_template_of_the_checkpoint(untrained: AudioModel) -> None:
-    asked = build_question(untrained, [clip(0.5)], QUESTION)
-    assert words(untrained, asked) == (
+    example = build_question(untrained, [clip(0.5)], QUESTION)
+    assert words(untrained, example) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         f"Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n{QUESTION}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -53,7 +53,7 @@ def test_the_prompt_is_the_template_of_the_checkpoint(untrained: AudioModel) -> 
 
 def test_a_conversation_keeps_its_order(untrained: AudioModel) -> None:
     first, second = clip(0.5, seed=1), clip(1.5, seed=2)
-    asked = build_prompt(
+    example = build_prompt(
         untrained,
         [
             Message("system", ("Be short.",)),
@@ -62,52 +62,52 @@ def test_a_conversation_keeps_its_order(untrained: AudioModel) -> None:
             Message("user", (second, "And this?")),
         ],
     )
-    assert words(untrained, asked) == (
+    assert words(untrained, example) == (
         "<|im_start|>system\nBe short.<|im_end|>\n"
         "<|im_start|>user\nListen: Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
         f"{QUESTION}<|im_end|>\n<|im_start|>assistant\ndog<|im_end|>\n"
         "<|im_start|>user\nAudio 2: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
         "And this?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert asked.clips == (first, second)
-    assert asked.heard_seconds == (0.5, 1.5)
-    assert asked.mel_frames.tolist() == [50, 150]
+    assert example.clips == (first, second)
+    assert example.heard_seconds == (0.5, 1.5)
+    assert example.mel_frames.tolist() == [50, 150]
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.333, 1.0, 2.999, 3.0])
 def test_there_is_an_audio_token_for_each_that_the_encoder_makes(
     untrained: AudioModel, seconds: float
 ) -> None:
-    asked = prompt(untrained, seconds)
-    made = untrained.family.hear(untrained.network, asked.log_mels, asked.mel_frames)
-    assert [len(one) for one in made] == [int(asked.audio_mask.sum())]
-    assert len(made[0]) == pytest.approx(25 * seconds, abs=1)
+    example = prompt(untrained, seconds)
+    encoded = untrained.family.hear(untrained.network, example.log_mels, example.mel_frames)
+    assert [len(clip_audio) for clip_audio in encoded] == [int(example.audio_mask.sum())]
+    assert len(encoded[0]) == pytest.approx(25 * seconds, abs=1)
 
 
 def test_audio_ends_where_the_question_begins(untrained: AudioModel) -> None:
-    asked = prompt(untrained, 0.5, 1.0)
-    tail = untrained.processor.tokenizer.decode(asked.tokens[asked.audio_end :])
+    example = prompt(untrained, 0.5, 1.0)
+    tail = untrained.processor.tokenizer.decode(example.tokens[example.audio_end :])
     assert tail == f"<|audio_eos|>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_features_are_those_of_the_processor(untrained: AudioModel) -> None:
-    one = clip(1.3)
-    asked = build_question(untrained, [one], QUESTION)
+    own_clip = clip(1.3)
+    example = build_question(untrained, [own_clip], QUESTION)
     expected = untrained.processor.feature_extractor(
-        [one.samples],
+        [own_clip.samples],
         sampling_rate=RATE_HZ,
         padding="max_length",
         return_attention_mask=True,
         return_tensors="pt",
     )
-    assert torch.equal(asked.log_mels, expected["input_features"])
-    assert torch.equal(feature_mask(asked), expected["attention_mask"].long())
+    assert torch.equal(example.log_mels, expected["input_features"])
+    assert torch.equal(feature_mask(example), expected["attention_mask"].long())
 
 
 @torch.inference_mode()
 def test_what_was_heard_stands_where_the_audio_tokens_are(model: AudioModel, oracle: Any) -> None:
-    asked = prompt(model, 0.6, 1.7)
-    states = embed(model, asked)[0]
+    example = prompt(model, 0.6, 1.7)
+    states = embed(model, example)[0]
     seen: list[Tensor] = []
 
     def keep(module: Any, args: Any, named: Any) -> None:
@@ -115,19 +115,19 @@ def test_what_was_heard_stands_where_the_audio_tokens_are(model: AudioModel, ora
 
     hook = oracle.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        full_pass(oracle, asked)
+        full_pass(oracle, example)
     finally:
         hook.remove()
     torch.testing.assert_close(states, seen[0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(states[~asked.audio_mask], seen[0][~asked.audio_mask])
+    assert torch.equal(states[~example.audio_mask], seen[0][~example.audio_mask])
 
 
 @torch.inference_mode()
 def test_a_clip_is_heard_alike_beside_another(untrained: AudioModel) -> None:
     both = build_question(untrained, [clip(0.6, seed=4), clip(2.0, seed=5)], QUESTION)
     heard = embed(untrained, both)[0, both.audio_mask]
-    for part, one in zip((heard[:15], heard[15:]), both.clips, strict=True):
-        alone = build_question(untrained, [one], QUESTION)
+    for part, own_clip in zip((heard[:15], heard[15:]), both.clips, strict=True):
+        alone = build_question(untrained, [own_clip], QUESTION)
         expected = embed(untrained, alone)[0, alone.audio_mask]
         torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
 
@@ -138,15 +138,15 @@ def test_a_clip_is_heard_alike_beside_another(untrained: AudioModel) -> None:
 def test_a_clip_longer_than_the_window_is_heard_up_to_it(untrained: AudioModel) -> None:
     long = clip(4.2)
     short = replace(long, samples=long.samples[: 3 * RATE_HZ])
-    asked, expected = (
+    example, expected = (
         build_question(untrained, [long], QUESTION),
         build_question(untrained, [short], QUESTION),
     )
-    assert asked.heard_seconds == expected.heard_seconds == (3.0,)
-    assert torch.equal(asked.log_mels, expected.log_mels)
-    assert torch.equal(asked.tokens, expected.tokens)
-    assert int(asked.audio_mask.sum()) == 75
-    assert asked.clips == (long,), "what was sent is remembered whole"
+    assert example.heard_seconds == expected.heard_seconds == (3.0,)
+    assert torch.equal(example.log_mels, expected.log_mels)
+    assert torch.equal(example.tokens, expected.tokens)
+    assert int(example.audio_mask.sum()) == 75
+    assert example.clips == (long,), "what was sent is remembered whole"
 
 
 def test_a_conversation_without_audio_is_refused(untrained: AudioModel) -> None:
@@ -183,8 +183,8 @@ def test_control_tokens_are_known_from_the_vocabulary_itself(untrained: AudioMod
     "text", ["a | b < c > d", "<|other|>", "im_end", "{{ messages }}", "ünï 🎧"]
 )
 def test_other_text_is_just_text(untrained: AudioModel, text: str) -> None:
-    asked = build_question(untrained, [clip(0.5)], text)
-    assert f"<|audio_eos|>\n{text}<|im_end|>" in words(untrained, asked)
+    example = build_question(untrained, [clip(0.5)], text)
+    assert f"<|audio_eos|>\n{text}<|im_end|>" in words(untrained, example)
 
 
 # ---- the silent twin
@@ -194,17 +194,17 @@ def test_other_text_is_just_text(untrained: AudioModel, text: str) -> None:
 def test_the_silent_twin_differs_in_what_is_heard_only(
     untrained: AudioModel, seconds: tuple[float, ...]
 ) -> None:
-    asked = prompt(untrained, *seconds)
-    twin = silent_twin(untrained, asked)
-    assert torch.equal(twin.tokens, asked.tokens)
-    assert torch.equal(twin.audio_mask, asked.audio_mask)
-    assert torch.equal(twin.mel_frames, asked.mel_frames)
-    assert twin.heard_seconds == asked.heard_seconds
-    for sent, silent in zip(asked.clips, twin.clips, strict=True):
+    example = prompt(untrained, *seconds)
+    twin = silent_twin(untrained, example)
+    assert torch.equal(twin.tokens, example.tokens)
+    assert torch.equal(twin.audio_mask, example.audio_mask)
+    assert torch.equal(twin.mel_frames, example.mel_frames)
+    assert twin.heard_seconds == example.heard_seconds
+    for sent, silent in zip(example.clips, twin.clips, strict=True):
         assert len(silent.samples) == len(sent.samples)
         assert not silent.samples.any()
     zeros = Clip(np.zeros(round(seconds[0] * RATE_HZ), np.float32), RATE_HZ, 1.0, RATE_HZ, 1)
     expected = build_question(untrained, [zeros], QUESTION)
-    assert torch.equal(silent_mels(untrained, asked.heard_seconds)[0], expected.log_mels[0])
+    assert torch.equal(silent_mels(untrained, example.heard_seconds)[0], expected.log_mels[0])
     assert torch.equal(twin.log_mels[0], expected.log_mels[0])
-    assert not torch.equal(twin.log_mels, asked.log_mels)
+    assert not torch.equal(twin.log_mels, example.log_mels)

@@ -32,7 +32,9 @@ def contrasted(
     heads: tuple[Head, ...] = HEADS,
 ) -> SilenceContrast:
     heard = heard or prefill(model, asked, layers=layers)
-    return contrast_with_silence(model, asked, heard, heads=heads, layers=layers, prefixes=prefixes)
+    return contrast_with_silence(
+        model, asked, heard, heads=heads, layers=layers, silence_cache=prefixes
+    )
 
 
 def conversation(model: AudioModel) -> Prompt:
@@ -93,7 +95,7 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
     for heads, layers in ((((6, 2),), (4,)), ((), (4,)), (((6, 2),), ())):
         found = contrasted(untrained, asked, SilenceCache(PLENTY), layers=layers, heads=heads)
         heard = prefill(untrained, asked, layers=layers)
-        assert found.differences.shape == (len(layers), untrained.width)
+        assert found.differences.shape == (len(layers), untrained.hidden_size)
         assert found.silence_attention.shape == (len(heads), int(asked.audio_mask.sum()))
         if layers:
             expected = heard.states - second.states
@@ -254,8 +256,8 @@ def test_only_what_is_needed_is_kept(untrained: AudioModel) -> None:
     contrasted(untrained, asked, prefixes, layers=(2,), heads=((1, 1),))
     (pairs,) = prefixes._kept.values()
     shapes: list[tuple[int, ...]] = [tuple(t.shape) for pair in pairs for t in pair]
-    head_width = untrained.width // untrained.heads
-    assert shapes == [(1, untrained.heads, asked.audio_end, head_width)] * 2 * 3
+    head_width = untrained.hidden_size // untrained.num_heads
+    assert shapes == [(1, untrained.num_heads, asked.audio_end, head_width)] * 2 * 3
     everything: list[Tensor] = [t for pair in pairs for t in pair]
     everything += prefixes._features.values()
     assert prefixes.held_bytes == sum(t.untyped_storage().nbytes() for t in everything)

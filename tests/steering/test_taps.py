@@ -65,18 +65,18 @@ def call(
             use_cache=False,
             **more,
         )
-    kept: Any = {cache_name(decoder.__class__): DynamicCache(config=decoder.config)}
+    cache: Any = {cache_name(decoder.__class__): DynamicCache(config=decoder.config)}
     decoder(
         inputs_embeds=inputs[:, :-1],
         attention_mask=padding[:, :-1],
         position_ids=positions[:, :-1],
-        **kept,
+        **cache,
     )
     return decoder(
         inputs_embeds=inputs[:, -1:],
         attention_mask=padding,
         position_ids=positions[:, -1:],
-        **kept,
+        **cache,
         **more,
     )
 
@@ -182,7 +182,7 @@ def test_the_last_row_is_a_softmax_over_the_keys_seen() -> None:
     query = torch.tensor([[[[9.0, 9.0], [1.0, 2.0]], [[9.0, 9.0], [0.0, 1.0]]]])  # (1, 2, 2, 2)
     key = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]]])  # (1, 1, 3, 2): a shared key head
     seen = torch.tensor([[[[True, False, False], [True, True, False]]]])
-    found = last_row(query, key, seen, 0.5, torch.tensor([1, 0]))
+    row = last_row(query, key, seen, 0.5, torch.tensor([1, 0]))
     e = torch.e
     by_hand = torch.tensor(
         [
@@ -190,7 +190,7 @@ def test_the_last_row_is_a_softmax_over_the_keys_seen() -> None:
             [e**0.5 / (e**0.5 + e), e / (e**0.5 + e), 0.0],
         ]
     )
-    torch.testing.assert_close(found[0], by_hand)
+    torch.testing.assert_close(row[0], by_hand)
 
 
 def test_an_added_mask_hides_what_a_boolean_one_hides() -> None:
@@ -208,5 +208,5 @@ def test_an_added_mask_hides_what_a_boolean_one_hides() -> None:
 
 def test_without_a_mask_the_last_query_sees_every_key() -> None:
     query, key = torch.zeros(1, 2, 1, 4), torch.randn(1, 2, 6, 4)
-    found = last_row(query, key, None, None, torch.tensor([0, 1]))
-    torch.testing.assert_close(found, torch.full((1, 2, 6), 1 / 6))
+    row = last_row(query, key, None, None, torch.tensor([0, 1]))
+    torch.testing.assert_close(row, torch.full((1, 2, 6), 1 / 6))

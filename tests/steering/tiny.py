@@ -67,9 +67,9 @@ def extractor() -> WhisperFeatureExtractor:
 
 
 def token_id(words: PreTrainedTokenizerFast, token: str) -> int:
-    found = words.convert_tokens_to_ids(token)
-    assert isinstance(found, int)
-    return found
+    token_number = words.convert_tokens_to_ids(token)
+    assert isinstance(token_number, int)
+    return token_number
 
 
 def _ids(words: PreTrainedTokenizerFast) -> dict[str, int]:

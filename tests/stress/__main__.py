@@ -1,4 +1,4 @@
-"""`python -m tests.stress`: everything that is done to real servers, and the table of it.
+"""`python -m tests.stress`: real servers under load, faults and hostile input, and the table.
 
 Exit code 1 if any check failed; the table is written all the same.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.stress import database, hostile_audio_part, process_signals, schema, soak
+from tests.stress import database, hostile_audio, process_signals, schema, soak
 from tests.stress.outcome import Outcome
 from tests.stress.server_process import ROOT
 
@@ -27,29 +27,29 @@ _BEGIN, _END = "<!-- torture: begin -->", "<!-- torture: end -->"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the parts that are wanted, write what they found, say whether all of it held."""
-    wish = _parser().parse_args(words)
+    """Run the parts named, write their outcomes; 1 if a check failed."""
+    options = _parser().parse_args(words)
     parts: dict[str, Callable[[], Outcome]] = {
-        "audio": lambda: hostile_audio_part.run(wish.files, wish.seed),
-        "schema": lambda: schema.run(wish.cases, wish.seed),
-        "soak": lambda: soak.run(wish.requests, wish.seed, concurrent=wish.concurrent),
-        "signals": lambda: process_signals.run(wish.clients, wish.kills, wish.seed),
-        "database": lambda: database.run(wish.records, wish.outages, wish.seed),
+        "audio": lambda: hostile_audio.run(options.files, options.seed),
+        "schema": lambda: schema.run(options.cases, options.seed),
+        "soak": lambda: soak.run(options.requests, options.seed, concurrent=options.concurrent),
+        "signals": lambda: process_signals.run(options.clients, options.kills, options.seed),
+        "database": lambda: database.run(options.records, options.outages, options.seed),
     }
     outcomes = []
-    for name in wish.part or parts:
+    for name in options.part or parts:
         print(f"{name}: begun {time.strftime('%H:%M:%S')}", file=sys.stderr, flush=True)
         outcomes.append(parts[name]())
-        print(_told(outcomes[-1]), flush=True)
-        kept = _kept(wish.out) | {name: {**asdict(outcomes[-1]), **_when()}}
-        wish.out.parent.mkdir(parents=True, exist_ok=True)
-        wish.out.write_text(json.dumps(kept, indent=2) + "\n")
-        if wish.write:
-            _write(_page([kept[name] for name in parts if name in kept]))
-    return 0 if all(one.held for one in outcomes) else 1
+        print(outcome_text(outcomes[-1]), flush=True)
+        stored = _stored_outcomes(options.out) | {name: {**asdict(outcomes[-1]), **_conditions()}}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(stored, indent=2) + "\n")
+        if options.write:
+            _write(_page([stored[name] for name in parts if name in stored]))
+    return 0 if all(outcome.held for outcome in outcomes) else 1
 
 
-def _told(outcome: Outcome) -> str:
+def outcome_text(outcome: Outcome) -> str:
     """An outcome for the terminal."""
     lines = [f"{outcome.part}: {outcome.seconds:,.0f} s, seed {outcome.seed}"]
     for check in outcome.checks:
@@ -59,13 +59,13 @@ def _told(outcome: Outcome) -> str:
     return "\n".join([*lines, *(f"  - {failure}" for failure in outcome.failures)])
 
 
-def _kept(path: Path) -> dict[str, dict[str, object]]:
-    """What earlier runs found of other parts."""
-    found: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+def _stored_outcomes(path: Path) -> dict[str, dict[str, object]]:
+    """Outcomes of earlier runs, by part."""
+    stored: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+    return stored
 
 
-def _when() -> dict[str, str]:
+def _conditions() -> dict[str, str]:
     memory = psutil.virtual_memory().total / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"{platform.machine()}, {cores} cores, {memory:.0f} GiB"
@@ -73,28 +73,28 @@ def _when() -> dict[str, str]:
 
 
 def _page(parts: Sequence[dict[str, object]]) -> str:
-    """The table of docs/reliability.md."""
-    lines = ["| part | what | seen | bound |", "|---|---|---|---|"]
+    """The lists of docs/reliability.md: a line for each part and, below it, for each check."""
+    lines: list[str] = []
     for part in parts:
+        lines += [
+            f"**{part['part']}**: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
+            f" seed {part['seed']}",
+            "",
+        ]
         for check in part["checks"]:  # type: ignore[attr-defined]
+            bound = f" ({check['bound']})" if check["bound"] else ""
             mark = "" if check["held"] else " **missed**"
-            lines.append(
-                f"| {part['part']} | {check['says']} | {check['seen']}{mark} | {check['bound']} |"
-            )
-    runs = [
-        f"- {part['part']}: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
-        f" seed {part['seed']}"
-        for part in parts
-    ]
-    return "\n".join([*lines, "", *runs])
+            lines.append(f"- {check['says']}: {check['seen']}{bound}{mark}")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
-def _write(table: str) -> None:
+def _write(text: str) -> None:
     """Put the table between its markers."""
-    text = _PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
+    page = _PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    _PAGE.write_text(f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}", encoding="utf-8")
+    _PAGE.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ import psycopg
 
 from tests.conftest import Postgres
 from tests.stress.outcome import Check, Outcome, at_least, at_most, figure, none_of
-from tests.stress.questions import Ask, pool
+from tests.stress.questions import HonestRequest, pool
 from tests.stress.server_process import KEY, Served, serving
 
 _CATCH_UP_SECONDS = 60.0
@@ -34,8 +34,8 @@ def run(requests: int, outages: int, seed: int) -> Outcome:
         with serving(Path(name), "--listening-log-url", url) as served:
             checks, failures = asyncio.run(_outages(served, cluster, url, requests, outages, seed))
             failures += served.faults()
-    told = tuple(f"{one} (seed {seed})" for one in failures)
-    return Outcome("database", time.monotonic() - started, seed, tuple(checks), told)
+    reported = tuple(f"{failure} (seed {seed})" for failure in failures)
+    return Outcome("database", time.monotonic() - started, seed, tuple(checks), reported)
 
 
 def programs() -> list[Path]:
@@ -46,11 +46,11 @@ def programs() -> list[Path]:
 @contextmanager
 def _cluster() -> Iterator[Postgres]:
     """A running PostgreSQL of its own; FileNotFoundError where Debian's package is missing."""
-    found = programs()
-    if not found:
+    folders = programs()
+    if not folders:
         raise FileNotFoundError("PostgreSQL is missing: apt install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="allears-torture-"))
-    cluster = Postgres(found[-1], folder, "postgres" if os.getuid() == 0 else None)
+    folder = Path(tempfile.mkdtemp(prefix="allears-stress-"))
+    cluster = Postgres(folders[-1], folder, "postgres" if os.getuid() == 0 else None)
     try:
         cluster.start()
         yield cluster
@@ -60,20 +60,20 @@ def _cluster() -> Iterator[Postgres]:
 
 
 @dataclass(slots=True, eq=False)
-class Traffic:
-    """What the clients share, and what they saw."""
+class OutageTraffic:
+    """State that the clients share, and their results."""
 
     http: httpx.AsyncClient
-    jobs: Iterator[Ask]
+    jobs: Iterator[HonestRequest]
     failures: list[str] = field(default_factory=list)
     answered_at: list[float] = field(default_factory=list)
     done: int = 0
 
     async def client(self) -> None:
-        """Ask one after the other, until nothing is left to ask."""
-        for ask in self.jobs:
-            if why := await _asked(self.http, ask):
-                self.failures.append(f"{ask.name}: {why}")
+        """Send one request after the other, until none is left."""
+        for request in self.jobs:
+            if fault := await _fault(self.http, request):
+                self.failures.append(f"{request.name}: {fault}")
             else:
                 self.answered_at.append(time.monotonic())
             self.done += 1
@@ -87,11 +87,11 @@ class Traffic:
 async def _outages(
     served: Served, cluster: Postgres, url: str, requests: int, outages: int, seed: int
 ) -> tuple[list[Check], list[str]]:
-    random, asks = Random(seed), pool(seed, _POOL)
+    random, honest = Random(seed), pool(seed, _POOL)
     away: list[tuple[float, float]] = []
     waited = 0.0
     async with httpx.AsyncClient(base_url=served.url, timeout=120) as http:
-        traffic = Traffic(http, iter([random.choice(asks) for _ in range(requests)]))
+        traffic = OutageTraffic(http, iter([random.choice(honest) for _ in range(requests)]))
         clients = [asyncio.create_task(traffic.client()) for _ in range(_CONCURRENT)]
         each = requests / outages
         for i in range(outages):
@@ -105,7 +105,7 @@ async def _outages(
         await asyncio.gather(*clients)
     answered = len(traffic.answered_at)
     during = sum(any(a < at < b for a, b in away) for at in traffic.answered_at)
-    seconds, kept = _caught_up(url, answered)
+    seconds, recorded = _caught_up(url, answered)
     lost = round(served.metrics()["allears_listening_log_lost_total"])
     return [
         at_least("requests", traffic.done, requests),
@@ -114,7 +114,7 @@ async def _outages(
         at_least("answered while it was away", during, outages),
         figure("most records that waited for it", waited),
         none_of("records lost, by the server's own count", lost),
-        Check("records in the database", f"{kept:,}", f"{answered:,}", kept == answered),
+        Check("records in the database", f"{recorded:,}", f"{answered:,}", recorded == answered),
         at_most("from the last answer until all were there", seconds, _CATCH_UP_SECONDS, " s"),
     ], traffic.failures
 
@@ -124,19 +124,19 @@ def _caught_up(url: str, wanted: int) -> tuple[float, int]:
     started = time.monotonic()
     with psycopg.connect(url, autocommit=True) as connection:
         while True:
-            (found,) = connection.execute("SELECT count(*) FROM listening_log").fetchone() or (0,)
+            (count,) = connection.execute("SELECT count(*) FROM listening_log").fetchone() or (0,)
             seconds = time.monotonic() - started
-            if found >= wanted or seconds > _CATCH_UP_SECONDS:
-                return seconds, int(found)
+            if count >= wanted or seconds > _CATCH_UP_SECONDS:
+                return seconds, int(count)
             time.sleep(0.1)
 
 
-async def _asked(http: httpx.AsyncClient, ask: Ask) -> str:
-    """What is wrong about the answer; empty if nothing is."""
+async def _fault(http: httpx.AsyncClient, request: HonestRequest) -> str:
+    """The fault of the answer to a request; empty if there is none."""
     try:
-        response = await ask.answered(http, KEY)
+        response = await request.send(http, KEY)
         if response.status_code == 200:
-            ask.row(response)
+            request.read(response)
             return ""
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
         return repr(error)

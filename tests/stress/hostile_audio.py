@@ -1,36 +1,40 @@
-"""Mutated and made audio files sent to a real server: each is answered, or refused as documented.
-`run` gives what was found; `Found.table` words it.
-"""
+"""Hostile audio: mutated and made files of all formats, each answered or refused as documented."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
 from tests.stress.mutations import files
+from tests.stress.outcome import Check, Outcome, at_least, at_most, figure, none_of
+from tests.stress.server_process import KEY, serving
 
 _QUESTION = "What is it?"
 _ALLOWED = {200: None, 400: "invalid_audio", 413: "audio_too_large", 422: "invalid_request"}
-_KEYS = {"message", "type", "param", "code"}
-_INSIDE = re.compile(
+_ERROR_KEYS = {"message", "type", "param", "code"}
+_INTERNALS = re.compile(
     r"0x[0-9a-f]{4,}|libsndfile|mpg123|soundfile|BytesIO|object at|Error in|Traceback|\.py\b|/usr/"
 )
-_WARM_UP_FILES = 1_000  # before memory is looked at: what is loaded and cached once
+_WARM_UP_FILES = 1_000  # load and fill the caches, before memory is measured
 _KEPT_FAILURES = 50
+_LIMIT_SECONDS = 15.0  # of one file, on a machine that does nothing else
+_OPTIONS = ("--max-audio-bytes", "10000000")
 
 
 @dataclass(slots=True)
-class Found:
-    """What came back of all files."""
+class AudioResults:
+    """The answers to all files."""
 
     seed: int
     sent: int = 0
@@ -43,13 +47,13 @@ class Found:
 
     @property
     def growth(self) -> float:
-        """Of the server's memory from the warm-up to the end, as a share; 0 if not looked at."""
+        """Growth of the server's memory after the warm-up, as a share; 0 if not measured."""
         return self.rss_bytes[-1] / self.rss_bytes[0] - 1 if self.rss_bytes else 0.0
 
-    def fail(self, what: str) -> None:
+    def fail(self, failure: str) -> None:
         """Keep a failure, up to as many as anybody reads."""
         if len(self.failures) < _KEPT_FAILURES:
-            self.failures.append(what)
+            self.failures.append(failure)
 
     def table(self) -> str:
         """Markdown: how often each format got which status."""
@@ -58,9 +62,9 @@ class Found:
         lines = ["| format | " + " | ".join(map(str, statuses)) + " |"]
         lines += ["|---|" + "---:|" * len(statuses)]
         for name in [*formats, "all"]:
-            found = [self._count(name, status) for status in statuses]
-            lines.append(f"| {name} | " + " | ".join(f"{one:,}" for one in found) + " |")
-        memory = [f"{one / 1e6:.0f}" for one in (self.rss_bytes[:1] + self.rss_bytes[-1:])]
+            counts = [self._count(name, status) for status in statuses]
+            lines.append(f"| {name} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+        memory = [f"{size / 1e6:.0f}" for size in (self.rss_bytes[:1] + self.rss_bytes[-1:])]
         lines += [
             "",
             f"{self.sent:,} files (seed {self.seed}) in {self.seconds:.0f} s,"
@@ -71,11 +75,38 @@ class Found:
 
     def _count(self, name: str, status: int) -> int:
         if name == "all":
-            return sum(n for (_, found), n in self.answers.items() if found == status)
+            return sum(n for (_, answered), n in self.answers.items() if answered == status)
         return self.answers[name, status]
 
 
-async def run(
+def run(files: int, seed: int) -> Outcome:
+    """So many files to a fresh server of the embedded model."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name, serving(Path(name), *_OPTIONS) as served:
+        assert served.process is not None
+        pid = served.process.pid
+        sending = send_files(
+            served.url, files, seed, key=KEY, pid=pid, limit_seconds=_LIMIT_SECONDS
+        )
+        results = asyncio.run(sending)
+        faults, alive = served.faults(), served.process.poll() is None
+    by_status: Counter[int] = Counter()
+    for (_, status), count in results.answers.items():
+        by_status[status] += count
+    checks = [
+        at_least("files sent", results.sent, files),
+        *(figure(f"answered with {status}", by_status[status]) for status in sorted(by_status)),
+        none_of("5xx, no answer, undocumented status, another shape", len(results.failures)),
+        at_most("slowest answer", results.slowest_seconds, _LIMIT_SECONDS, " s"),
+        at_most("memory at the end over memory after 1,000 files", 1 + results.growth, 1.05, "x"),
+        Check("the server's process", "alive" if alive else "ended", "alive", alive),
+        none_of("tracebacks and errors in the server's log", len(faults)),
+    ]
+    failures = tuple(f"{failure} (seed {seed})" for failure in results.failures)
+    return Outcome("audio", time.monotonic() - started, seed, tuple(checks), (*failures, *faults))
+
+
+async def send_files(
     url: str,
     count: int,
     seed: int,
@@ -84,53 +115,55 @@ async def run(
     key: str | None = None,
     pid: int | None = None,
     limit_seconds: float = 15.0,
-) -> Found:
-    """What `count` files got from the server at `url`, as forms and as JSON by turns.
+) -> AudioResults:
+    """The answers of the server at `url` to `count` files, as forms and as JSON by turns.
 
-    `pid` is the server's process, whose memory is looked at together with its children's.
+    `pid` is the server's process, whose memory is measured together with its children's.
     """
-    found, started = Found(seed), time.perf_counter()
-    todo = enumerate(files(seed, count))
+    results, started = AudioResults(seed), time.perf_counter()
+    remaining = enumerate(files(seed, count))
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limit_seconds) as http:
         warm_up = min(_WARM_UP_FILES, count // 2)
-        senders = [_send(http, todo, found, pid, warm_up, limit_seconds) for _ in range(concurrent)]
+        senders = [
+            _send(http, remaining, results, pid, warm_up, limit_seconds) for _ in range(concurrent)
+        ]
         await asyncio.gather(*senders)
     if pid is not None:
-        found.rss_bytes.append(_rss_bytes(pid))
-    found.seconds = time.perf_counter() - started
-    return found
+        results.rss_bytes.append(_rss_bytes(pid))
+    results.seconds = time.perf_counter() - started
+    return results
 
 
 async def _send(
     http: httpx.AsyncClient,
-    todo: Iterator[tuple[int, tuple[str, bytes]]],
-    found: Found,
+    remaining: Iterator[tuple[int, tuple[str, bytes]]],
+    results: AudioResults,
     pid: int | None,
     warm_up: int,
     limit_seconds: float,
 ) -> None:
     """Send files until none is left."""
-    for number, (name, data) in todo:
+    for number, (name, data) in remaining:
         named, begun = f"{name} (file {number})", time.perf_counter()
         try:
             response = await http.post("/v1/listening-score", **_body(number, data))
         except httpx.HTTPError as error:
-            found.fail(f"{named}: no answer: {error!r}")
+            results.fail(f"{named}: no answer: {error!r}")
             continue
         finally:
-            found.sent += 1
-            if pid is not None and found.sent >= warm_up and found.sent % 500 == warm_up % 500:
-                found.rss_bytes.append(_rss_bytes(pid))
+            results.sent += 1
+            if pid is not None and results.sent >= warm_up and results.sent % 500 == warm_up % 500:
+                results.rss_bytes.append(_rss_bytes(pid))
         seconds = time.perf_counter() - begun
-        if seconds > found.slowest_seconds:
-            found.slowest_seconds, found.slowest = seconds, named
-        found.answers["/".join(name.split("/")[:2]), response.status_code] += 1
-        wrong = fault(response)
+        if seconds > results.slowest_seconds:
+            results.slowest_seconds, results.slowest = seconds, named
+        results.answers["/".join(name.split("/")[:2]), response.status_code] += 1
+        problem = fault(response)
         if seconds > limit_seconds:
-            wrong = f"took {seconds:.1f} s of {limit_seconds:g}"
-        if wrong:
-            found.fail(f"{named}: {wrong}")
+            problem = f"took {seconds:.1f} s of {limit_seconds:g}"
+        if problem:
+            results.fail(f"{named}: {problem}")
 
 
 def _body(number: int, data: bytes) -> dict[str, Any]:
@@ -144,7 +177,7 @@ def _body(number: int, data: bytes) -> dict[str, Any]:
 
 
 def fault(response: httpx.Response) -> str:
-    """What is wrong with an answer; empty if nothing is."""
+    """The fault of an answer; empty if there is none."""
     status, text = response.status_code, response.text[:300]
     if status not in _ALLOWED:
         return f"status {status}: {text}"
@@ -153,15 +186,15 @@ def fault(response: httpx.Response) -> str:
         if status == 200:
             return "" if body["audio"] and "warnings" in body else f"not a report: {text}"
         error = body["error"]
-        if set(body) != {"error"} or set(error) != _KEYS or error["code"] != _ALLOWED[status]:
+        if set(body) != {"error"} or set(error) != _ERROR_KEYS or error["code"] != _ALLOWED[status]:
             return f"not the contract's error for {status}: {text}"
     except (ValueError, KeyError, TypeError):
         return f"not the contract's body for {status}: {text}"
-    inside = _INSIDE.search(error["message"])
-    return f"says {inside[0]!r} of its inside: {text}" if inside else ""
+    internals = _INTERNALS.search(error["message"])
+    return f"says {internals[0]!r} of its inside: {text}" if internals else ""
 
 
 def _rss_bytes(pid: int) -> int:
     """Resident memory of a process and its children."""
     own = psutil.Process(pid)
-    return sum(one.memory_info().rss for one in [own, *own.children(recursive=True)])
+    return sum(process.memory_info().rss for process in [own, *own.children(recursive=True)])

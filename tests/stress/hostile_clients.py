@@ -1,6 +1,6 @@
-"""Clients that behave badly, over raw sockets: each says what the server must not have done.
+"""Clients that behave badly, over raw sockets.
 
-A client returns "" if all was as it should be, else what came back. None of them waits for ever.
+Each returns the server's fault, or "" if there was none. None of them waits for ever.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET, socket
 
-from tests.stress.questions import Ask, Row
+from tests.stress.questions import AnswerContent, HonestRequest
 from tests.stress.server_process import KEY
 
 _PATIENCE_SECONDS = 120.0
@@ -36,16 +36,16 @@ class Wire:
 
     async def answer(self) -> tuple[int, bytes]:
         """Status and body; status 0 if there was none."""
-        found = b""
+        received = b""
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 while data := await self.reader.read(65_536):
-                    found += data
+                    received += data
         except TimeoutError:
             self.waited = True
         except ConnectionError:
             pass
-        head, _, body = found.partition(b"\r\n\r\n")
+        head, _, body = received.partition(b"\r\n\r\n")
         words = head.split(b" ", 2)
         status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
         return status, unchunked(body) if b"transfer-encoding: chunked" in head.lower() else body
@@ -73,14 +73,14 @@ async def wire(port: int) -> AsyncIterator[Wire]:
 
 def unchunked(body: bytes) -> bytes:
     """A body sent in chunks, put together as far as it came."""
-    found = b""
+    joined = b""
     while body:
         size, _, body = body.partition(b"\r\n")
         count = int(size, 16) if size else 0
         if not count:
             break
-        found, body = found + body[:count], body[count + 2 :]
-    return found
+        joined, body = joined + body[:count], body[count + 2 :]
+    return joined
 
 
 def closing(request: bytes) -> bytes:
@@ -88,54 +88,64 @@ def closing(request: bytes) -> bytes:
     return request.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
 
 
-# ---- those that hang up: nothing is expected but that nobody else notices
+# ---- clients that hang up: nobody else may notice
 
 
-async def gone_before_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def gone_before_body(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Announces a body and hangs up."""
-    head, _, _ = ask.encoded(f"http://127.0.0.1:{port}", KEY).partition(b"\r\n\r\n")
-    async with wire(port) as it:
-        await it.send(head + b"\r\n\r\n")
+    head, _, _ = request.encoded(f"http://127.0.0.1:{port}", KEY).partition(b"\r\n\r\n")
+    async with wire(port) as connection:
+        await connection.send(head + b"\r\n\r\n")
         await asyncio.sleep(random.uniform(0, 0.2))
-        it.reset()
+        connection.reset()
     return ""
 
 
-async def gone_in_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def gone_in_body(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Hangs up within the body."""
-    request = ask.encoded(f"http://127.0.0.1:{port}", KEY)
-    start = request.index(b"\r\n\r\n") + 4
-    async with wire(port) as it:
-        await it.send(request[: random.randrange(start, len(request))])
+    sent = request.encoded(f"http://127.0.0.1:{port}", KEY)
+    start = sent.index(b"\r\n\r\n") + 4
+    async with wire(port) as connection:
+        await connection.send(sent[: random.randrange(start, len(sent))])
         await asyncio.sleep(random.uniform(0, 0.2))
-        it.reset()
+        connection.reset()
     return ""
 
 
-async def gone_while_waiting(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def gone_while_waiting(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends all and hangs up before the answer, in the queue or in the prefill."""
-    async with wire(port) as it:
-        await it.send(ask.encoded(f"http://127.0.0.1:{port}", KEY))
+    async with wire(port) as connection:
+        await connection.send(request.encoded(f"http://127.0.0.1:{port}", KEY))
         await asyncio.sleep(random.uniform(0, 0.5))
-        it.reset()
+        connection.reset()
     return ""
 
 
-async def gone_in_answer(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def gone_in_answer(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Reads the answer's first bytes and hangs up."""
-    async with wire(port) as it:
-        await it.send(ask.encoded(f"http://127.0.0.1:{port}", KEY))
+    async with wire(port) as connection:
+        await connection.send(request.encoded(f"http://127.0.0.1:{port}", KEY))
         with suppress(ConnectionError, TimeoutError):
-            await asyncio.wait_for(it.reader.read(random.randrange(1, 400)), _PATIENCE_SECONDS)
-        it.reset()
+            await asyncio.wait_for(
+                connection.reader.read(random.randrange(1, 400)), _PATIENCE_SECONDS
+            )
+        connection.reset()
     return ""
 
 
-# ---- those that are refused: the status and the shape of the error are the contract's
+# ---- clients that are refused, with the status and the error of the contract
 
 
-def refused(status: int, body: bytes, wanted: tuple[int, ...]) -> str:
-    """What is wrong about a refusal; empty if nothing is."""
+def refusal_fault(status: int, body: bytes, wanted: tuple[int, ...]) -> str:
+    """The fault of a refusal; empty if there is none."""
     if status not in wanted:
         return f"{status}, not {' or '.join(map(str, wanted))}: {body[:300]!r}"
     with suppress(ValueError, KeyError, AttributeError):
@@ -144,52 +154,62 @@ def refused(status: int, body: bytes, wanted: tuple[int, ...]) -> str:
     return f"{status} with a body that is no error of ours: {body[:300]!r}"
 
 
-async def with_a_bad_key(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_a_bad_key(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Asks with a key that is not one."""
     key = random.choice(["", "wrong", KEY[:-1], KEY + "x", "\u00e9".encode().decode("latin-1")])
-    request = ask.encoded(f"http://127.0.0.1:{port}", KEY)
-    request = request.replace(f"Bearer {KEY}".encode(), f"Bearer {key}".encode("latin-1"), 1)
-    async with wire(port) as it:
-        await it.send(closing(request))
-        return refused(*await it.answer(), (401,))
+    sent = request.encoded(f"http://127.0.0.1:{port}", KEY)
+    sent = sent.replace(f"Bearer {KEY}".encode(), f"Bearer {key}".encode("latin-1"), 1)
+    async with wire(port) as connection:
+        await connection.send(closing(sent))
+        return refusal_fault(*await connection.answer(), (401,))
 
 
-async def with_broken_json(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_broken_json(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends a body that is no JSON, or JSON of another shape."""
     broken = [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"audio": NaN}', b"[" * 50_000]
     broken.append(b'{"question": "x", "question": 3}')
     body = random.choice(broken)
-    request = _post(ask.path, len(body)) + body
-    async with wire(port) as it:
-        await it.send(request)
-        return refused(*await it.answer(), (422,))
+    sent = _post(request.path, len(body)) + body
+    async with wire(port) as connection:
+        await connection.send(sent)
+        return refusal_fault(*await connection.answer(), (422,))
 
 
-async def with_too_large_a_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_too_large_a_body(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Announces a body over every limit, sends some of it."""
-    async with wire(port) as it:
-        await it.send(_post(ask.path, 3_000_000_000) + b"x" * random.randrange(100_000))
-        return refused(*await it.answer(), (413,))
+    async with wire(port) as connection:
+        await connection.send(_post(request.path, 3_000_000_000) + b"x" * random.randrange(100_000))
+        return refusal_fault(*await connection.answer(), (413,))
 
 
-async def with_too_large_a_stream(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_too_large_a_stream(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends chunk after chunk, announcing no end, until it is told to stop."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    async with wire(port) as it:
-        await it.send(_post(ask.path, None))
+    async with wire(port) as connection:
+        await connection.send(_post(request.path, None))
         for _ in range(100):
-            await it.send(chunk)
-            if it.reader.at_eof() or it.writer.is_closing():
+            await connection.send(chunk)
+            if connection.reader.at_eof() or connection.writer.is_closing():
                 break
-        return refused(*await it.answer(), (413,))
+        return refusal_fault(*await connection.answer(), (413,))
 
 
-async def with_no_http(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_no_http(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends noise where HTTP is expected: 400, or the connection is closed."""
-    async with wire(port) as it:
-        await it.send(random.randbytes(random.randrange(1, 2000)) + b"\r\n\r\n")
-        it.writer.write_eof()
-        status, body = await it.answer()
+    async with wire(port) as connection:
+        await connection.send(random.randbytes(random.randrange(1, 2000)) + b"\r\n\r\n")
+        connection.writer.write_eof()
+        status, body = await connection.answer()
         return "" if status in (0, 400) else f"{status} to noise: {body[:200]!r}"
 
 
@@ -201,85 +221,105 @@ def _post(path: str, size: int | None) -> bytes:
     ).encode()
 
 
-# ---- those that are slow: they are answered like anybody else
+# ---- clients that are slow: they are answered like anybody else
 
 
-async def with_slow_headers(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_slow_headers(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends the headers in drips."""
-    head, gap, body = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY)).partition(b"\r\n\r\n")
-    return await _dripping(port, ask, row, head, gap + body, random)
+    head, gap, body = closing(request.encoded(f"http://127.0.0.1:{port}", KEY)).partition(
+        b"\r\n\r\n"
+    )
+    return await _dripping(port, request, content, head, gap + body, random)
 
 
-async def with_a_slow_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_a_slow_body(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Sends the body in drips."""
-    head, gap, body = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY)).partition(b"\r\n\r\n")
-    return await _dripping(port, ask, row, body, b"", random, first=head + gap)
+    head, gap, body = closing(request.encoded(f"http://127.0.0.1:{port}", KEY)).partition(
+        b"\r\n\r\n"
+    )
+    return await _dripping(port, request, content, body, b"", random, first=head + gap)
 
 
-async def with_no_end_of_headers(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_no_end_of_headers(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Begins its headers and says nothing more: it is cut off, without an answer or with 408."""
-    head, _, _ = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY)).partition(b"\r\n\r\n")
-    async with wire(port) as it:
-        await it.send(head[: random.randrange(len(head))])
-        status, body = await it.answer()
+    head, _, _ = closing(request.encoded(f"http://127.0.0.1:{port}", KEY)).partition(b"\r\n\r\n")
+    async with wire(port) as connection:
+        await connection.send(head[: random.randrange(len(head))])
+        status, body = await connection.answer()
         return (
-            "" if status in (0, 408) and not it.waited else f"{status} {body[:200]!r}, or for ever"
+            ""
+            if status in (0, 408) and not connection.waited
+            else f"{status} {body[:200]!r}, or for ever"
         )
 
 
-async def with_no_end_of_body(port: int, ask: Ask, row: Row, random: Random) -> str:
+async def with_no_end_of_body(
+    port: int, request: HonestRequest, content: AnswerContent, random: Random
+) -> str:
     """Begins its body and says nothing more."""
-    request = closing(ask.encoded(f"http://127.0.0.1:{port}", KEY))
-    start = request.index(b"\r\n\r\n") + 4
-    async with wire(port) as it:
-        await it.send(request[: random.randrange(start, len(request))])
-        return refused(*await it.answer(), (408,))
+    sent = closing(request.encoded(f"http://127.0.0.1:{port}", KEY))
+    start = sent.index(b"\r\n\r\n") + 4
+    async with wire(port) as connection:
+        await connection.send(sent[: random.randrange(start, len(sent))])
+        return refusal_fault(*await connection.answer(), (408,))
 
 
 async def _dripping(
-    port: int, ask: Ask, row: Row, slow: bytes, rest: bytes, random: Random, first: bytes = b""
+    port: int,
+    request: HonestRequest,
+    content: AnswerContent,
+    slow: bytes,
+    rest: bytes,
+    random: Random,
+    first: bytes = b"",
 ) -> str:
-    async with wire(port) as it:
-        await it.send(first)
+    async with wire(port) as connection:
+        await connection.send(first)
         cuts = sorted(random.randrange(len(slow)) for _ in range(_DRIPS))
         for start, end in zip([0, *cuts], [*cuts, len(slow)], strict=True):
-            await it.send(slow[start:end])
+            await connection.send(slow[start:end])
             await asyncio.sleep(random.uniform(0, 0.4))
-        await it.send(rest)
-        return answered(ask, row, *await it.answer())
+        await connection.send(rest)
+        return answer_fault(request, content, *await connection.answer())
 
 
-def answered(ask: Ask, row: Row, status: int, body: bytes) -> str:
-    """What is wrong about an answer to an honest request; empty if nothing is."""
+def answer_fault(request: HonestRequest, content: AnswerContent, status: int, body: bytes) -> str:
+    """The fault of an answer to an honest request; empty if there is none."""
     import httpx
 
     if status != 200:
         return f"{status} instead of an answer: {body[:300]!r}"
     try:
-        return ask.row(httpx.Response(200, content=body)).differs(row)
+        return request.read(httpx.Response(200, content=body)).differs(content)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         return f"an answer of another shape ({error!r}): {body[:300]!r}"
 
 
-Nasty = Callable[[int, Ask, Row, Random], Awaitable[str]]
-HANG_UPS: Mapping[str, Nasty] = {
+HostileClient = Callable[[int, HonestRequest, AnswerContent, Random], Awaitable[str]]
+HANG_UPS: Mapping[str, HostileClient] = {
     "hung up before the body": gone_before_body,
     "hung up in the body": gone_in_body,
     "hung up while it waited": gone_while_waiting,
     "hung up in the answer": gone_in_answer,
 }
-REFUSED: Mapping[str, Nasty] = {
+REFUSED: Mapping[str, HostileClient] = {
     "a bad key": with_a_bad_key,
     "broken JSON": with_broken_json,
     "too large a body, announced": with_too_large_a_body,
     "too large a body, in chunks": with_too_large_a_stream,
     "no HTTP": with_no_http,
 }
-SLOW: Mapping[str, Nasty] = {
+SLOW: Mapping[str, HostileClient] = {
     "slow headers": with_slow_headers,
     "a slow body": with_a_slow_body,
 }
-STUCK: Mapping[str, Nasty] = {
+STUCK: Mapping[str, HostileClient] = {
     "headers without an end": with_no_end_of_headers,
     "a body without an end": with_no_end_of_body,
 }

@@ -1,4 +1,4 @@
-"""Audio files that nobody should have to decode: made from a seed, the same on every machine.
+"""Hostile audio files: made from a seed, the same on every machine.
 
 Sound files of every format libsndfile writes, whole or mutated, and files that are no sound at
 all. A file's name says how it was made: `wav/PCM_16/bits`.
@@ -70,7 +70,7 @@ _NUMBERS = (0, 1, 2, 3, 255, 4_000, 65_535, 192_001, 2**24, 2**31 - 1, 2**31, 2*
 def files(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     """`count` names and files."""
     for kind in BOMBS:
-        _bomb(kind)  # takes seconds, which are to be nobody's waiting time
+        _bomb(kind)  # takes seconds: before the first file, so that no request waits for it
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         if rng.random() < 0.2:
@@ -189,8 +189,8 @@ def _chunk(data: bytearray, rng: Random) -> bytes:
 def _tagged(data: bytearray, rng: Random) -> bytes:
     """An ID3 tag in front, up to 200 KB, whose size may be a lie."""
     size = int(rng.integers(200_000))
-    said = size if rng.random() < 0.6 else int(rng.integers(2**28))
-    bits = bytes(said >> shift & 0x7F for shift in (21, 14, 7, 0))
+    stated = size if rng.random() < 0.6 else int(rng.integers(2**28))
+    bits = bytes(stated >> shift & 0x7F for shift in (21, 14, 7, 0))
     return b"ID3\x04\x00\x00" + bits + bytes(size) + bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""What a part of the run found: checks with their bounds, numbers, and failures to repeat."""
+"""Outcome of a part of the run: checks with their bounds, figures, and failures to repeat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome:
     seconds: float
     seed: int
     checks: tuple[Check, ...]
-    failures: tuple[str, ...] = ()  # what was sent, what came back, how to repeat it
+    failures: tuple[str, ...] = ()  # request, answer, and the way to repeat it
 
     @property
     def held(self) -> bool:
@@ -32,12 +32,12 @@ class Outcome:
 
 
 def at_least(says: str, seen: int, bound: int) -> Check:
-    """A count that is to be reached."""
+    """A count with a lower bound."""
     return Check(says, f"{seen:,}", f">= {bound:,}", seen >= bound)
 
 
 def none_of(says: str, seen: int) -> Check:
-    """Something that is not to happen."""
+    """A count that must be 0."""
     return Check(says, f"{seen:,}", "0", seen == 0)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGKILL under load: who was let in is answered, and what is on disk stays whole."""
+"""SIGTERM and SIGKILL under load: admitted requests are answered, files on disk stay whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from random import Random
 import httpx
 from safetensors import SafetensorError, safe_open
 
-from tests.stress.hostile_clients import refused
+from tests.stress.hostile_clients import refusal_fault
 from tests.stress.outcome import Check, Outcome, at_least, at_most, figure, none_of
 from tests.stress.server_process import Served, bearer, serving, untrained
 from tests.stress.signals_made import sound
@@ -31,13 +31,13 @@ _CLIP = base64.b64encode(sound(0)).decode()
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What became of one request."""
+class Attempt:
+    """One request, and how it ended."""
 
     begun: float
     ended: float
     status: int  # 0: the connection broke or was refused
-    why: str  # what is wrong about it; empty if nothing is
+    fault: str  # empty if there is none
 
 
 def run(clients: int, kills: int, seed: int) -> Outcome:
@@ -46,22 +46,22 @@ def run(clients: int, kills: int, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = untrained(folder / "untrained")
-        term, term_failures = _terminated(folder / "term", model, clients, seed)
-        kill, kill_failures = _killed(folder / "kill", model, clients, kills, seed)
-    failures = tuple(f"{one} (seed {seed})" for one in (*term_failures, *kill_failures))
+        term, term_failures = _terminate(folder / "term", model, clients, seed)
+        kill, kill_failures = _kill(folder / "kill", model, clients, kills, seed)
+    failures = tuple(f"{failure} (seed {seed})" for failure in (*term_failures, *kill_failures))
     return Outcome("signals", time.monotonic() - started, seed, (*term, *kill), failures)
 
 
 # ---- SIGTERM
 
 
-def _terminated(
+def _terminate(
     folder: Path, model: Sequence[str], clients: int, seed: int
 ) -> tuple[list[Check], list[str]]:
     options = (*model, "--drain-seconds", f"{_DRAIN_SECONDS:g}")
     with serving(folder, *options) as served:
-        fates, signalled, exited, code = asyncio.run(_term_under_load(served, clients, seed))
-    checks, wrong = _of_fates(fates, signalled, exited)
+        attempts, signalled, exited, code = asyncio.run(_term_under_load(served, clients, seed))
+    checks, wrong = _check_attempts(attempts, signalled, exited)
     checks += [
         at_most("SIGTERM: from the signal to the exit", exited - signalled, _DRAIN_SECONDS, " s"),
         Check("SIGTERM: exit code", str(code), "0", code == 0),
@@ -70,28 +70,32 @@ def _terminated(
     return checks, wrong + served.faults()
 
 
-def _of_fates(
-    fates: Sequence[Fate], signalled: float, exited: float
+def _check_attempts(
+    attempts: Sequence[Attempt], signalled: float, exited: float
 ) -> tuple[list[Check], list[str]]:
     """Each request was answered, or told that the server drains, or met a closed port at the end.
 
     One that was on its way when the signal came may have been told so too. A connection that the
     system had taken and the server had not is reset when the port closes.
     """
-    answered = [one for one in fates if one.status == 200 and not one.why]
-    turned_away = [one for one in fates if one.status == 503 and not one.why]
-    refusals = [one for one in fates if one.status == 0 and "ConnectError" in one.why]
-    resets = [one for one in fates if one.status == 0 and one.begun > signalled]
-    resets = [one for one in resets if one not in refusals]  # not accepted when the port closed
-    fine = {id(one) for one in (*answered, *turned_away, *refusals, *resets)}
-    wrong = [
-        f"SIGTERM: a request begun {one.begun - signalled:+.2f} s and ended"
-        f" {one.ended - signalled:+.2f} s from the signal: {one.status} {one.why}"
-        for one in fates
-        if id(one) not in fine
+    answered = [attempt for attempt in attempts if attempt.status == 200 and not attempt.fault]
+    turned_away = [attempt for attempt in attempts if attempt.status == 503 and not attempt.fault]
+    refusals = [
+        attempt for attempt in attempts if attempt.status == 0 and "ConnectError" in attempt.fault
     ]
-    closed = min((one.ended for one in (*refusals, *resets)), default=exited)
-    under_way = [one for one in answered if one.begun < signalled < one.ended]
+    resets = [attempt for attempt in attempts if attempt.status == 0 and attempt.begun > signalled]
+    resets = [
+        attempt for attempt in resets if attempt not in refusals
+    ]  # not accepted when the port closed
+    expected = {id(attempt) for attempt in (*answered, *turned_away, *refusals, *resets)}
+    wrong = [
+        f"SIGTERM: a request begun {attempt.begun - signalled:+.2f} s and ended"
+        f" {attempt.ended - signalled:+.2f} s from the signal: {attempt.status} {attempt.fault}"
+        for attempt in attempts
+        if id(attempt) not in expected
+    ]
+    closed = min((attempt.ended for attempt in (*refusals, *resets)), default=exited)
+    under_way = [attempt for attempt in answered if attempt.begun < signalled < attempt.ended]
     return [
         at_least("SIGTERM: under way at the signal, and answered", len(under_way), 1),
         none_of("SIGTERM: admitted and not answered", len(wrong)),
@@ -103,44 +107,44 @@ def _of_fates(
 
 async def _term_under_load(
     served: Served, clients: int, seed: int
-) -> tuple[list[Fate], float, float, int]:
-    """What became of every request, when the signal was sent, when the process ended, its code."""
+) -> tuple[list[Attempt], float, float, int]:
+    """Every request; the times of the signal and of the process's end; its exit code."""
     assert served.process is not None
-    async with _load(served, clients, Random(seed)) as fates:
+    async with _load(served, clients, Random(seed)) as attempts:
         await asyncio.sleep(_LOAD_SECONDS)
         signalled = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         code, exited = await asyncio.to_thread(_end, served.process)
-    return fates, signalled, exited, code
+    return attempts, signalled, exited, code
 
 
 def _end(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Exit code, and when it ended."""
+    """Exit code and time of the end."""
     return process.wait(_DRAIN_SECONDS + 30), time.monotonic()
 
 
 @asynccontextmanager
-async def _load(served: Served, clients: int, random: Random) -> AsyncIterator[list[Fate]]:
+async def _load(served: Served, clients: int, random: Random) -> AsyncIterator[list[Attempt]]:
     """So many clients ask, each time over a fresh connection, while the context lasts."""
-    fates: list[Fate] = []
+    attempts: list[Attempt] = []
     ended = asyncio.Event()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
     async def client(random: Random) -> None:
         while not ended.is_set():
-            fates.append(await _asked(http, random.choice(_TOKENS), random.random() < 0.5))
-            await asyncio.sleep(0.1 if fates[-1].status else 0.3)
+            attempts.append(await _send(http, random.choice(_TOKENS), random.random() < 0.5))
+            await asyncio.sleep(0.1 if attempts[-1].status else 0.3)
 
     async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=120) as http:
-        asking = [asyncio.create_task(client(Random(random.random()))) for _ in range(clients)]
+        tasks = [asyncio.create_task(client(Random(random.random()))) for _ in range(clients)]
         try:
-            yield fates
+            yield attempts
         finally:
             ended.set()
-            await asyncio.gather(*asking)
+            await asyncio.gather(*tasks)
 
 
-async def _asked(http: httpx.AsyncClient, tokens: int, stream: bool) -> Fate:
+async def _send(http: httpx.AsyncClient, tokens: int, stream: bool) -> Attempt:
     body = {"audio": {"data": _CLIP}, "question": "What is this?", "max_tokens": tokens}
     begun = time.monotonic()
     try:
@@ -148,17 +152,17 @@ async def _asked(http: httpx.AsyncClient, tokens: int, stream: bool) -> Fate:
             "/v1/audio-chat", json={**body, "stream": stream}, headers=bearer()
         )
     except httpx.TransportError as error:
-        return Fate(begun, time.monotonic(), 0, repr(error))
-    return Fate(begun, time.monotonic(), response.status_code, _fault(response, stream))
+        return Attempt(begun, time.monotonic(), 0, repr(error))
+    return Attempt(begun, time.monotonic(), response.status_code, _fault(response, stream))
 
 
 def _fault(response: httpx.Response, stream: bool) -> str:
-    """What is wrong about an answer or a refusal; empty if nothing is."""
+    """The fault of an answer or a refusal; empty if there is none."""
     if response.status_code == 503:
         if '"code":"draining"' not in response.text:
             return response.text[:300]
         missing = "" if "retry-after" in response.headers else "no Retry-After"
-        return refused(503, response.content, (503,)) or missing
+        return refusal_fault(503, response.content, (503,)) or missing
     if response.status_code != 200:
         return response.text[:300]
     if stream:
@@ -170,7 +174,7 @@ def _fault(response: httpx.Response, stream: bool) -> str:
 # ---- SIGKILL
 
 
-def _killed(
+def _kill(
     folder: Path, model: Sequence[str], clients: int, kills: int, seed: int
 ) -> tuple[list[Check], list[str]]:
     failures: list[str] = []
@@ -185,8 +189,8 @@ def _killed(
             started = time.monotonic()
             served.start()
             restarts.append(time.monotonic() - started)
-            if why := asyncio.run(_answers(served)):
-                failures.append(f"after SIGKILL and restart: {why}")
+            if fault := asyncio.run(_fault_after_restart(served)):
+                failures.append(f"after SIGKILL and restart: {fault}")
     checks = [
         at_least("SIGKILL: times killed under load and restarted", len(restarts), kills),
         at_least("SIGKILL: listening logs checked for their integrity", databases, kills),
@@ -200,29 +204,33 @@ async def _kill_under_load(served: Served, clients: int, random: Random) -> None
     """Load until something was answered and for a while more, then SIGKILL."""
     assert served.process is not None
     deadline = time.monotonic() + 60
-    async with _load(served, clients, random) as fates:
-        while time.monotonic() < deadline and not any(one.status == 200 for one in fates):
+    async with _load(served, clients, random) as attempts:
+        while time.monotonic() < deadline and not any(
+            attempt.status == 200 for attempt in attempts
+        ):
             await asyncio.sleep(0.05)
         await asyncio.sleep(random.uniform(0, _LOAD_SECONDS))
         served.process.kill()
         await asyncio.to_thread(served.process.wait)
-    assert any(one.status == 200 for one in fates), fates[:3]
+    assert any(attempt.status == 200 for attempt in attempts), attempts[:3]
 
 
-async def _answers(served: Served) -> str:
-    """What is wrong about the answer to one request; empty if nothing is."""
+async def _fault_after_restart(served: Served) -> str:
+    """The fault of the answer to one request; empty if there is none."""
     async with httpx.AsyncClient(base_url=served.url, timeout=120) as http:
-        fate = await _asked(http, 4, False)
-    return "" if fate.status == 200 and not fate.why else f"{fate.status} {fate.why}"
+        attempt = await _send(http, 4, False)
+    return (
+        "" if attempt.status == 200 and not attempt.fault else f"{attempt.status} {attempt.fault}"
+    )
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files that a server left incomplete: each with what is wrong about it."""
-    found = []
+    """Files that a server left incomplete, each with its damage."""
+    damaged = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "log" and (fault := _damage(path)):
-            found.append(f"{path.relative_to(folder)}: {fault}")
-    return found
+        if path.is_file() and path.name != "log" and (damage := _damage(path)):
+            damaged.append(f"{path.relative_to(folder)}: {damage}")
+    return damaged
 
 
 def _damage(path: Path) -> str:
@@ -241,6 +249,6 @@ def _damage(path: Path) -> str:
 
 def _integrity(path: Path) -> str:
     with sqlite3.connect(path) as database:
-        (found,) = database.execute("PRAGMA integrity_check").fetchone()
+        (integrity,) = database.execute("PRAGMA integrity_check").fetchone()
     database.close()
-    return "" if found == "ok" else str(found)
+    return "" if integrity == "ok" else str(integrity)

@@ -30,28 +30,28 @@ def run(
     """At least so many cases, with up to `examples` drawn at random for each operation."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name, serving(Path(name)) as served:
-        report, output = _fuzzed(served, examples, seed, phases, max_seconds)
+        report, output = _run_schemathesis(served, examples, seed, phases, max_seconds)
         faults = served.faults()
-    found = report.get("failures", [])
+    failures = report.get("failures", [])
     checks = [
         at_least("cases sent", report.get("test_cases", {}).get("generated", 0), cases),
         at_least("operations", report.get("operations", {}).get("tested", 0), 10),
-        none_of("failures of any check", len(found)),
+        none_of("failures of any check", len(failures)),
         none_of("errors of the run itself", len(report.get("errors", []))),
         none_of("tracebacks and errors in the server's log", len(faults)),
     ]
-    shown = [_told(output)] if found or not report else []
+    shown = [_failure_text(output)] if failures or not report else []
     return Outcome("schema", time.monotonic() - started, seed, tuple(checks), (*shown, *faults))
 
 
-def _told(output: str) -> str:
-    """What it says of its failures, each with the case and how to repeat it."""
+def _failure_text(output: str) -> str:
+    """The output about failures, each with the case and the way to repeat it."""
     lines = output[max(output.find("= FAILURES ="), 0) :].splitlines()
     shown = [line[:_SHOWN_CHARACTERS] for line in lines if line.strip()]
     return "\n".join(shown[:_SHOWN_LINES])
 
 
-def _fuzzed(
+def _run_schemathesis(
     served: Served, examples: int, seed: int, phases: str, max_seconds: float
 ) -> tuple[Mapping[str, Any], str]:
     """Its own report, and its output."""

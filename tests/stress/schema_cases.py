@@ -1,4 +1,4 @@
-"""What schemathesis loads beside the OpenAPI document: rules that JSON Schema has no words for.
+"""Hooks of schemathesis: the server's rules that JSON Schema can't express.
 
 A case that is valid by the document is sent after these rules were applied to it, so that the check
 `positive_data_acceptance` holds: whatever keeps to the document and to these rules is answered.
@@ -19,9 +19,9 @@ from tests.stress.signals_made import sound
 
 _CLIP = sound(0)
 _CLIP_DATA = base64.b64encode(_CLIP).decode()
-_LONGEST = 60  # characters of a text
-_MODEL = os.environ.get("TORTURE_MODEL", "demo")
-_HEARD = ("input_audio", "audio_url")
+_MAX_TEXT = 60  # characters of a text
+_MODEL = os.environ.get("STRESS_MODEL", "demo")
+_AUDIO_PARTS = ("input_audio", "audio_url")
 
 
 @schemathesis.hook
@@ -29,73 +29,73 @@ def map_case(context: Any, case: Any) -> Any:
     """A valid case, with the rules applied; any other as it is."""
     positive = case.meta is not None and case.meta.generation.mode.is_positive
     if positive and isinstance(case.body, dict) and case.method == "POST":
-        body = mended(case.body, form=case.media_type == "multipart/form-data")
+        body = corrected(case.body, form=case.media_type == "multipart/form-data")
         case.body.clear()  # in place and frozen: a new body with bytes in it would count as invalid
         case.body.update(body)
         case.freeze_metadata()
     return case
 
 
-def mended(body: dict[str, Any], *, form: bool) -> dict[str, Any]:
+def corrected(body: dict[str, Any], *, form: bool) -> dict[str, Any]:
     """A body that keeps to the rules."""
-    found = dict(body)
+    fields = dict(body)
     if form:
-        found = _form(found)
-    elif found.get("audio") is not None and "model" not in found:
-        found["audio"] = {"data": _CLIP_DATA, "format": "wav"}
-    beside = found.get("audio") is not None and "model" not in found
-    if found.get("question") is not None:
-        found["question"] = _short(found["question"])
-    if found.get("messages") is not None:
-        found["messages"] = _messages(found["messages"], with_clip=not beside)
-    if found.get("choices") is not None:
-        found["choices"] = _distinct(found["choices"])
-    if isinstance(found.get("stop"), list):
-        found["stop"] = found["stop"][:4]
-    if found.get("steering") is not None:
-        found["steering"] = _steering(found["steering"])
-    if found.get("max_tokens") is not None:
-        found["max_tokens"] = min(int(found["max_tokens"]), 32)
-    return _openai(found) if "model" in found else found
+        fields = _form(fields)
+    elif fields.get("audio") is not None and "model" not in fields:
+        fields["audio"] = {"data": _CLIP_DATA, "format": "wav"}
+    separate = fields.get("audio") is not None and "model" not in fields
+    if fields.get("question") is not None:
+        fields["question"] = _short(fields["question"])
+    if fields.get("messages") is not None:
+        fields["messages"] = _messages(fields["messages"], with_clip=not separate)
+    if fields.get("choices") is not None:
+        fields["choices"] = _distinct(fields["choices"])
+    if isinstance(fields.get("stop"), list):
+        fields["stop"] = fields["stop"][:4]
+    if fields.get("steering") is not None:
+        fields["steering"] = _steering(fields["steering"])
+    if fields.get("max_tokens") is not None:
+        fields["max_tokens"] = min(int(fields["max_tokens"]), 32)
+    return _openai(fields) if "model" in fields else fields
 
 
-def _form(found: dict[str, Any]) -> dict[str, Any]:
+def _form(fields: dict[str, Any]) -> dict[str, Any]:
     """A form with files, and one way of asking: schemathesis makes forms without, and calls them
     valid though the document's `oneOf` forbids them.
     """
-    if "messages" in found:
-        found.pop("question", None)
+    if "messages" in fields:
+        fields.pop("question", None)
     else:
-        found.setdefault("question", "What is this?")
-    if "audio" in found or not list(_clip_parts(found.get("messages", []))):
-        found["audio"] = [Binary(_CLIP)]
-    return found
+        fields.setdefault("question", "What is this?")
+    if "audio" in fields or not list(_clip_parts(fields.get("messages", []))):
+        fields["audio"] = [Binary(_CLIP)]
+    return fields
 
 
-def _openai(found: dict[str, Any]) -> dict[str, Any]:
-    found["model"] = _MODEL
-    if found.get("max_completion_tokens") is not None:
-        found["max_completion_tokens"] = min(int(found["max_completion_tokens"]), 32)
-        if found.get("max_tokens") is not None:
-            found["max_tokens"] = found["max_completion_tokens"]
-    if found.get("stream_options") is not None:
-        found["stream"] = True
-    form = found.get("response_format")
+def _openai(fields: dict[str, Any]) -> dict[str, Any]:
+    fields["model"] = _MODEL
+    if fields.get("max_completion_tokens") is not None:
+        fields["max_completion_tokens"] = min(int(fields["max_completion_tokens"]), 32)
+        if fields.get("max_tokens") is not None:
+            fields["max_tokens"] = fields["max_completion_tokens"]
+    if fields.get("stream_options") is not None:
+        fields["stream"] = True
+    form = fields.get("response_format")
     if form is not None and form.get("type") == "json_schema":
         schema = {"type": "string", "enum": ["dog", "cat"]}
-        found["response_format"] = {**form, "json_schema": {"name": "kind", "schema": schema}}
-        found["choices"] = None
-    return found
+        fields["response_format"] = {**form, "json_schema": {"name": "kind", "schema": schema}}
+        fields["choices"] = None
+    return fields
 
 
 def _messages(messages: list[Any], *, with_clip: bool) -> list[Any]:
-    """The last three at most, short; the last is the user's, and has a text and perhaps a clip."""
-    kept = [_without_clips(message) for message in messages[-3:]]
-    last = {**kept[-1], "role": "user"}
+    """The last three at most, shortened; the last is the user's, with a text and perhaps a clip."""
+    shortened = [_without_clips(message) for message in messages[-3:]]
+    last = {**shortened[-1], "role": "user"}
     if with_clip:
         parts = [_clip_part(part) for part in _clip_parts(messages)][:2]
         last["content"] = [*parts, *_texts(last["content"])]
-    return [*kept[:-1], last]
+    return [*shortened[:-1], last]
 
 
 def _without_clips(message: dict[str, Any]) -> dict[str, Any]:
@@ -109,15 +109,15 @@ def _texts(content: Any) -> Iterator[dict[str, Any]]:
     if isinstance(content, str):
         yield {"type": "text", "text": _short(content)}
         return
-    found = [part["text"] for part in content if part.get("type") not in _HEARD]
-    for text in found or ["What is this?"]:
+    texts = [part["text"] for part in content if part.get("type") not in _AUDIO_PARTS]
+    for text in texts or ["What is this?"]:
         yield {"type": "text", "text": _short(text)}
 
 
 def _clip_parts(messages: list[Any]) -> Iterator[dict[str, Any]]:
     for message in messages:
         if isinstance(message["content"], list):
-            yield from (part for part in message["content"] if part.get("type") in _HEARD)
+            yield from (part for part in message["content"] if part.get("type") in _AUDIO_PARTS)
 
 
 def _clip_part(part: dict[str, Any]) -> dict[str, Any]:
@@ -130,15 +130,15 @@ def _distinct(choices: list[str]) -> list[str]:
     return [f"{_short(choice)[:20]} {i}" for i, choice in enumerate(choices)]
 
 
-def _steering(wish: dict[str, Any]) -> dict[str, Any]:
-    found = dict(wish)
-    if not isinstance(found.get("strength", ""), str):
-        found["strength"] = min(found["strength"], 0.5)
-    if found.get("clip") is not None:
-        found["clip"] = 0
-    return found
+def _steering(options: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(options)
+    if not isinstance(fields.get("strength", ""), str):
+        fields["strength"] = min(fields["strength"], 0.5)
+    if fields.get("clip") is not None:
+        fields["clip"] = 0
+    return fields
 
 
 def _short(text: str) -> str:
     """The text's beginning, without what could be a control token, and never blank."""
-    return text.replace("<|", "< ")[:_LONGEST].strip() or "What is this?"
+    return text.replace("<|", "< ")[:_MAX_TEXT].strip() or "What is this?"

@@ -1,4 +1,4 @@
-"""A real `allears serve` in a process of its own, on loopback, and what is seen of it outside."""
+"""A real `allears serve` in a process of its own, on loopback, observed from outside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import psutil
 import torch
 
 ROOT = Path(__file__).parents[2]
-KEY = "torture-key"
+KEY = "stress-key"
 _START_SECONDS = 180.0  # of a machine that is busy with other things
 
 
@@ -66,7 +66,7 @@ class Served:
 
     def rss_bytes(self) -> int:
         """Resident memory of the server and of its own workers."""
-        return sum(one.memory_info().rss for one in self._processes())
+        return sum(process.memory_info().rss for process in self._processes())
 
     def open_files(self) -> int:
         """File descriptors, sockets included, of the server itself."""
@@ -76,13 +76,13 @@ class Served:
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels."""
         page = httpx.get(f"{self.url}/metrics", headers=bearer(), timeout=30).text
-        return dict(parsed(page))
+        return dict(parse_metrics(page))
 
     def faults(self) -> list[str]:
-        """Lines of its log that no user's mistake may cause, with what stands under them."""
+        """Lines of its log that no user's mistake may cause, with the lines under them."""
         lines = self.log.read_text(errors="replace").splitlines()
-        bad = [i for i, line in enumerate(lines) if "Traceback" in line or " ERROR " in line]
-        return ["\n".join(lines[i : i + 12]) for i in bad[:5]]
+        faulty = [i for i, line in enumerate(lines) if "Traceback" in line or " ERROR " in line]
+        return ["\n".join(lines[i : i + 12]) for i in faulty[:5]]
 
     def _processes(self) -> list[psutil.Process]:
         assert self.process is not None
@@ -90,11 +90,11 @@ class Served:
         return [own, *own.children(recursive=True)]
 
     def _environment(self) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
+        others = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
         homes = {name: str(self.folder / name) for name in ("cache", "state")}
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         return {
-            **clean,
+            **others,
             **threads,
             "XDG_CACHE_HOME": homes["cache"],
             "XDG_STATE_HOME": homes["state"],
@@ -125,11 +125,11 @@ def bearer(key: str = KEY) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def parsed(page: str) -> Iterator[tuple[str, float]]:
+def parse_metrics(page: str) -> Iterator[tuple[str, float]]:
     """Name with labels, and value, of each sample in Prometheus' text format."""
     for line in page.splitlines():
-        if found := re.fullmatch(r"([a-z_]+(?:\{.*\})?) (\S+)", line):
-            yield found[1], float(found[2])
+        if sample := re.fullmatch(r"([a-z_]+(?:\{.*\})?) (\S+)", line):
+            yield sample[1], float(sample[2])
 
 
 def untrained(folder: Path) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The clips that are sent: short sounds made in code, the same for a seed on every machine."""
+"""Made sounds for honest requests: short, and the same for a seed on every machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Soak: many requests of all kinds at once, among clients that hang up, lie, dawdle and flood.
 
-Every honest request must be answered as it was when it was asked alone.
+Every honest request must get the answer that it got when it was sent alone.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
-from tests.stress.hostile_clients import HANG_UPS, REFUSED, SLOW, STUCK, answered, refused
+from tests.stress.hostile_clients import (
+    HANG_UPS,
+    REFUSED,
+    SLOW,
+    STUCK,
+    answer_fault,
+    refusal_fault,
+)
 from tests.stress.outcome import Check, Outcome, at_least, at_most, figure, none_of
-from tests.stress.questions import Ask, Row, pool
+from tests.stress.questions import AnswerContent, HonestRequest, pool
 from tests.stress.server_process import KEY, Served, serving
 
 LIMITS = (
     *("--max-audio-bytes", "200000", "--queue-limit-requests", "64"),
     *("--stall-timeout-seconds", "6", "--body-timeout-seconds", "6"),
 )
-_NASTY = {**HANG_UPS, **REFUSED, **SLOW, **STUCK}
-_WEIGHTS = [0.1 if kind in STUCK else 1.0 for kind in _NASTY]  # they take their time
-_NASTY_SHARE = 0.3
+_HOSTILE = {**HANG_UPS, **REFUSED, **SLOW, **STUCK}
+_WEIGHTS = [0.1 if kind in STUCK else 1.0 for kind in _HOSTILE]  # they take their time
+_HOSTILE_SHARE = 0.3
 _POOL = 48
 _SHOWN = 20  # failures
 _SETTLE_SECONDS = 20.0
@@ -38,7 +45,7 @@ _SETTLE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen of the server at one time."""
+    """State of the server at one time, seen from outside."""
 
     done: float  # share of the requests
     rss_bytes: int
@@ -49,7 +56,7 @@ class Sample:
 
 @dataclass(slots=True, eq=False)
 class Tally:
-    """What happened so far."""
+    """Results so far."""
 
     sent: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)  # of honest answers
@@ -60,13 +67,13 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Course:
-    """What the clients of a run share."""
+class SoakRun:
+    """State that the clients of a run share."""
 
     http: httpx.AsyncClient
     served: Served
-    asks: Sequence[Ask]
-    rows: Sequence[Row]  # of each request, when asked alone
+    honest: Sequence[HonestRequest]
+    alone: Sequence[AnswerContent]  # the answer to each of them when sent alone
     jobs: Iterator[tuple[str, int, int]]
     deadline: float
     bar: tqdm[None]
@@ -82,95 +89,97 @@ def run(requests: int, seed: int, *, concurrent: int = 32, max_seconds: float = 
 async def _soak(
     served: Served, requests: int, seed: int, concurrent: int, max_seconds: float
 ) -> Outcome:
-    asks, started = pool(seed, _POOL), time.monotonic()
+    honest, started = pool(seed, _POOL), time.monotonic()
     limits = httpx.Limits(max_connections=concurrent)
     async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=120) as http:
-        rows = [await _alone(http, ask) for ask in asks]
+        alone = [await _answer_alone(http, request) for request in honest]
         idle = await _settled(served)
         with tqdm(total=requests, desc="soak", smoothing=0.02) as bar:
-            jobs = _jobs(Random(seed), len(asks), requests)
+            jobs = _jobs(Random(seed), len(honest), requests)
             deadline = time.monotonic() + max_seconds
-            course = Course(http, served, asks, rows, jobs, deadline, bar)
+            run = SoakRun(http, served, honest, alone, jobs, deadline, bar)
             begun = time.monotonic()
-            watching = asyncio.create_task(_watch(course, requests))
-            await asyncio.gather(*(_client(course) for _ in range(concurrent)))
+            watching = asyncio.create_task(_watch(run, requests))
+            await asyncio.gather(*(_client(run) for _ in range(concurrent)))
             seconds = time.monotonic() - begun
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        for ask, row in zip(asks, rows, strict=True):
-            if found := (await _alone(http, ask)).differs(row):
-                course.tally.wrong.append(f"{ask.name} alone, after and before: {found}")
-    checks = _checks(course, idle, await _settled(served), requests, seconds)
-    failures = (*course.tally.lost, *course.tally.wrong, *served.faults())
-    told = tuple(f"{one} (seed {seed})" for one in failures[:_SHOWN])
-    return Outcome("soak", time.monotonic() - started, seed, tuple(checks), told)
+        for request, content in zip(honest, alone, strict=True):
+            if difference := (await _answer_alone(http, request)).differs(content):
+                run.tally.wrong.append(f"{request.name} alone, after and before: {difference}")
+    checks = _checks(run, idle, await _settled(served), requests, seconds)
+    failures = (*run.tally.lost, *run.tally.wrong, *served.faults())
+    shown = tuple(f"{failure} (seed {seed})" for failure in failures[:_SHOWN])
+    return Outcome("soak", time.monotonic() - started, seed, tuple(checks), shown)
 
 
-async def _alone(http: httpx.AsyncClient, ask: Ask) -> Row:
+async def _answer_alone(http: httpx.AsyncClient, request: HonestRequest) -> AnswerContent:
     """The answer to one request of an idle server."""
-    response = await ask.answered(http, KEY)
-    assert response.status_code == 200, f"{ask.name}: {response.status_code} {response.text[:500]}"
-    return ask.row(response)
+    response = await request.send(http, KEY)
+    assert response.status_code == 200, f"{request.name}: {response.status_code} {response.text}"
+    return request.read(response)
 
 
-def _jobs(random: Random, asks: int, requests: int) -> Iterator[tuple[str, int, int]]:
+def _jobs(random: Random, pool_size: int, requests: int) -> Iterator[tuple[str, int, int]]:
     """Kind of client, which request, and a seed of its own, for each request of the run."""
     for _ in range(requests):
-        nasty = random.random() < _NASTY_SHARE
-        kind = random.choices(list(_NASTY), _WEIGHTS)[0] if nasty else "honest"
-        yield kind, random.randrange(asks), random.randrange(2**31)
+        hostile = random.random() < _HOSTILE_SHARE
+        kind = random.choices(list(_HOSTILE), _WEIGHTS)[0] if hostile else "honest"
+        yield kind, random.randrange(pool_size), random.randrange(2**31)
 
 
-async def _client(course: Course) -> None:
-    """One of those that ask at once: the next request as soon as the last one is over."""
-    for kind, index, seed in course.jobs:
-        if time.monotonic() > course.deadline:
+async def _client(run: SoakRun) -> None:
+    """One client: the next request as soon as the last one is over."""
+    for kind, index, seed in run.jobs:
+        if time.monotonic() > run.deadline:
             return
-        ask, row = course.asks[index], course.rows[index]
-        course.tally.sent[kind] += 1
+        request, content = run.honest[index], run.alone[index]
+        run.tally.sent[kind] += 1
         if kind == "honest":
-            await _honest(course, ask, row)
+            await _send_honest(run, request, content)
         else:
-            await _misbehave(course, kind, ask, row, seed)
-        course.bar.update()
+            await _misbehave(run, kind, request, content, seed)
+        run.bar.update()
 
 
-async def _honest(course: Course, ask: Ask, row: Row) -> None:
-    """Ask, and hold the answer against what was answered alone."""
-    tally, started = course.tally, time.perf_counter()
+async def _send_honest(run: SoakRun, request: HonestRequest, content: AnswerContent) -> None:
+    """Send a request, and hold its answer against the one given alone."""
+    tally, started = run.tally, time.perf_counter()
     try:
-        response = await ask.answered(course.http, KEY)
+        response = await request.send(run.http, KEY)
     except httpx.HTTPError as error:
-        tally.lost.append(f"{ask.name}: no answer, {error!r}")
+        tally.lost.append(f"{request.name}: no answer, {error!r}")
         return
     if response.status_code in (429, 503):
         tally.busy += 1
-        why = refused(response.status_code, response.content, (429, 503))
+        why = refusal_fault(response.status_code, response.content, (429, 503))
         if why or "retry-after" not in response.headers:
-            tally.lost.append(f"{ask.name}: {why or 'no Retry-After'}")
+            tally.lost.append(f"{request.name}: {why or 'no Retry-After'}")
     elif response.status_code != 200:
-        tally.lost.append(f"{ask.name}: {response.status_code} {response.text[:300]}")
+        tally.lost.append(f"{request.name}: {response.status_code} {response.text[:300]}")
     else:
         tally.seconds.append(time.perf_counter() - started)
-        if found := answered(ask, row, 200, response.content):
-            tally.wrong.append(f"{ask.name} among others: {found}")
+        if difference := answer_fault(request, content, 200, response.content):
+            tally.wrong.append(f"{request.name} among others: {difference}")
 
 
-async def _misbehave(course: Course, kind: str, ask: Ask, row: Row, seed: int) -> None:
+async def _misbehave(
+    run: SoakRun, kind: str, request: HonestRequest, content: AnswerContent, seed: int
+) -> None:
     try:
-        found = await _NASTY[kind](course.served.port, ask, row, Random(seed))
+        fault = await _HOSTILE[kind](run.served.port, request, content, Random(seed))
     except OSError as error:
-        found = f"the connection failed: {error!r}"
-    if found:
-        course.tally.lost.append(f"{kind}, {ask.name}, client's seed {seed}: {found}")
+        fault = f"the connection failed: {error!r}"
+    if fault:
+        run.tally.lost.append(f"{kind}, {request.name}, client's seed {seed}: {fault}")
 
 
-async def _watch(course: Course, requests: int) -> None:
-    """A sample each second, for as long as it is let."""
+async def _watch(run: SoakRun, requests: int) -> None:
+    """A sample each second, until it is cancelled."""
     while True:
-        metrics = await asyncio.to_thread(course.served.metrics)
-        done = sum(course.tally.sent.values()) / requests
-        course.tally.samples.append(_sample(course.served, metrics, done))
+        metrics = await asyncio.to_thread(run.served.metrics)
+        done = sum(run.tally.sent.values()) / requests
+        run.tally.samples.append(_sample(run.served, metrics, done))
         await asyncio.sleep(1)
 
 
@@ -185,23 +194,21 @@ def _sample(served: Served, metrics: dict[str, float], done: float) -> Sample:
 
 
 async def _settled(served: Served) -> Sample:
-    """The server when nobody asks any more: as soon as it is idle, or after a while as it is."""
+    """The server after the last request: as soon as it is idle, else after a while."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        found = _sample(served, await asyncio.to_thread(served.metrics), 1.0)
-        if time.monotonic() > deadline or not (found.batch_rows or found.queue_depth):
-            return found
+        sample = _sample(served, await asyncio.to_thread(served.metrics), 1.0)
+        if time.monotonic() > deadline or not (sample.batch_rows or sample.queue_depth):
+            return sample
         await asyncio.sleep(0.2)
 
 
-def _checks(
-    course: Course, idle: Sample, end: Sample, requests: int, seconds: float
-) -> list[Check]:
-    tally = course.tally
+def _checks(run: SoakRun, idle: Sample, end: Sample, requests: int, seconds: float) -> list[Check]:
+    tally = run.tally
     sent = sum(tally.sent.values())
     hung_up = sum(tally.sent[kind] for kind in HANG_UPS)
     p50, p99 = np.percentile(tally.seconds or [float("nan")], [50, 99]).tolist()
-    crashes = _status_5xx(course.served.metrics())
+    crashes = _status_5xx(run.served.metrics())
     return [
         at_least("requests", sent, requests),
         figure("of them honest", tally.sent["honest"]),
@@ -210,7 +217,7 @@ def _checks(
         none_of("lost: not answered as the contract says", len(tally.lost)),
         none_of("wrong rows: not the answer given alone", len(tally.wrong)),
         none_of("answers of status 5xx but 503", crashes),
-        none_of("tracebacks and errors in the server's log", len(course.served.faults())),
+        none_of("tracebacks and errors in the server's log", len(run.served.faults())),
         figure("told to come back (429, 503)", tally.busy),
         at_most("longest queue", max(s.queue_depth for s in tally.samples), 64, " requests"),
         figure("p50 of an answer", p50, " s"),
@@ -231,9 +238,9 @@ def _growth(samples: Sequence[Sample]) -> float:
 
 
 def _status_5xx(metrics: dict[str, float]) -> int:
-    """Answers that say that the server failed."""
-    found = 0.0
+    """The number of answers of status 5xx but 503."""
+    failed = 0.0
     for name, value in metrics.items():
         if name.startswith("allears_requests_total") and 'status="5' in name:
-            found += 0 if 'status="503"' in name else value
-    return round(found)
+            failed += 0 if 'status="503"' in name else value
+    return round(failed)

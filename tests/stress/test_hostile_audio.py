@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stress.hostile_audio import fault, run
+from tests.stress.hostile_audio import fault, send_files
 from tests.stress.mutations import FORMATS, MADE, MUTATIONS, files
 
 pytestmark = pytest.mark.slow
@@ -35,13 +35,13 @@ def test_some_files_are_answered_or_refused(
 ) -> None:
     log = tmp_path / "log"
     with serve_process(checkpoint_folder, profile_folder, log) as (process, url):
-        found = asyncio.run(run(url, 400, 3, pid=process.pid))
+        results = asyncio.run(send_files(url, 400, 3, pid=process.pid))
         assert process.poll() is None
-    assert found.failures == [], found.table()
-    assert found.sent == sum(found.answers.values()) == 400
-    statuses = {status for _, status in found.answers}
+    assert results.failures == [], results.table()
+    assert results.sent == sum(results.answers.values()) == 400
+    statuses = {status for _, status in results.answers}
     assert {200, 400, 413} <= statuses
-    assert found.slowest_seconds < 12
+    assert results.slowest_seconds < 12
     assert "Xing" not in log.read_text()
     assert "Traceback" not in log.read_text()
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.stress import __main__ as torture
+from tests.stress import __main__ as stress
 from tests.stress import database, process_signals, schema, soak
-from tests.stress.hostile_clients import refused, unchunked
+from tests.stress.hostile_clients import refusal_fault, unchunked
 from tests.stress.outcome import Check, Outcome, at_least, at_most, none_of
-from tests.stress.questions import Row, pool
-from tests.stress.server_process import parsed
+from tests.stress.questions import AnswerContent, pool
+from tests.stress.server_process import parse_metrics
 
 pytestmark = pytest.mark.slow
 
 
 def held(outcome: Outcome) -> None:
-    assert outcome.held, torture._told(outcome)
+    assert outcome.held, stress.outcome_text(outcome)
 
 
 def test_a_short_soak() -> None:
@@ -49,19 +49,19 @@ def test_some_cases_of_the_document() -> None:
 
 
 def test_another_answer_is_seen() -> None:
-    row = Row("dog", 0.5, 0.2, (0.9, 0.1))
-    assert row.differs(Row("dog", 0.50005, 0.2, (0.9, 0.1))) == ""
-    assert "text" in row.differs(Row("cat", 0.5, 0.2, (0.9, 0.1)))
-    assert "score" in row.differs(Row("dog", 0.5002, 0.2, (0.9, 0.1)))
-    assert "strength" in row.differs(Row("dog", 0.5, 0.3, (0.9, 0.1)))
-    assert "probability" in row.differs(Row("dog", 0.5, 0.2, (0.8, 0.2)))
+    content = AnswerContent("dog", 0.5, 0.2, (0.9, 0.1))
+    assert content.differs(AnswerContent("dog", 0.50005, 0.2, (0.9, 0.1))) == ""
+    assert "text" in content.differs(AnswerContent("cat", 0.5, 0.2, (0.9, 0.1)))
+    assert "score" in content.differs(AnswerContent("dog", 0.5002, 0.2, (0.9, 0.1)))
+    assert "strength" in content.differs(AnswerContent("dog", 0.5, 0.3, (0.9, 0.1)))
+    assert "probability" in content.differs(AnswerContent("dog", 0.5, 0.2, (0.8, 0.2)))
 
 
 def test_a_stream_that_breaks_off_is_no_answer() -> None:
-    ask = next(one for one in pool(0, 8) if one.streamed)
+    request = next(each for each in pool(0, 8) if each.streamed)
     piece = 'data: {"delta": "dog"}\n\n'
     with pytest.raises(ValueError, match="the stream ends with"):
-        ask.row(httpx.Response(200, text=piece))
+        request.read(httpx.Response(200, text=piece))
 
 
 def test_the_pool_is_the_same_for_a_seed() -> None:
@@ -71,10 +71,10 @@ def test_the_pool_is_the_same_for_a_seed() -> None:
 
 def test_an_error_of_another_shape_is_seen() -> None:
     ours = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
-    assert refused(401, json.dumps(ours).encode(), (401,)) == ""
-    assert refused(401, b'{"detail": "no"}', (401,)) != ""
-    assert refused(200, json.dumps(ours).encode(), (401,)) != ""
-    assert refused(0, b"", (401,)) != ""
+    assert refusal_fault(401, json.dumps(ours).encode(), (401,)) == ""
+    assert refusal_fault(401, b'{"detail": "no"}', (401,)) != ""
+    assert refusal_fault(200, json.dumps(ours).encode(), (401,)) != ""
+    assert refusal_fault(0, b"", (401,)) != ""
 
 
 def test_half_written_files_are_seen(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_half_written_files_are_seen(tmp_path: Path) -> None:
     (tmp_path / "half.safetensors").write_bytes(b"\x10")
     (tmp_path / "half.db").write_bytes(b"SQLite format 3\0" + b"x" * 100)
     (tmp_path / "left.tmp").touch()
-    found = process_signals.half_written(tmp_path)
-    assert [line.split(":")[0] for line in found] == sorted(
+    damaged = process_signals.half_written(tmp_path)
+    assert [line.split(":")[0] for line in damaged] == sorted(
         ["half.db", "half.json", "half.safetensors", "left.tmp"]
     )
 
@@ -105,7 +105,7 @@ def test_a_5xx_is_counted_but_not_503() -> None:
         f'allears_requests_total{{route="/v1/audio-chat",status="{status}"}} {count}.0'
         for status, count in (("200", 9), ("503", 4), ("500", 2))
     )
-    assert soak._status_5xx(dict(parsed(page))) == 2
+    assert soak._status_5xx(dict(parse_metrics(page))) == 2
 
 
 def test_bytes_in_chunks_are_put_together() -> None:
@@ -118,10 +118,10 @@ def test_a_missed_bound_is_said() -> None:
     assert not outcome.held
     assert not Outcome("soak", 1.0, 1, (), ("a failure",)).held
     assert Outcome("soak", 1.0, 1, (Check("d", "1", ""),)).held
-    assert torture._told(outcome).count("FAILED") == 2
+    assert stress.outcome_text(outcome).count("FAILED") == 2
 
 
 def test_the_table_is_written_between_its_markers() -> None:
-    text = torture._PAGE.read_text()
-    assert text.count(torture._BEGIN) == text.count(torture._END) == 1
-    assert text.index(torture._BEGIN) < text.index(torture._END)
+    text = stress._PAGE.read_text()
+    assert text.count(stress._BEGIN) == text.count(stress._END) == 1
+    assert text.index(stress._BEGIN) < text.index(stress._END)

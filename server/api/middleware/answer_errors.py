@@ -1,4 +1,4 @@
-"""TODO"""
+"""Responses to exceptions that no route answered, and to connections over the limit."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from server.errors import TooManyConnections
 
 
 def answer_errors(app: ASGIApp, deployment: Deployment) -> ASGIApp:
-    """Answers what nobody expected, with its details in the log, and whom there is no room for."""
+    """Answer an unexpected exception, with its details in the log, and refuse when crowded."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        begun = False
+        started = False
 
-        async def noticed(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
@@ -28,10 +28,10 @@ def answer_errors(app: ASGIApp, deployment: Deployment) -> ASGIApp:
                 raise TooManyConnections(
                     "more connections are open than this server allows; close some"
                 )
-            await app(scope, receive, noticed)
+            await app(scope, receive, send_and_note)
         except Exception as error:
             response = answer_error(scope, error)
-            if not begun:
+            if not started:
                 await response(scope, receive, send)
 
     return call

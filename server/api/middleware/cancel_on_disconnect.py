@@ -1,4 +1,4 @@
-"""TODO"""
+"""The end of a request's work when its client disconnects, or after the longest time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GRACE_SECONDS = 2.0  # over the engine's own limit, which can still say so in a
 
 
 def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
-    """Runs the app against the receive channel: who hangs up ends the work, and so does time.
+    """Cancel the app when the client disconnects or the time is over.
 
-    TimedOut after the longest time, Draining where the server can't wait for the end. Nothing is
-    received before the app asks, so a body that nobody wants is never invited.
+    Raises RequestTimeout after the longest time, Draining if the server can't wait for the end.
+    Nothing is received before the app asks, so the client of an unread body is never told to go on.
     """
     settings = deployment.settings
     limit_seconds = settings.body_timeout_seconds + settings.request_timeout_seconds
@@ -26,14 +26,14 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             return await app(scope, receive, send)
         inbox: asyncio.Queue[Message] = asyncio.Queue(1)
         watcher: asyncio.Task[None] | None = None
-        answered = gone = False
+        answered = disconnected = False
 
         async def watch() -> None:
-            nonlocal gone
+            nonlocal disconnected
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect" and not answered:
-                    gone = True
+                    disconnected = True
                     work.cancel()
                     return
                 await inbox.put(message)
@@ -43,18 +43,18 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             watcher = watcher or asyncio.create_task(watch())
             return await inbox.get()
 
-        async def noticed(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal answered
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered = True
 
-        work = asyncio.ensure_future(app(scope, next_message, noticed))
+        work = asyncio.ensure_future(app(scope, next_message, send_and_note))
         done: set[asyncio.Future[None]] = set()
         try:
             done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
         except asyncio.CancelledError:
-            if deployment.state == "draining":  # the server ends, and this is the last to be said
+            if deployment.state == "draining":  # the server ends
                 raise Draining("the server shut down before the answer was there", 5) from None
             raise
         finally:
@@ -64,7 +64,7 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             await asyncio.gather(*tasks, return_exceptions=True)
         if not done:
             raise RequestTimeout("the request took longer than is allowed here; ask again later", 5)
-        if not gone:
+        if not disconnected:
             work.result()
 
     return call

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Forwarding of requests from the router to its replicas."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def forward_to_replicas(app: ASGIApp, forward: ASGIApp, routes: Sequence[BaseRoute]) -> ASGIApp:
-    """Gives a request of one of the routes to `forward`, any other to the app."""
+    """Give a request of one of the routes to `forward`, any other to the app."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        found = [one for one in routes if one.matches(scope)[0] is Match.FULL]
-        if scope["type"] != "http" or not found:
+        matching = [route for route in routes if route.matches(scope)[0] is Match.FULL]
+        if scope["type"] != "http" or not matching:
             return await app(scope, receive, send)
-        scope["route"] = found[0]
+        scope["route"] = matching[0]
         await forward(scope, receive, send)
 
     return call

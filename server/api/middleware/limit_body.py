@@ -1,4 +1,4 @@
-"""TODO"""
+"""Limits on the size of a request's body, and on the time until it is there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTimeout, BodyTooLarge
 
-_LINGER_SECONDS = 3.0  # how long a body is thrown away, so that the client gets to read the answer
+_LINGER_SECONDS = 3.0  # for throwing a body away, so that the client gets to read the answer
 
 
 def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
-    """Raises BodyTooLarge in the app as soon as a body is announced, or gets, over the limit.
+    """Raise BodyTooLarge in the app as soon as a body is announced, or gets, over the limit.
 
-    And BodyTimeout if it has not arrived so long after the app first asked for it.
+    Raise BodyTimeout if it is not complete so many seconds after the app first asked for it.
     """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,7 +25,7 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
         deadline: float | None = None
         size, ended = 0, not ({"content-length", "transfer-encoding"} & set(headers.keys()))
 
-        async def counted() -> Message:
+        async def receive_within_limits() -> Message:
             nonlocal size, ended, deadline
             announced = headers.get("content-length", "")
             if announced.isascii() and announced.isdecimal() and int(announced[:20]) > max_bytes:
@@ -35,7 +35,7 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
                 async with asyncio.timeout_at(None if ended else deadline):
                     message = await receive()
             except TimeoutError:
-                ended = True  # as far as anybody waits for it
+                ended = True  # nobody waits for the rest
                 raise BodyTimeout(
                     f"the body did not arrive within {seconds:g} s; send it faster, or less of it"
                 ) from None
@@ -45,14 +45,14 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
                 raise _too_large(size, max_bytes)
             return message
 
-        async def lingering(message: Message) -> None:
+        async def send_after_body(message: Message) -> None:
             nonlocal ended
             if message["type"] == "http.response.start" and not ended and "expect" not in headers:
                 ended = True
                 await _throw_away(receive)
             await send(message)
 
-        await app(scope, counted, lingering)
+        await app(scope, receive_within_limits, send_after_body)
 
     return call
 

@@ -1,7 +1,7 @@
-"""Who may ask, and how often, as plain ASGI: everything but probes and static pages needs a key.
+"""Keys and their limits: everything but probes and static pages needs a key.
 
-A path is looked at as the routes see it, decoded and otherwise as it was sent, and must be one of
-the open ones to the letter: whatever else a path is made to look like needs a key.
+A path is compared as the routes see it, decoded and otherwise as it was sent, and is open only if
+it equals an open one to the letter: whatever else a path is made to look like needs a key.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from server.access.rate_limits import KeyLimits
 from server.api.error_responses import answer_error
 from server.errors import Busy, Unauthorized
 from server.settings import Settings
+from server.telemetry.request_record import request_record
 
 PROBES = frozenset({"/livez", "/readyz"})
 
 
 def require_key(app: ASGIApp, keys: Sequence[ApiKey], settings: Settings) -> ASGIApp:
-    """Lets a request pass that has one of the keys within its limits, or asks for an open path.
+    """Let a request pass that has one of the keys within its limits, or asks for an open path.
 
-    Without keys all is open, and nothing limited. The key's name is left in the scope's state.
+    Without keys all is open, and nothing limited. The key's name goes into the request's record.
     """
-    allowances = {key.name: _allowance(key, settings) for key in keys}
+    limits = {key.name: _limits(key, settings) for key in keys}
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or not keys or _is_open(scope):
@@ -37,10 +38,10 @@ def require_key(app: ASGIApp, keys: Sequence[ApiKey], settings: Settings) -> ASG
                 "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
             )
             return await answer_error(scope, error)(scope, receive, send)
-        scope.setdefault("state", {})["key"] = key.name
+        request_record(scope).key = key.name
         with ExitStack() as until_answered:
             try:
-                until_answered.enter_context(allowances[key.name].used())
+                until_answered.enter_context(limits[key.name].admit())
             except Busy as error:
                 return await answer_error(scope, error)(scope, receive, send)
             await app(scope, receive, send)
@@ -48,7 +49,7 @@ def require_key(app: ASGIApp, keys: Sequence[ApiKey], settings: Settings) -> ASG
     return call
 
 
-def _allowance(key: ApiKey, settings: Settings) -> KeyLimits:
+def _limits(key: ApiKey, settings: Settings) -> KeyLimits:
     """The key's own limits, or those for all keys."""
     rate, running = key.requests_per_minute, key.concurrent_requests
     return KeyLimits(
@@ -58,7 +59,7 @@ def _allowance(key: ApiKey, settings: Settings) -> KeyLimits:
 
 
 def _is_open(scope: Scope) -> bool:
-    """Whether a probe is asked for, or a static file of the playground; they hold no secret."""
+    """Whether the path is a probe or a static file of the playground, which hold no secret."""
     path = str(scope.get("path"))
     page = path in ("/", "/playground") or path.startswith("/playground/")
     return scope["type"] == "http" and (page or path in PROBES)

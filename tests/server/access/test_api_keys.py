@@ -1,4 +1,4 @@
-"""Who may ask, how often, and from whose pages; every answer's headers. Over real sockets."""
+"""Keys, their limits, and origins of pages; every answer's headers. Over real sockets."""
 
 from __future__ import annotations
 
@@ -307,16 +307,16 @@ def test_a_bucket_empties_and_fills_evenly() -> None:
 def test_a_refused_request_costs_its_key_nothing() -> None:
     clock = Clock()
     allowance = KeyLimits(2, 1, clock)
-    with allowance.used(), pytest.raises(TooManyConcurrent), allowance.used():
+    with allowance.admit(), pytest.raises(TooManyConcurrent), allowance.admit():
         pass
-    with allowance.used():
+    with allowance.admit():
         pass
-    with pytest.raises(RateLimited) as caught, allowance.used():
+    with pytest.raises(RateLimited) as caught, allowance.admit():
         pass
     assert caught.value.retry_after_seconds == 30
     assert allowance.running == 0
     clock.now += 30.001
-    with pytest.raises(ZeroDivisionError), allowance.used():
+    with pytest.raises(ZeroDivisionError), allowance.admit():
         raise ZeroDivisionError
     assert allowance.running == 0
 
@@ -376,8 +376,8 @@ def test_limits_for_all_keys_are_settings(start: Any) -> None:
     with start(api_keys=f"{ANN},{BEN}", key_requests_per_minute=1) as server:
         for key in (ANN, BEN):
             headers = {"authorization": f"Bearer {key}"}
-            found = [server.get("/v1/models", headers=headers).status_code for _ in range(2)]
-            assert found == [200, 429]
+            statuses = [server.get("/v1/models", headers=headers).status_code for _ in range(2)]
+            assert statuses == [200, 429]
     with start(key_requests_per_minute=1) as server:  # without keys nothing is limited
         assert [server.get("/v1/models").status_code for _ in range(3)] == [200] * 3
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from server import errors
+from server.api import error_responses
 from server.engine import engine
 from server.engine.answering import answer_question
 from steering.errors import (
@@ -355,14 +356,24 @@ def test_what_fails_inside_a_stream_is_its_last_event(
 
 
 def test_every_error_that_a_request_may_meet_has_its_row() -> None:
-    from server.api import error_responses
-
     tree = {AudioError, AudioTooLarge, RequestError}
     at_start = {ModelError, ProfileError, DataError}
     assert set(AllEarsError.__subclasses__()) - {AudioError, RequestError} >= at_start
     assert tree <= error_responses.TABLE.keys()
     busy = {one for one in error_responses.TABLE if issubclass(one, errors.Busy)}
     assert busy == set(errors.Busy.__subclasses__())
+
+
+def subclasses_of(parent: type[Exception]) -> Iterator[type[Exception]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from subclasses_of(child)
+
+
+def test_every_exception_of_the_server_has_a_row_of_its_own() -> None:
+    own = {cls for cls in subclasses_of(Exception) if cls.__module__.startswith("server.")}
+    assert {cls.__module__ for cls in own} == {"server.errors"}
+    assert own - error_responses.TABLE.keys() == {errors.Busy}, "of which only children are raised"
 
 
 def test_a_path_names_the_methods_of_all_its_routes(server: Any) -> None:

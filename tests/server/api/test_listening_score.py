@@ -134,7 +134,7 @@ def test_the_oldest_record_goes() -> None:
     log = MemoryLog(window=2)
     for name in "abc":
         log.add(record(name))
-    assert [one.id for one in log.own()] == ["b", "c"]
+    assert [record.id for record in log.of_this_process()] == ["b", "c"]
     assert log.find("c").id == "c"
     with pytest.raises(UnknownRecord):
         log.find("a")

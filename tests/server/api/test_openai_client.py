@@ -207,7 +207,7 @@ def test_a_draining_server_is_an_internal_server_error(
     start: Callable[..., Any], messages: Any
 ) -> None:
     with start() as server:
-        server.run(server.deployment.drained(1)).result(5)
+        server.run(server.deployment.drain(1)).result(5)
         with pytest.raises(openai.InternalServerError) as caught:
             Patient(server, 0).begin(messages).result(10)
         assert caught.value.status_code == 503
@@ -219,11 +219,12 @@ def test_an_error_inside_a_stream_is_raised(
 ) -> None:
     from server.engine import engine
     from server.engine.answering import answer_question
+    from server.engine.events import Piece
 
     def broken(*given: Any) -> Iterator[Any]:
         for event in answer_question(*given):
             yield event
-            if isinstance(event, str):
+            if isinstance(event, Piece):
                 raise MemoryError
 
     async def read(stream: Any) -> list[Any]:

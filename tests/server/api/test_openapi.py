@@ -7,6 +7,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from server.engine.runtime import Runtime
+
 PLACE = "#/components/schemas/"
 
 
@@ -94,3 +96,33 @@ def test_a_key_is_asked_for_where_there_are_keys(server: Any, start: Any) -> Non
     }
     assert asking == paths.keys() - {"/livez", "/readyz"}
     assert paths["/v1/models"]["get"]["security"] == [{"key": []}]
+
+
+def test_every_example_runs_as_it_stands(start: Any, runtime: Runtime) -> None:
+    with start(model=runtime.model.name) as server:
+        paths = server.get("/openapi.json").json()["paths"]
+        examples = {
+            path: operations["post"]["requestBody"]["content"]["application/json"]["example"]
+            for path, operations in paths.items()
+            if "post" in operations
+        }
+        assert len(examples) == 3
+        for path, example in examples.items():
+            response = server.post(path, json=example)
+            assert response.status_code == 200, response.text
+            assert not response.json()["warnings"]
+
+
+def test_every_operation_and_object_is_described(server: Any) -> None:
+    document = server.get("/openapi.json").json()
+    tags = {tag["name"] for tag in document["tags"]}
+    assert tags == {"ask", "listening", "OpenAI", "operations"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert set(operation["tags"]) < tags, path
+            assert operation["description"], path
+    for name, schema in document["components"]["schemas"].items():
+        if name not in ("HTTPValidationError", "ValidationError"):  # fastapi's, never sent
+            assert schema["description"], name
+            for field, described in schema["properties"].items():
+                assert described["description"], f"{name}.{field}"

@@ -24,9 +24,9 @@ from steering.audio.limits import AudioLimits
 
 def faulty(data: bytes, rate_hz: int, limits: AudioLimits) -> Clip:
     """The clip, after or instead of a fault."""
-    found = re.search(rb"FAULT:(\w+)", data)
+    fault = re.search(rb"FAULT:(\w+)", data)
     clip = decode(data, rate_hz=rate_hz, limits=limits)
-    match found and found[1].decode():
+    match fault and fault[1].decode():
         case None:
             return clip
         case "hang":

@@ -39,7 +39,7 @@ def ogg(pages: NDArray[np.uint8]) -> bytes:
 def page(packets: Sequence[bytes], *, flags: int, number: int) -> NDArray[np.uint8]:
     """(1, bytes) one Ogg page without position and checksum."""
     head = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, 0, 7, number, 0, len(packets))
-    data = head + bytes(len(one) for one in packets) + b"".join(packets)
+    data = head + bytes(len(packet) for packet in packets) + b"".join(packets)
     return np.frombuffer(data, np.uint8)[None].copy()
 
 
@@ -51,9 +51,9 @@ def opus_bomb(size: int, announced_seconds: float | None) -> tuple[bytes, float]
     head = struct.pack("<8sBBHIhB", b"OpusHead", 1, 1, 0, 48_000, 0, 0)
     start = ogg(page([head], flags=2, number=0))
     start += ogg(page([b"OpusTags" + bytes(8)], flags=0, number=1))
-    one = page([bytes([31 << 3 | 3, 6])] * 255, flags=0, number=0)
-    count = (size - len(start)) // one.shape[1]
-    pages = np.tile(one, (count, 1))
+    full_page = page([bytes([31 << 3 | 3, 6])] * 255, flags=0, number=0)
+    count = (size - len(start)) // full_page.shape[1]
+    pages = np.tile(full_page, (count, 1))
     granules = (np.arange(count, dtype="<i8") + 1) * 255 * 5_760
     seconds = float(granules[-1]) / 48_000
     if announced_seconds is not None:
@@ -135,7 +135,7 @@ import json, sys
 import server.cli, server.app
 from steering.audio.decode import read_clip
 from steering.audio.limits import AudioLimits
-from steering.model import load
+from steering.model.loading import load
 for path in sys.argv[2:]:
     read_clip(path, rate_hz=16_000, limits=AudioLimits())
 load(sys.argv[1], device="cpu")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def children_of(pid: int) -> list[psutil.Process]:
     return list(psutil.Process(pid).children())
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -141,7 +142,7 @@ def test_a_fault_is_an_error_of_its_clip_alone(
         started = time.monotonic()
         with pytest.raises(AudioError, match=word) as caught:
             await trial.heard(with_fault(sound, fault))
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
         assert "0x" not in str(caught.value)
         assert "secret" not in str(caught.value)
         np.testing.assert_array_equal(
@@ -175,7 +176,7 @@ def test_a_process_killed_at_work_costs_no_answer(sound: bytes) -> None:
         assert trial.decoder.pids != (pid,)
         return clip
 
-    trial = Trial()
+    trial = Trial(replace(BOUNDS, timeout_seconds=20.0))
     assert trial.run(work).seconds == 1.0
     assert trial.counted == ["heard", "heard"]
 
@@ -215,11 +216,12 @@ def test_who_waits_too_long_or_as_one_too_many_is_told(sound: bytes) -> None:
         asked = [trial.heard(slow) for _ in range(4)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    bounds = DecodeLimits(workers=1, timeout_seconds=5, waiting_requests=2, waiting_seconds=0.8)
-    found = Trial(bounds).run(work)
-    assert [type(one) for one in found] == [Clip, Clip, QueueTimeout, QueueFull] or [
-        type(one) for one in found
-    ] == [Clip, QueueTimeout, QueueTimeout, QueueFull]
+    limits = DecodeLimits(workers=1, timeout_seconds=20, waiting_requests=2, waiting_seconds=0.8)
+    results = [type(result) for result in Trial(limits).run(work)]
+    assert results in (
+        [Clip, Clip, QueueTimeout, QueueFull],
+        [Clip, QueueTimeout, QueueTimeout, QueueFull],  # on a machine that is busy
+    )
 
 
 def test_a_program_that_does_not_start_is_our_fault(
@@ -251,23 +253,34 @@ def test_a_process_sees_no_secret(sound: bytes, monkeypatch: pytest.MonkeyPatch)
 def python(code: str) -> str:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(
+        command, cwd=root, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    return done.stdout
 
 
-def test_a_process_loads_no_model_and_no_web() -> None:
-    loaded = python("import server.audio.decode_process, sys; print(*sys.modules)").split()
-    assert "numpy" in loaded
-    assert not {"torch", "transformers", "fastapi", "pydantic", "httpx"} & set(loaded)
+def test_a_process_loads_no_model_and_no_web(tmp_path: Path) -> None:
+    """Run as the program it is; without jobs it ends once it has decoded its warm-up."""
+    modules = tmp_path / "modules"
+    python(
+        "import pathlib, runpy, sys\n"
+        "runpy.run_module('server.audio.decode_process', run_name='__main__')\n"
+        f"pathlib.Path({str(modules)!r}).write_text(' '.join(sys.modules))"
+    )
+    loaded = set(modules.read_text().split())
+    assert {"numpy", "soundfile"} <= loaded
+    unwanted = {"torch", "transformers", "fastapi", "starlette", "pydantic", "httpx"}
+    assert not unwanted & loaded
 
 
 @pytest.mark.slow
 def test_the_server_imports_where_nothing_can_decode() -> None:
     missing = "import sys; sys.modules.update(soundfile=None, soxr=None); "
-    found = python(
+    output = python(
         missing
         + "import server.app, server.engine, steering.transformers_hooks.hooks; print('imported')"
     )
-    assert found == "imported\n"
+    assert output == "imported\n"
 
 
 # ---- in a server
@@ -281,11 +294,11 @@ def sent(data: bytes) -> dict[str, Any]:
 @pytest.fixture
 def faulty_server(start: Callable[..., Any]) -> Iterator[Any]:
     """A server with two processes that heed the faults that a file asks for."""
-    with start(decode_timeout_seconds=2.0, queue_timeout_seconds=10.0) as server:
+    with start(decode_timeout_seconds=5.0, queue_timeout_seconds=30.0) as server:
         deployment = server.deployment
-        server.run(deployment.decoder.close()).result(20)
-        own = deployment.decoder
-        deployment.decoder = DecodePool(own.bounds, own._count, FAULTY)
+        server.run(deployment.decode_pool.close()).result(20)
+        own = deployment.decode_pool
+        deployment.decode_pool = DecodePool(own.limits, own._count, FAULTY)
         yield server
 
 
@@ -296,7 +309,7 @@ def test_others_are_answered_while_a_decoder_hangs(faulty_server: Any, sound: by
     for _ in range(5):
         started = time.monotonic()
         assert server.get("/livez").status_code == 200
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 2
         assert server.chat(**sent(sound)).status_code == 200
     assert not hanging.done()
     refused = hanging.result(20)
@@ -341,11 +354,11 @@ def test_no_process_outlives_a_server(
         cut = make_sound(2.0, container="MP3")[:4_000]  # mpg123 prints a warning about it
         for data in (sound, cut):
             httpx.post(f"{url}/v1/audio-chat", json=sent(data), timeout=30)
-        pids = [one.pid for one in children_of(process.pid)]
+        pids = [child.pid for child in children_of(process.pid)]
         assert len(pids) == 2
         process.send_signal(number)
         assert process.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-        wait_until(lambda: all(gone(pid) for pid in pids), 5)
+        wait_until(lambda: all(gone(pid) for pid in pids))
     assert "Xing" not in log.read_text()
 
 
@@ -357,12 +370,12 @@ def test_a_process_that_hangs_does_not_outlive_a_killed_server(
     file, hangs = tmp_path / "hanging.wav", tmp_path / "hangs"
     file.write_bytes(with_fault(sound, "hang_in_c"))
     code = (
-        "import asyncio, pathlib; from server.audio.decode_pool import Bounds, Decoder;"
+        "import asyncio, pathlib; from server.audio.decode_pool import DecodeLimits, DecodePool;"
         "from steering.audio.decode import AudioLimits\n"
         "async def main():\n"
-        f"    decoder = Decoder(Bounds(1, 3.0, 1, 1.0), print, {(*FAULTY, str(hangs))!r})\n"
+        f"    pool = DecodePool(DecodeLimits(1, 3.0, 1, 1.0), print, {(*FAULTY, str(hangs))!r})\n"
         f"    data = pathlib.Path({str(file)!r}).read_bytes()\n"
-        "    await decoder.decode(data, rate_hz=16000, limits=AudioLimits())\n"
+        "    await pool.decode(data, rate_hz=16000, limits=AudioLimits())\n"
         "asyncio.run(main())"
     )
     root = Path(__file__).parents[3]
@@ -373,4 +386,4 @@ def test_a_process_that_hangs_does_not_outlive_a_killed_server(
         finally:
             parent.kill()
     assert not gone(child.pid)
-    wait_until(lambda: gone(child.pid), 8)
+    wait_until(lambda: gone(child.pid), 20)

@@ -16,7 +16,7 @@ from steering.errors import AllEarsError, AudioError, AudioTooLarge, RequestErro
 
 
 class Files(BaseHTTPRequestHandler):
-    """What stands on the host: a file, redirects, and things that should not be taken."""
+    """The host: a file, redirects, and things that should not be taken."""
 
     def do_GET(self) -> None:
         assert isinstance(self.server, ThreadingHTTPServer)
@@ -191,7 +191,7 @@ def test_a_chat_fetches_what_its_settings_allow(
 
 
 def test_the_systems_resolver_is_asked() -> None:
-    found = asyncio.run(resolve("localhost", 80))
-    assert {"127.0.0.1", "::1"} & set(found)
+    addresses = asyncio.run(resolve("localhost", 80))
+    assert {"127.0.0.1", "::1"} & set(addresses)
     with pytest.raises(socket.gaierror):
         asyncio.run(resolve("nowhere.invalid", 80))

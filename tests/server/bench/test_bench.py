@@ -38,7 +38,7 @@ def test_it_runs_with_torch_and_transformers_alone(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["real"]
@@ -48,7 +48,7 @@ def test_it_runs_with_torch_and_transformers_alone(tmp_path: Path) -> None:
     for arm in results["arms"].values():
         assert 0 < arm["prefill_seconds"]["median"] < arm["first_token_seconds"]["median"]
     assert results["floors"]["prefill_operations"] > 0
-    assert all(each["holds"] is None for each in results["ratios"]), "bounds are for full sizes"
+    assert all(ratio["holds"] is None for ratio in results["ratios"]), "bounds are for full sizes"
     for name in (*results["legend"].values(), *results["load"]):
         assert name in done.stdout
 
@@ -61,13 +61,13 @@ def test_ratios_are_made_within_rounds() -> None:
     arms = {name: runs(1.0, 10.0, 2.0) for name in ("bare", "bare_without_profile", "hf")}
     arms |= {name: runs(1.05, 10.5, 4.0) for name in ("warm", "cold", "new_words", "calibrated")}
     arms |= {name: runs(3.0, 30.0, 6.0) for name in ("naive", "two_passes", "aad")}
-    found = {one["ratio"]: one for one in figures.ratios(arms, "mid")}
-    warm = found["warm steered / bare, first token"]
+    ratios = {ratio["ratio"]: ratio for ratio in figures.ratios(arms, "mid")}
+    warm = ratios["warm steered / bare, first token"]
     assert (warm["median"], warm["low"], warm["high"]) == pytest.approx((1.05, 1.05, 2.0))
     assert warm["holds"] is True
-    assert found["naive / warm steered, first token"]["holds"] is True
+    assert ratios["naive / warm steered, first token"]["holds"] is True
     unbound = figures.ratios(arms, None)
-    assert unbound and all(one["bound"] is None for one in unbound)
+    assert unbound and all(ratio["bound"] is None for ratio in unbound)
 
 
 def test_a_table_lines_up() -> None:

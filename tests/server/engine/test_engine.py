@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.engine import Engine, Event
-from server.engine.messages import Answer, AnswerStarted, Question
+from server.engine.engine import Engine
+from server.engine.events import AnswerEvent, Finished, Piece, Started
+from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
 from steering.audio.clip import Clip
+from steering.decision import SteeringRequest
 from steering.errors import RequestError
 from steering.generation import Sampling
 from steering.prompt import Message
 
 RATE_HZ = 16_000
 LONG = Sampling(max_tokens=400, ignore_end=True)
+STEERED = SteeringRequest(steer=True)
 
 
 @pytest.fixture
@@ -69,9 +72,11 @@ def random_question(seed: int) -> Question:
     )
     return question(
         seed,
-        steer=steer,
-        direction=one_of("request", "calibrated"),
-        strength=one_of(None, 0.0, 0.4, 1.0),
+        steering=SteeringRequest(
+            steer,
+            direction=one_of("request", "calibrated"),
+            strength=one_of(None, 0.0, 0.4, 1.0),
+        ),
         choices=one_of((), (), (), ("dog", "a glass bell", "rain")),
         sampling=sampling,
         stop=one_of((), (), ("e",), ("the", " a")),
@@ -156,8 +161,8 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
 
 
 def test_a_question_that_fails_disturbs_nobody(small: Runtime) -> None:
-    good = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
-    wrong = question(9, steer=True, strength=50.0)
+    good = [question(seed, steering=STEERED, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    wrong = question(9, steering=SteeringRequest(True, 50.0))
     too_long = question(8, sampling=Sampling(max_tokens=5000))
 
     async def ask() -> None:
@@ -201,7 +206,9 @@ def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
 def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_on(
     small: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [question(seed, steer=True, sampling=Sampling(max_tokens=20)) for seed in range(5)]
+    asked = [
+        question(seed, steering=STEERED, sampling=Sampling(max_tokens=20)) for seed in range(5)
+    ]
     step = small.slots.step
     held: list[int] = []
 
@@ -281,9 +288,9 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
     monkeypatch.setattr(small.slots, "step", counted)
 
     async def ask() -> None:
-        async with aclosing(engine.run(question(1, steer=True, sampling=LONG))) as events:
+        async with aclosing(engine.run(question(1, steering=STEERED, sampling=LONG))) as events:
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, Piece):
                     break
         steps = len(rows)
         await until(lambda: engine.running == 0)
@@ -296,7 +303,7 @@ def test_who_leaves_after_the_first_piece_frees_the_row_within_one_step(
         await until(lambda: engine.running == 1)
         async with aclosing(engine.run(question(3, sampling=LONG))) as events:
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, Piece):
                     break
         steps = len(rows)
         await until(lambda: len(small.slots.active) == 1)
@@ -355,18 +362,18 @@ def test_a_loop_that_is_gone_stops_nobody(small: Runtime) -> None:
 def test_an_answers_first_token_comes_before_its_last(small: Runtime) -> None:
     async def ask() -> None:
         begun = time.perf_counter()
-        events: list[Event] = []
+        events: list[AnswerEvent] = []
         arrived: list[float] = []
         async for event in engine.run(question(4, sampling=Sampling(200, ignore_end=True))):
             events.append(event)
             arrived.append(time.perf_counter() - begun)
-        assert isinstance(events[0], AnswerStarted)
-        answer = events[-1]
-        assert isinstance(answer, Answer)
-        assert "".join(event for event in events if isinstance(event, str)) == answer.text
-        found = answer.timings
-        assert found.prefill_seconds < found.first_token_seconds < arrived[1]
-        assert found.first_token_seconds < found.prefill_seconds + 0.5 * found.decode_seconds
+        assert isinstance(events[0], Started)
+        assert isinstance(events[-1], Finished)
+        answer = events[-1].answer
+        assert "".join(event.text for event in events if isinstance(event, Piece)) == answer.text
+        timings, first_token = answer.timings, answer.first_token_seconds
+        assert timings.prefill_seconds < first_token < arrived[1]
+        assert first_token < timings.prefill_seconds + 0.5 * timings.decode_seconds
 
     with running(small) as engine:
         asyncio.run(ask())

@@ -41,7 +41,7 @@ def profile_of(model: AudioModel, like: Profile) -> Profile:
         family=model.family.name,
         heads=((0, 1), (1, 2), (2, 3)),
         intervention=replace(like.intervention, layers=(0, 2)),
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(1)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1)),
     )
 
 

@@ -25,7 +25,7 @@ def begin(server: Any, ask: dict[str, Any]) -> Any:
 
 
 def test_a_full_queue_is_429_and_a_long_wait_503(start: Any, gate: Any, ask: Any) -> None:
-    with start(queue_limit_requests=1, queue_timeout_seconds=0.3) as server:
+    with start(queue_limit_requests=1, queue_timeout_seconds=2) as server:
         gate.close()
         running = begin(server, ask)
         server.wait_until(lambda: gate.held == 1)
@@ -37,19 +37,19 @@ def test_a_full_queue_is_429_and_a_long_wait_503(start: Any, gate: Any, ask: Any
         assert full.status_code == 429
         assert full.json()["error"]["code"] == "queue_full"
         assert int(full.headers["retry-after"]) > 0
-        late = waiting.result(10)
+        late = waiting.result(30)
         assert late.status_code == 503
         assert late.json()["error"]["code"] == "queue_timeout"
         assert int(late.headers["retry-after"]) > 0
         gate.open()
-        assert running.result(10).status_code == 200
+        assert running.result(30).status_code == 200
         assert server.chat(**ask).status_code == 200
 
 
 def test_many_at_once_get_the_answers_they_get_alone(server: Any, ask: Any) -> None:
     questions = [{**ask, "question": f"What is this, number {i}?"} for i in range(8)]
     alone = [server.chat(**one).json() for one in questions]
-    together = [work.result(20).json() for work in [begin(server, one) for one in questions]]
+    together = [work.result(60).json() for work in [begin(server, one) for one in questions]]
     assert [one["answer"] for one in together] == [one["answer"] for one in alone]
     assert max(one["timings"]["queue_seconds"] for one in together) > 0
 
@@ -98,10 +98,10 @@ def test_who_hangs_up_frees_the_engine(start: Any, gate: Any, ask: Any, stream: 
         queued = Caller(server, ask)
         server.wait_until(lambda: server.deployment.engine.waiting == 1)
         queued.hang_up()
-        queued.done.result(10)
+        queued.done.result(30)
         assert server.deployment.engine.waiting == 0
         caller.hang_up()
-        caller.done.result(10)
+        caller.done.result(30)
         assert server.metric("allears_batch_rows") == 1, "its step has not ended yet"
         gate.open()
         server.wait_until(lambda: server.metric("allears_batch_rows") == 0)
@@ -120,7 +120,7 @@ def test_draining_lets_requests_end_and_takes_no_more(start: Any, gate: Any, ask
         server.wait_until(lambda: gate.held == 1)
         queued = begin(server, ask)
         server.wait_until(lambda: server.deployment.engine.waiting == 1)
-        drained = server.run(server.deployment.drained(10))
+        drained = server.run(server.deployment.drain(10))
         server.wait_until(lambda: server.deployment.state == "draining")
         for refused in (server.get("/readyz"), server.chat(**ask)):
             assert refused.status_code == 503
@@ -129,8 +129,8 @@ def test_draining_lets_requests_end_and_takes_no_more(start: Any, gate: Any, ask
         assert server.get("/livez").status_code == 200
         assert not drained.done()
         gate.open()
-        assert running.result(10).status_code == queued.result(10).status_code == 200
-        assert drained.result(10) is True
+        assert running.result(30).status_code == queued.result(30).status_code == 200
+        assert drained.result(30) is True
 
 
 def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
@@ -138,9 +138,9 @@ def test_draining_has_an_end(start: Any, gate: Any, ask: Any) -> None:
         gate.close()
         running = begin(server, ask)
         server.wait_until(lambda: gate.held == 1)
-        assert server.run(server.deployment.drained(0.05)).result(5) is False
+        assert server.run(server.deployment.drain(0.05)).result(5) is False
         gate.open()
-        assert running.result(10).status_code == 200
+        assert running.result(30).status_code == 200
 
 
 # ---- time limits
@@ -156,14 +156,14 @@ def test_who_takes_too_long_frees_the_row_within_a_step(
         time.sleep(0.02)
         step()
 
-    own = {"heard_by": runtime, "profile": "none", "request_timeout_seconds": 1.0}
+    own = {"heard_by": runtime, "profile": "none", "request_timeout_seconds": 2.0}
     with start(**own) as server:
         monkeypatch.setattr(runtime.slots, "step", slow)
         long = {**ask, "max_tokens": 1000}
         begun = time.monotonic()
         late, streamed = begin(server, long), begin(server, {**long, "stream": True})
-        found = [late.result(10), streamed.result(10)]
-        assert time.monotonic() - begun < 5
+        found = [late.result(30), streamed.result(30)]
+        assert time.monotonic() - begun < 12, "1000 steps take 20 s"
         server.wait_until(lambda: not runtime.slots.active and server.deployment.in_flight == 0)
         codes = []
         for one in found:  # which of them got the row is open
@@ -181,7 +181,7 @@ def test_who_takes_too_long_frees_the_row_within_a_step(
 def test_a_body_that_does_not_come_is_408(start: Any) -> None:
     with start(body_timeout_seconds=0.2) as server:
         caller = Caller(server, None)
-        caller.done.result(10)
+        caller.done.result(30)
         assert caller.messages[0]["status"] == 408
         headers = dict(caller.messages[0]["headers"])
         assert headers[b"connection"] == b"close" and int(headers[b"retry-after"]) > 0
@@ -206,7 +206,7 @@ def test_retry_after_of_a_full_queue_is_what_the_last_answers_took(
             found.append(int(server.chat(**ask).headers["retry-after"]))
         gate.open()
         assert found == [1, 20, 60]
-        assert [one.result(10).status_code for one in waiting] == [200, 200]
+        assert [one.result(30).status_code for one in waiting] == [200, 200]
 
 
 # ---- who leaves at any moment
@@ -217,7 +217,7 @@ def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any,
     with start(queue_limit_requests=500) as server:
         engine, loop = server.deployment.engine, server.loop
         assert server.chat(**ask).status_code == 200  # the process that decodes has started
-        tasks = len(asyncio.all_tasks(loop))
+        before = asyncio.all_tasks(loop)
         long = {**ask, "max_tokens": 300}
         for _ in range(20):
             callers = [Caller(server, {**long, "stream": chance.random() < 0.5}) for _ in range(10)]
@@ -225,10 +225,10 @@ def test_two_hundred_that_hang_up_at_any_moment_leave_nothing_behind(start: Any,
                 time.sleep(chance.random() * 0.02)
                 caller.hang_up()
             for caller in callers:
-                caller.done.result(20)
+                caller.done.result(60)
         server.wait_until(lambda: engine.running == engine.waiting == 0)
-        server.wait_until(lambda: not engine.runtime.slots.seated)
-        server.wait_until(lambda: len(asyncio.all_tasks(loop)) == tasks)
+        server.wait_until(lambda: not engine.runtime.slots.active)
+        server.wait_until(lambda: asyncio.all_tasks(loop) <= before)
         assert server.deployment.in_flight == 0
-        assert not engine._queue
+        assert not engine._ready
         assert server.chat(**ask).status_code == 200

@@ -20,6 +20,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import inspect, text
 
+from server.app import database_log
 from server.errors import LogUnavailable, SettingsError, UnknownRecord
 from server.listening_log import database, reading, writer
 from server.listening_log.records import Record
@@ -64,7 +65,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
 
 @contextmanager
 def log_at(url: str, **settings: Any) -> Iterator[DatabaseLog]:
-    log = DatabaseLog(Settings(listening_log_url=SecretStr(url), **settings), lost.append)
+    log = database_log(Settings(listening_log_url=SecretStr(url), **settings), lost.append)
     log.open()
     try:
         yield log
@@ -111,7 +112,7 @@ def test_what_was_added_is_there_at_once_and_after_a_restart(url: str) -> None:
     with log_at(url) as log:
         assert log.recent("demo", "mine") == added
         assert log.find("a") == added[0]
-        assert log.own() == []
+        assert log.of_this_process() == []
         with pytest.raises(UnknownRecord, match="'d'"):
             log.find("d")
 
@@ -123,7 +124,7 @@ def test_two_processes_see_one_history(url: str) -> None:
         wait_until(lambda: not one.waiting and not other.waiting)
         assert [r.id for r in one.recent("demo", "mine")] == ["a", "b"]
         assert one.find("b") == other.find("b")
-        assert [r.id for r in one.own()] == ["a"]
+        assert [r.id for r in one.of_this_process()] == ["a"]
 
 
 def test_another_model_or_profile_has_a_history_of_its_own(url: str) -> None:
@@ -183,20 +184,52 @@ def test_a_column_for_every_field(url: str) -> None:
     assert not {"question", "answer", "audio", "text"} & columns
 
 
+def test_the_columns_of_this_version(tmp_path: Path) -> None:
+    """Whoever changes them makes another version."""
+    with log_at(f"sqlite:///{tmp_path / 'log.sqlite'}") as log:
+        assert log._engine is not None
+        columns = inspect(log._engine).get_columns("listening_log")
+    described = [f"{one['name']} {one['type']}{' null' * one['nullable']}" for one in columns]
+    assert database.VERSION == 1
+    assert described == [
+        "number INTEGER",
+        "id TEXT",
+        "replica TEXT",
+        "created BIGINT",
+        "generated BOOLEAN",
+        "score DOUBLE null",
+        "percentile DOUBLE null",
+        "verdict TEXT",
+        "silence_score DOUBLE null",
+        "steered BOOLEAN",
+        "direction TEXT null",
+        "strength DOUBLE",
+        "audio_seconds DOUBLE",
+        "answered DOUBLE",
+        "answer_changed BOOLEAN null",
+        "queue_seconds DOUBLE",
+        "prefill_seconds DOUBLE",
+        "silence_seconds DOUBLE",
+        "decode_seconds DOUBLE",
+        "model TEXT",
+        "profile TEXT",
+    ]
+
+
 def test_tables_of_another_version_are_refused(url: str) -> None:
     with log_at(url) as log:
         assert log._engine is not None
         with log._engine.begin() as connection:
             connection.execute(text("UPDATE listening_log_version SET version = 99"))
     with pytest.raises(SettingsError, match="version 99, and this allears knows version 1"):
-        DatabaseLog(Settings(listening_log_url=SecretStr(url)), lost.append).open()
+        database_log(Settings(listening_log_url=SecretStr(url)), lost.append).open()
 
 
 def test_tables_are_made_by_several_at_once(url: str) -> None:
-    logs = [DatabaseLog(Settings(listening_log_url=SecretStr(url)), lost.append) for _ in range(4)]
+    logs = [database_log(Settings(listening_log_url=SecretStr(url)), lost.append) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(DatabaseLog.open, logs))
-    wait_until(lambda: not any(log.away for log in logs))
+    wait_until(lambda: not any(log.unavailable for log in logs))
     for i, log in enumerate(logs):
         log.add(record(f"r{i}"))
         log.close()
@@ -213,7 +246,7 @@ def test_a_record_that_no_database_takes_does_not_hold_up_the_others(
         wait_until(lambda: not log.waiting)
         log.add(record("b"))
         wait_until(lambda: rows_of(log) == 1)
-        assert not log.away
+        assert not log.unavailable
     assert lost == [1]
     assert "refused" in caplog.text
 
@@ -264,7 +297,7 @@ def test_passwords_are_masked(url: str) -> None:
 
 def wrong_start(url: str) -> str:
     with pytest.raises(SettingsError) as caught:
-        DatabaseLog(Settings(listening_log_url=SecretStr(url)), lost.append).open()
+        database_log(Settings(listening_log_url=SecretStr(url)), lost.append).open()
     message = str(caught.value)
     assert "ALLEARS_LISTENING_LOG_URL" in message
     assert "Allowed: `sqlite:///FILE`" in message
@@ -315,7 +348,7 @@ def test_without_a_url_the_file_is_in_the_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    log = DatabaseLog(Settings(), lost.append)
+    log = database_log(Settings(), lost.append)
     assert not list(tmp_path.iterdir())
     log.open()
     log.close()
@@ -338,13 +371,13 @@ def test_records_wait_for_a_postgresql_that_is_away(
             for i in range(20):
                 log.add(record(f"r{i}"))
                 time.sleep(0.02)
-            wait_until(lambda: log.away)
+            wait_until(lambda: log.unavailable)
             assert log.waiting == 20
             with pytest.raises(LogUnavailable):
                 log.recent("demo", "mine")
         finally:
             postgres.start()
-        wait_until(lambda: not log.away and not log.waiting)
+        wait_until(lambda: not log.unavailable and not log.waiting)
         assert [r.id for r in log.recent("demo", "mine")] == [
             "before",
             *(f"r{i}" for i in range(20)),
@@ -365,7 +398,7 @@ def test_what_does_not_fit_the_buffer_is_counted(tmp_path: Path) -> None:
             log.add(record(f"r{i}"))
         assert log.waiting == 5
         assert sum(lost) == 7
-        wait_until(lambda: log.away)
+        wait_until(lambda: log.unavailable)
         other.rollback()
         other.close()
         wait_until(lambda: not log.waiting)
@@ -380,13 +413,13 @@ def test_a_start_does_not_need_the_database(
     url = postgres.new_database()
     postgres.stop()
     try:
-        log = DatabaseLog(Settings(listening_log_url=SecretStr(url)), lost.append)
+        log = database_log(Settings(listening_log_url=SecretStr(url)), lost.append)
         log.open()
-        assert log.away
+        assert log.unavailable
         log.add(record("a"))
     finally:
         postgres.start()
-    wait_until(lambda: not log.away and not log.waiting)
+    wait_until(lambda: not log.unavailable and not log.waiting)
     assert log.find("a").id == "a"
     log.close()
     assert not lost

@@ -31,6 +31,7 @@ CHROMIUM = next(
 expect.set_options(timeout=20_000)  # of a machine that is busy with other things
 
 needs_browser = [
+    pytest.mark.slow,
     pytest.mark.system,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs Debian's"),
 ]
@@ -156,7 +157,7 @@ def heat(page: Page) -> list[int]:
 
 
 class TestInABrowser:
-    pytestmark = [*needs_browser, pytest.mark.slow]
+    pytestmark = needs_browser
 
     @pytest.mark.parametrize("size", SIZES)
     def test_a_file_is_asked_about_bare_and_steered(

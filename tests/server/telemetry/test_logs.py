@@ -28,13 +28,19 @@ FORGED = '{"route": "/forged"}'
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Sets up JSON lines as a server does, and gives those written so far, each parsed."""
-    written = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", written)
+    written: list[str] = []
+
+    def parsed() -> list[dict[str, Any]]:
+        written.extend(capsys.readouterr().err.splitlines())
+        return [json.loads(line) for line in written]
+
     with own_logging(monkeypatch):
         logs.set_up("json")
-        yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+        yield parsed
 
 
 @contextmanager
@@ -138,6 +144,23 @@ def test_plain_lines_are_for_people_and_those_of_requests_json(
     plain, request = written.getvalue().splitlines()
     assert plain.endswith(" INFO ready: tiny")
     assert json.loads(request)["route"] == "/v1/models"
+
+
+def test_a_stream_that_was_closed_under_the_handlers_is_not_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As test runners close theirs, while threads that log live on."""
+    closed, current = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    with own_logging(monkeypatch):
+        logs.set_up("plain")
+        closed.close()
+        monkeypatch.setattr(sys, "stderr", current)
+        logging.getLogger("allears").info("ready: tiny")
+        logging.getLogger("allears.requests").info("request")
+    plain, request = current.getvalue().splitlines()
+    assert plain.endswith(" INFO ready: tiny")
+    assert json.loads(request)["message"] == "request"
 
 
 SENT = (

@@ -34,10 +34,10 @@ def test_a_clip_does_not_change() -> None:
 
 
 def test_clips_compare_and_hash_by_identity() -> None:
-    one, other = clip(np.ones(8, np.float32)), clip(np.ones(8, np.float32))
-    assert one == one
-    assert one != other
-    assert len({one, other}) == 2
+    first, second = clip(np.ones(8, np.float32)), clip(np.ones(8, np.float32))
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_exactly_the_longest_clip_is_heard() -> None:
 
 def test_threads_hear_the_same() -> None:
     data = [encode(sine(RATE_HZ, hz=200.0 * n), container="FLAC") for n in range(1, 9)]
-    expected = [heard(one).samples for one in data]
+    expected = [heard(file).samples for file in data]
     with ThreadPoolExecutor(4) as pool:
         for clip, samples in zip(pool.map(heard, data), expected, strict=True):
             np.testing.assert_array_equal(clip.samples, samples)
@@ -390,7 +390,7 @@ OGG_CRC = [ogg_crc_of(byte) for byte in range(256)]
 
 def ogg_page(packets: list[bytes], *, flags: int, granule: int, number: int) -> bytes:
     head = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, granule, 7, number, 0, len(packets))
-    page = bytearray(head + bytes(len(one) for one in packets) + b"".join(packets))
+    page = bytearray(head + bytes(len(packet) for packet in packets) + b"".join(packets))
     struct.pack_into("<I", page, 22, ogg_crc(page))
     return bytes(page)
 

@@ -46,10 +46,10 @@ def test_what_was_put_is_there_next_time(tmp_path: Path, columns: Columns) -> No
             store.activations()
         for index in store.missing():
             store.put(index, row(columns, index))
-        found = store.activations()
+        activations = store.activations()
         for index in range(COUNT):
             for name, value in zip(columns, row(columns, index), strict=True):
-                np.testing.assert_array_equal(getattr(found, name)[index], value)
+                np.testing.assert_array_equal(getattr(activations, name)[index], value)
         store.remove()
     assert not folder.exists()
 

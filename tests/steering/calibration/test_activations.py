@@ -49,8 +49,8 @@ def one_thread() -> Generator[None, None, None]:
 
 def test_heads_stand_layer_by_layer(model: AudioModel) -> None:
     heads = all_heads(model)
-    assert len(heads) == model.layers * model.heads
-    assert head_columns(heads, model.heads) == list(range(len(heads)))
+    assert len(heads) == model.num_layers * model.num_heads
+    assert head_columns(heads, model.num_heads) == list(range(len(heads)))
     assert head_columns([(2, 1), (0, 5)], heads_a_layer=8) == [17, 5]
 
 
@@ -58,42 +58,42 @@ def test_the_prompt_is_the_question_over_its_options(
     untrained: AudioModel, items: tuple[Item, ...]
 ) -> None:
     item = items[0]
-    asked = build_item_prompt(untrained, item, load_item_clip(untrained, item), "Listen. ")
-    text = untrained.processor.tokenizer.decode(asked.tokens[asked.audio_end :])
+    prompt = build_item_prompt(untrained, item, load_item_clip(untrained, item), "Listen. ")
+    text = untrained.processor.tokenizer.decode(prompt.tokens[prompt.audio_end :])
     assert "Listen. " + with_choices(item.question, item.choices) in text
-    assert asked.clips[0].sample_rate_hz == untrained.rate_hz
+    assert prompt.clips[0].sample_rate_hz == untrained.sample_rate_hz
 
 
 def test_evidence_is_what_two_passes_say(
     model: AudioModel, items: tuple[Item, ...], one_thread: None
 ) -> None:
-    found = record(model, items)
-    heads, layers = all_heads(model), range(model.layers)
+    recorded = record(model, items)
+    heads, layers = all_heads(model), range(model.num_layers)
     for i, item in enumerate(items):
-        asked = build_item_prompt(model, item, load_item_clip(model, item))
-        heard = prefill(model, asked, heads=heads, layers=layers)
-        silent = prefill(model, silent_twin(model, asked), heads=heads, layers=layers)
-        np.testing.assert_array_equal(found.mass[i], heard.attention.sum(-1).numpy())
-        np.testing.assert_array_equal(found.silent_mass[i], silent.attention.sum(-1).numpy())
-        np.testing.assert_array_equal(found.differences[i], heard.states - silent.states)
-        np.testing.assert_array_equal(found.final[i], heard.final)
-        np.testing.assert_array_equal(found.deciding[i], heard.final)
+        prompt = build_item_prompt(model, item, load_item_clip(model, item))
+        heard = prefill(model, prompt, heads=heads, layers=layers)
+        silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        np.testing.assert_array_equal(recorded.mass[i], heard.attention.sum(-1).numpy())
+        np.testing.assert_array_equal(recorded.silent_mass[i], silent.attention.sum(-1).numpy())
+        np.testing.assert_array_equal(recorded.differences[i], heard.states - silent.states)
+        np.testing.assert_array_equal(recorded.final[i], heard.final)
+        np.testing.assert_array_equal(recorded.deciding[i], heard.final)
         with torch.inference_mode():
             first = logits(model, heard.final[None])[0].softmax(-1)
-        assert found.top_probability[i] == pytest.approx(float(first.max()))
-        token = int(found.first_token[i])
+        assert recorded.top_probability[i] == pytest.approx(float(first.max()))
+        token = int(recorded.first_token[i])
         assert model.processor.tokenizer.decode([token]) == item.answer, "a word of the world"
-        assert found.right[i] == is_right(greedy_answer(model, heard), item.answer, item.choices)
-    assert found.mass.shape == (3, model.layers * model.heads)
-    assert found.differences.shape == (3, model.layers, model.width)
-    assert (found.mass >= 0).all() and (found.mass <= 1).all()
+        assert recorded.right[i] == is_right(greedy_answer(model, heard), item.answer, item.choices)
+    assert recorded.mass.shape == (3, model.num_layers * model.num_heads)
+    assert recorded.differences.shape == (3, model.num_layers, model.hidden_size)
+    assert (recorded.mass >= 0).all() and (recorded.mass <= 1).all()
 
 
 def test_right_is_mmaus_rule_on_the_whole_answer(
     untrained: AudioModel, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = iter(["Dog!", "the dog", "rain bell"])
-    monkeypatch.setattr(activations_module, "greedy_answer", lambda *_: next(said))
+    answers = iter(["Dog!", "the dog", "rain bell"])
+    monkeypatch.setattr(activations_module, "greedy_answer", lambda *_: next(answers))
     assert record(untrained, items).right.tolist() == [True, False, False]
 
 

@@ -99,15 +99,15 @@ def test_a_profile_is_made_marked_and_kept(
 
 def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioModel) -> None:
     cache = Path("cache")
-    one = profile_folder(cache, copied, 40)
-    assert one.parent == cache / "profiles"
-    assert f"schema{SCHEMA_VERSION}" in one.name
+    folder = profile_folder(cache, copied, 40)
+    assert folder.parent == cache / "profiles"
+    assert f"schema{SCHEMA_VERSION}" in folder.name
     others = [
         profile_folder(cache, copied, 41),
         profile_folder(cache, replace(copied, fingerprint="f00d"), 40),
         profile_folder(cache, replace(copied, dtype=torch.bfloat16), 40),
     ]
-    assert len({one, *others}) == 4
+    assert len({folder, *others}) == 4
 
 
 def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:

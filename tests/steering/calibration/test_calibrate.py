@@ -60,8 +60,8 @@ def dataset() -> DataSet:
 
 
 def unit(rows: torch.Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = (rows / rows.norm(dim=-1, keepdim=True)).numpy()
-    return found
+    unit_rows: NDArray[np.float32] = (rows / rows.norm(dim=-1, keepdim=True)).numpy()
+    return unit_rows
 
 
 def activations(model: AudioModel, *, helps: bool) -> Activations:
@@ -75,19 +75,19 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
     right = np.array([i % 2 == 0 or rng.random() < 0.5 for i in range(ITEMS)])
     answer, wrong, other = rng.choice(700, (3, ITEMS)) + np.array([[0], [3], [7]])
     words = unit(model.network.lm_head.weight)
-    said = np.where(right, answer, wrong)
-    final = 10 * words[said] + 0.1 * rng.standard_normal((ITEMS, model.width))
-    differences = rng.standard_normal((ITEMS, model.layers, model.width))
-    silent = rng.uniform(0.0, 0.2, (ITEMS, model.layers * model.heads))
+    token = np.where(right, answer, wrong)
+    final = 10 * words[token] + 0.1 * rng.standard_normal((ITEMS, model.hidden_size))
+    differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
+    silent = rng.uniform(0.0, 0.2, (ITEMS, model.num_layers * model.num_heads))
     mass = rng.uniform(0.25, 0.45, silent.shape)
     if helps:
         differences += 40 * words[other][:, None]
         hurt = right & (rng.random(ITEMS) < 1 / 12)
         differences[:, -1] = 30 * words[np.where(hurt, wrong, answer)]
-        for n, column in enumerate(head_columns(PLANTED, model.heads)):
+        for n, column in enumerate(head_columns(PLANTED, model.num_heads)):
             noise = 0.02 * (n + 1) * rng.standard_normal(ITEMS)
             mass[:, column] = 0.3 + 0.4 * right + noise
-        column = head_columns([DEAF], model.heads)[0]
+        column = head_columns([DEAF], model.num_heads)[0]
         mass[:, column] = silent[:, column] = 0.3 + 0.4 * right
     return Activations(
         mass=mass.astype(np.float32),
@@ -105,16 +105,16 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
 
 
 def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) -> None:
-    shown = activations(untrained, helps=True)
-    profile = fit_profile(untrained, dataset(), shown)
+    planted_activations = activations(untrained, helps=True)
+    profile = fit_profile(untrained, dataset(), planted_activations)
 
     assert set(profile.heads) == set(PLANTED), "and not the head that is deaf"
     assert profile.heads[0] == PLANTED[0], "the clearest first"
     assert min(profile.correlations) > 0.8
     assert list(profile.correlations) == sorted(profile.correlations, reverse=True)
-    assert profile.intervention.layers == (untrained.layers - 1,)
+    assert profile.intervention.layers == (untrained.num_layers - 1,)
     torch.testing.assert_close(
-        profile.direction, torch.from_numpy(shown.differences[:, -1]).mean(0)
+        profile.direction, torch.from_numpy(planted_activations.differences[:, -1]).mean(0)
     )
 
     accuracy = profile.held_out["accuracy_percent"]
@@ -134,9 +134,9 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
 
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
-    shown = activations(untrained, helps=True)
-    profile = fit_profile(untrained, dataset(), shown)
-    scores = shown.scores(profile.heads, untrained.heads)
+    planted_activations = activations(untrained, helps=True)
+    profile = fit_profile(untrained, dataset(), planted_activations)
+    scores = planted_activations.scores(profile.heads, untrained.num_heads)
     assert profile.fingerprint == untrained.fingerprint
     assert profile.name.endswith("00ff"), "named for its data"
     assert profile.calibration["items"] == ITEMS
@@ -153,11 +153,11 @@ def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     assert profile.quantiles[[0, 50, 100]] == pytest.approx(
         [scores.min(), np.median(scores), scores.max()]
     )
-    own = shown.mass[:, head_columns(profile.heads, untrained.heads)]
+    own = planted_activations.mass[:, head_columns(profile.heads, untrained.num_heads)]
     np.testing.assert_allclose(profile.head_mean, own.mean(0), rtol=1e-5)
     np.testing.assert_allclose(profile.head_std, own.std(0), rtol=1e-5)
     json.dumps(dict(profile.held_out), allow_nan=False)
-    again = fit_profile(untrained, dataset(), shown)
+    again = fit_profile(untrained, dataset(), planted_activations)
     assert (again.heads, again.intervention, again.gate) == (
         profile.heads,
         profile.intervention,
@@ -199,16 +199,16 @@ def test_a_profile_is_saved_whole(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_items(tmp_path, ITEMS)
-    shown = activations(untrained, helps=True)
+    planted_activations = activations(untrained, helps=True)
 
     def planted(*_: object) -> Iterator[tuple[int, ActivationRow]]:
         for i in range(ITEMS):
-            yield i, tuple(getattr(shown, f.name)[i] for f in fields(Activations))
+            yield i, tuple(getattr(planted_activations, f.name)[i] for f in fields(Activations))
 
     monkeypatch.setattr(collecting, "record_items", planted)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
-    found = load(tmp_path / "out" / "mine")
-    assert (found.name, found.heads, found.intervention) == (
+    saved = load(tmp_path / "out" / "mine")
+    assert (saved.name, saved.heads, saved.intervention) == (
         profile.name,
         profile.heads,
         profile.intervention,
@@ -239,18 +239,20 @@ def test_what_is_wrong_with_the_data_is_said_before_any_pass(
 def test_every_strength_is_tried_on_every_item(
     untrained: AudioModel, intervention: Intervention
 ) -> None:
-    shown = activations(untrained, helps=True)
-    found = Search(untrained, shown, items()).correct_at(intervention)
-    assert found.shape == (len(STRENGTHS), ITEMS)
-    final = torch.from_numpy(shown.final)
+    planted_activations = activations(untrained, helps=True)
+    correct = Search(untrained, planted_activations, items()).correct_at(intervention)
+    assert correct.shape == (len(STRENGTHS), ITEMS)
+    final = torch.from_numpy(planted_activations.final)
     with torch.inference_mode():
-        bare = logits(untrained, final).argmax(-1).numpy() == shown.first_token
-        np.testing.assert_array_equal(found[0], bare)
-        direction = torch.from_numpy(shown.differences[:, list(intervention.layers)].mean(1))
+        bare = logits(untrained, final).argmax(-1).numpy() == planted_activations.first_token
+        np.testing.assert_array_equal(correct[0], bare)
+        direction = torch.from_numpy(
+            planted_activations.differences[:, list(intervention.layers)].mean(1)
+        )
         for at in (1, 10, 40):
-            each = torch.full((ITEMS,), float(STRENGTHS[at]))
-            said = logits(untrained, final, direction, each, intervention).argmax(-1).numpy()
-            np.testing.assert_array_equal(found[at], said == shown.first_token)
+            strengths = torch.full((ITEMS,), float(STRENGTHS[at]))
+            tokens = logits(untrained, final, direction, strengths, intervention).argmax(-1).numpy()
+            np.testing.assert_array_equal(correct[at], tokens == planted_activations.first_token)
 
 
 def test_a_clip_is_never_on_both_sides_of_a_fold() -> None:
@@ -301,8 +303,8 @@ def test_against_compares_clips_with_their_silence() -> None:
 
 
 def test_the_nearest_strength_tried() -> None:
-    found = nearest(np.array([0.0, 0.024, 0.026, 1.0, 1.99, 7.0]))
-    assert STRENGTHS[found].tolist() == [0.0, 0.0, 0.05, 1.0, 2.0, 2.0]
+    indices = nearest(np.array([0.0, 0.024, 0.026, 1.0, 1.99, 7.0]))
+    assert STRENGTHS[indices].tolist() == [0.0, 0.0, 0.05, 1.0, 2.0, 2.0]
 
 
 def test_smoothing_is_a_mean_of_three() -> None:
@@ -311,6 +313,6 @@ def test_smoothing_is_a_mean_of_three() -> None:
 
 def test_verdicts_part_right_from_wrong() -> None:
     scores = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9] * 10, np.float32)
-    found = verdicts(scores, scores > 0.5)
-    assert 0.4 < found.listening <= 0.6
-    assert found.partly == pytest.approx(0.25)
+    thresholds = verdicts(scores, scores > 0.5)
+    assert 0.4 < thresholds.listening <= 0.6
+    assert thresholds.partly == pytest.approx(0.25)

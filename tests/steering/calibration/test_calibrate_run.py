@@ -79,8 +79,8 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> No
     raise AssertionError(process.communicate()[1].decode())
 
 
-def same(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+def same(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in FILES)
 
 
 # ---- stopped and gone on
@@ -224,15 +224,15 @@ def test_the_head_map_is_that_of_eager_attention(
     model: AudioModel, oracle: object, data: Path
 ) -> None:
     items = read(data, data.parent).items[:12]
-    found: Activations = record(model, items)
+    recorded: Activations = record(model, items)
     eager = []
     for item in items:
-        asked = build_item_prompt(model, item, load_item_clip(model, item))
-        maps = full_pass(oracle, asked).attention[:, :, -1]  # (L, H, T) from the last token
-        eager.append(maps[..., asked.audio_mask].sum(-1).flatten().numpy())
+        prompt = build_item_prompt(model, item, load_item_clip(model, item))
+        maps = full_pass(oracle, prompt).attention[:, :, -1]  # (L, H, T) from the last token
+        eager.append(maps[..., prompt.audio_mask].sum(-1).flatten().numpy())
     mass = np.stack(eager)
-    np.testing.assert_allclose(found.mass, mass, atol=1e-5)
+    np.testing.assert_allclose(recorded.mass, mass, atol=1e-5)
     right = np.arange(len(items)) % 3 == 0
-    one, other = (correlations(each, right) for each in (found.mass, mass))
-    np.testing.assert_allclose(one, other, atol=1e-5)
-    assert spearmanr(one, other).statistic == pytest.approx(1.0, abs=1e-4)
+    by_taps, by_eager = (correlations(each, right) for each in (recorded.mass, mass))
+    np.testing.assert_allclose(by_taps, by_eager, atol=1e-5)
+    assert spearmanr(by_taps, by_eager).statistic == pytest.approx(1.0, abs=1e-4)

@@ -14,8 +14,8 @@ from tests.steering.examples import RATE_HZ, clip, write_items
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return found
+    items: list[dict[str, Any]] = json.loads(path.read_text())
+    return items
 
 
 def spoiled(folder: Path) -> Path:
@@ -54,9 +54,9 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
 
 
 def test_faulty_items_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
-    found = check_items(spoiled(tmp_path), tmp_path, skip_faulty=True)
-    assert (len(found.items), found.left_out) == (MIN_ITEMS + 2, 10)
-    assert {"item-0", "item-7", "item-10"}.isdisjoint(item.id for item in found.items)
+    dataset = check_items(spoiled(tmp_path), tmp_path, skip_faulty=True)
+    assert (len(dataset.items), dataset.left_out) == (MIN_ITEMS + 2, 10)
+    assert {"item-0", "item-7", "item-10"}.isdisjoint(item.id for item in dataset.items)
 
 
 def test_too_few_items_and_one_answer_are_said_together(tmp_path: Path) -> None:
@@ -72,10 +72,10 @@ def test_too_few_items_and_one_answer_are_said_together(tmp_path: Path) -> None:
 
 
 def test_sound_data_is_read_and_its_sounds_are_hashed(tmp_path: Path) -> None:
-    found = check_items(write_items(tmp_path, MIN_ITEMS), tmp_path)
-    assert (len(found.items), found.left_out) == (MIN_ITEMS, 0)
-    assert len(found.audio_sha256) == 64
-    assert found == check_items(tmp_path / "items.json", tmp_path)
+    dataset = check_items(write_items(tmp_path, MIN_ITEMS), tmp_path)
+    assert (len(dataset.items), dataset.left_out) == (MIN_ITEMS, 0)
+    assert len(dataset.audio_sha256) == 64
+    assert dataset == check_items(tmp_path / "items.json", tmp_path)
     soundfile.write(tmp_path / "3.wav", clip(1.0, seed=99).samples, RATE_HZ)
     other = check_items(tmp_path / "items.json", tmp_path)
-    assert other.sha256 == found.sha256 and other.audio_sha256 != found.audio_sha256
+    assert other.sha256 == dataset.sha256 and other.audio_sha256 != dataset.audio_sha256

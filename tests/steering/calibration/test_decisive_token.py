@@ -22,22 +22,24 @@ def words(model: AudioModel, *ids: int) -> str:
 
 
 def test_the_first_token_decides_where_it_is_nobody_elses(untrained: AudioModel) -> None:
-    found = find_decisive_token(untrained, item("dog", "cow", answer="cow"), "dog")
-    assert found.before == () and words(untrained, found.token) == "cow"
+    decisive = find_decisive_token(untrained, item("dog", "cow", answer="cow"), "dog")
+    assert decisive.before == () and words(untrained, decisive.token) == "cow"
 
 
 def test_shared_beginnings_are_given(untrained: AudioModel) -> None:
     tokens = untrained.processor.tokenizer("dog cow bell", add_special_tokens=False)["input_ids"]
     assert len(tokens) == 3, "a token a word"
-    asked = item("dog cow", "dog bell", "rain", answer="dog bell")
-    found = find_decisive_token(untrained, asked, "rain")
-    assert words(untrained, *found.before) == "dog" and words(untrained, found.token) == "bell"
+    ambiguous = item("dog cow", "dog bell", "rain", answer="dog bell")
+    decisive = find_decisive_token(untrained, ambiguous, "rain")
+    assert (
+        words(untrained, *decisive.before) == "dog" and words(untrained, decisive.token) == "bell"
+    )
 
 
 def test_an_answer_that_begins_another_is_decided_by_its_end(untrained: AudioModel) -> None:
-    found = find_decisive_token(untrained, item("dog", "dog bell", answer="dog"), "rain")
-    assert words(untrained, *found.before) == "dog"
-    assert found.token in untrained.eos_token_ids
+    decisive = find_decisive_token(untrained, item("dog", "dog bell", answer="dog"), "rain")
+    assert words(untrained, *decisive.before) == "dog"
+    assert decisive.token in untrained.eos_token_ids
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,12 @@ def test_a_choice_that_is_a_letter_is_itself() -> None:
 
 
 def test_the_state_is_that_of_a_pass_over_prompt_and_tokens(model: AudioModel, oracle: Any) -> None:
-    asked = prompt(model)
-    heard = prefill(model, asked)
+    example = prompt(model)
+    heard = prefill(model, example)
     tokens = [40, 41, 42]
-    expected = full_pass(oracle, asked, tokens).residuals[-1]
+    expected = full_pass(oracle, example, tokens).residuals[-1]
     for count in (3, 0, 1):
-        found = state_at(model, heard, tokens[:count])
+        state = state_at(model, heard, tokens[:count])
         torch.testing.assert_close(
-            found, expected[len(asked.tokens) - 1 + count], atol=1e-4, rtol=1e-4
+            state, expected[len(example.tokens) - 1 + count], atol=1e-4, rtol=1e-4
         )

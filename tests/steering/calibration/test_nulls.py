@@ -21,9 +21,9 @@ def test_random_heads_lose_to_heads_that_know() -> None:
     mass[:, 3] += right
     strata = ["a", "b"] * (ITEMS // 2)
     fold = np.arange(ITEMS) % 5
-    found = random_heads(mass, right, strata, fold, [[3, 7]] * 5)
-    assert set(found["strata"]) == {"all", "a", "b"}
-    for figures in found["strata"].values():
+    by_stratum = random_heads(mass, right, strata, fold, [[3, 7]] * 5)["strata"]
+    assert set(by_stratum) == {"all", "a", "b"}
+    for figures in by_stratum.values():
         assert figures["auroc"] > 0.85
         assert 0.4 < figures["random_mean"] < 0.65
         assert figures["share_beaten"] > 0.9
@@ -36,25 +36,25 @@ def test_a_stratum_of_right_answers_only_has_no_figure() -> None:
     right = np.arange(20) % 2 == 0
     strata = ["even" if flag else "mixed" for flag in right]
     strata[0] = "mixed"
-    found = random_heads(mass, right, strata, np.zeros(20, np.int64), [[0]])
-    assert "even" not in found["strata"] and "mixed" in found["strata"]
-    json.dumps(found, allow_nan=False)
+    figures = random_heads(mass, right, strata, np.zeros(20, np.int64), [[0]])
+    assert "even" not in figures["strata"] and "mixed" in figures["strata"]
+    json.dumps(figures, allow_nan=False)
 
 
 def test_random_layers_are_as_many_and_the_same_in_every_fold() -> None:
-    asked: list[list[tuple[int, ...]]] = []
+    tried: list[list[tuple[int, ...]]] = []
 
     def judged(layers: Sequence[tuple[int, ...]]) -> float:
-        asked.append(list(layers))
+        tried.append(list(layers))
         return 0.9 if layers[0] == (6, 7) else 0.5
 
-    found = random_layers(8, [(6, 7), (6, 7), (7,)], judged)
-    assert asked[0] == [(6, 7), (6, 7), (7,)]
-    assert len(asked) == 1 + RANDOM_LAYERS == 1 + found["seeds"]
-    for first, second, third in asked[1:]:
+    figures = random_layers(8, [(6, 7), (6, 7), (7,)], judged)
+    assert tried[0] == [(6, 7), (6, 7), (7,)]
+    assert len(tried) == 1 + RANDOM_LAYERS == 1 + figures["seeds"]
+    for first, second, third in tried[1:]:
         assert first == second and len(set(first)) == 2 and third[0] in first
-    assert found["accuracy_percent"] == 90 and found["random_mean_percent"] < 60
-    assert found["share_beaten"] > 0.8
+    assert figures["accuracy_percent"] == 90 and figures["random_mean_percent"] < 60
+    assert figures["share_beaten"] > 0.8
     assert "all layers" in random_layers(2, [(0, 1)], lambda _: 0.5)["note"]
 
 
@@ -66,9 +66,9 @@ def test_halves_that_agree_and_halves_that_can_not_say() -> None:
         seen.append(set(clips[rows]))
         return np.array([0.1, 0.7, 0.3])
 
-    found = stability(clips, head_map, lambda rows: [(0, 1), (0, int(rows[0]))])
-    assert found["rank_correlation"] == pytest.approx(1.0)
-    assert found["shared"] == 1
+    figures = stability(clips, head_map, lambda rows: [(0, 1), (0, int(rows[0]))])
+    assert figures["rank_correlation"] == pytest.approx(1.0)
+    assert figures["shared"] == 1
     assert not seen[0] & seen[1], "items of one clip are in one half"
 
     def undefined(_: NDArray[np.int64]) -> NDArray[np.float64]:

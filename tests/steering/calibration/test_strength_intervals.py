@@ -33,11 +33,11 @@ def shaped(untrained: AudioModel) -> Iterator[AudioModel]:
 def activations(model: AudioModel) -> Activations:
     """Noise of all lengths, a token that is right at some strength for about half of the items."""
     rng = np.random.default_rng(3)
-    final = rng.standard_normal((ITEMS, model.width)) * rng.uniform(0.5, 20, (ITEMS, 1))
-    differences = rng.standard_normal((ITEMS, model.layers, model.width))
+    final = rng.standard_normal((ITEMS, model.hidden_size)) * rng.uniform(0.5, 20, (ITEMS, 1))
+    differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
     differences *= rng.uniform(0.1, 30, (ITEMS, 1, 1))
-    flat = np.zeros((ITEMS, model.layers * model.heads), np.float32)
-    found = Activations(
+    flat = np.zeros((ITEMS, model.num_layers * model.num_heads), np.float32)
+    planted = Activations(
         mass=flat,
         silent_mass=flat,
         differences=differences.astype(np.float32),
@@ -47,11 +47,13 @@ def activations(model: AudioModel) -> Activations:
         right=np.ones(ITEMS, bool),
         top_probability=np.ones(ITEMS, np.float32),
     )
-    at = torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], ITEMS).astype(np.float32))
-    middle = pool(torch.from_numpy(found.differences[:, 4:]), Intervention((4,)))
+    strength = torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], ITEMS).astype(np.float32))
+    direction = pool(torch.from_numpy(planted.differences[:, 4:]), Intervention((4,)))
     with torch.inference_mode():
-        said = logits(model, torch.from_numpy(found.final), middle, at, Intervention((4,)))
-    return replace(found, first_token=said.argmax(-1).numpy())
+        token_logits = logits(
+            model, torch.from_numpy(planted.final), direction, strength, Intervention((4,))
+        )
+    return replace(planted, first_token=token_logits.argmax(-1).numpy())
 
 
 @pytest.mark.parametrize("place", ["before_norm", "after_norm"])
@@ -68,31 +70,40 @@ def test_what_is_right_at_every_strength_is_what_the_readout_says(
         place=place,  # type: ignore[arg-type]
         keep_norm=keep_norm,
     )
-    shown = activations(shaped)
-    found = Search(shaped, shown, items()).correct_at(intervention)
-    final = torch.from_numpy(shown.final)
-    direction = pool(torch.from_numpy(shown.differences[:, 4:]), intervention)
-    said = []
+    planted = activations(shaped)
+    correct = Search(shaped, planted, items()).correct_at(intervention)
+    final = torch.from_numpy(planted.final)
+    direction = pool(torch.from_numpy(planted.differences[:, 4:]), intervention)
+    tokens = []
     with torch.inference_mode():
         for strength in STRENGTHS:
-            each = torch.full((ITEMS,), float(strength))
-            said.append(logits(shaped, final, direction, each, intervention).argmax(-1).numpy())
-    expected = np.stack(said) == shown.first_token
+            strengths = torch.full((ITEMS,), float(strength))
+            tokens.append(
+                logits(shaped, final, direction, strengths, intervention).argmax(-1).numpy()
+            )
+    expected = np.stack(tokens) == planted.first_token
     assert 0.1 < expected.mean() < 0.9, "else the test says nothing"
-    assert (found != expected).mean() < 1e-3, "but for ties at an end"
+    assert (correct != expected).mean() < 1e-3, "but for ties at an end"
 
 
 def test_the_vocabulary_in_blocks_is_the_vocabulary(
     untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = activations(untrained)
-    states, ways = torch.from_numpy(shown.final), torch.from_numpy(shown.differences[:, 7])
-    tokens = torch.from_numpy(shown.first_token)
-    whole = winning_strengths(untrained, states, ways, tokens)
+    planted = activations(untrained)
+    states, directions = (
+        torch.from_numpy(planted.final),
+        torch.from_numpy(planted.differences[:, 7]),
+    )
+    tokens = torch.from_numpy(planted.first_token)
+    whole = winning_strengths(untrained, states, directions, tokens)
     monkeypatch.setattr(strength_intervals, "_BLOCK_TOKENS", 100)
     monkeypatch.setattr(strength_intervals, "_BLOCK_ITEMS", 7)
-    for one, other in zip(whole, winning_strengths(untrained, states, ways, tokens), strict=True):
-        near = [ends.clamp(max=10) for ends in (one, other)]  # far off, lines are nearly parallel
+    for end, end_in_blocks in zip(
+        whole, winning_strengths(untrained, states, directions, tokens), strict=True
+    ):
+        near = [
+            ends.clamp(max=10) for ends in (end, end_in_blocks)
+        ]  # far off, lines are nearly parallel
         torch.testing.assert_close(*near, rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +119,7 @@ def test_a_direction_of_nothing_changes_nothing(untrained: AudioModel) -> None:
 
 
 def test_a_readout_that_is_not_straight_is_refused(untrained: AudioModel) -> None:
-    assert gains(untrained).shape == (untrained.width,)
+    assert gains(untrained).shape == (untrained.hidden_size,)
     with pytest.raises(ModelError, match="bias"):
-        biased = nn.Linear(untrained.width, 7)
+        biased = nn.Linear(untrained.hidden_size, 7)
         gains(replace(untrained, family=replace(untrained.family, readout=lambda _: biased)))

@@ -93,14 +93,17 @@ def test_positions_of_the_encoder_are_sinusoids(tokenizer: PreTrainedTokenizerFa
 
 def test_what_is_saved_is_what_is_loaded(checkpoint: Path, untrained: AudioModel) -> None:
     plain = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    for (name, one), (_, other) in zip(
+    for (name, saved), (_, loaded) in zip(
         plain.state_dict().items(), untrained.network.state_dict().items(), strict=True
     ):
-        assert torch.equal(one, other), name
+        assert torch.equal(saved, loaded), name
     fresh = build_processor()
     assert untrained.processor.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
     assert untrained.processor.chat_template == fresh.chat_template
-    kept, built = untrained.processor.feature_extractor.to_dict(), fresh.feature_extractor.to_dict()
-    assert {key: kept[key] for key in ("feature_size", "hop_length", "chunk_length", "n_fft")} == {
-        key: built[key] for key in ("feature_size", "hop_length", "chunk_length", "n_fft")
-    }
+    saved_config, built = (
+        untrained.processor.feature_extractor.to_dict(),
+        fresh.feature_extractor.to_dict(),
+    )
+    assert {
+        key: saved_config[key] for key in ("feature_size", "hop_length", "chunk_length", "n_fft")
+    } == {key: built[key] for key in ("feature_size", "hop_length", "chunk_length", "n_fft")}

@@ -38,9 +38,9 @@ def demo() -> AudioModel:
 
 @pytest.fixture(scope="module")
 def profile(demo: AudioModel) -> Profile:
-    found = find(None, demo)
-    assert found is not None
-    return found
+    shipped = find(None, demo)
+    assert shipped is not None
+    return shipped
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +67,27 @@ def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Serve
     prefixes = SilenceCache(50_000_000)
     rows = []
     for item in items:
-        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
-        heard = prefill(demo, asked, heads=profile.heads, layers=profile.layers)
+        prompt = build_item_prompt(demo, item, load_item_clip(demo, item))
+        heard = prefill(demo, prompt, heads=profile.heads, layers=profile.layers)
         at = listening_score(heard.attention.numpy())
-        found = contrast_with_silence(
+        contrast = contrast_with_silence(
             demo,
-            asked,
+            prompt,
             heard,
             heads=profile.heads,
             layers=profile.layers,
-            prefixes=prefixes,
+            silence_cache=prefixes,
         )
-        direction = pool(found.differences, profile.intervention)
+        direction = pool(contrast.differences, profile.intervention)
         right = []
         for strength in (0.0, profile.gate.strength(at)):
             plan = (
                 SteeringPlan(direction, strength, profile.intervention) if strength else UNSTEERED
             )
             right.append(is_right(greedy_answer(demo, heard, plan), item.answer, item.choices))
-        lost = replace(asked, log_mels=silent_mels(demo, asked.heard_seconds))
+        lost = replace(prompt, log_mels=silent_mels(demo, prompt.heard_seconds))
         floor = listening_score(prefill(demo, lost, heads=profile.heads).attention.numpy())
-        twin = listening_score(found.silence_attention.numpy())
+        twin = listening_score(contrast.silence_attention.numpy())
         rows.append((*right, at, floor, twin))
     bare, adaptive, scores, dropped, silence = map(np.array, zip(*rows, strict=True))
     wordings = np.array([item.wording for item in items])
@@ -138,11 +138,11 @@ def test_served_heads_equal_eager_attentions(
         DEMO_WEIGHTS, dtype=torch.float32, attn_implementation="eager"
     )
     for item in items[:8]:
-        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
-        mass = audio_mass(prefill(demo, asked, heads=profile.heads).attention.numpy())
-        attention = full_pass(eager.eval(), asked).attention
+        prompt = build_item_prompt(demo, item, load_item_clip(demo, item))
+        mass = audio_mass(prefill(demo, prompt, heads=profile.heads).attention.numpy())
+        attention = full_pass(eager.eval(), prompt).attention
         expected = [
-            float(attention[layer, head, -1, asked.audio_mask].sum())
+            float(attention[layer, head, -1, prompt.audio_mask].sum())
             for layer, head in profile.heads
         ]
         np.testing.assert_allclose(mass, expected, atol=1e-4)
@@ -155,7 +155,7 @@ def test_its_bare_answers_are_those_of_transformers(
         DEMO_WEIGHTS, dtype=torch.float32, attn_implementation="sdpa"
     )
     for item in items[:8]:
-        asked = build_item_prompt(demo, item, load_item_clip(demo, item))
-        ids = generated(plain.eval(), asked, 32)
+        prompt = build_item_prompt(demo, item, load_item_clip(demo, item))
+        ids = generated(plain.eval(), prompt, 32)
         expected = demo.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert greedy_answer(demo, prefill(demo, asked)) == expected
+        assert greedy_answer(demo, prefill(demo, prompt)) == expected

@@ -77,7 +77,7 @@ def test_a_packed_lesson_is_each_question_alone(
     network.model.language_model.config._attn_implementation = "eager"
     audio_token = network.config.audio_token_id
     for group, question, length in rows(batch):
-        frames = batch.frames[group * clips : (group + 1) * clips]
+        frames = batch.mel_frames[group * clips : (group + 1) * clips]
         heard = [untrained.audio_tokens(int(count)) for count in frames]
         shared = [
             part
@@ -88,7 +88,7 @@ def test_a_packed_lesson_is_each_question_alone(
         alone = network(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            input_features=batch.mels[group * clips : (group + 1) * clips],
+            input_features=batch.log_mels[group * clips : (group + 1) * clips],
             feature_attention_mask=(torch.arange(300)[None] < frames[:, None]).long(),
         ).logits[0, -length:]
         torch.testing.assert_close(packed[group, question, :length], alone, atol=1e-5, rtol=1e-5)
@@ -252,10 +252,10 @@ class OneProcess:
 def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "ProcessPoolExecutor", OneProcess)
     first = make_clips(tmp_path, 6, seed=0)
-    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(recordings, "ProcessPoolExecutor", None)
     again = make_clips(tmp_path, 6, seed=0)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
     assert again.facts == first.facts
     np.testing.assert_array_equal(again.lengths, first.lengths)
     for row, length, facts in zip(first.samples, first.lengths, first.facts, strict=True):
@@ -279,15 +279,17 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: P
     middle = load_file(stopped / "out" / "model.safetensors")
     train.train(stopped, stopped / "out", TINY, seed=0)
 
-    one, other = (torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped))
-    assert one["step"] == other["step"] == TINY.steps
-    for name, weight in one["model"].items():
-        assert torch.equal(weight, other["model"][name]), name
+    whole_state, stopped_state = (
+        torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped)
+    )
+    assert whole_state["step"] == stopped_state["step"] == TINY.steps
+    for name, weight in whole_state["model"].items():
+        assert torch.equal(weight, stopped_state["model"][name]), name
     trained = load_file(stopped / "out" / "model.safetensors")
     assert any(not torch.equal(trained[name], middle[name]) for name in trained), "it learned"
 
     served = loading.load(str(stopped / "out"), device="cpu")
     assert served.fingerprint == checkpoint.fingerprint(whole / "out")
-    for name, weight in one["model"].items():
-        kept = served.network.state_dict()[name]
-        torch.testing.assert_close(kept, weight.half().float(), atol=0, rtol=0)
+    for name, weight in whole_state["model"].items():
+        saved = served.network.state_dict()[name]
+        torch.testing.assert_close(saved, weight.half().float(), atol=0, rtol=0)

@@ -36,7 +36,7 @@ def profile_of(model: AudioModel) -> Profile:
         calibration={},
         held_out={},
         versions={},
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(0)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(0)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.full(3, 0.3, np.float32),
         head_std=np.full(3, 0.1, np.float32),
@@ -53,10 +53,10 @@ def activations(model: AudioModel, count: int) -> Activations:
     """Random numbers; the profile's heads see which answers are right."""
     rng = np.random.default_rng(2)
     right = rng.random(count) < 0.5
-    mass = rng.random((count, model.layers * model.heads)).astype(np.float32)
+    mass = rng.random((count, model.num_layers * model.num_heads)).astype(np.float32)
     mass[:, [11, 22, 1]] += 0.5 * right[:, None].astype(np.float32)
-    shape = (count, model.layers, model.width)
-    final = rng.standard_normal((count, model.width)).astype(np.float32)
+    shape = (count, model.num_layers, model.hidden_size)
+    final = rng.standard_normal((count, model.hidden_size)).astype(np.float32)
     return Activations(
         mass=mass,
         silent_mass=mass - 3,

@@ -32,10 +32,10 @@ def items(count: int) -> list[Item]:
 
 
 def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
-    profile, shown, asked = profile_of(grouped), activations(grouped, 40), items(40)
-    found = choose_strengths(grouped, profile, asked, shown, 3, {"oracle_fixed": 0.7})
-    by_arm = found.by_arm
-    scores = shown.scores(profile.heads, grouped.heads)
+    profile, recorded, forty = profile_of(grouped), activations(grouped, 40), items(40)
+    arm_strengths = choose_strengths(grouped, profile, forty, recorded, 3, {"oracle_fixed": 0.7})
+    by_arm = arm_strengths.by_arm
+    scores = recorded.scores(profile.heads, grouped.num_heads)
     adaptive = np.array([profile.gate.strength(float(score)) for score in scores])
     for arm in ("adaptive", "calibrated", "random_layers", "all_layers", "text_only", "other_item"):
         np.testing.assert_allclose(by_arm[arm], adaptive)
@@ -46,8 +46,8 @@ def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
     np.testing.assert_allclose(by_arm["inverted"], 2.0 - adaptive, atol=1e-9)
     assert len(np.unique(by_arm["wording_only"])) == 4, "one strength a wording and cue"
     assert len(np.unique(by_arm["cue_only"])) == 3, "one a cue"
-    assert len(set(found.random_layers)) == 2
-    again = choose_strengths(grouped, profile, asked, shown, 3, {"oracle_fixed": 0.7})
+    assert len(set(arm_strengths.random_layers)) == 2
+    again = choose_strengths(grouped, profile, forty, recorded, 3, {"oracle_fixed": 0.7})
     assert all((again.by_arm[arm] == by_arm[arm]).all() for arm in by_arm)
     assert set(by_arm) | {"bare", "aad", "no_audio", "oracle_fixed_natural", *PERMUTED_ARMS} == set(
         ARMS
@@ -56,8 +56,10 @@ def test_strengths_are_what_the_arms_say(grouped: AudioModel) -> None:
 
 def test_without_wordings_no_gate_knows_them(grouped: AudioModel) -> None:
     plain = [item(f"{i}") for i in range(20)]
-    found = choose_strengths(grouped, profile_of(grouped), plain, activations(grouped, 20), 0, {})
-    assert not {"wording_only", "cue_only", "oracle_fixed"} & set(found.by_arm)
+    arm_strengths = choose_strengths(
+        grouped, profile_of(grouped), plain, activations(grouped, 20), 0, {}
+    )
+    assert not {"wording_only", "cue_only", "oracle_fixed"} & set(arm_strengths.by_arm)
 
 
 def test_the_lowest_score_gets_the_largest_strength() -> None:
@@ -73,10 +75,10 @@ def test_the_lowest_score_gets_the_largest_strength() -> None:
 def test_shuffling_stays_within_groups() -> None:
     groups = np.array(["a", "b"] * 20)
     strengths = np.arange(40.0)
-    found = shuffled(strengths, groups, np.random.default_rng(0))
-    assert (found % 2 == strengths % 2).all()
-    assert (found != strengths).any()
-    assert sorted(found) == sorted(strengths)
+    exchanged = shuffled(strengths, groups, np.random.default_rng(0))
+    assert (exchanged % 2 == strengths % 2).all()
+    assert (exchanged != strengths).any()
+    assert sorted(exchanged) == sorted(strengths)
 
 
 def test_a_group_has_its_mean() -> None:
@@ -85,33 +87,33 @@ def test_a_group_has_its_mean() -> None:
 
 
 def test_plans_take_the_states_that_their_arm_names(grouped: AudioModel) -> None:
-    profile, shown = profile_of(grouped), activations(grouped, 8)
-    arm_strengths = choose_strengths(grouped, profile, items(8), shown, 0, {})
-    layers, width = grouped.layers, grouped.width
+    profile, recorded = profile_of(grouped), activations(grouped, 8)
+    arm_strengths = choose_strengths(grouped, profile, items(8), recorded, 0, {})
+    layers, width = grouped.num_layers, grouped.hidden_size
     differences = Differences(*(torch.randn(layers, width) for _ in range(3)))
-    found = plans(profile, arm_strengths, 5, differences)
+    plan_by_arm = plans(profile, arm_strengths, 5, differences)
     expected = {
-        "adaptive": differences.difference[[1, 2]].mean(0),
-        "fixed": differences.difference[[1, 2]].mean(0),
-        "inverted": differences.difference[[1, 2]].mean(0),
-        "all_layers": differences.difference.mean(0),
-        "random_layers": differences.difference[list(arm_strengths.random_layers)].mean(0),
+        "adaptive": differences.clip[[1, 2]].mean(0),
+        "fixed": differences.clip[[1, 2]].mean(0),
+        "inverted": differences.clip[[1, 2]].mean(0),
+        "all_layers": differences.clip.mean(0),
+        "random_layers": differences.clip[list(arm_strengths.random_layers)].mean(0),
         "text_only": differences.text_only[[1, 2]].mean(0),
-        "other_item": differences.other[[1, 2]].mean(0),
+        "other_item": differences.other_clip[[1, 2]].mean(0),
         "calibrated": profile.direction,
     }
     for arm, direction in expected.items():
-        got = found[arm].direction
+        got = plan_by_arm[arm].direction
         assert got is not None
         torch.testing.assert_close(got, direction)
-        assert found[arm].strength == arm_strengths.by_arm[arm][5]
-    assert found["bare"].direction is None
+        assert plan_by_arm[arm].strength == arm_strengths.by_arm[arm][5]
+    assert plan_by_arm["bare"].direction is None
 
 
 def test_another_items_direction_is_that_of_another_clip(tmp_path: Path) -> None:
-    found = read(write_items(tmp_path, 6), tmp_path).items  # two items a clip
-    assert [another_clip(found, i) for i in range(6)] == [2, 2, 4, 4, 0, 0]
-    assert another_clip(found[:2], 1) == 1
+    dataset_items = read(write_items(tmp_path, 6), tmp_path).items  # two items a clip
+    assert [another_clip(dataset_items, i) for i in range(6)] == [2, 2, 4, 4, 0, 0]
+    assert another_clip(dataset_items[:2], 1) == 1
 
 
 def test_options_are_put_in_another_order() -> None:

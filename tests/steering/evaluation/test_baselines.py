@@ -25,41 +25,41 @@ SHORT = Sampling(max_tokens=6)
 def test_audio_aware_decoding_by_two_uncached_passes_a_token(
     model: AudioModel, oracle: Any, weight: float
 ) -> None:
-    asked = prompt(model)
-    twin = silent_twin(model, asked)
-    heard, silent = prefill(model, asked), prefill(model, twin)
+    example = prompt(model)
+    twin = silent_twin(model, example)
+    heard, silent = prefill(model, example), prefill(model, twin)
     naive: list[int] = []
     for _ in range(SHORT.max_tokens):
-        audio = full_pass(oracle, asked, naive).logits[-1]
+        audio = full_pass(oracle, example, naive).logits[-1]
         silence = full_pass(oracle, twin, naive).logits[-1]
         naive.append(int(((1 + weight) * audio - weight * silence).argmax()))
-    found = list(audio_aware_decoding(model, heard, silent, SHORT, weight))
-    assert found == naive
-    assert list(audio_aware_decoding(model, heard, silent, SHORT, weight)) == found, "once more"
-    assert found != list(generate(model, heard, UNSTEERED, SHORT)), (
+    tokens = list(audio_aware_decoding(model, heard, silent, SHORT, weight))
+    assert tokens == naive
+    assert list(audio_aware_decoding(model, heard, silent, SHORT, weight)) == tokens, "once more"
+    assert tokens != list(generate(model, heard, UNSTEERED, SHORT)), (
         "the contrast changes the answer"
     )
 
 
 def test_without_weight_it_is_greedy(model: AudioModel) -> None:
-    asked = prompt(model)
-    heard, silent = prefill(model, asked), prefill(model, silent_twin(model, asked))
-    found = list(audio_aware_decoding(model, heard, silent, SHORT, weight=0.0))
-    assert found == list(generate(model, heard, UNSTEERED, SHORT))
+    example = prompt(model)
+    heard, silent = prefill(model, example), prefill(model, silent_twin(model, example))
+    tokens = list(audio_aware_decoding(model, heard, silent, SHORT, weight=0.0))
+    assert tokens == list(generate(model, heard, UNSTEERED, SHORT))
 
 
 def test_it_ends_at_an_end_token(untrained: AudioModel) -> None:
-    asked = prompt(untrained)
-    heard, silent = prefill(untrained, asked), prefill(untrained, silent_twin(untrained, asked))
+    example = prompt(untrained)
+    heard, silent = prefill(untrained, example), prefill(untrained, silent_twin(untrained, example))
     whole = list(audio_aware_decoding(untrained, heard, silent, SHORT))
     config = untrained.network.generation_config
     before = config.eos_token_id
     config.eos_token_id = [before, whole[2]]
     try:
-        found = list(audio_aware_decoding(untrained, heard, silent, SHORT))
+        tokens = list(audio_aware_decoding(untrained, heard, silent, SHORT))
     finally:
         config.eos_token_id = before
-    assert found == whole[: whole.index(whole[2]) + 1]
+    assert tokens == whole[: whole.index(whole[2]) + 1]
 
 
 def test_the_text_only_direction_is_the_instruction_about_silence(
@@ -70,11 +70,11 @@ def test_the_text_only_direction_is_the_instruction_about_silence(
     layers = (2, 0)
     silent = prefill(model, silent_twin(model, plain), layers=layers)
     pairs = copy_kv_prefix(silent, plain.audio_end)
-    found = text_only_direction(model, silent, instructed, pairs, layers)
+    direction = text_only_direction(model, silent, instructed, pairs, layers)
     with_it = full_pass(oracle, silent_twin(model, instructed)).residuals[list(layers), -1]
     without = full_pass(oracle, silent_twin(model, plain)).residuals[list(layers), -1]
-    torch.testing.assert_close(found, with_it - without, atol=1e-4, rtol=1e-4)
-    assert found.norm() > 0.1
+    torch.testing.assert_close(direction, with_it - without, atol=1e-4, rtol=1e-4)
+    assert direction.norm() > 0.1
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -82,18 +82,18 @@ def test_audio_aware_choices_by_two_uncached_passes_an_option(
     model: AudioModel, oracle: Any, weight: float
 ) -> None:
     choices = ("dog", "engine bell", "cow")
-    asked = prompt(model)
-    twin = silent_twin(model, asked)
+    example = prompt(model)
+    twin = silent_twin(model, example)
     scores = []
     for choice in choices:
         ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
         audio, silence = (
-            full_pass(oracle, each, ids).logits[-len(ids) - 1 : -1] for each in (asked, twin)
+            full_pass(oracle, each, ids).logits[-len(ids) - 1 : -1] for each in (example, twin)
         )
         rows = ((1 + weight) * audio - weight * silence).log_softmax(-1)
         scores.append(float(rows[range(len(ids)), ids].mean()))
     expected = torch.tensor(scores).softmax(-1).tolist()
-    heard, silent = prefill(model, asked), prefill(model, twin)
+    heard, silent = prefill(model, example), prefill(model, twin)
     assert audio_aware_choices(model, heard, silent, choices, weight) == pytest.approx(
         expected, abs=1e-4
     )

@@ -29,53 +29,57 @@ def test_the_best_constant_is_that_of_the_mix(grouped: AudioModel) -> None:
         "balanced": np.array([2.0, 0.75, 0.5, 0.75]),
         "natural": np.array([2.0, 0.25, 1.5, 0.25]),
     }
-    found = Constants(tokens, np.array([0.0, 0.5, 1.0]), right, weights)
-    assert found.best() == {"oracle_fixed": 0.5, "oracle_fixed_natural": 0.0}
-    plain = replace(found, weights={"all": np.ones(4)})
+    constants = Constants(tokens, np.array([0.0, 0.5, 1.0]), right, weights)
+    assert constants.best() == {"oracle_fixed": 0.5, "oracle_fixed_natural": 0.0}
+    plain = replace(constants, weights={"all": np.ones(4)})
     assert plain.best() == {"oracle_fixed": 0.5}, "of equals the smallest"
 
 
 def test_every_control_is_there_and_can_be_written(grouped: AudioModel) -> None:
-    profile, asked, shown = profile_of(grouped), items(60), activations(grouped, 60)
-    constants = try_constants(grouped, profile, asked, shown, "generate")
+    profile, sixty, recorded = profile_of(grouped), items(60), activations(grouped, 60)
+    constants = try_constants(grouped, profile, sixty, recorded, "generate")
     assert constants.right.shape == (GRID, 60)
     assert constants.strengths[0] == 0 and constants.strengths[-1] == pytest.approx(3.0)
-    arm_strengths = choose_strengths(grouped, profile, asked, shown, 0, constants.best())
-    found = control_figures(grouped, profile, asked, shown, constants, arm_strengths, seed=0)
-    json.dumps(found, allow_nan=False)
-    assert found["items"] == 60 and found["left_out"] == 0
+    arm_strengths = choose_strengths(grouped, profile, sixty, recorded, 0, constants.best())
+    figures = control_figures(grouped, profile, sixty, recorded, constants, arm_strengths, seed=0)
+    json.dumps(figures, allow_nan=False)
+    assert figures["items"] == 60 and figures["left_out"] == 0
     assert {"bare", "adaptive", "fixed", "oracle_fixed", "oracle_fixed_natural"} <= set(
-        found["gates"]
+        figures["gates"]
     )
     assert {"wording_only", "cue_only", "shuffled", "divergence", "confidence"} <= set(
-        found["gates"]
+        figures["gates"]
     )
-    for gate in found["gates"].values():
+    for gate in figures["gates"].values():
         assert set(gate) == {"all", "balanced", "natural"}
-    assert found["gates"]["adaptive"]["all"]["gain_of_adaptive"] == [0, 0, 0]
-    curve = found["by_strength"]
+    assert figures["gates"]["adaptive"]["all"]["gain_of_adaptive"] == [0, 0, 0]
+    curve = figures["by_strength"]
     assert len(curve["strengths"]) == GRID == len(curve["mixes"]["natural"])
     assert curve["mixes"]["all"][0]["right_percent"] == pytest.approx(
-        found["gates"]["bare"]["all"]["right_percent"]
+        figures["gates"]["bare"]["all"]["right_percent"]
     )
     best = max(point["right_percent"] for point in curve["mixes"]["natural"])
-    assert found["gates"]["oracle_fixed_natural"]["natural"]["right_percent"] == best
-    assert found["random_layers"]["sets"] == LAYER_SETS >= 20
-    assert found["random_heads"]["sets"] == 60
-    for each in (found["random_layers"]["all"], found["random_heads"]["all"]):
+    assert figures["gates"]["oracle_fixed_natural"]["natural"]["right_percent"] == best
+    assert figures["random_layers"]["sets"] == LAYER_SETS >= 20
+    assert figures["random_heads"]["sets"] == 60
+    for each in (figures["random_layers"]["all"], figures["random_heads"]["all"]):
         assert each["mean_percent"] == pytest.approx(np.mean(each["each_percent"]), abs=0.01)
         assert each["sd_percent"] == pytest.approx(np.std(each["each_percent"], ddof=1), abs=0.01)
-        mine = found["gates"]["adaptive"]["all"]["right_percent"]
+        mine = figures["gates"]["adaptive"]["all"]["right_percent"]
         above = np.mean(np.array(each["each_percent"]) < mine)
         assert each["chosen_above_share"] == pytest.approx(above, abs=1e-3)
 
 
 def test_without_one_token_answers_it_says_so(grouped: AudioModel) -> None:
-    profile, shown = profile_of(grouped), activations(grouped, 4)
-    asked = [replace(each, choices=("dog", "dog cow"), answer="dog cow") for each in items(4)]
-    constants = try_constants(grouped, profile, asked, shown, "generate")
+    profile, recorded = profile_of(grouped), activations(grouped, 4)
+    long_answers = [
+        replace(each, choices=("dog", "dog cow"), answer="dog cow") for each in items(4)
+    ]
+    constants = try_constants(grouped, profile, long_answers, recorded, "generate")
     assert constants.best() == {}
-    arm_strengths = choose_strengths(grouped, profile, asked, shown, 0, {})
-    found = control_figures(grouped, profile, asked, shown, constants, arm_strengths, seed=0)
-    assert found["items"] == 0 and found["left_out"] == 4
-    assert "one token" in found["reason"]
+    arm_strengths = choose_strengths(grouped, profile, long_answers, recorded, 0, {})
+    figures = control_figures(
+        grouped, profile, long_answers, recorded, constants, arm_strengths, seed=0
+    )
+    assert figures["items"] == 0 and figures["left_out"] == 4
+    assert "one token" in figures["reason"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from steering.calibration.activations import (
     decode_answer,
     load_item_clip,
 )
-from steering.errors import DataError
+from steering.errors import AllEarsError, DataError
 from steering.evaluation import evaluate as evaluations
 from steering.evaluation.answering import ArmRunner
 from steering.evaluation.arms import ARMS, permuted
@@ -33,10 +35,10 @@ SHORT = 4
 
 def heard_of(model: AudioModel, item: Item) -> tuple[PrefillResult, PrefillResult, float]:
     """An item, its silence, and its score, each by a whole pass of its own."""
-    asked = build_item_prompt(model, item, load_item_clip(model, item))
-    layers, heads = range(model.layers), profile_of(model).heads
-    heard = prefill(model, asked, heads=heads, layers=layers)
-    silent = prefill(model, silent_twin(model, asked), layers=layers)
+    prompt = build_item_prompt(model, item, load_item_clip(model, item))
+    layers, heads = range(model.num_layers), profile_of(model).heads
+    heard = prefill(model, prompt, heads=heads, layers=layers)
+    silent = prefill(model, silent_twin(model, prompt), layers=layers)
     return heard, silent, float(heard.attention.sum(-1).mean())
 
 
@@ -69,7 +71,7 @@ def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[PrefillResult, Ste
     }
 
 
-def said(out: Path, key: str = "model_output") -> dict[str, list[str]]:
+def predictions_in(out: Path, key: str = "model_output") -> dict[str, list[str]]:
     return {
         path.name.split(".")[1]: [record[key] for record in json.loads(path.read_text())]
         for path in out.glob("predictions.*.json")
@@ -84,9 +86,9 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
     items = read(data, tmp_path).items
     results = evaluate(grouped, profile_of(grouped), data, tmp_path, out, max_tokens=SHORT)
 
-    found = said(out)
+    predicted = predictions_in(out)
     expected = set(ARMS) - {"oracle_fixed_natural"}  # these items have no consistent wording
-    assert set(found) == expected == set(results["arms"])
+    assert set(predicted) == expected == set(results["arms"])
     for arm in expected:
         records = json.loads((out / f"predictions.{arm}.json").read_text())
         for record in records:
@@ -111,23 +113,23 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
             )
             for arm, (heard, plan) in hand.items()
         }
-        assert {arm: found[arm][i] for arm in texts} == texts
+        assert {arm: predicted[arm][i] for arm in texts} == texts
         assert float(rows[i]["strength"]) == pytest.approx(hand["adaptive"][1].strength, abs=1e-3)
-    assert len({tuple(texts) for texts in found.values()}) > 4, "arms differ"
+    assert len({tuple(texts) for texts in predicted.values()}) > 4, "arms differ"
 
 
 def test_options_can_be_scored_instead(grouped: AudioModel, tmp_path: Path) -> None:
     data, out = write_items(tmp_path, 2), tmp_path / "out"
     items = read(data, tmp_path).items
     results = evaluate(grouped, profile_of(grouped), data, tmp_path, out, mode="choices")
-    found = said(out)
+    predicted = predictions_in(out)
     for i, item in enumerate(items):
         for arm, (heard, plan) in by_hand(grouped, item).items():
             choices = permuted(item, 0).choices if "permuted" in arm else item.choices
             best = int(np.argmax(score_choices(grouped, heard, plan, choices)))
-            assert found[arm][i] == choices[best], arm
+            assert predicted[arm][i] == choices[best], arm
     assert results["asking"]["mode"] == "choices"
-    assert all(text in items[0].choices for texts in found.values() for text in texts)
+    assert all(text in items[0].choices for texts in predicted.values() for text in texts)
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(
@@ -135,17 +137,17 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 ) -> None:
     profile, data = profile_of(grouped), write_items(tmp_path, 4)
     whole = evaluate(grouped, profile, data, tmp_path, tmp_path / "whole", 7, max_tokens=SHORT)
-    asked: list[int] = []
+    answered: list[int] = []
     answers = ArmRunner.answers
 
     def stopping(self: ArmRunner, i: int) -> dict[str, str]:
-        if len(asked) == 2:
+        if len(answered) == 2:
             raise KeyboardInterrupt
-        asked.append(i)
+        answered.append(i)
         return answers(self, i)
 
     def counting(self: ArmRunner, i: int) -> dict[str, str]:
-        asked.append(i)
+        answered.append(i)
         return answers(self, i)
 
     out = tmp_path / "stopped"
@@ -157,7 +159,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     with pytest.raises(DataError, match="another --out"):
         evaluate(grouped, profile, data, tmp_path, out, 8, max_tokens=SHORT)
     again = evaluate(grouped, profile, data, tmp_path, out, 7, max_tokens=SHORT)
-    assert asked == [0, 1, 2, 3], "nothing is answered twice"
+    assert answered == [0, 1, 2, 3], "nothing is answered twice"
     assert again == whole
     for path in (tmp_path / "whole").glob("*.*"):
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
@@ -168,7 +170,7 @@ def test_mmars_items_get_mmars_key(grouped: AudioModel, tmp_path: Path) -> None:
     records: list[dict[str, Any]] = json.loads(data.read_text())
     data.write_text(json.dumps([{**r, "audio_path": r["audio_id"]} for r in records]))
     evaluate(grouped, profile_of(grouped), data, tmp_path, tmp_path / "out", max_tokens=1)
-    assert set(map(len, said(tmp_path / "out", "answer_prediction").values())) == {2}
+    assert set(map(len, predictions_in(tmp_path / "out", "answer_prediction").values())) == {2}
 
 
 def test_faults_in_the_data_come_before_any_pass(
@@ -188,3 +190,40 @@ def test_faults_in_the_data_come_before_any_pass(
 def test_a_mode_that_is_not_known_is_refused(grouped: AudioModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="generate, choices"):
         evaluate(grouped, profile_of(grouped), tmp_path, tmp_path, tmp_path, mode="guess")
+
+
+# ---- without the extra `evaluate`
+
+
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys({packages!r}))  # None: an import of it fails
+from steering.model import loading
+
+def load(*_, **__):
+    raise AssertionError("the model was loaded")
+
+loading.load = load
+import server.app, server.serve, steering.evaluation.evaluate
+from server.cli import app
+app(["evaluate", "--data", "items.json", "--out", "out"])
+"""
+
+
+@pytest.mark.parametrize("packages", [("matplotlib",), ("jinja2", "markupsafe", "matplotlib")])
+def test_without_the_report_s_packages_it_says_so_at_once(packages: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(packages=packages)], capture_output=True, text=True
+    )
+    assert run.returncode == 1, run.stderr
+    assert f"needs {', '.join(packages)}: pip install 'allears[evaluate]'" in run.stderr
+
+
+def test_the_library_says_so_before_any_pass(
+    grouped: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    data = write_items(tmp_path, 4)
+    with pytest.raises(AllEarsError, match=r"pip install 'allears\[evaluate\]'"):
+        evaluate(grouped, profile_of(grouped), data, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

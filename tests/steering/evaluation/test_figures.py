@@ -31,8 +31,8 @@ OUTPUTS = {
 
 def test_figures_by_hand() -> None:
     right = rightness(ITEMS, OUTPUTS)
-    found = arm_figures(ITEMS, right, seed=0)
-    bare, fixed, aad = (found[arm] for arm in OUTPUTS)
+    figures = arm_figures(ITEMS, right, seed=0)
+    bare, fixed, aad = (figures[arm] for arm in OUTPUTS)
     assert bare["right_percent"] == 50
     assert bare["mixes"]["all"]["right_percent"] == 50
     assert bare["mixes"]["balanced"]["right_percent"] == pytest.approx(62.5)
@@ -48,12 +48,12 @@ def test_figures_by_hand() -> None:
 
 
 def test_parts_by_hand() -> None:
-    found = part_figures(ITEMS, rightness(ITEMS, OUTPUTS), seed=0)
-    assert found["task"]["sound"]["items"] == 2
-    assert found["task"]["sound"]["arms"]["bare"]["right_percent"] == 50
-    assert found["task"]["sound"]["arms"]["fixed"]["gain_over_bare"][0] == 50
-    assert found["wording"]["conflict"]["arms"]["bare"]["right_percent"] == 0
-    json.dumps(found, allow_nan=False)
+    figures = part_figures(ITEMS, rightness(ITEMS, OUTPUTS), seed=0)
+    assert figures["task"]["sound"]["items"] == 2
+    assert figures["task"]["sound"]["arms"]["bare"]["right_percent"] == 50
+    assert figures["task"]["sound"]["arms"]["fixed"]["gain_over_bare"][0] == 50
+    assert figures["wording"]["conflict"]["arms"]["bare"]["right_percent"] == 0
+    json.dumps(figures, allow_nan=False)
 
 
 def test_nothing_to_measure_is_null() -> None:

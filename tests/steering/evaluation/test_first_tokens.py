@@ -26,17 +26,17 @@ def items(tmp_path: Path) -> tuple[Item, ...]:
     return read(write_items(tmp_path, 6), tmp_path).items
 
 
-def answered(model: AudioModel, asked: Item, strength: float, mode: str) -> int:
+def answered(model: AudioModel, item: Item, strength: float, mode: str) -> int:
     """The first token of an answer that is really given."""
-    prompt = build_item_prompt(model, asked, load_item_clip(model, asked))
-    layers = range(model.layers)
+    prompt = build_item_prompt(model, item, load_item_clip(model, item))
+    layers = range(model.num_layers)
     heard = prefill(model, prompt, layers=layers)
     silent = prefill(model, silent_twin(model, prompt), layers=layers)
     plan = SteeringPlan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)
     if mode == "generate":
         return next(generate(model, heard, plan, Sampling(max_tokens=1)))
-    best = int(np.argmax(score_choices(model, heard, plan, asked.choices)))
-    token: int = model.processor.tokenizer(asked.choices[best])["input_ids"][0]
+    best = int(np.argmax(score_choices(model, heard, plan, item.choices)))
+    token: int = model.processor.tokenizer(item.choices[best])["input_ids"][0]
     return token
 
 
@@ -45,14 +45,14 @@ def test_a_first_token_is_that_of_the_answer_given(
     grouped: AudioModel, items: tuple[Item, ...], mode: str
 ) -> None:
     strengths = np.array([0.0, 0.5, 1.5, 3.0, 0.2, 8.0])
-    given = [answered(grouped, each, s, mode) for each, s in zip(items, strengths, strict=True)]
+    given = [answered(grouped, item, s, mode) for item, s in zip(items, strengths, strict=True)]
     known = one_token(grouped, items, mode)
     assert known.rows.tolist() == list(range(6))
     tokens = FirstTokens(grouped, record(grouped, items), replace(known, wanted=np.array(given)))
     assert tokens.right(HOW, strengths).all()
     wrong = [
-        next(o for o in (*options, one + 1) if o != one)
-        for one, options in zip(given, known.options, strict=True)
+        next(o for o in (*options, token + 1) if o != token)
+        for token, options in zip(given, known.options, strict=True)
     ]
     others = replace(known, wanted=np.array(wrong))
     assert not FirstTokens(grouped, record(grouped, items), others).right(HOW, strengths).any()
@@ -63,9 +63,9 @@ def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
     longer = replace(item("other"), choices=("dog", "bell cow", "cow"))
     shared = replace(item("shared"), choices=("dog", "dog bell", "cow"))
     short = replace(item("a"), choices=("dog", "cow", "bell"))
-    asked = [short, long, longer, shared]
-    assert one_token(grouped, asked, "generate").rows.tolist() == [0, 2]
-    assert one_token(grouped, asked, "choices").rows.tolist() == [0]
+    items = [short, long, longer, shared]
+    assert one_token(grouped, items, "generate").rows.tolist() == [0, 2]
+    assert one_token(grouped, items, "choices").rows.tolist() == [0]
 
 
 def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...]) -> None:
@@ -77,12 +77,12 @@ def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...
 def test_the_divergence_is_jensen_and_shannons(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
-    found = divergence(grouped, record(grouped, items))
-    for i, each in enumerate(items):
-        prompt = build_item_prompt(grouped, each, load_item_clip(grouped, each))
+    divergences = divergence(grouped, record(grouped, items))
+    for i, own_item in enumerate(items):
+        prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
         p, q = (
-            logits(grouped, prefill(grouped, one).final[None])[0].softmax(-1).double().numpy()
-            for one in (prompt, silent_twin(grouped, prompt))
+            logits(grouped, prefill(grouped, branch).final[None])[0].softmax(-1).double().numpy()
+            for branch in (prompt, silent_twin(grouped, prompt))
         )
-        assert found[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
-    assert (found > 0).all()
+        assert divergences[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
+    assert (divergences > 0).all()

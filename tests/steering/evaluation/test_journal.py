@@ -54,10 +54,10 @@ def test_answers_of_another_run_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with Journal(path, RUN) as journal:
         journal.add("one", {"bare": "dog"})
-    kept = path.read_bytes()
+    before = path.read_bytes()
     with pytest.raises(DataError, match=r"answers\.jsonl.*remove the file"):
         Journal(path, {**RUN, "seed": 1})
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"not JSON\n"])

@@ -17,17 +17,17 @@ CHOICES = ("dog", "cow", "a cat", "The sound of rain")
 # ---- MMAU's official script, written again from its description
 
 
-def official_match(answer: str, said: str, choices: Sequence[str]) -> bool:
+def official_match(answer: str, prediction_text: str, choices: Sequence[str]) -> bool:
     def words(text: str) -> set[str]:
         return set(re.findall(r"\b\w+\b", text.lower()))
 
-    if not words(said):
+    if not words(prediction_text):
         return False
     wrong: set[str] = set()
     for choice in choices:
         if words(choice) != words(answer):
             wrong |= words(choice) - words(answer)
-    return words(answer) <= words(said) and not words(said) & wrong
+    return words(answer) <= words(prediction_text) and not words(prediction_text) & wrong
 
 
 def official_score(records: Sequence[dict[str, Any]], key: str) -> tuple[int, int]:
@@ -58,9 +58,9 @@ TRAPS = [
 def test_an_answer_that_names_one_option_becomes_its_bare_text(
     said: str, answer: str, _: str
 ) -> None:
-    found = prediction(said, CHOICES, lettered=True)
-    assert found == answer
-    assert official_match(answer, found, CHOICES)
+    predicted = prediction(said, CHOICES, lettered=True)
+    assert predicted == answer
+    assert official_match(answer, predicted, CHOICES)
 
 
 def test_the_traps_are_traps() -> None:
@@ -119,32 +119,44 @@ def record(name: str, **changes: Any) -> dict[str, Any]:
     return {**own, "answer": "cow", "task": "sound", "sub-category": "x", **changes}
 
 
-def item(kept: dict[str, Any]) -> Item:
-    choices = tuple(kept["choices"])
-    return Item(kept["id"], Path("x.wav"), "Which?", choices, "cow", "sound", "", "", kept)
+def item(record_of_item: dict[str, Any]) -> Item:
+    choices = tuple(record_of_item["choices"])
+    return Item(
+        record_of_item["id"],
+        Path("x.wav"),
+        "Which?",
+        choices,
+        "cow",
+        "sound",
+        "",
+        "",
+        record_of_item,
+    )
 
 
 def test_the_official_script_counts_every_item(tmp_path: Path) -> None:
-    kept = [record("b"), record("a"), record("c")]
+    records = [record("b"), record("a"), record("c")]
     path = tmp_path / "predictions.bare.json"
-    write_predictions(path, [item(each) for each in kept], ["cow", "", "dog"])
-    found = json.loads(path.read_text())
-    assert official_score(found, "model_output") == (1, 3), "an empty answer is wrong, not skipped"
-    assert [r.pop("model_output") for r in found] == ["cow", "", "dog"]
-    assert found == kept, "order and every key as they were"
-    assert list(found[0]) == list(kept[0])
+    write_predictions(path, [item(one_record) for one_record in records], ["cow", "", "dog"])
+    written = json.loads(path.read_text())
+    assert official_score(written, "model_output") == (1, 3), (
+        "an empty answer is wrong, not skipped"
+    )
+    assert [r.pop("model_output") for r in written] == ["cow", "", "dog"]
+    assert written == records, "order and every key as they were"
+    assert list(written[0]) == list(records[0])
     assert not list(tmp_path.glob(".*")), "nothing partial stays"
-    assert official_score(kept, "model_output") == (0, 0), "without the key they are skipped"
+    assert official_score(records, "model_output") == (0, 0), "without the key they are skipped"
 
 
 def test_mmars_key_is_its_own(tmp_path: Path) -> None:
-    kept = record("m", audio_path="./m.wav", modality="sound")
-    del kept["audio_id"]
+    original = record("m", audio_path="./m.wav", modality="sound")
+    del original["audio_id"]
     path = tmp_path / "predictions.bare.json"
-    write_predictions(path, [item(kept)], ["cow"])
-    found = json.loads(path.read_text())
-    assert official_score(found, "answer_prediction") == (1, 1)
-    assert "model_output" not in found[0]
+    write_predictions(path, [item(original)], ["cow"])
+    written = json.loads(path.read_text())
+    assert official_score(written, "answer_prediction") == (1, 1)
+    assert "model_output" not in written[0]
     assert prediction_key(record("a")) == "model_output"
 
 

@@ -20,11 +20,11 @@ def mmau(*counts: tuple[str, int]) -> tuple[Item, ...]:
 
 
 def test_a_data_set_is_named_by_its_counts_and_never_by_a_version() -> None:
-    found = data_record(DataSet(mmau(*MINI), "ab" * 32, "mini.json"))
-    assert found["sha256"] == "ab" * 32
-    assert found["tasks"] == {"music": 334, "sound": 333, "speech": 333}
-    assert "MMAU test-mini" in found["looks_like"]
-    assert "version unknown" in found["looks_like"]
+    record = data_record(DataSet(mmau(*MINI), "ab" * 32, "mini.json"))
+    assert record["sha256"] == "ab" * 32
+    assert record["tasks"] == {"music": 334, "sound": 333, "speech": 333}
+    assert "MMAU test-mini" in record["looks_like"]
+    assert "version unknown" in record["looks_like"]
 
 
 @pytest.mark.parametrize("items", [mmau(("sound", 333)), mmau(("sound", 400), ("music", 600))])
@@ -40,9 +40,9 @@ def test_mmar_and_the_large_test_are_known() -> None:
 
 
 def test_the_prompt_is_what_the_model_saw(grouped: AudioModel, tmp_path: Path) -> None:
-    asked = read(write_items(tmp_path, 2), tmp_path).items[1]
-    prompt = build_item_prompt(grouped, asked, load_item_clip(grouped, asked))
-    text = prompt_text(grouped, asked)
+    item = read(write_items(tmp_path, 2), tmp_path).items[1]
+    prompt = build_item_prompt(grouped, item, load_item_clip(grouped, item))
+    text = prompt_text(grouped, item)
     count = int(prompt.audio_mask.sum())
     whole = grouped.processor.tokenizer.decode(prompt.tokens, skip_special_tokens=False)
     mark = grouped.processor.tokenizer.decode(prompt.tokens[prompt.audio_mask][:1])

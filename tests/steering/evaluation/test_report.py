@@ -67,10 +67,10 @@ def test_the_report_is_one_file_that_asks_for_nothing(folder: Path) -> None:
 def test_every_figure_has_words_and_a_file(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
     assert all(len(str(image["alt"])) > 30 for image in page.images)
-    shown = {base64.b64decode(str(image["src"]).partition(",")[2]) for image in page.images}
-    kept = {path.read_bytes() for path in (folder / "figures").glob("*.png")}
-    assert shown == kept
-    assert all(picture.startswith(b"\x89PNG") for picture in shown)
+    embedded = {base64.b64decode(str(image["src"]).partition(",")[2]) for image in page.images}
+    files = {path.read_bytes() for path in (folder / "figures").glob("*.png")}
+    assert embedded == files
+    assert all(picture.startswith(b"\x89PNG") for picture in embedded)
     assert {"gains.png", "scores.png", "parts.png", "strengths.png", "random.png"} <= {
         path.name for path in (folder / "figures").iterdir()
     }
@@ -136,14 +136,14 @@ def test_whether_the_choice_matters_is_answered_whichever_way_it_falls(
         },
     }
     score = {"auroc": 0.9, "above_random_share": above, "random_mean": 0.6, "random_sd": 0.1}
-    found = choice_matters(
+    sentences = choice_matters(
         {
             "listening": {"right_wrong_within_wording": score},
             "first_tokens": {"random_heads": sets, "random_layers": sets},
         }
     )
-    assert len(found) == 3
-    assert all(f": {verdict}. " in each for each in found)
+    assert len(sentences) == 3
+    assert all(f": {verdict}. " in sentence for sentence in sentences)
     only = choice_matters(
         {
             "listening": {"right_wrong_within_wording": {**score, "above_random_share": None}},
@@ -158,9 +158,9 @@ def test_examples_are_of_unlike_tasks() -> None:
     items = [item(f"{i}", task=("sound", "sound", "music", "speech")[i % 4]) for i in range(12)]
     right = {"bare": np.zeros(12, bool), "adaptive": np.ones(12, bool)}
     right["bare"][0], right["adaptive"][0] = True, False
-    found = pick_examples(items, right)
-    assert found["broken"] == [0]
-    assert {items[i].task for i in found["repaired"]} == {"sound", "music", "speech"}
+    examples = pick_examples(items, right)
+    assert examples["broken"] == [0]
+    assert {items[i].task for i in examples["repaired"]} == {"sound", "music", "speech"}
 
 
 def test_points_are_signed() -> None:

@@ -11,14 +11,14 @@ WORDINGS = ("neutral", "neutral", "conflict", "consistent", "conflict", "conflic
 
 def test_a_mix_gives_each_wording_its_share() -> None:
     items = [item(f"{i}", wording) for i, wording in enumerate(WORDINGS)]
-    found = mixes(items)
-    assert list(found) == ["all", "balanced", "natural"]
-    assert found["all"].tolist() == [1.0] * 7
+    by_mix = mixes(items)
+    assert list(by_mix) == ["all", "balanced", "natural"]
+    assert by_mix["all"].tolist() == [1.0] * 7
     for mix, shares in {
         "balanced": {"neutral": 0.5, "consistent": 0.125, "conflict": 0.375},
         "natural": {"neutral": 0.5, "consistent": 0.375, "conflict": 0.125},
     }.items():
-        weights = found[mix]
+        weights = by_mix[mix]
         assert weights.sum() == pytest.approx(7)
         for wording, share in shares.items():
             rows = np.array([w == wording for w in WORDINGS])
@@ -35,11 +35,11 @@ def test_parts_are_those_that_the_data_names() -> None:
     more = [{"sub-category": "pitch", "difficulty": "easy"}, {"sub-category": "tempo"}, {}]
     tasks = ("music", "music", "speech")
     items = [item(f"{i}", task=tasks[i], **more[i]) for i in range(3)]
-    found = parts(items)
-    assert list(found) == ["task", "sub-category", "difficulty"]
-    assert found["task"]["music"].tolist() == [True, True, False]
-    assert found["sub-category"]["tempo"].tolist() == [False, True, False]
-    assert list(found["difficulty"]) == ["easy"]
+    rows_by_part = parts(items)
+    assert list(rows_by_part) == ["task", "sub-category", "difficulty"]
+    assert rows_by_part["task"]["music"].tolist() == [True, True, False]
+    assert rows_by_part["sub-category"]["tempo"].tolist() == [False, True, False]
+    assert list(rows_by_part["difficulty"]) == ["easy"]
 
 
 def test_what_has_too_many_values_is_no_part() -> None:

@@ -20,13 +20,13 @@ def conflicts(count: int) -> list[Item]:
 
 
 def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> None:
-    shown = activations(grouped, 60)
-    found = listening_figures(grouped, profile_of(grouped), conflicts(60), shown, seed=0)
-    scores = shown.scores(HEADS, grouped.heads)
-    assert found["clip_silence"] == 1.0
-    assert found["mean_right"] == pytest.approx(float(scores[shown.right].mean()), abs=1e-4)
-    assert found["mean_right"] > found["mean_wrong"] > found["mean_silent"]
-    cues: dict[str, Any] = found["right_wrong_within_cue_of_conflict"]
+    recorded = activations(grouped, 60)
+    figures = listening_figures(grouped, profile_of(grouped), conflicts(60), recorded, seed=0)
+    scores = recorded.scores(HEADS, grouped.num_heads)
+    assert figures["clip_silence"] == 1.0
+    assert figures["mean_right"] == pytest.approx(float(scores[recorded.right].mean()), abs=1e-4)
+    assert figures["mean_right"] > figures["mean_wrong"] > figures["mean_silent"]
+    cues: dict[str, Any] = figures["right_wrong_within_cue_of_conflict"]
     assert cues.keys() == {"weak", "strong"}
     for figure in cues.values():
         assert figure["items"] == 30
@@ -38,34 +38,34 @@ def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> 
 @pytest.mark.parametrize("right", [True, False])
 def test_what_can_not_be_measured_is_null(grouped: AudioModel, right: bool) -> None:
     alike = replace(activations(grouped, 8), right=np.full(8, right))
-    found = listening_figures(grouped, profile_of(grouped), conflicts(8), alike, seed=0)
-    json.dumps(found, allow_nan=False)
-    assert found["right_wrong"] is None
-    assert (found["mean_right"] is None) != right
-    assert (found["mean_wrong"] is None) == right
-    weak = found["right_wrong_within_cue_of_conflict"]["weak"]
+    figures = listening_figures(grouped, profile_of(grouped), conflicts(8), alike, seed=0)
+    json.dumps(figures, allow_nan=False)
+    assert figures["right_wrong"] is None
+    assert (figures["mean_right"] is None) != right
+    assert (figures["mean_wrong"] is None) == right
+    weak = figures["right_wrong_within_cue_of_conflict"]["weak"]
     assert weak.pop("items") == 4
     assert set(weak.values()) == {None}
 
 
 def test_the_score_is_set_against_sixty_random_sets(grouped: AudioModel) -> None:
-    shown = activations(grouped, 60)
-    found = listening_figures(grouped, profile_of(grouped), conflicts(60), shown, seed=0)
-    within = found["right_wrong_within_wording"]
+    recorded = activations(grouped, 60)
+    figures = listening_figures(grouped, profile_of(grouped), conflicts(60), recorded, seed=0)
+    within = figures["right_wrong_within_wording"]
     assert len(within["random_each"]) == RANDOM_SETS == 60
     assert within["random_each"] == sorted(within["random_each"])
     assert within["random_mean"] == pytest.approx(np.mean(within["random_each"]), abs=1e-3)
     assert within["auroc"] > within["random_best"]
     assert within["above_random_share"] == 1.0
-    assert list(found["right_wrong_within_cue_of_conflict"]) == ["weak", "strong"]
+    assert list(figures["right_wrong_within_cue_of_conflict"]) == ["weak", "strong"]
 
 
 def test_the_map_is_the_correlation_of_every_head(grouped: AudioModel) -> None:
-    shown, items = activations(grouped, 60), conflicts(60)
-    found = correlation_map(grouped, items, shown)
-    r = correlations(shown.mass, shown.right, [i.stratum for i in items])
-    assert found is not None
-    np.testing.assert_allclose(np.array(found).ravel(), r, atol=1e-4)
-    assert np.array(found).shape == (grouped.layers, grouped.heads)
-    alike = replace(shown, right=np.ones(60, bool))
+    recorded, items = activations(grouped, 60), conflicts(60)
+    head_map = correlation_map(grouped, items, recorded)
+    r = correlations(recorded.mass, recorded.right, [i.stratum for i in items])
+    assert head_map is not None
+    np.testing.assert_allclose(np.array(head_map).ravel(), r, atol=1e-4)
+    assert np.array(head_map).shape == (grouped.num_layers, grouped.num_heads)
+    alike = replace(recorded, right=np.ones(60, bool))
     assert correlation_map(grouped, items, alike) is None

@@ -17,40 +17,42 @@ def test_other_words_over_kept_keys_are_a_whole_prefill(model: AudioModel) -> No
     sound = clip(0.9)
     first = build_question(model, [sound], QUESTION)
     second = build_question(model, [sound], "Listen carefully. " + QUESTION)
-    heads, layers = every_head(model), range(model.layers)
+    heads, layers = every_head(model), range(model.num_layers)
     heard = prefill(model, first)
     pairs = copy_kv_prefix(heard, first.audio_end)
     list(generate(model, heard, UNSTEERED, SHORT))  # what is written behind the prompt does no harm
-    found = prefill_on_prefix(model, second, pairs, heads=heads, layers=layers)
+    reused = prefill_on_prefix(model, second, pairs, heads=heads, layers=layers)
     whole = prefill(model, second, heads=heads, layers=layers)
-    assert found.length == whole.length
+    assert reused.length == whole.length
     for name in ("attention", "states", "final"):
-        torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-5, rtol=1e-4)
-    for mine, theirs in zip(keys_and_values(found), keys_and_values(whole), strict=True):
+        torch.testing.assert_close(
+            getattr(reused, name), getattr(whole, name), atol=1e-5, rtol=1e-4
+        )
+    for mine, theirs in zip(keys_and_values(reused), keys_and_values(whole), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-    assert list(generate(model, found, UNSTEERED, SHORT)) == list(
+    assert list(generate(model, reused, UNSTEERED, SHORT)) == list(
         generate(model, whole, UNSTEERED, SHORT)
     )
-    assert not torch.allclose(found.final, heard.final, atol=1e-3), "the words do matter"
+    assert not torch.allclose(reused.final, heard.final, atol=1e-3), "the words do matter"
 
 
 def test_what_is_written_behind_kept_keys_leaves_them_as_they_were(model: AudioModel) -> None:
-    asked = build_question(model, [clip(0.6)], QUESTION)
-    pairs = copy_kv_prefix(prefill(model, asked), asked.audio_end)
+    prompt = build_question(model, [clip(0.6)], QUESTION)
+    pairs = copy_kv_prefix(prefill(model, prompt), prompt.audio_end)
     before = [keys.clone() for keys, _ in pairs]
-    list(generate(model, prefill_on_prefix(model, asked, pairs), UNSTEERED, SHORT))
-    assert all(torch.equal(kept, keys) for kept, (keys, _) in zip(before, pairs, strict=True))
+    list(generate(model, prefill_on_prefix(model, prompt, pairs), UNSTEERED, SHORT))
+    assert all(torch.equal(copied, keys) for copied, (keys, _) in zip(before, pairs, strict=True))
 
 
 def test_silence_of_a_duration_is_run_once(model: AudioModel) -> None:
     prefixes = SilenceCache(10**8)
-    one, other = (build_question(model, [clip(0.8, seed=i)], f"{QUESTION} {i}") for i in (1, 2))
+    first, second = (build_question(model, [clip(0.8, seed=i)], f"{QUESTION} {i}") for i in (1, 2))
     longer = build_question(model, [clip(1.1)], QUESTION)
-    pairs = silent_kv_prefix(model, one, prefixes)
-    assert silent_kv_prefix(model, other, prefixes) is pairs
+    pairs = silent_kv_prefix(model, first, prefixes)
+    assert silent_kv_prefix(model, second, prefixes) is pairs
     assert silent_kv_prefix(model, longer, prefixes) is not pairs
     assert len(prefixes) == 2
-    whole = prefill(model, silent_twin(model, other), layers=(0,))
-    found = prefill_on_prefix(model, other, pairs, layers=(0,))
-    torch.testing.assert_close(found.final, whole.final, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.states, whole.states, atol=1e-5, rtol=1e-4)
+    whole = prefill(model, silent_twin(model, second), layers=(0,))
+    heard = prefill_on_prefix(model, second, pairs, layers=(0,))
+    torch.testing.assert_close(heard.final, whole.final, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(heard.states, whole.states, atol=1e-5, rtol=1e-4)

@@ -33,9 +33,9 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 def test_sizes_are_read_from_the_checkpoint(untrained: AudioModel, grouped: AudioModel) -> None:
-    assert (untrained.layers, untrained.heads, untrained.width) == (8, 8, 160)
-    assert (grouped.layers, grouped.heads, grouped.width) == (3, 8, 160)
-    assert untrained.rate_hz == 16_000
+    assert (untrained.num_layers, untrained.num_heads, untrained.hidden_size) == (8, 8, 160)
+    assert (grouped.num_layers, grouped.num_heads, grouped.hidden_size) == (3, 8, 160)
+    assert untrained.sample_rate_hz == 16_000
     assert untrained.max_clip_seconds == 3.0
     assert untrained.hop_seconds == pytest.approx(0.04)
     assert untrained.revision is None
@@ -70,8 +70,8 @@ def test_without_an_accelerator_auto_is_float32_on_the_cpu(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = load(str(checkpoint))
-    assert (found.device.type, found.dtype) == ("cpu", torch.float32)
+    model = load(str(checkpoint))
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -80,9 +80,9 @@ def test_a_half_precision_model_hears_about_the_same(
 ) -> None:
     half = load(str(checkpoint), device="cpu", dtype=dtype)
     assert {p.dtype for p in half.network.parameters()} == {getattr(torch, dtype)}
-    asked = prompt(untrained)
-    exact = prefill(untrained, asked, heads=[(0, 0), (7, 3)])
-    rough = prefill(half, asked, heads=[(0, 0), (7, 3)])
+    example = prompt(untrained)
+    exact = prefill(untrained, example, heads=[(0, 0), (7, 3)])
+    rough = prefill(half, example, heads=[(0, 0), (7, 3)])
     assert rough.attention.dtype == torch.float32
     torch.testing.assert_close(rough.attention.sum(-1), exact.attention.sum(-1), atol=0.05, rtol=0)
     similar = torch.cosine_similarity(rough.final.float(), exact.final, dim=0)
@@ -93,8 +93,8 @@ def test_demo_is_the_folder_in_the_package(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "DEMO_WEIGHTS", checkpoint)
-    found = load("demo", device="cpu")
-    assert (found.name, found.folder) == ("demo", checkpoint)
+    model = load("demo", device="cpu")
+    assert (model.name, model.folder) == ("demo", checkpoint)
 
 
 def test_a_hub_id_is_downloaded_and_its_commit_remembered(
@@ -102,17 +102,17 @@ def test_a_hub_id_is_downloaded_and_its_commit_remembered(
 ) -> None:
     snapshot = tmp_path / "0123abc"
     snapshot.symlink_to(checkpoint)
-    asked: list[tuple[str, str | None]] = []
+    downloads: list[tuple[str, str | None]] = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         assert not any(".bin" in p or ".py" in p for p in allow_patterns), "no code"
-        asked.append((name, revision))
+        downloads.append((name, revision))
         return str(snapshot)
 
     monkeypatch.setattr(checkpoints, "snapshot_download", download)
-    found = load("org/name", revision="main", device="cpu")
-    assert asked == [("org/name", "main")]
-    assert (found.name, found.revision) == ("org/name", "0123abc")
+    model = load("org/name", revision="main", device="cpu")
+    assert downloads == [("org/name", "main")]
+    assert (model.name, model.revision) == ("org/name", "0123abc")
 
 
 # ---- what is refused

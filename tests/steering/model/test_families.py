@@ -51,9 +51,11 @@ def test_the_encoder_makes_as_many_tokens_as_it_is_said_to(untrained: AudioModel
     mels = torch.randn(4, 64, 300, generator=torch.Generator().manual_seed(0))
     for first in range(5, 300, 37):
         frames = torch.tensor([first, first + 1, first + 2, 300])
-        made = QWEN2_AUDIO.hear(untrained.network, mels, frames)
-        assert [len(one) for one in made] == [untrained.audio_tokens(int(n)) for n in frames]
-        assert [len(one) for one in made] == counted(frames)[1].tolist()
+        encoded = QWEN2_AUDIO.hear(untrained.network, mels, frames)
+        assert [len(clip_audio) for clip_audio in encoded] == [
+            untrained.audio_tokens(int(n)) for n in frames
+        ]
+        assert [len(clip_audio) for clip_audio in encoded] == counted(frames)[1].tolist()
     assert untrained.audio_tokens(3000) == 750
 
 
@@ -63,8 +65,8 @@ def test_what_pads_a_clip_is_not_heard(untrained: AudioModel) -> None:
     frames = torch.tensor([120])
     other = mels.clone()
     other[:, :, 122:] = 9.0  # the encoder's first convolution sees one frame beyond
-    one, two = (QWEN2_AUDIO.hear(untrained.network, m, frames)[0] for m in (mels, other))
-    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    first, second = (QWEN2_AUDIO.hear(untrained.network, m, frames)[0] for m in (mels, other))
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
 
 
 @torch.inference_mode()

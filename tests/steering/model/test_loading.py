@@ -72,11 +72,13 @@ def test_a_thinker_saved_by_itself_is_loaded_as_well(name: str, tmp_path: Path) 
     alone = tmp_path / "alone"
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("model*", "config.json"))
     whole.network.save_pretrained(alone)
-    found = load(str(alone), device="cpu")
-    asked = prompt(whole, 1.2)
-    assert found.family is whole.family
-    here, there = prefill(found, asked).final, prefill(whole, asked).final
-    torch.testing.assert_close(here, there, atol=1e-6, rtol=0)  # weights lie elsewhere in memory
+    thinker = load(str(alone), device="cpu")
+    example = prompt(whole, 1.2)
+    assert thinker.family is whole.family
+    by_thinker, by_whole = prefill(thinker, example).final, prefill(whole, example).final
+    torch.testing.assert_close(
+        by_thinker, by_whole, atol=1e-6, rtol=0
+    )  # weights lie elsewhere in memory
 
 
 # ---- checkpoints that are not whole
@@ -150,16 +152,16 @@ def test_a_folder_is_loaded_without_a_network(checkpoint: Path) -> None:
         "def refuse(*_): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from steering.model import load\n"
-        "print(load(sys.argv[1], device='cpu').layers)\n"
+        "from steering.model.loading import load\n"
+        "print(load(sys.argv[1], device='cpu').num_layers)\n"
     )
-    found = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", program, str(checkpoint)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.stdout == "8\n", found.stderr
+    assert run.stdout == "8\n", run.stderr
 
 
 def test_what_was_loaded_is_in_the_log(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -212,13 +214,13 @@ def test_a_merged_adapter_is_pefts_own_model(
     base = load(str(checkpoint), device="cpu")
     peft: Any = PeftModel.from_pretrained(base.network, str(adapter)).eval()
     base.decoder.config._attn_implementation = "eager"
-    asked = prompt(untrained)
-    expected = full_pass(peft.base_model.model, asked)
-    heard = prefill(merged, asked)
+    example = prompt(untrained)
+    expected = full_pass(peft.base_model.model, example)
+    heard = prefill(merged, example)
     torch.testing.assert_close(heard.final, expected.residuals[-1, -1], atol=1e-4, rtol=1e-4)
     logits = merged.network.lm_head(merged.decoder.norm(heard.final))
     torch.testing.assert_close(logits, expected.logits[-1], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(heard.final, prefill(untrained, asked).final, atol=0.1)
+    assert not torch.allclose(heard.final, prefill(untrained, example).final, atol=0.1)
 
 
 def test_an_adapted_model_has_a_fingerprint_of_its_own(
@@ -292,15 +294,15 @@ def test_layers_that_accelerate_places_are_walked_like_any(
     places |= {"model.audio_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
     dispatch_model(model.network, places, offload_dir=str(tmp_path), main_device="cpu")
     assert model.decoder.layers[1].self_attn.q_proj.weight.is_meta
-    asked = prompt(untrained)
+    example = prompt(untrained)
     places_of_two = {"a": 0, "b": 1}  # a spread encoder is run over the padding as well
     monkeypatch.setattr(untrained.network, "hf_device_map", places_of_two, raising=False)
     heads = [(0, 0), (4, 3)]
-    found = prefill(model, asked, heads=heads, layers=(1, 4))
-    expected = prefill(untrained, asked, heads=heads, layers=(1, 4))
-    torch.testing.assert_close(found.final, expected.final, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.attention, expected.attention, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.states, expected.states, atol=1e-6, rtol=0)
+    heard = prefill(model, example, heads=heads, layers=(1, 4))
+    expected = prefill(untrained, example, heads=heads, layers=(1, 4))
+    torch.testing.assert_close(heard.final, expected.final, atol=1e-6, rtol=0)
+    torch.testing.assert_close(heard.attention, expected.attention, atol=1e-6, rtol=0)
+    torch.testing.assert_close(heard.states, expected.states, atol=1e-6, rtol=0)
     self_test(model)
 
 
@@ -327,8 +329,10 @@ def test_a_model_that_does_not_do_as_its_family_is_refused(
     changes: dict[str, Any] = {
         "tokens": {"audio_tokens": lambda config, frames: 7},
         "readout": {"readout": lambda network: lambda states: states[:, :9]},
-        "deaf": {"hear": lambda network, mels, frames: [torch.zeros(3, untrained.width)]},
-        "nan": {"hear": lambda n, m, f: [one * torch.nan for one in family.hear(n, m, f)]},
+        "deaf": {"hear": lambda network, mels, frames: [torch.zeros(3, untrained.hidden_size)]},
+        "nan": {
+            "hear": lambda n, m, f: [clip_audio * torch.nan for clip_audio in family.hear(n, m, f)]
+        },
     }
     broken = replace(untrained, family=replace(family, **changes[fault]))
     with pytest.raises(ModelError, match=rf"(?s)start-up check.*({said}).*docs/families\.md"):
@@ -350,17 +354,17 @@ if importlib.util.find_spec("bitsandbytes"):
         assert {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[quantize] in kinds
         assert type(rough.network.lm_head) is torch.nn.Linear
         assert {p.dtype for p in rough.network.model.audio_tower.parameters()} == {torch.float32}
-        asked = prompt(exact, 1.5)
-        one, two = (prefill(model, asked).final.float() for model in (rough, exact))
-        assert float(torch.cosine_similarity(one, two, dim=0)) > 0.9
+        example = prompt(exact, 1.5)
+        quantized, whole = (prefill(model, example).final.float() for model in (rough, exact))
+        assert float(torch.cosine_similarity(quantized, whole, dim=0)) > 0.9
 
 
 def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> None:
     """There is one device here, so only the way of the states is run, not the crossing."""
-    spread = replace(untrained, places=(torch.device("cpu"),) * untrained.layers)
-    asked, heads = prompt(untrained), [(0, 0), (7, 3)]
-    found = prefill(spread, asked, heads=heads, layers=(2, 5))
-    expected = prefill(untrained, asked, heads=heads, layers=(2, 5))
-    torch.testing.assert_close(found.final, expected.final, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.states, expected.states, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.attention, expected.attention, atol=1e-6, rtol=0)
+    spread = replace(untrained, layer_devices=(torch.device("cpu"),) * untrained.num_layers)
+    example, heads = prompt(untrained), [(0, 0), (7, 3)]
+    heard = prefill(spread, example, heads=heads, layers=(2, 5))
+    expected = prefill(untrained, example, heads=heads, layers=(2, 5))
+    torch.testing.assert_close(heard.final, expected.final, atol=1e-6, rtol=0)
+    torch.testing.assert_close(heard.states, expected.states, atol=1e-6, rtol=0)
+    torch.testing.assert_close(heard.attention, expected.attention, atol=1e-6, rtol=0)

@@ -69,14 +69,14 @@ def real_config(name: str) -> Any:
 def test_the_plan_of_a_real_size(name: str) -> None:
     config = real_config(name)
     _, parameters, kv_bytes, tokens = REAL[name]
-    found = memory_plan.plan(family_of(config.model_type), config)
-    assert found.parameters == pytest.approx(parameters, rel=0.003)
-    assert found.weight_bytes["bfloat16"] == 2 * found.parameters
-    assert found.weight_bytes["float32"] == 4 * found.parameters
-    assert found.weight_bytes["4bit"] < found.weight_bytes["8bit"] < found.weight_bytes["bfloat16"]
-    assert found.kv_bytes_a_token["bfloat16"] == kv_bytes
-    assert found.silence_tokens == tokens
-    assert found.silence_bytes("bfloat16") == kv_bytes * tokens
+    plan = memory_plan.plan(family_of(config.model_type), config)
+    assert plan.parameters == pytest.approx(parameters, rel=0.003)
+    assert plan.weight_bytes["bfloat16"] == 2 * plan.parameters
+    assert plan.weight_bytes["float32"] == 4 * plan.parameters
+    assert plan.weight_bytes["4bit"] < plan.weight_bytes["8bit"] < plan.weight_bytes["bfloat16"]
+    assert plan.kv_bytes_a_token["bfloat16"] == kv_bytes
+    assert plan.silence_tokens == tokens
+    assert plan.silence_bytes("bfloat16") == kv_bytes * tokens
 
 
 @pytest.mark.parametrize("name", tiny.WHOLE)
@@ -84,11 +84,11 @@ def test_the_plan_is_what_a_loaded_model_takes(name: str, tmp_path: Path) -> Non
     folder = tiny.save(tiny.WHOLE[name], tmp_path / name)
     model = load(str(folder), device="cpu")
     config = AutoConfig.from_pretrained(folder)
-    found = memory_plan.plan(model.family, config)
+    plan = memory_plan.plan(model.family, config)
     weights = list(model.network.parameters())
-    assert found.parameters == sum(p.numel() for p in weights)
-    assert found.weight_bytes["float32"] == sum(p.nbytes for p in weights)
-    assert found.row_bytes("float32", 100) == KVSlots.bytes_of(model, 1, 100)
+    assert plan.parameters == sum(p.numel() for p in weights)
+    assert plan.weight_bytes["float32"] == sum(p.nbytes for p in weights)
+    assert plan.row_bytes("float32", 100) == KVSlots.bytes_of(model, 1, 100)
 
 
 def test_too_little_memory_is_said_with_the_figures(

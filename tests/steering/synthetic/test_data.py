@@ -43,10 +43,10 @@ def test_more_items_begin_with_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_two_a_clip(tmp_path: Path, count: int) -> None:
-    found = read(write_items(tmp_path, split="test", count=count, seed=0), tmp_path).items
-    assert len(found) == count
-    assert len({item.audio for item in found}) == (count + 1) // 2
-    assert len({item.id for item in found}) == count
+    items = read(write_items(tmp_path, split="test", count=count, seed=0), tmp_path).items
+    assert len(items) == count
+    assert len({item.audio for item in items}) == (count + 1) // 2
+    assert len({item.id for item in items}) == count
     assert not list(tmp_path.glob(".*")), "nothing partial stays"
 
 

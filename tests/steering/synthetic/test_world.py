@@ -34,15 +34,15 @@ def questions(count: int, cued: bool | None = None) -> list[ClipQuestion]:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_facts_of_a_domain(domain: str) -> None:
-    found = [world.draw_facts(rng(seed), domain) for seed in range(200)]
+    drawn = [world.draw_facts(rng(seed), domain) for seed in range(200)]
     names = {"sound": {"sound"}, "music": {"instrument", "contour"}, "speech": {"word"}}
-    for facts in found:
+    for facts in drawn:
         assert facts.domain == domain
         assert set(facts.attributes) == names.get(domain, set())
         assert all(value in VALUES[name] for name, value in facts.attributes.items())
         assert facts.main in {*VALUES["sound"], *VALUES["instrument"], *VALUES["word"], domain}
     for name in names.get(domain, set()):
-        assert {facts.attributes[name] for facts in found} == set(VALUES[name]), "all are drawn"
+        assert {facts.attributes[name] for facts in drawn} == set(VALUES[name]), "all are drawn"
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -112,12 +112,12 @@ def test_a_stronger_cue_is_followed_more() -> None:
 
 
 def test_half_carry_a_cue_uniform_over_the_options() -> None:
-    asked = questions(4000)
-    shares = Counter(question.wording for question in asked)
+    drawn = questions(4000)
+    shares = Counter(question.wording for question in drawn)
     assert shares["neutral"] / 4000 == pytest.approx(0.5, abs=0.03)
     assert shares["consistent"] / 4000 == pytest.approx(0.125, abs=0.02)
     assert shares["conflict"] / 4000 == pytest.approx(0.375, abs=0.03)
-    cues = Counter(question.cue for question in asked if question.cue)
+    cues = Counter(question.cue for question in drawn if question.cue)
     assert all(count / cues.total() == pytest.approx(1 / 3, abs=0.04) for count in cues.values())
 
 
@@ -126,13 +126,13 @@ def test_a_question_and_its_answer(domain: str) -> None:
     random = rng(2)
     for _ in range(200):
         facts = world.draw_facts(random, domain)
-        asked = world.ask(facts, random)
-        assert asked.answer == facts.attributes[asked.attribute]
-        assert len(set(asked.choices)) == 4
-        assert set(asked.choices) <= set(VALUES[asked.attribute])
-        assert asked.answer in asked.choices
-        assert any(asked.text.endswith(q) for q in QUESTIONS[asked.attribute])
-        assert asked.prompt.endswith(f"(D) {asked.choices[3]}")
+        question = world.ask(facts, random)
+        assert question.answer == facts.attributes[question.attribute]
+        assert len(set(question.choices)) == 4
+        assert set(question.choices) <= set(VALUES[question.attribute])
+        assert question.answer in question.choices
+        assert any(question.text.endswith(q) for q in QUESTIONS[question.attribute])
+        assert question.prompt.endswith(f"(D) {question.choices[3]}")
 
 
 def test_the_right_option_stands_anywhere() -> None:
@@ -141,14 +141,14 @@ def test_the_right_option_stands_anywhere() -> None:
 
 
 def test_a_cue_names_what_it_suggests() -> None:
-    for asked in questions(300, cued=True):
-        assert asked.suggested in asked.choices
-        assert f"{asked.suggested}" in asked.text
-        assert asked.cue in CUES
-        right = asked.suggested == asked.answer
-        assert asked.wording == ("consistent" if right else "conflict")
-    for asked in questions(300, cued=False):
-        assert (asked.suggested, asked.cue, asked.wording) == (None, None, "neutral")
+    for question in questions(300, cued=True):
+        assert question.suggested in question.choices
+        assert f"{question.suggested}" in question.text
+        assert question.cue in CUES
+        right = question.suggested == question.answer
+        assert question.wording == ("consistent" if right else "conflict")
+    for question in questions(300, cued=False):
+        assert (question.suggested, question.cue, question.wording) == (None, None, "neutral")
 
 
 def test_unseen_cues_are_none_of_the_seen() -> None:
@@ -158,28 +158,28 @@ def test_unseen_cues_are_none_of_the_seen() -> None:
     assert not seen & unseen
     assert all("{x}" in template for template in seen | unseen)
     random = rng(3)
-    asked = world.ask(world.draw_facts(random, "sound"), random, cued=True, cues=UNSEEN_CUES)
-    assert any(asked.text.startswith(t.split("{x}")[0]) for t in UNSEEN_CUES[str(asked.cue)])
+    question = world.ask(world.draw_facts(random, "sound"), random, cued=True, cues=UNSEEN_CUES)
+    assert any(question.text.startswith(t.split("{x}")[0]) for t in UNSEEN_CUES[str(question.cue)])
 
 
 @pytest.mark.parametrize("domain", ["noise", "silence"])
 def test_where_there_is_nothing_to_hear_the_kind_can_still_be_asked(domain: str) -> None:
     random = rng(5)
     facts = Facts(domain, {})
-    asked = [world.ask(facts, random) for _ in range(100)]
-    assert {q.attribute for q in asked} == set(VALUES)
-    assert all(q.answer in q.choices for q in asked)
+    drawn = [world.ask(facts, random) for _ in range(100)]
+    assert {q.attribute for q in drawn} == set(VALUES)
+    assert all(q.answer in q.choices for q in drawn)
     if domain == "noise":
-        assert {q.answer for q in asked if q.attribute == "kind"} == {"noise"}
+        assert {q.answer for q in drawn if q.attribute == "kind"} == {"noise"}
 
 
 def test_open_questions_have_no_options() -> None:
     random = rng(6)
-    asked = []
+    drawn = []
     for _ in range(400):
         facts = world.draw_facts(random, str(random.choice(DOMAINS)))
         question = world.ask_openly(facts, random)
-        asked.append(question)
+        drawn.append(question)
         assert question.choices == ()
         assert question.prompt == question.text
         sentence = question.attribute == "describe"
@@ -187,7 +187,7 @@ def test_open_questions_have_no_options() -> None:
         if question.cue:
             right = question.suggested == question.answer
             assert question.wording == ("consistent" if right else "conflict")
-    assert {q.wording for q in asked} == {"neutral", "consistent", "conflict"}
+    assert {q.wording for q in drawn} == {"neutral", "consistent", "conflict"}
 
 
 def test_every_fact_can_be_described() -> None:

@@ -82,7 +82,7 @@ def profile_for(model: AudioModel, intervention: Intervention, *, top: float = 2
         calibration={},
         held_out={},
         versions={},
-        direction=torch.randn(model.width, generator=torch.Generator().manual_seed(5)),
+        direction=torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(5)),
         quantiles=np.linspace(0, 1, 101, dtype=np.float32),
         head_mean=np.zeros(3, np.float32),
         head_std=np.ones(3, np.float32),
@@ -130,7 +130,7 @@ def own(model: AudioModel, profile: Profile, row: int, strength: float | None = 
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     prefixes = SilenceCache(0)
     twin = contrast_with_silence(
-        model, prompt, heard, heads=profile.heads, layers=profile.layers, prefixes=prefixes
+        model, prompt, heard, heads=profile.heads, layers=profile.layers, silence_cache=prefixes
     )
     read = heard.attention.numpy()
     score = listening_score(read)
@@ -211,6 +211,17 @@ def test_without_steering_it_only_listens(model: AudioModel, plain: Any, profile
         assert heard.score == pytest.approx(own(model, profile, row).score, abs=1e-6)
         assert (heard.strength, heard.silence_score) == (0.0, None)
         assert heard.reason
+
+
+def test_a_profile_that_refuses_to_steer_is_told_in_its_words(
+    model: AudioModel, plain: Any
+) -> None:
+    profile = replace(profile_for(model, HOWS["first"], top=0.0), refusal="nothing was gained")
+    given = inputs(model, 0)
+    bare = new_tokens(plain, given)
+    with listening(plain, model.processor, profile, steer=True) as ears:
+        assert new_tokens(plain, given) == bare
+    assert (ears.strength, ears.reason) == (0.0, "nothing was gained: strength 0")
 
 
 def test_a_fixed_strength_and_the_calibrated_direction(

@@ -1,0 +1,45 @@
+"""The events of one answer, in their order: Started, then Pieces, then Finished.
+
+Wherever the answer needs its next token stands a NeedsToken: it goes on after a decode step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.messages import Answer
+from steering.decision import Listening, Steering
+from steering.kv_slots import Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Started:
+    """The first event: measurements and steering, known before the first piece."""
+
+    listening: Listening
+    steering: Steering
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of the answer's text; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeedsToken:
+    """The answer waits for its row's next token. Stays inside the engine."""
+
+    row: Row  # without a slot where others shall only go first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """The last event: the whole answer."""
+
+    answer: Answer
+
+
+AnswerEvent = Started | Piece | Finished
+Event = AnswerEvent | NeedsToken

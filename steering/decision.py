@@ -1,0 +1,187 @@
+"""The decision: attention becomes a score and a verdict, the score a strength, the strength a plan.
+
+`measure` says how far the model listens, `decide` how its answer is steered or why it is not. The
+server's engine, the `listening` context manager and evaluation decide here: what is evaluated is
+what is served. Source: arXiv 2603.06854, listening score and intervention; verdict, percentile and
+the strength that follows the score are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering import heads
+from steering.clip_attribution import ClipAttribution, clip_scores
+from steering.errors import RequestError
+from steering.generation import UNSTEERED, SteeringPlan
+from steering.model.audio_model import AudioModel
+from steering.profile import Profile
+from steering.prompt import Prompt
+from steering.readout import pool, relative_norm
+
+Direction = Literal["request", "calibrated"]
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringRequest:
+    """A request to steer an answer, or not to."""
+
+    steer: bool = False
+    strength: float | None = None  # None is adaptive: as much as the listening score asks for
+    direction: Direction = "request"  # live, the clip minus its silence; or the profile's own
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Listening:
+    """Listening measurements of one answer; None without a profile to read it with."""
+
+    score: float | None  # in [0, 1]
+    percentile: float | None  # in the profile's calibration set
+    verdict: str  # one of heads.VERDICTS, or unknown
+    threshold: float | None  # score from which on the verdict is listening
+    silence_score: float | None  # of the silent twin, where one was run
+    timeline: NDArray[np.float32]  # (F,) sums to the score
+    hop_seconds: float  # of the audio for each step of the timeline
+    heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
+    clips: tuple[ClipAttribution, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Steering of one answer as reported; `reason` says why there was none."""
+
+    applied: bool
+    direction: str | None = None
+    strength: float = 0.0
+    relative_norm: float = 0.0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The plan of one answer's steering, and its report."""
+
+    plan: SteeringPlan
+    steering: Steering
+
+
+def measure(
+    model: AudioModel,
+    profile: Profile | None,
+    prompt: Prompt,
+    attention: Tensor,
+    silence_attention: Tensor | None,
+) -> Listening:
+    """Measure the listening of one prompt: score, percentile, verdict, timeline.
+
+    Args:
+        model: the model.
+        profile: with the specialist heads; None gives the verdict `unknown` and no score.
+        prompt: the prompt with its clips.
+        attention: (N, F) of the profile's heads on the audio, from the last prompt token.
+        silence_attention: (N, F) the same of the silent twin, None if it was not run.
+    """
+    if profile is None:
+        nothing = np.zeros(0, np.float32)
+        return Listening(None, None, "unknown", None, None, nothing, model.hop_seconds, ())
+    seen = attention.cpu().numpy()
+    score = heads.listening_score(seen)
+    timeline = heads.timeline(seen)
+    pairs = zip(profile.heads, heads.audio_mass(seen).tolist(), strict=True)
+    return Listening(
+        score=score,
+        percentile=profile.percentile(score),
+        verdict=profile.verdicts.of(score),
+        threshold=profile.verdicts.listening,
+        silence_score=None
+        if silence_attention is None
+        else heads.listening_score(silence_attention.cpu().numpy()),
+        timeline=timeline,
+        hop_seconds=model.hop_seconds,
+        heads=tuple((layer, head, mass) for (layer, head), mass in pairs),
+        clips=clip_scores(model, prompt, timeline),
+    )
+
+
+def refusal(profile: Profile) -> str | None:
+    """Why this model is never steered, in plain words; None where it may be."""
+    if profile.max_strength > 0:
+        return None
+    why = profile.refusal or "calibration found no gain from steering this model"
+    return f"{why}: strength 0"
+
+
+def wants_silence(profile: Profile, request: SteeringRequest) -> bool:
+    """Whether the decision needs the live direction, and so the silent twin."""
+    return request.steer and request.direction == "request" and refusal(profile) is None
+
+
+def strength_of(profile: Profile, request: SteeringRequest, score: float) -> float:
+    """The strength asked for or, where none was, the one that the listening score asks for.
+
+    Raises:
+        RequestError: it is over the profile's max_strength.
+    """
+    if request.strength is None:
+        return profile.gate.strength(score)
+    if request.strength > profile.max_strength:
+        raise RequestError(
+            f"steering.strength {request.strength:g} is over this profile's max_strength"
+            f' {profile.max_strength:g}; send a number from 0 to that, or "adaptive"',
+            "steering.strength",
+        )
+    return request.strength
+
+
+def decide(
+    profile: Profile,
+    request: SteeringRequest,
+    score: float,
+    final: Tensor,
+    differences: Tensor | None,
+) -> Decision:
+    """Decide how an answer is steered: refusal, then strength, then direction.
+
+    Args:
+        profile: of the model.
+        request: the steering asked for.
+        score: the prompt's listening score.
+        final: (D,) residual of the last prompt token that the readout gets.
+        differences: (K, D) clip minus silence of the profile's layers; needed where
+            `wants_silence` and the strength is not 0.
+
+    Returns:
+        The plan, and its report with the reason if the answer is not steered.
+
+    Raises:
+        RequestError: the strength asked for is over the profile's max_strength.
+    """
+    why = refusal(profile)
+    if why is not None:
+        return unsteered(why)
+    if not request.steer:
+        return unsteered("steer is false")
+    strength = strength_of(profile, request, score)
+    if strength == 0:
+        return unsteered("strength is 0", request.direction)
+    intervention = profile.intervention
+    if request.direction == "calibrated":
+        direction = profile.direction.to(final.device)  # (D,)
+    else:
+        assert differences is not None
+        direction = pool(differences, intervention)
+    size = relative_norm(final, direction, strength, intervention)
+    return Decision(
+        SteeringPlan(direction, strength, intervention),
+        Steering(True, request.direction, strength, size),
+    )
+
+
+def unsteered(reason: str, direction: Direction | None = None) -> Decision:
+    """The decision not to steer, with its reason."""
+    return Decision(UNSTEERED, Steering(False, direction, reason=reason))

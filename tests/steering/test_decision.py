@@ -1,0 +1,118 @@
+"""The decision: every refusal with its reason, strength from the gate, direction from the pool."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from steering.decision import SteeringRequest, decide, measure, refusal, wants_silence
+from steering.errors import RequestError
+from steering.generation import UNSTEERED
+from steering.heads import audio_mass, listening_score
+from steering.model.audio_model import AudioModel
+from steering.profile import Profile
+from steering.prompt import build_question
+from steering.readout import Intervention, pool, relative_norm
+from steering.strength import Gate
+from tests.steering.examples import clip
+
+SCORE = 0.25
+STEER = SteeringRequest(steer=True)
+
+
+@pytest.fixture
+def refused(tiny_profile: Profile) -> Profile:
+    return replace(tiny_profile, gate=Gate(0.0, 0.3, 0.1), fixed_strength=0.0)
+
+
+def final(profile: Profile) -> torch.Tensor:
+    return torch.randn(profile.direction.shape, generator=torch.Generator().manual_seed(2))
+
+
+def differences(profile: Profile) -> torch.Tensor:
+    shape = (len(profile.layers), *profile.direction.shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_refused_profile_is_the_first_reason(refused: Profile) -> None:
+    own = replace(refused, refusal="the gain was 0.2 points outside the fold")
+    assert refusal(own) == "the gain was 0.2 points outside the fold: strength 0"
+    assert refusal(refused) == ("calibration found no gain from steering this model: strength 0")
+    for request in (SteeringRequest(), STEER, SteeringRequest(True, 0.5)):
+        decision = decide(own, request, SCORE, final(own), None)
+        assert decision.plan is UNSTEERED
+        assert not decision.steering.applied
+        assert decision.steering.reason == refusal(own)
+        assert not wants_silence(own, request)
+
+
+def test_what_nobody_steers_says_so(tiny_profile: Profile) -> None:
+    assert refusal(tiny_profile) is None
+    decision = decide(tiny_profile, SteeringRequest(), SCORE, final(tiny_profile), None)
+    assert decision.plan is UNSTEERED
+    assert decision.steering.reason == "steer is false"
+    zero = decide(tiny_profile, SteeringRequest(True, 0.0), SCORE, final(tiny_profile), None)
+    assert zero.plan is UNSTEERED
+    assert (zero.steering.reason, zero.steering.direction) == ("strength is 0", "request")
+
+
+def test_a_strength_over_the_profiles_is_refused(tiny_profile: Profile) -> None:
+    with pytest.raises(RequestError, match="max_strength 1;") as refused:
+        decide(tiny_profile, SteeringRequest(True, 1.5), SCORE, final(tiny_profile), None)
+    assert refused.value.param == "steering.strength"
+
+
+@pytest.mark.parametrize("scale", ["raw", "norm"])
+def test_the_score_gives_the_strength_and_the_layers_the_direction(
+    tiny_profile: Profile, scale: str
+) -> None:
+    intervention = Intervention(layers=(2, 7), scale=scale)  # type: ignore[arg-type]
+    profile = replace(tiny_profile, intervention=intervention)
+    states, layers = final(profile), differences(profile)
+    assert wants_silence(profile, STEER)
+    decision = decide(profile, STEER, SCORE, states, layers)
+    strength = profile.gate.strength(SCORE)
+    assert decision.plan.strength == decision.steering.strength == strength > 0
+    assert decision.plan.intervention == intervention
+    assert decision.plan.direction is not None
+    assert torch.equal(decision.plan.direction, pool(layers, intervention))
+    size = relative_norm(states, decision.plan.direction, strength, intervention)
+    assert decision.steering.relative_norm == size
+    assert (decision.steering.direction, decision.steering.reason) == ("request", None)
+
+
+def test_the_calibrated_direction_needs_no_silence(tiny_profile: Profile) -> None:
+    request = SteeringRequest(True, 0.5, "calibrated")
+    assert not wants_silence(tiny_profile, request)
+    decision = decide(tiny_profile, request, SCORE, final(tiny_profile), None)
+    assert decision.plan.direction is not None
+    assert torch.equal(decision.plan.direction, tiny_profile.direction)
+    assert decision.plan.strength == 0.5
+
+
+def test_attention_becomes_the_measurements(tiny_model: AudioModel, tiny_profile: Profile) -> None:
+    prompt = build_question(tiny_model, [clip(0.5), clip(1.0)], "What is this?")
+    count = int(prompt.audio_mask.sum())
+    attention = torch.rand(3, count, generator=torch.Generator().manual_seed(4)) / count
+    listening = measure(tiny_model, tiny_profile, prompt, attention, attention / 2)
+    score = listening_score(attention.numpy())
+    assert listening.score == score
+    assert listening.silence_score == pytest.approx(score / 2)
+    assert listening.percentile == tiny_profile.percentile(score)
+    assert listening.verdict == tiny_profile.verdicts.of(score)
+    assert listening.threshold == tiny_profile.verdicts.listening
+    assert listening.timeline.sum() == pytest.approx(score, abs=1e-6)
+    assert [(layer, head) for layer, head, _ in listening.heads] == list(tiny_profile.heads)
+    masses = np.array([mass for *_, mass in listening.heads], np.float32)
+    assert (masses == audio_mass(attention.numpy())).all()
+    assert sum(one.score for one in listening.clips) == pytest.approx(score, abs=1e-6)
+    assert measure(tiny_model, tiny_profile, prompt, attention, None).silence_score is None
+
+
+def test_without_a_profile_nothing_is_measured(tiny_model: AudioModel) -> None:
+    prompt = build_question(tiny_model, [clip(0.5)], "What is this?")
+    listening = measure(tiny_model, None, prompt, torch.zeros(0, 13), None)
+    assert (listening.score, listening.verdict, listening.clips) == (None, "unknown", ())
