@@ -119,7 +119,15 @@ def _listen(recording: Recording, heard: Heard, limits: AudioLimits) -> None:
     left = replace(limits, max_seconds=limits.max_seconds - before)
     reader = pyav_reader if recording.reader == "pyav" else soundfile_reader
     try:
-        sections = mix(reader.blocks(recording, left, heard.notes), left)
+        try:
+            sections = mix(reader.blocks(recording, left, heard.notes), left)
+        except AudioTooLarge:
+            raise
+        except AudioError:
+            if reader is pyav_reader or not recording.demuxer:
+                raise
+            reader = pyav_reader
+            sections = mix(reader.blocks(recording, left, heard.notes), left)
         alone = {
             index: channel
             for index, section in enumerate(sections)
@@ -153,12 +161,14 @@ def _changes(sections: list[Section]) -> Iterator[str]:
 
 
 def _too_short(heard: Heard, limits: AudioLimits) -> AudioError:
+    why = "".join(f"; {note}" for note in heard.notes)
     if not heard.sections:
-        return AudioError("the audio is empty: it holds no samples; check the recording")
+        return AudioError(f"the audio is empty: it holds no samples; check the recording{why}")
     section = heard.sections[0]
     return AudioError(
         f"the audio is empty or too short: {section.length} samples at {section.rate_hz} Hz are"
-        f" {heard.seconds:.4f} s; at least {limits.min_seconds} s are needed: check the recording"
+        f" {heard.seconds:.4f} s; at least {limits.min_seconds} s are needed: check the"
+        f" recording{why}"
     )
 
 

@@ -61,7 +61,7 @@ def open_flac(data: bytes, start: int, limits: AudioLimits) -> Recording:
         raise _no_frame()
     if total < info.frames:
         warnings.append(
-            f"its header announces {info.frames / info.rate_hz:.2f} s, and"
+            f"its header announces {info.frames / info.rate_hz:,.2f} s, and"
             f" {total / info.rate_hz:.2f} s are there"
         )
     payload = bytearray(data[start : last.start if end is None else end])
@@ -144,19 +144,20 @@ def _frame_head(data: bytes, start: int, info: StreamInfo) -> FrameHead | None:
 
 
 def _frame_end(data: bytes, frame: FrameHead, stop: int, info: StreamInfo) -> int | None:
-    """The byte behind a last frame, None if it is not whole: where its checksum is right.
+    """The byte behind a last frame, None if it is not whole.
 
-    By chance it is so at other bytes too: the one before the end, a tag or another file counts.
+    There its checksum is right. By chance it is so within the frame as well, so that the end, a tag
+    or another file must follow.
     """
     largest = info.largest or frame.size * info.channels * 5 + 64
-    crc, ends = 0, []
+    crc = 0
     for at in range(frame.start, min(stop, frame.start + largest)):
         crc = (crc << 8 & 0xFFFF) ^ _CRC16[crc >> 8 ^ data[at]]
         if crc == 0 and at > frame.start + 6:
-            ends.append(at + 1)
-    clean = [end for end in ends if end_of_tags(data, end) in (stop, len(data))]
-    clean = clean or [end for end in ends if data[end : end + 4] in _MARKS]
-    return min(clean) if clean else max(ends, default=None)
+            end = at + 1
+            if end_of_tags(data, end) in (stop, len(data)) or data[end : end + 4] in _MARKS:
+                return end
+    return None
 
 
 def _crc(data: bytes, table: tuple[int, ...], bits: int) -> int:

@@ -37,6 +37,8 @@ _DECODER_DELAY = 529  # samples
 _LONGEST_PADDING = 2_880  # samples: more is nonsense
 _TRIMMED_FRAMES = 6  # at most, of delay and padding
 
+Kind = tuple[int, int, int, int]  # version, layer, rate, channels: the same in a recording
+
 
 @dataclass(frozen=True, slots=True)
 class FrameHead:
@@ -50,7 +52,7 @@ class FrameHead:
     size: int  # bytes, 0 where the head leaves it open
 
     @property
-    def kind(self) -> tuple[int, int, int, int]:
+    def kind(self) -> Kind:
         """What is the same in all frames of a recording."""
         return self.version, self.layer, self.rate_hz, self.channels
 
@@ -108,25 +110,31 @@ def frame_head(data: bytes, at: int) -> FrameHead | None:
     return FrameHead(*head.kind, head.samples, end - at) if end - at < _LARGEST_FREE_FRAME else None
 
 
-def first_frame(data: bytes, start: int) -> int | None:
-    """The byte from `start` on at which frames of one kind stand side by side."""
+def first_frame(data: bytes, start: int, kind: Kind | None = None) -> int | None:
+    """The byte from `start` on at which frames of a kind stand side by side; None for none.
+
+    Of no given kind there must be three: in other data single ones look like it by chance.
+    """
     for number, match in enumerate(_HEAD.finditer(data, start)):
         if number > _MOST_SEARCHES:
             break
-        if are_frames(data, match.start()):
+        head = frame_head(data, match.start())
+        if head is None or (kind is not None and head.kind != kind):
+            continue
+        if are_frames(data, match.start(), strict=kind is None):
             return match.start()
     return None
 
 
-def are_frames(data: bytes, at: int, count: int = 3) -> bool:
+def are_frames(data: bytes, at: int, count: int = 3, *, strict: bool = False) -> bool:
     """Whether so many frames of one kind stand side by side, or fewer up to the file's end."""
     first = head = frame_head(data, at)
     for number in range(count):
         if head is None or first is None or head.kind != first.kind:
             return False
         at += head.size
-        if at >= len(data) or end_of_tags(data, at) == len(data):
-            return at <= len(data) or number > 0
+        if at > len(data) or (not strict and end_of_tags(data, at) == len(data)):
+            return not strict and (at <= len(data) or number > 0)
         head = frame_head(data, at)
     return True
 
@@ -181,9 +189,7 @@ def _resynchronised(data: bytes, at: int, first: FrameHead) -> int | None:
     if end_of_tag(data, at) > at or are_frames(data, at, 2) or data[at : at + 4] in _MARKS:
         head = frame_head(data, at)
         return at if head is not None and head.kind == first.kind else None
-    behind = first_frame(data, at)
-    head = None if behind is None else frame_head(data, behind)
-    return behind if head is not None and head.kind == first.kind else None
+    return first_frame(data, at, first.kind)
 
 
 def _trims(data: bytes, at: int, head: FrameHead) -> bool | None:

@@ -43,7 +43,6 @@ class _Chain:
 
     end: int
     pages: list[Page] = field(default_factory=list)
-    damaged_pages: int = 0
     skipped_bytes: int = 0
 
 
@@ -88,7 +87,6 @@ def _chain(data: bytes, start: int) -> _Chain:
             chain.end = len(data) if damaged else at
             chain.skipped_bytes += chain.end - at
             break
-        chain.damaged_pages += damaged
         chain.skipped_bytes += behind - at
         at = behind
     if not chain.pages or not chain.pages[0].begins_stream:
@@ -149,12 +147,11 @@ def _audio_stream(data: bytes, pages: Sequence[Page]) -> tuple[int, str, int]:
 
 def _losses(chain: _Chain, pages: Sequence[Page]) -> Iterator[str]:
     """What of a file was not read."""
-    numbers = [page.number for page in pages]
-    missing = sum(max(0, after - before - 1) for before, after in pairwise(numbers))
+    missing = sum(max(0, b.number - a.number - 1) for a, b in pairwise(pages))
+    if missing:
+        yield f"{missing:,} of its OGG pages are damaged or missing and were not heard"
     if chain.skipped_bytes:
-        yield f"{chain.skipped_bytes:,} bytes of its OGG pages are damaged and were not read"
-    if missing > chain.damaged_pages:
-        yield f"{missing - chain.damaged_pages:,} of its OGG pages are missing and were not heard"
+        yield f"{chain.skipped_bytes:,} bytes between or behind its whole OGG pages were not read"
 
 
 def _counted(

@@ -18,12 +18,14 @@ from steering.errors import UnsupportedAudio
 
 W64_MARK = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_SAMPLES = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+_W64_FORMAT = bytes.fromhex("666d7420f3acd3118cd100c04f8edb8a")
+_W64_HEAD_BYTES = 65_536
 _AIFF_READ = {
     b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"42ni", b"23ni", b"fl32", b"FL32",
     b"fl64", b"FL64", b"ulaw", b"alaw", b"ULAW", b"ALAW", b"ima4", b"GSM ", b"DWVW",
 }  # fmt: skip
 _CAF_READ = {b"lpcm", b"alac", b"ulaw", b"alaw"}
-_CAF_PYAV = {b"aac ": "aac", b"aach": "aac", b"aacp": "aac", b"opus": "opus", b"flac": "flac"}
+_CAF_PYAV = {b"aac ", b"aach", b"aacp", b"opus", b"flac"}
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # of a sample, by encoding
 _AU_READ = {*_AU_BYTES, 23, 25, 26}
 
@@ -77,12 +79,19 @@ def open_caf(data: bytes, start: int, limits: AudioLimits) -> Recording:
         warning = None
     behind = end_of_chunks(data, end, ">q")
     warnings = (warning,) if warning else ()
+    payload = with_fields(data, start, behind, [(samples.body - 8, ">q", end - samples.body)])
     if kind in _CAF_PYAV:
-        return Recording("CAF", data[start:behind], behind, "pyav", "caf", warnings=warnings)
+        return Recording("CAF", payload, behind, "pyav", "caf", warnings=warnings)
     if kind not in _CAF_READ:
         raise _unsupported("CAF", kind.decode("latin-1").strip())
-    payload = with_fields(data, start, behind, [(samples.body - 8, ">q", end - samples.body)])
-    return Recording("CAF", payload, behind, bytes_per_second=bytes_per_second, warnings=warnings)
+    return Recording(
+        "CAF",
+        payload,
+        behind,
+        demuxer="caf" if kind == b"alac" else "",  # of which libsndfile knows one form
+        bytes_per_second=bytes_per_second,
+        warnings=warnings,
+    )
 
 
 def open_au(data: bytes, start: int, limits: AudioLimits) -> Recording:
@@ -106,17 +115,23 @@ def open_au(data: bytes, start: int, limits: AudioLimits) -> Recording:
 
 
 def open_w64(data: bytes, start: int, limits: AudioLimits) -> Recording:
-    """The W64 file at `start`, which libsndfile reads to its end whatever its sizes are."""
-    at = data.find(_W64_SAMPLES, start, start + 65_536)
-    announced = int.from_bytes(data[at + 16 : at + 24], "little") - 24 if at >= 0 else 0
-    available = len(data) - at - 24
-    warnings: tuple[str, ...] = ()
-    if announced > available:
-        warnings = (
-            f"its header announces {announced:,} bytes of samples, and the file ends after"
-            f" {available:,}: it is cut short, or was not finished",
-        )
-    return Recording("W64", data[start:], len(data), warnings=warnings)
+    """The W64 file at `start`, with a size of its samples that is right."""
+    chunk = data.find(_W64_SAMPLES, start, start + _W64_HEAD_BYTES)
+    layout = data.find(_W64_FORMAT, start, start + _W64_HEAD_BYTES)
+    if chunk < 0 or layout < 0 or chunk + 24 > len(data):
+        raise cut_short("W64", f"it has no {'data' if layout >= 0 else 'format'} chunk")
+    announced = int.from_bytes(data[chunk + 16 : chunk + 24], "little") - 24
+    bytes_per_second = int.from_bytes(data[layout + 32 : layout + 36], "little")
+    end, warning = end_of_samples(data, chunk + 24, max(0, announced), "<I", bytes_per_second)
+    fields = [(start + 16, "<Q", end - start), (chunk + 16, "<Q", end - chunk)]
+    payload = with_fields(data, start, end, fields)
+    return Recording(
+        "W64",
+        payload,
+        len(data) if end % 8 and len(data) - end < 8 else end,
+        bytes_per_second=bytes_per_second,
+        warnings=(warning,) if warning else (),
+    )
 
 
 def _unsupported(container: str, codec: str) -> UnsupportedAudio:

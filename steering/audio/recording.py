@@ -20,7 +20,7 @@ class Recording:
     payload: bytes
     end: int  # behind it, in the bytes that were sent
     reader: Literal["soundfile", "pyav"] = "soundfile"
-    demuxer: str = ""  # of PyAV
+    demuxer: str = ""  # of PyAV, which is also asked where libsndfile fails
     frames: int | None = None  # sample frames, where they were counted
     zeros: int = 0  # to be read behind the payload: libsndfile takes lengths from the file's size
     bytes_per_second: float = 0.0  # of samples, where they are of one size

@@ -38,28 +38,25 @@ _MARKS: tuple[tuple[int, tuple[bytes, ...], Open], ...] = (  # where a mark stan
     (0, (MATROSKA_MARK,), open_matroska),
     (0, (b"#!AMR",), open_amr),
 )
-_NOT_READ = (  # formats of audio: where the mark stands, the mark, the name
-    (0, bytes.fromhex("3026b2758e66cf11"), "WMA"),
-    (8, b"AVI ", "AVI"),
-    (0, b"MAC ", "Monkey's Audio"),
-    (0, b"wvpk", "WavPack"),
-    (0, b"TTA1", "True Audio"),
-    (0, b"DSD ", "DSD"),
-    (0, b"FRM8", "DSD"),
-    (0, b"MPCK", "Musepack"),
-    (0, b"MP+", "Musepack"),
-    (0, b"MThd", "MIDI"),
-    (0, b"FLV\x01", "Flash video"),
-    (0, b".RMF", "RealMedia"),
-    (0, b".ra\xfd", "RealAudio"),
-    (0, b"#!SILK", "SILK"),
-    (1, b"#!SILK", "SILK"),
-    (0, b"Creative Voice File", "VOC"),
-    (0, b"NIST_1A", "NIST SPHERE"),
-    (0, b"FORM", "IFF, and neither AIFF nor AIFF-C"),
-    (0, b"\x0b\x77", "AC-3"),
-    (0, b"\x56\xe0", "AAC in LATM"),
-    (0, b"\x00\x00\x01\xba", "an MPEG program stream"),
+_NOT_READ = (  # formats of audio by how they start
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
+    (rb"RIFF.{4}AVI ", "AVI"),
+    (rb"MAC ", "Monkey's Audio"),
+    (rb"wvpk", "WavPack"),
+    (rb"TTA1", "True Audio"),
+    (rb"DSD |FRM8", "DSD"),
+    (rb"MPCK|MP\+", "Musepack"),
+    (rb"MThd", "MIDI"),
+    (rb"FLV\x01", "Flash video"),
+    (rb"\.RMF|\.ra\xfd", "RealAudio"),
+    (rb"\x02?#!SILK", "SILK"),
+    (rb"Creative Voice File", "VOC"),
+    (rb"NIST_1A", "NIST SPHERE"),
+    (rb"FORM", "IFF, and neither AIFF nor AIFF-C"),
+    (rb"\x0b\x77", "AC-3"),
+    (rb"\x56[\xe0-\xff]", "AAC in LATM"),
+    (rb"\x00\x00\x01\xba", "an MPEG program stream"),
+    (rb"(?:.{4})?\x47.{187}(?:.{4})?\x47", "an MPEG transport stream"),
 )
 _NO_AUDIO = (
     (0, b"{", "JSON text"),
@@ -131,13 +128,13 @@ def _frames_behind(data: bytes, at: int, notes: list[str]) -> int:
     Raises AudioError where there are none, which says what the bytes are instead.
     """
     size = f"its {len(data):,} bytes start with {data[:8].hex()}"
-    start = data[at : at + 512].lstrip() or data[:512]
-    for offset, mark, name in _NOT_READ:
-        if start.startswith(mark, offset):
-            raise UnsupportedAudio(
-                f"the audio is of a format that is not supported: {size}, which looks like {name};"
-                f" send a {ALLOWED} file, or {CONVERT}"
-            )
+    start = data[at : at + 512].lstrip(b" \t\r\n") or data[:512]
+    name = next((name for mark, name in _NOT_READ if re.match(mark, start, re.DOTALL)), None)
+    if name:
+        raise UnsupportedAudio(
+            f"the audio is of a format that is not supported: {size}, which looks like {name};"
+            f" send a {ALLOWED} file, or {CONVERT}"
+        )
     hint = _no_audio(start) if any(data) else ", as all of them are: nothing was recorded"
     frames = first_frame(data, at) if not hint else None
     if frames is None and (data[:3] == b"ID3" or frame_head(data, at) is not None):
@@ -147,7 +144,8 @@ def _frames_behind(data: bytes, at: int, notes: list[str]) -> int:
             f"the audio is not a {ALLOWED} file: {size}{hint}; send one of these formats, or"
             f" {CONVERT}"
         )
-    _note_skipped(data, at, frames, None, notes)
+    if data[at:frames].strip(b"\0"):
+        notes.append(f"{frames - at:,} bytes in front of its first MP3 frame were not read")
     return frames
 
 
@@ -161,12 +159,13 @@ def _no_audio(start: bytes) -> str:
     return ""
 
 
-def _note_skipped(
-    data: bytes, at: int, end: int, recording: Recording | None, notes: list[str]
-) -> None:
-    """Tell bytes that are not heard, if they are more than zeros."""
+def _note_skipped(data: bytes, at: int, end: int, recording: Recording, notes: list[str]) -> None:
+    """Tell bytes behind a recording that are not heard, if they are more than zeros."""
     count = len(data[at:end].strip(b"\0"))
     if count:
-        rate = recording.bytes_per_second if recording else 0.0
+        rate = recording.bytes_per_second
         seconds = f" ({count / rate:,.2f} s, if they are samples)" if rate else ""
-        notes.append(f"{count:,} bytes from byte {at:,} on are not audio that is read{seconds}")
+        notes.append(
+            f"the {count:,} bytes from byte {at:,} on{seconds} are not part of the sound by its"
+            " header, and were not read"
+        )

@@ -31,6 +31,7 @@ _SECOND_FILE = re.compile(rb"(?:RIFF|RF64|BW64).{4}WAVE(?:fmt |ds64|JUNK|bext|LI
 _UNKNOWN_SIZES = 0x7FFF_0000  # and more: programs that write to a pipe
 _EXTENSIBLE = 0xFFFE
 _MPEG = (0x50, 0x55)
+_ONE_SIZE = (1, 3, 6, 7)  # format tags of samples that are all of one size
 _READ = {  # format tags that libsndfile decodes
     1: "PCM", 2: "MS ADPCM", 3: "IEEE float", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM",
     0x31: "GSM 6.10", 0x38: "NMS ADPCM", 0x40: "G.721 ADPCM",
@@ -58,7 +59,7 @@ class SampleFormat(NamedTuple):
     tag: int
     channels: int
     rate_hz: int
-    bytes_per_second: int
+    byte_rate: int
     block_bytes: int
     bits: int
 
@@ -75,20 +76,17 @@ def open_wav(data: bytes, start: int, limits: AudioLimits) -> Recording:
     layout = _sample_format(data, head[b"fmt "], order)
     check_layout(layout.channels, layout.rate_hz, limits)
     _check_codec(layout)
-    samples = head[b"data"]
+    samples, bytes_per_second = head[b"data"], _bytes_per_second(layout)
     announced = _announced(data, samples, head.get(b"ds64"))
     fits = 0 < announced <= len(data) - samples.body
     second = None if fits else _SECOND_FILE.search(data, samples.body)
     within = data[: second.start()] if second else data
-    end, warning = end_of_samples(
-        within, samples.body, announced, order + "I", layout.bytes_per_second
-    )
+    end, warning = end_of_samples(within, samples.body, announced, order + "I", bytes_per_second)
     warnings = [warning] if warning else []
     behind = end_of_chunks(within, end, order + "I")
     for chunk in chunks(within[:behind], end + end % 2, order + "I"):
         if chunk.name == b"data":
-            seconds = chunk.size / max(layout.bytes_per_second, 1)
-            warnings.append(f"its second chunk of samples, {seconds:,.2f} s, is not heard")
+            warnings.append(f"its second chunk of samples, {chunk.size:,} bytes, is not heard")
     if layout.tag in _MPEG:
         return _mpeg(data[samples.body : end], behind, limits, warnings)
     size = end - samples.body
@@ -103,7 +101,7 @@ def open_wav(data: bytes, start: int, limits: AudioLimits) -> Recording:
         "WAV",
         payload,
         behind,
-        bytes_per_second=layout.bytes_per_second,
+        bytes_per_second=bytes_per_second,
         warnings=tuple(warnings),
     )
 
@@ -129,6 +127,11 @@ def _sample_format(data: bytes, chunk: Chunk, order: str) -> SampleFormat:
     if layout.tag == _EXTENSIBLE and len(body) >= 26:
         layout = layout._replace(tag=int(struct.unpack_from(order + "H", body, 24)[0]))
     return layout
+
+
+def _bytes_per_second(layout: SampleFormat) -> int:
+    """Of samples that are of one size; 0 for others, of which the header is often wrong."""
+    return layout.rate_hz * layout.block_bytes if layout.tag in _ONE_SIZE else 0
 
 
 def _check_codec(layout: SampleFormat) -> None:
