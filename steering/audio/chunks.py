@@ -82,7 +82,7 @@ def end_of_samples(
 ) -> tuple[int, str | None]:
     """Where the samples that begin at `body` end, and a warning if that is not as announced."""
     available = len(data) - body
-    if announced == LEFT_OPEN:
+    if announced < 0:
         return len(data), (
             "its header leaves the length open: heard to the end of the file; whether more was"
             " recorded can't be told"

@@ -17,6 +17,7 @@ from steering.errors import AudioError
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _SECOND_FILE = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _MARKS = (b"RIFF", b"RF64", b"OggS", b"FORM", b"caff")  # of what else may be appended
+_MOST_OTHERS = 100_000  # marks of a frame that begin none: by chance one in 32 KB
 _SIZES = {1: 192, **{n: 144 << n for n in range(2, 6)}, **{n: 1 << n for n in range(8, 16)}}
 
 
@@ -95,9 +96,13 @@ def _first_and_last(
 ) -> tuple[FrameHead, FrameHead]:
     """The first frame, and the last of those that go on where the one before it ends."""
     first = last = None
+    others = 0
     for match in _SYNC.finditer(data, info.audio, stop):
         head = _frame_head(data, match.start(), info)
         if head is None or (last is not None and head.sample != last.sample + last.size):
+            others += 1
+            if others > _MOST_OTHERS:
+                break
             continue
         last = head
         first = first or head

@@ -22,6 +22,7 @@ from steering.errors import AudioError, UnsupportedAudio
 
 _CAPTURE = b"OggS\x00"
 _HEAD_BYTES = 27
+_MOST_DAMAGED_PAGES = 10_000
 _NONE_ENDS = -1  # position of a page on which no packet ends
 _LONGEST_PAGE_SECONDS = 1.0  # more or less, of which the last may be trimmed
 _BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -69,8 +70,8 @@ def open_ogg(data: bytes, start: int, limits: AudioLimits) -> Recording:
 
 def _chain(data: bytes, start: int) -> _Chain:
     """The pages from `start` on, up to those that begin streams of a next file."""
-    chain, at, heads = _Chain(start), start, True
-    while True:
+    chain, at, heads, damaged_pages = _Chain(start), start, True, 0
+    while damaged_pages <= _MOST_DAMAGED_PAGES:
         page = _page(data, at)
         if page is not None:
             if page.begins_stream and not heads:
@@ -87,6 +88,7 @@ def _chain(data: bytes, start: int) -> _Chain:
             chain.end = len(data) if damaged else at
             chain.skipped_bytes += chain.end - at
             break
+        damaged_pages += damaged
         chain.skipped_bytes += behind - at
         at = behind
     if not chain.pages or not chain.pages[0].begins_stream:

@@ -39,7 +39,8 @@ def open_aiff(data: bytes, start: int, limits: AudioLimits) -> Recording:
     if comm.size < 18 or sound.body + 8 > len(data):
         raise cut_short("AIFF", "it ends in its header")
     channels, frames, bits, exponent, mantissa = struct.unpack_from(">HIHHQ", data, comm.body)
-    rate_hz = int(mantissa * 2.0 ** ((exponent & 0x7FFF) - 16_383 - 63))
+    shift = 16_383 + 63 - exponent  # of a float of 80 bits
+    rate_hz = mantissa >> shift if shift >= 0 else 2**31
     kind = data[comm.body + 18 : comm.body + 22] if data[start + 8 : start + 12] == b"AIFC" else b""
     if kind and kind not in _AIFF_READ:
         raise _unsupported("AIFF", kind.decode("latin-1").strip())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from steering.audio.chunks import cut_short
 from steering.audio.limits import CONVERT, AudioLimits, check_seconds
@@ -19,7 +20,9 @@ MATROSKA_MARK = b"\x1a\x45\xdf\xa3"
 _SECOND_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3[\x40-\xff].{4,60}?(?:webm|matroska)", re.DOTALL)
 _SEGMENT = b"\x18\x53\x80\x67"
 _ADTS_HEAD = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
+_MOST_SEARCHES = 100_000  # for a frame
 _LAST_ADTS_RATE = 12  # of the rates in its table
+_MOST_BOXES = 10_000  # of an MP4 file, none in another
 _SHORTEST_FRAME_SECONDS = 1024 / 96_000
 AMR_MARKS = {  # and the bytes behind the head of a frame, by its kind
     b"#!AMR\n": (12, 13, 15, 17, 19, 20, 26, 31, 5, -1, -1, -1, -1, -1, -1, 0),
@@ -47,7 +50,7 @@ def open_mp4(data: bytes, start: int, limits: AudioLimits) -> Recording:
 
 def _boxes(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, first byte and end of the boxes from a byte on; the last may end behind the file."""
-    while at + 8 <= len(data):
+    for _ in range(_MOST_BOXES):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
@@ -98,7 +101,7 @@ def open_adts(data: bytes, start: int, limits: AudioLimits) -> Recording:
     """The AAC frames from `start` on, without what stands between them."""
 
     def next_frame(at: int) -> int | None:
-        for match in _ADTS_HEAD.finditer(data, at):
+        for match in islice(_ADTS_HEAD.finditer(data, at), _MOST_SEARCHES):
             if is_adts(data, match.start()):
                 return match.start()
         return None

@@ -37,6 +37,7 @@ _OPTIONS = {
     "max_streams": "32",
 }
 _TOLD_SECONDS = 0.1  # a shorter gap is rounding
+_PRIMING_SAMPLES = 3_072  # at most, which an encoder puts in front and some headers count
 _LENGTH_IN_HEADER = ("mp4", "matroska", "caf")
 
 
@@ -70,6 +71,7 @@ def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Itera
             "r",
             format=recording.demuxer,
             container_options=options,
+            metadata_errors="replace",
             io_open=_refuse,
         ) as container:
             yield from _decoded(container, recording, limits, notes)
@@ -124,6 +126,7 @@ def _sound_track(
 class _Tally:
     """How much was heard, and what was not."""
 
+    rate_hz: int = 1
     heard: float = 0.0  # seconds
     first: float | None = None  # second of the first frame, by its timestamp
     end: float = 0.0  # second at which the last frame ends, by its timestamp
@@ -134,6 +137,7 @@ class _Tally:
     def add(self, frame: AudioFrame) -> None:
         """Count a frame that was heard."""
         seconds = frame.samples / frame.sample_rate
+        self.rate_hz = frame.sample_rate
         self.heard += seconds
         if frame.time is not None:
             self.first = frame.time if self.first is None else self.first
@@ -156,7 +160,7 @@ class _Tally:
         if gap - self.damaged_seconds > _TOLD_SECONDS:
             yield f"its timestamps leave gaps of {gap:.2f} s in all, for which no sound is there"
         missing = announced - max(self.heard, self.end - (self.first or 0.0))
-        if self.stopped or missing > _TOLD_SECONDS:
+        if self.stopped or missing > max(_TOLD_SECONDS, _PRIMING_SAMPLES / self.rate_hz):
             whole = f"of {announced:.2f} s that its header announces, " if announced else ""
             yield f"{whole}{self.heard:.2f} s could be read: it is damaged or cut short"
 

@@ -20,7 +20,7 @@ from steering.audio.phone_files import (
     open_mp4,
 )
 from steering.audio.recording import Recording, damaged
-from steering.audio.tags import end_of_tag, end_of_zeros
+from steering.audio.tags import MOST_TAGS, end_of_tag, end_of_zeros
 from steering.audio.wav import MARKS as WAV_MARKS
 from steering.audio.wav import open_wav
 from steering.errors import AudioError, UnsupportedAudio
@@ -56,7 +56,7 @@ _NOT_READ = (  # formats of audio by how they start
     (rb"\x0b\x77", "AC-3"),
     (rb"\x56[\xe0-\xff]", "AAC in LATM"),
     (rb"\x00\x00\x01\xba", "an MPEG program stream"),
-    (rb"(?:.{4})?\x47.{187}(?:.{4})?\x47", "an MPEG transport stream"),
+    (rb"\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47", "an MPEG transport stream"),
 )
 _NO_AUDIO = (
     (0, b"{", "JSON text"),
@@ -100,14 +100,14 @@ def recordings(data: bytes, limits: AudioLimits, notes: list[str]) -> Iterator[R
 
 def _next(data: bytes, at: int) -> tuple[int, Open | None]:
     """Where the next recording begins, behind tags and zeros, and what opens it."""
-    while (opener := _opener(data, at)) is None:
+    for _ in range(MOST_TAGS):
+        opener = _opener(data, at)
         behind = end_of_tag(data, at)
-        if behind == at:
-            behind = end_of_zeros(data, at)
-            if behind == at:
-                return at, None
+        behind = end_of_zeros(data, at) if behind == at else behind
+        if opener is not None or behind == at:
+            return at, opener
         at = behind
-    return at, opener
+    return at, None
 
 
 def _opener(data: bytes, at: int) -> Open | None:

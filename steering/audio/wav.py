@@ -140,7 +140,7 @@ def _check_codec(layout: SampleFormat) -> None:
     name = _NOT_READ.get(layout.tag, "one of an unknown name")
     raise UnsupportedAudio(
         f"the audio is WAV with a codec that is not supported: {name} (format tag"
-        f" 0x{layout.tag:04X}); PCM, float, A-law, mu-law, ADPCM, GSM 6.10 and MP3 are: {CONVERT}"
+        f" {layout.tag:04X} hex); PCM, float, A-law, mu-law, ADPCM, GSM 6.10 and MP3 are: {CONVERT}"
     )
 
 
