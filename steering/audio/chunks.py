@@ -30,7 +30,7 @@ def chunks(data: bytes, at: int, size_format: str) -> Iterator[Chunk]:
     while at + 4 + size_bytes <= len(data):
         name = data[at : at + 4]
         (size,) = struct.unpack_from(size_format, data, at + 4)
-        if not all(0x20 <= byte < 0x7F for byte in name) or name in FILE_MARKS:
+        if not all(0x20 <= byte < 0x7F for byte in name) or name.startswith(FILE_MARKS):
             return
         body = at + 4 + size_bytes
         yield Chunk(name, body, size)
@@ -65,8 +65,8 @@ def with_fields(data: bytes, start: int, end: int, fields: Sequence[tuple[int, s
 
 
 def end_of_chunks(data: bytes, at: int, size_format: str) -> int:
-    """The byte behind the whole chunks that begin at a byte, or at the next one if it is odd."""
-    for start in (at + at % 2, at):
+    """The byte behind the whole chunks that begin at a byte, or behind one that pads to two."""
+    for start in (at, at + 1):
         end = start
         for chunk in chunks(data, start, size_format):
             if not 0 <= chunk.size <= len(data) - chunk.body:
@@ -99,7 +99,7 @@ def end_of_samples(
             " is cut short, or was not finished"
         )
     follows = end_of_tags(data, end_of_chunks(data, body, size_format)) < len(data)
-    if announced == 0 and follows and data[body : body + 4] not in FILE_MARKS:
+    if announced == 0 and follows and not data.startswith(FILE_MARKS, body):
         return len(data), (
             f"its header announces no samples, and {available:,} bytes follow: the recorder did not"
             " finish the file; heard to the end"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from steering.audio.chunks import FILE_MARKS
 from steering.audio.limits import AudioLimits, check_layout, check_seconds
+from steering.audio.mpeg import are_frames
 from steering.audio.recording import Recording
-from steering.audio.tags import end_of_tags
+from steering.audio.tags import end_of_tag, end_of_tags
 from steering.errors import AudioError
 
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _SECOND_FILE = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
-_MARKS = (b"RIFF", b"RF64", b"OggS", b"FORM", b"caff")  # of what else may be appended
 _MOST_OTHERS = 100_000  # marks of a frame that begin none: by chance one in 32 KB
 _SIZES = {1: 192, **{n: 144 << n for n in range(2, 6)}, **{n: 1 << n for n in range(8, 16)}}
 
@@ -158,11 +159,19 @@ def _frame_end(data: bytes, frame: FrameHead, stop: int, info: StreamInfo) -> in
     crc = 0
     for at in range(frame.start, min(stop, frame.start + largest)):
         crc = (crc << 8 & 0xFFFF) ^ _CRC16[crc >> 8 ^ data[at]]
-        if crc == 0 and at > frame.start + 6:
-            end = at + 1
-            if end_of_tags(data, end) in (stop, len(data)) or data[end : end + 4] in _MARKS:
-                return end
+        if crc == 0 and at > frame.start + 6 and _something_else(data, at + 1, stop):
+            return at + 1
     return None
+
+
+def _something_else(data: bytes, at: int, stop: int) -> bool:
+    """Whether the end, a tag or another file stands at a byte."""
+    return (
+        end_of_tags(data, at) in (stop, len(data))
+        or end_of_tag(data, at) > at
+        or data.startswith(FILE_MARKS, at)
+        or are_frames(data, at, strict=True)
+    )
 
 
 def _crc(data: bytes, table: tuple[int, ...], bits: int) -> int:

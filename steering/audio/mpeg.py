@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from steering.audio.chunks import FILE_MARKS
 from steering.audio.limits import AudioLimits, check_seconds
 from steering.audio.recording import Recording
 from steering.audio.tags import end_of_tag, end_of_tags
@@ -29,7 +30,6 @@ _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 
 _SECOND = bytes(b for b in range(0xE0, 0x100) if b >> 3 & 3 != 1 and b >> 1 & 3)
 _THIRD = bytes(b for b in range(0x100) if b >> 4 != 15 and b >> 2 & 3 != 3)
 _HEAD = re.compile(b"\xff[%b][%b]." % (re.escape(_SECOND), re.escape(_THIRD)), re.DOTALL)
-_MARKS = (b"RIFF", b"RF64", b"OggS", b"fLaC", b"FORM", b"caff")  # of what may be appended
 _MOST_SEARCHES = 100_000  # for a frame, in a file that is full of what looks like some
 _MOST_GAPS = 1_000
 _LARGEST_FREE_FRAME = 8_192
@@ -186,7 +186,7 @@ def _resynchronised(data: bytes, at: int, first: FrameHead) -> int | None:
     """Where frames of the same kind go on, None if a tag or another recording comes first."""
     while data[at : at + 1] == b"\0":
         at += 1
-    if end_of_tag(data, at) > at or are_frames(data, at, 2) or data[at : at + 4] in _MARKS:
+    if end_of_tag(data, at) > at or are_frames(data, at, 2) or data.startswith(FILE_MARKS, at):
         head = frame_head(data, at)
         return at if head is not None and head.kind == first.kind else None
     return first_frame(data, at, first.kind)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from steering.audio.chunks import FILE_MARKS
 from steering.audio.flac import open_flac
 from steering.audio.limits import CONVERT, AudioLimits, check_layout, check_seconds
 from steering.audio.ogg_packets import Page, packets, read_layout
@@ -101,7 +102,7 @@ def _chain(data: bytes, start: int) -> _Chain:
 
 def _something_else(data: bytes, at: int) -> bool:
     """Whether a tag, the end or another container's mark stands behind a page."""
-    return end_of_tags(data, at) > at or at >= len(data) or data[at : at + 4] in (b"RIFF", b"fLaC")
+    return end_of_tags(data, at) > at or at >= len(data) or data.startswith(FILE_MARKS, at)
 
 
 def _page(data: bytes, at: int) -> Page | None:

@@ -75,7 +75,9 @@ def open_caf(data: bytes, start: int, limits: AudioLimits) -> Recording:
     )
     check_layout(channels, int(min(max(rate_hz, 0), 1e9)) if rate_hz == rate_hz else 0, limits)
     bytes_per_second = rate_hz * packet_bytes / max(packet_frames, 1)
-    end, warning = end_of_samples(data, samples.body, samples.size, ">q", bytes_per_second)
+    edits = 4  # bytes of a count of edits, in front of the samples
+    announced = max(0, samples.size - edits) if samples.size >= 0 else LEFT_OPEN
+    end, warning = end_of_samples(data, samples.body + edits, announced, ">q", bytes_per_second)
     if samples.size == LEFT_OPEN:  # as the format allows, of the last chunk
         warning = None
     behind = end_of_chunks(data, end, ">q")
