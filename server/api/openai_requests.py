@@ -120,7 +120,7 @@ def to_audio_chat(body: ChatCompletionRequest) -> AudioChatRequest:
     form = json_choice(body)
     if body.choices and form:
         raise RequestError("choices and response_format were sent; send one of them", "choices")
-    if body.stream_options and not body.stream:
+    if body.stream_options and body.stream_options.include_usage and not body.stream:
         raise RequestError("stream_options was sent without stream", "stream_options")
     shared = AudioChatRequest.model_fields.keys() & type(body).model_fields.keys()
     given: dict[str, Any] = {name: getattr(body, name) for name in shared}

@@ -151,6 +151,11 @@ def test_what_can_not_be_done_is_refused_by_name(complete: Any, name: str) -> No
     assert len(error["message"]) > 20
 
 
+def test_options_of_a_stream_that_ask_for_nothing_need_no_stream(complete: Any) -> None:
+    for options in ({}, {"include_usage": False}, {"include_usage": None}):
+        content(complete(stream_options=options))
+
+
 def test_sampling_fields_are_heeded(complete: Any) -> None:
     bare = content(complete(max_tokens=12))
     assert content(complete(max_tokens=None, max_completion_tokens=12)) == bare
