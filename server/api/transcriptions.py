@@ -78,8 +78,8 @@ def transcription(opened: OpenQuestion[AudioChatRequest], answer: Answer) -> dic
     shared = {key: body[key] for key in Transcription.model_fields if key in body}
     usage = chat.usage
     return {
-        **shared,
         "text": transcript(answer),
+        **shared,
         "usage": {
             "type": "tokens",
             "input_tokens": usage.prompt_tokens,
