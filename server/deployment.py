@@ -29,7 +29,7 @@ from server.telemetry.merged_metrics import Samples
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import RequestTracer
 from server.threads import run_in_daemon_thread
-from steering.audio.decode import AudioLimits
+from steering.audio.limits import AudioLimits
 from steering.errors import AllEarsError
 
 log = logging.getLogger("allears")

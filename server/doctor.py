@@ -14,7 +14,7 @@ import torch
 from server.loading import load_from
 from server.settings import Settings
 from steering import profile as profiles
-from steering.audio import decode
+from steering.audio import soundfile_reader
 from steering.calibration import auto
 from steering.errors import AllEarsError
 from steering.model import loading, memory_plan
@@ -38,7 +38,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), platform.python_version())
     for package in ("torch", "transformers", "fastapi", "uvicorn"):
         yield Check(package, True, version(package))
-    yield Check("libsndfile", True, decode.libsndfile_version())
+    yield Check("libsndfile", True, soundfile_reader.libsndfile_version())
     cuda = torch.cuda.is_available()
     yield Check("device", True, torch.cuda.get_device_name() if cuda else "cpu")
     yield from _memory(settings)

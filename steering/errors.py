@@ -2,7 +2,8 @@
 
     AllEarsError
     ├── AudioError          the audio can't be used: not audio, damaged, empty, not finite
-    │   └── AudioTooLarge   the audio is fine, but larger than this deployment allows
+    │   ├── AudioTooLarge   the audio is fine, but larger than this deployment allows
+    │   └── UnsupportedAudio  the audio is of a format or codec that is not read here
     ├── RequestError        a field of the request is wrong; `param` names it
     ├── ModelError          the model can't be loaded, or is not one we can steer
     ├── ProfileError        the listening profile is damaged, or belongs to another model
@@ -28,6 +29,10 @@ class AudioError(AllEarsError):
 
 class AudioTooLarge(AudioError):
     """The audio is over a limit on bytes or seconds."""
+
+
+class UnsupportedAudio(AudioError):
+    """The audio is of a format or codec that this installation does not read."""
 
 
 class RequestError(AllEarsError):

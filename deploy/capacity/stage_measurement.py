@@ -30,7 +30,8 @@ from server.engine.answering import answer_question, prepare_prompt
 from server.engine.events import Event, NeedsToken
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.kv_slots import KVSlots

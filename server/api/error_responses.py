@@ -44,7 +44,7 @@ from server.errors import (
     WrongDatabaseVersion,
 )
 from server.telemetry.request_record import request_record
-from steering.errors import AudioError, AudioTooLarge, RequestError
+from steering.errors import AudioError, AudioTooLarge, RequestError, UnsupportedAudio
 
 log = logging.getLogger("allears")
 
@@ -67,6 +67,7 @@ TABLE: Mapping[type[Exception], ErrorSpec] = {
     AudioError: _INVALID_AUDIO,
     DecodeFailed: _INVALID_AUDIO,
     AudioTooLarge: ErrorSpec(413, "audio_too_large", param="audio"),
+    UnsupportedAudio: ErrorSpec(415, "unsupported_audio", param="audio"),
     RequestError: ErrorSpec(422, "invalid_request"),
     RequestValidationError: ErrorSpec(422, "invalid_request"),
     Unauthorized: ErrorSpec(401, "invalid_api_key", "authentication_error"),

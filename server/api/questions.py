@@ -26,7 +26,7 @@ from server.audio.policy import AudioPolicy
 from server.engine.messages import Question
 from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
-from steering.errors import AudioError, AudioTooLarge, RequestError
+from steering.errors import AudioError, AudioTooLarge, RequestError, UnsupportedAudio
 from steering.generation import Sampling
 from steering.prompt import Message
 
@@ -78,6 +78,8 @@ async def decode_clip(pool: DecodePool, name: str, data: bytes, policy: AudioPol
     except AudioTooLarge as error:
         hint = ', or long_audio "window"' * (policy.long_audio != "window")
         raise in_field(AudioTooLarge(f"{name}: {error}{hint}"), name) from None
+    except UnsupportedAudio as error:
+        raise in_field(UnsupportedAudio(f"{name}: {error}"), name) from None
     except AudioError as error:
         raise in_field(AudioError(f"{name}: {error}"), name) from None
     if policy.long_audio == "refuse" and clip.seconds > policy.window_seconds:

@@ -193,6 +193,7 @@ def _warnings(answer: Answer) -> list[str]:
                 f"clip {i} is {clip.submitted_seconds:.2f} s long; the model hears the first"
                 f" {heard:g} s. Send the rest as another clip"
             )
+        warnings += [f"clip {i}: {warning}" for warning in clip.warnings]
         if not clip.samples.any():
             warnings.append(
                 f"clip {i} is digital silence: every sample is zero. Check the recording"

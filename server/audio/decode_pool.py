@@ -18,7 +18,7 @@ from typing import Any
 from server.audio.decode_worker import CHECK, DecodeJob, DecodeWorker
 from server.errors import DecodeFailed, EngineStopped, QueueFull, QueueTimeout, WorkerDied
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError
 
 log = logging.getLogger("allears")

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from steering.audio import pyav_reader
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits, decode
-from steering.errors import AudioError, AudioTooLarge
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
+from steering.errors import AudioError, AudioTooLarge, UnsupportedAudio
 
 DecodeFunction = Callable[[bytes, int, AudioLimits], Clip]
 _SPARE_BYTES = 128_000_000  # for what decoders hold beside the file and its samples
@@ -66,6 +68,8 @@ def _reply(
         clip = decode_job(data, rate_hz, limits)
     except AudioTooLarge as error:
         return {"kind": "too_large", "message": str(error)}, b""
+    except UnsupportedAudio as error:
+        return {"kind": "unsupported", "message": str(error)}, b""
     except AudioError as error:
         return {"kind": "refused", "message": str(error)}, b""
     except MemoryError:
@@ -78,6 +82,7 @@ def _reply(
         "submitted_seconds": clip.submitted_seconds,
         "submitted_rate_hz": clip.submitted_rate_hz,
         "channels": clip.channels,
+        "warnings": clip.warnings,
     }
     return reply, clip.samples.tobytes()
 
@@ -94,13 +99,17 @@ def _silence_libraries() -> None:
 
 
 def _warm_up() -> None:
-    """Decode and resample a tenth of a second of silence, which loads all libraries."""
+    """Decode and resample a tenth of a second of silence, which loads all libraries.
+
+    PyAV is loaded where it is installed: FFmpeg's libraries are no part of a clip's memory.
+    """
     header = struct.pack(
         "<4sI4s4sIHHIIHH", b"RIFF", 36 + 1600, b"WAVE", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16
     )
     wav = header + struct.pack("<4sI", b"data", 1600) + bytes(1600)
     decode(wav, rate_hz=16_000, limits=AudioLimits())
     np.ones((64, 64), np.float32).mean(axis=1)
+    pyav_reader.is_installed()
 
 
 def _address_space_bytes() -> int:

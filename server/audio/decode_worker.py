@@ -20,8 +20,8 @@ import numpy as np
 
 from server.errors import DecodeFailed, EngineStopped, WorkerDied
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits
-from steering.errors import AudioError, AudioTooLarge
+from steering.audio.limits import AudioLimits
+from steering.errors import AudioError, AudioTooLarge, UnsupportedAudio
 
 log = logging.getLogger("allears")
 
@@ -32,6 +32,12 @@ _START_SECONDS = 60.0
 _DEATH_SECONDS = 1.0  # from the end of a process's output to its own
 _PIPE_BYTES = 2**20  # read at once
 _MESSAGE_CHARACTERS = 2_000
+_WARNINGS = 16  # of a clip
+_REFUSALS = {
+    "refused": AudioError,
+    "too_large": AudioTooLarge,
+    "unsupported": UnsupportedAudio,
+}
 CHECK = "check that the file plays, or convert it to WAV"
 
 
@@ -149,9 +155,8 @@ def _environment() -> dict[str, str]:
 def _raise_refusal(reply: Mapping[str, Any], job: DecodeJob) -> None:
     """Raise the error of a reply that holds no clip."""
     kind, size = reply["kind"], f"{len(job.data):,} bytes"
-    if kind in ("refused", "too_large"):
-        error = AudioTooLarge if kind == "too_large" else AudioError
-        raise error(str(reply["message"])[:_MESSAGE_CHARACTERS])
+    if kind in _REFUSALS:
+        raise _REFUSALS[kind](str(reply["message"])[:_MESSAGE_CHARACTERS])
     if kind == "memory":
         raise DecodeFailed("memory", f"decoding the audio's {size} takes too much memory; {CHECK}")
     if kind == "failed":
@@ -170,4 +175,5 @@ def _clip(reply: Mapping[str, Any], samples: bytes, job: DecodeJob) -> Clip:
         submitted_seconds=float(reply["submitted_seconds"]),
         submitted_rate_hz=int(reply["submitted_rate_hz"]),
         channels=int(reply["channels"]),
+        warnings=tuple(str(w)[:_MESSAGE_CHARACTERS] for w in list(reply["warnings"])[:_WARNINGS]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from steering.audio.decode import AudioLimits
+from steering.audio.limits import AudioLimits
 
 
 @dataclass(frozen=True, slots=True)

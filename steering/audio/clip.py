@@ -13,7 +13,8 @@ class Clip:
     """A mono waveform at the model's rate, and what was submitted to get it.
 
     `submitted_seconds`, `submitted_rate_hz` and `channels` describe the file before it was mixed
-    and resampled. Two clips are equal only if they are the same object.
+    and resampled; `warnings` say what of it was not heard, or not as it was sent. Two clips are
+    equal only if they are the same object.
     """
 
     samples: NDArray[np.float32]  # (S,) mono, nominally in [-1, 1], finite
@@ -21,6 +22,7 @@ class Clip:
     submitted_seconds: float
     submitted_rate_hz: int
     channels: int
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.samples.ndim == 1, self.samples.shape

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from steering.audio.decode import AudioLimits, check_clip
+from steering.audio.decode import check_clip
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError
 from steering.items import DataSet, Fault, Item, Parsed, duplicates, parse
+
+log = logging.getLogger("allears")
 
 FILE_LIMITS = AudioLimits(max_bytes=1_000_000_000, max_seconds=3600.0)
 MIN_ITEMS = 40
@@ -61,7 +65,9 @@ def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     faults: list[Fault] = []
     for audio, indices in tqdm(users.items(), "checking audio", disable=None):
         try:
-            digests[audio] = check_clip(audio, FILE_LIMITS)
+            digests[audio], warnings = check_clip(audio, FILE_LIMITS)
+            for warning in warnings:
+                log.warning("%s: %s", audio, warning)
         except AudioError as error:
             faults += [Fault(i, f"{parsed.items[i].id}: {error}") for i in indices]
     return digests, faults

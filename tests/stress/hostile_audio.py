@@ -21,10 +21,17 @@ from tests.stress.outcome import Check, Outcome, at_least, at_most, figure, none
 from tests.stress.server_process import KEY, serving
 
 _QUESTION = "What is it?"
-_ALLOWED = {200: None, 400: "invalid_audio", 413: "audio_too_large", 422: "invalid_request"}
+_ALLOWED = {
+    200: None,
+    400: "invalid_audio",
+    413: "audio_too_large",
+    415: "unsupported_audio",
+    422: "invalid_request",
+}
 _ERROR_KEYS = {"message", "type", "param", "code"}
 _INTERNALS = re.compile(
-    r"0x[0-9a-f]{4,}|libsndfile|mpg123|soundfile|BytesIO|object at|Error in|Traceback|\.py\b|/usr/"
+    r"0x[0-9a-f]{4,}|libsndfile|mpg123|libav|soundfile|BytesIO|object at|Error in|Traceback|\.py\b"
+    r"|/usr/"
 )
 _WARM_UP_FILES = 1_000  # load and fill the caches, before memory is measured
 _KEPT_FAILURES = 50

@@ -43,6 +43,14 @@ FORMATS = (
     ("AU", "PCM_16"),
     ("W64", "PCM_16"),
     ("VOC", "PCM_16"),
+    ("CAF", "ALAC_16"),
+    ("MP4", "aac"),
+    ("MP4", "alac"),
+    ("MOV", "pcm_s16le"),
+    ("WEBM", "libopus"),
+    ("MATROSKA", "aac"),
+    ("ADTS", "aac"),
+    ("AMR", "libopencore_amrnb"),
 )
 OURS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 MAGICS = (
@@ -63,7 +71,7 @@ MAGICS = (
     b"#!AMR\n",
     b"\xff\xf1\x50\x80",
 )
-BOMBS = ("FLAC PCM_16", "OGG OPUS", "OGG VORBIS")
+BOMBS = ("FLAC PCM_16", "OGG OPUS", "OGG VORBIS", "MP4 aac", "WEBM libopus")
 _NUMBERS = (0, 1, 2, 3, 255, 4_000, 65_535, 192_001, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -100,8 +108,29 @@ def encoded(
 ) -> bytes:
     """Samples (S, channels) as a file."""
     file = io.BytesIO()
-    soundfile.write(file, samples, rate_hz, format=container, subtype=subtype)
+    if subtype is not None and subtype.islower():  # the name of one of FFmpeg's encoders
+        _encode_with_pyav(file, samples, rate_hz, container.lower(), subtype)
+    else:
+        soundfile.write(file, samples, rate_hz, format=container, subtype=subtype)
     return file.getvalue()
+
+
+def _encode_with_pyav(
+    file: io.BytesIO, samples: NDArray[Any], rate_hz: int, muxer: str, encoder: str
+) -> None:
+    import av
+
+    with av.open(file, "w", format=muxer) as output:
+        if encoder == "libopencore_amrnb":
+            rate_hz, samples = 8_000, samples[:: rate_hz // 8_000, :1]
+        layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
+        stream = output.add_stream(encoder, rate=rate_hz, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        packed = (samples.clip(-1, 1) * 32_767).astype(np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, "s16", layout)
+        frame.sample_rate = rate_hz
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            output.mux(packet)
 
 
 # ---- mutations of a file
@@ -282,6 +311,9 @@ def _bomb(kind: str) -> bytes:
     container, subtype = kind.split()
     rate_hz = 4_000 if container == "FLAC" else 8_000
     file, minute = io.BytesIO(), np.zeros(rate_hz * 60, np.float32)
+    if subtype.islower():
+        _encode_with_pyav(file, np.zeros((rate_hz * 1_200, 1)), rate_hz, container.lower(), subtype)
+        return file.getvalue()
     with soundfile.SoundFile(file, "w", rate_hz, 1, format=container, subtype=subtype) as writer:
         for _ in range(20):  # minute by minute: libsndfile's own writer dies of more at once
             writer.write(minute)

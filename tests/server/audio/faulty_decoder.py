@@ -18,7 +18,8 @@ import numpy as np
 
 from server.audio.decode_process import serve
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 
 
 def faulty(data: bytes, rate_hz: int, limits: AudioLimits) -> Clip:

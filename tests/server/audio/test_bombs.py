@@ -66,7 +66,8 @@ def opus_bomb(size: int, announced_seconds: float | None) -> tuple[bytes, float]
 
 DECODED = """
 import json, pathlib, resource, sys
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError
 small, data = (pathlib.Path(path).read_bytes() for path in sys.argv[1:])
 unit = 1 if sys.platform == "darwin" else 1024
@@ -132,7 +133,8 @@ FOREIGN = ("av", "ffmpeg", "torchcodec", "torchaudio", "librosa", "audioread", "
 LISTENED = """
 import json, sys
 import server.cli, server.app
-from steering.audio.decode import AudioLimits, read_clip
+from steering.audio.decode import read_clip
+from steering.audio.limits import AudioLimits
 from steering.model.loading import load
 for path in sys.argv[2:]:
     read_clip(path, rate_hz=16_000, limits=AudioLimits())

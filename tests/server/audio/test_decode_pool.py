@@ -22,7 +22,8 @@ import pytest
 from server.audio.decode_pool import DecodeLimits, DecodePool
 from server.errors import EngineStopped, QueueFull, QueueTimeout
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits, decode
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError, AudioTooLarge
 
 RATE_HZ = 16_000

@@ -148,11 +148,11 @@ def encode(wav: Path, file: Path, codec: str) -> None:
     av = pytest.importorskip("av", reason="needs the extra `av`")
     samples, rate_hz = soundfile.read(wav, dtype="int16")
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
-    frame.sample_rate = rate_hz
+    frame.sample_rate, frame.pts = rate_hz, 0
     with av.open(file, "w") as output:
         stream = output.add_stream(codec, rate=48_000, layout="mono")
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            output.mux(packet)
+        for part in (frame, None):
+            output.mux(stream.encode(part))
 
 
 def heat(page: Page) -> list[int]:

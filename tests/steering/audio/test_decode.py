@@ -15,7 +15,8 @@ import soxr
 from numpy.typing import NDArray
 
 from steering.audio.clip import Clip
-from steering.audio.decode import AudioLimits, decode, read_clip
+from steering.audio.decode import decode, read_clip
+from steering.audio.limits import AudioLimits
 from steering.errors import AudioError, AudioTooLarge
 
 RATE_HZ = 16_000
