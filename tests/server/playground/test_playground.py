@@ -275,6 +275,7 @@ class TestInABrowser:
             page.locator("#file").set_input_files(tmp_path / name)
             stem = name.split(".")[0]
             expect(page.locator("#sound-name")).to_have_text(re.compile(f"^{stem}"))
+            expect(page.locator("#player")).to_be_visible(visible=codec != "alac")
             ask(page, "Which word is spoken?", "one, seven, river, computer")
             assert shown_text(page, "bare") == "seven"
             width = page.evaluate("document.documentElement.scrollWidth")
