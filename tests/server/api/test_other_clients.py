@@ -76,9 +76,13 @@ def _own_event_loop() -> Iterator[None]:
 @pytest.fixture
 def langchain(demo_url: str) -> Any:
     from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
 
     return ChatOpenAI(
-        model="demo", base_url=f"{demo_url}/v1", api_key="unused", include_response_headers=True
+        model="demo",
+        base_url=f"{demo_url}/v1",
+        api_key=SecretStr("unused"),
+        include_response_headers=True,
     )
 
 
@@ -155,9 +159,9 @@ def test_litellm_streams(demo_url: str, block: dict[str, Any]) -> None:
 
 
 def test_litellm_refuses_with_the_server_s_words(demo_url: str, block: dict[str, Any]) -> None:
-    import litellm
+    from litellm.exceptions import BadRequestError
 
-    with pytest.raises(litellm.BadRequestError, match=r"\bn\b.*\b2\b"):
+    with pytest.raises(BadRequestError, match=r"\bn\b.*\b2\b"):
         complete(demo_url, block, n=2)
 
 
@@ -170,7 +174,10 @@ def test_pydantic_ai(demo_url: str, mp3: bytes) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    question = [QUESTION["text"], BinaryContent(mp3, media_type="audio/mpeg")]
+    question: list[str | BinaryContent] = [
+        QUESTION["text"],
+        BinaryContent(mp3, media_type="audio/mpeg"),
+    ]
 
     async def ask() -> tuple[Any, list[str]]:
         async with AsyncOpenAI(base_url=f"{demo_url}/v1", api_key="unused") as client:

@@ -148,11 +148,11 @@ def encode(wav: Path, file: Path, codec: str) -> None:
     av = pytest.importorskip("av", reason="needs the extra `av`")
     samples, rate_hz = soundfile.read(wav, dtype="int16")
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
-    frame.sample_rate = rate_hz
+    frame.sample_rate, frame.pts = rate_hz, 0
     with av.open(file, "w") as output:
         stream = output.add_stream(codec, rate=48_000, layout="mono")
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            output.mux(packet)
+        for part in (frame, None):
+            output.mux(stream.encode(part))
 
 
 def heat(page: Page) -> list[int]:
@@ -275,6 +275,7 @@ class TestInABrowser:
             page.locator("#file").set_input_files(tmp_path / name)
             stem = name.split(".")[0]
             expect(page.locator("#sound-name")).to_have_text(re.compile(f"^{stem}"))
+            expect(page.locator("#player")).to_be_visible(visible=codec != "alac")
             ask(page, "Which word is spoken?", "one, seven, river, computer")
             assert shown_text(page, "bare") == "seven"
             width = page.evaluate("document.documentElement.scrollWidth")
