@@ -21,6 +21,7 @@ In requests a null is as left out, on every field of every path. Bodies may be c
 or deflate. HEAD is answered where GET is, and a slash behind a path is ignored.
 """
 _PREFIX = "#/components/schemas/"
+_NEUTRAL = "Taken at "  # how descriptions of fields begin that other servers have and we do not
 _HIDDEN = ("HTTPValidationError", "ValidationError")  # fastapi's, which this server never sends
 
 
@@ -70,11 +71,17 @@ def _object(name: str, schema: Schema) -> str:
 
 
 def _rows(schema: Schema) -> Iterator[str]:
-    required = schema.get("required", ())
-    for name, field in schema.get("properties", {}).items():
+    required, properties = schema.get("required", ()), schema.get("properties", {})
+    neutral = [n for n, f in properties.items() if f.get("description", "").startswith(_NEUTRAL)]
+    for name, field in properties.items():
+        if name in neutral:
+            continue
         default = "required" if name in required else f"`{json.dumps(field.get('default'))}`"
         text = "; ".join(filter(None, [_text(field.get("description", "")), _limits(field)]))
         yield f"| `{name}` | {_kind(field)} | {default} | {text} |"
+    if neutral:
+        names = ", ".join(f"`{name}`" for name in neutral)
+        yield f"| of other servers | | | {names}: accepted at values that ask for nothing only |"
 
 
 def _kind(schema: Schema) -> str:
