@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import soundfile
+from pydantic import SecretStr
 
 CLIPS = Path(__file__).parents[3] / "steering" / "demo" / "clips"
 QUESTION = {"type": "text", "text": "Which word is spoken?"}
@@ -78,7 +79,10 @@ def langchain(demo_url: str) -> Any:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
-        model="demo", base_url=f"{demo_url}/v1", api_key="unused", include_response_headers=True
+        model="demo",
+        base_url=f"{demo_url}/v1",
+        api_key=SecretStr("unused"),
+        include_response_headers=True,
     )
 
 
@@ -155,9 +159,9 @@ def test_litellm_streams(demo_url: str, block: dict[str, Any]) -> None:
 
 
 def test_litellm_refuses_with_the_server_s_words(demo_url: str, block: dict[str, Any]) -> None:
-    import litellm
+    from litellm.exceptions import BadRequestError
 
-    with pytest.raises(litellm.BadRequestError, match=r"\bn\b.*\b2\b"):
+    with pytest.raises(BadRequestError, match=r"\bn\b.*\b2\b"):
         complete(demo_url, block, n=2)
 
 
@@ -170,7 +174,7 @@ def test_pydantic_ai(demo_url: str, mp3: bytes) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    question = [QUESTION["text"], BinaryContent(mp3, media_type="audio/mpeg")]
+    question: Any = [QUESTION["text"], BinaryContent(mp3, media_type="audio/mpeg")]
 
     async def ask() -> tuple[Any, list[str]]:
         async with AsyncOpenAI(base_url=f"{demo_url}/v1", api_key="unused") as client:
