@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import soundfile
+from pydantic import SecretStr
 
 CLIPS = Path(__file__).parents[3] / "steering" / "demo" / "clips"
 QUESTION = {"type": "text", "text": "Which word is spoken?"}
@@ -76,7 +77,6 @@ def _own_event_loop() -> Iterator[None]:
 @pytest.fixture
 def langchain(demo_url: str) -> Any:
     from langchain_openai import ChatOpenAI
-    from pydantic import SecretStr
 
     return ChatOpenAI(
         model="demo",
@@ -174,10 +174,7 @@ def test_pydantic_ai(demo_url: str, mp3: bytes) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    question: list[str | BinaryContent] = [
-        QUESTION["text"],
-        BinaryContent(mp3, media_type="audio/mpeg"),
-    ]
+    question: Any = [QUESTION["text"], BinaryContent(mp3, media_type="audio/mpeg")]
 
     async def ask() -> tuple[Any, list[str]]:
         async with AsyncOpenAI(base_url=f"{demo_url}/v1", api_key="unused") as client:
