@@ -24,6 +24,7 @@ from steering.errors import (
     ModelError,
     ProfileError,
     RequestError,
+    UnsupportedAudio,
 )
 
 QUESTION = "What is this?"
@@ -357,7 +358,7 @@ def test_what_fails_inside_a_stream_is_its_last_event(
 
 
 def test_every_error_that_a_request_may_meet_has_its_row() -> None:
-    tree = {AudioError, AudioTooLarge, RequestError}
+    tree = {AudioError, AudioTooLarge, UnsupportedAudio, RequestError}
     at_start = {ModelError, ProfileError, DataError}
     assert set(AllEarsError.__subclasses__()) - {AudioError, RequestError} >= at_start
     assert tree <= error_responses.TABLE.keys()

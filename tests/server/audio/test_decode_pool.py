@@ -24,7 +24,7 @@ from server.errors import EngineStopped, QueueFull, QueueTimeout
 from steering.audio.clip import Clip
 from steering.audio.decode import decode
 from steering.audio.limits import AudioLimits
-from steering.errors import AudioError, AudioTooLarge
+from steering.errors import AudioError, AudioTooLarge, UnsupportedAudio
 
 RATE_HZ = 16_000
 LIMITS = AudioLimits()
@@ -81,6 +81,7 @@ def gone(pid: int) -> bool:
 
 def test_it_hears_what_steering_hears(make_sound: Callable[..., bytes]) -> None:
     sounds = [make_sound(0.5), make_sound(1.0, container="MP3", channels=2, rate_hz=44_100)]
+    sounds.append(make_sound(0.5)[:-8_000])  # of which the warnings come along
 
     async def work(trial: Trial) -> None:
         for data in sounds:
@@ -90,10 +91,12 @@ def test_it_hears_what_steering_hears(make_sound: Callable[..., bytes]) -> None:
             assert there.samples.flags.writeable
             for name in ("sample_rate_hz", "submitted_seconds", "submitted_rate_hz", "channels"):
                 assert getattr(there, name) == getattr(here, name)
+            assert there.warnings == here.warnings
+        assert "cut short" in there.warnings[0]
 
     trial = Trial()
     trial.run(work)
-    assert trial.counted == ["heard", "heard"]
+    assert trial.counted == ["heard", "heard", "heard"]
 
 
 def test_errors_are_those_of_steering(sound: bytes) -> None:
@@ -102,6 +105,7 @@ def test_errors_are_those_of_steering(sound: bytes) -> None:
             (b"a shopping list", LIMITS, AudioError),
             (sound[:20], LIMITS, AudioError),
             (sound, AudioLimits(max_seconds=0.5), AudioTooLarge),
+            (b"wvpk" + bytes(99), LIMITS, UnsupportedAudio),
         ]:
             with pytest.raises(kind) as there:
                 await trial.heard(data, limits)
@@ -112,7 +116,7 @@ def test_errors_are_those_of_steering(sound: bytes) -> None:
 
     trial = Trial()
     trial.run(work)
-    assert trial.counted == ["refused"] * 3
+    assert trial.counted == ["refused"] * 4
 
 
 # ---- faults
@@ -326,6 +330,27 @@ def test_a_decoder_that_dies_is_a_400_and_counted(faulty_server: Any, sound: byt
         assert refused.json()["error"]["code"] == "invalid_audio"
         assert faulty_server.metric("allears_decodes_total", result=result) == 1
         assert faulty_server.chat(**sent(sound)).status_code == 200
+
+
+def test_what_was_not_heard_is_in_the_warnings(
+    server: Any, make_sound: Callable[..., bytes]
+) -> None:
+    cut = make_sound(2.0)[:-32_000]
+    encoded = [{"data": base64.b64encode(data).decode()} for data in (make_sound(1.0), cut)]
+    for path in ("/v1/audio-chat", "/v1/listening-score"):
+        response = server.post(path, json={"audio": encoded, "question": "What is it?"})
+        assert response.status_code == 200
+        (warning,) = response.json()["warnings"]
+        assert warning.startswith("clip 1: its header announces 2.00 s")
+
+
+def test_a_format_that_is_not_read_is_a_415(server: Any) -> None:
+    refused = server.chat(**sent(b"wvpk" + bytes(99)))
+    assert refused.status_code == 415
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_audio", "audio")
+    assert "audio.0: the audio is of a format that is not supported" in error["message"]
+    assert "WavPack" in error["message"]
 
 
 def test_digital_silence_is_answered_with_a_verdict_and_a_warning(
