@@ -143,7 +143,7 @@ class Settings(BaseSettings):
 
     max_audio_bytes: Annotated[int, Field(ge=1_000, le=2_000_000_000)] = 25_000_000
     """bytes of one audio file, from 1000; a whole request may hold 4/3 of it and 1 MB"""
-    max_audio_seconds: ClipSeconds = 30.0
+    max_audio_seconds: ClipSeconds = 300.0
     """seconds of one clip, from 0.1; what is over the model's window is not heard"""
     long_audio: Literal["refuse", "cut", "window"] = "cut"
     """`refuse`, `cut` or `window`: a clip over the model's window, where the request does not
