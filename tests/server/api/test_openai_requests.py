@@ -242,7 +242,6 @@ def test_a_data_uri_is_heard_like_input_audio(complete: Any, audio: dict[str, st
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        ([{"role": "user", "content": QUESTION}], "messages"),
         ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.tool_call_id"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0"),
         ([{"role": "assistant", "tool_calls": [{}], "content": "x"}], "messages.0.tool_calls"),
