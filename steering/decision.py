@@ -82,11 +82,11 @@ def measure(
     Args:
         model: the model.
         profile: with the specialist heads; None gives the verdict `unknown` and no score.
-        prompt: the prompt with its clips; without any the same.
+        prompt: the prompt with its clips.
         attention: (N, F) of the profile's heads on the audio, from the last prompt token.
         silence_attention: (N, F) the same of the silent twin, None if it was not run.
     """
-    if profile is None or not prompt.clips:
+    if profile is None:
         nothing = np.zeros(0, np.float32)
         return Listening(None, None, "unknown", None, None, nothing, model.hop_seconds, ())
     seen = attention.cpu().numpy()

@@ -84,7 +84,7 @@ def answer_once(
     began_at = time.perf_counter()
 
     # 1. One pass over the prompt, with taps on the specialist heads.
-    measured = profile if prompt.clips else None
+    measured = profile if prompt.clips else None  # without audio nothing is listened to
     tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
     prefilled = prefill(model, prompt, heads=tapped, layers=layers)
     after_prefill = time.perf_counter()
@@ -95,7 +95,7 @@ def answer_once(
 
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
-    listening = measure(model, profile, prompt, prefilled.attention, silence_attention)
+    listening = measure(model, measured, prompt, prefilled.attention, silence_attention)
     decision = _decide(runtime, question, prompt, prefilled, contrast, listening)
     steering = decision.steering
     yield Started(listening, steering)

@@ -28,14 +28,22 @@ def five_seconds(make_sound: Callable[..., bytes]) -> dict[str, str]:
     return {"data": base64.b64encode(make_sound(5.0)).decode()}
 
 
-def test_a_minute_is_refused_with_the_limit(server: Any, minute: dict[str, str]) -> None:
-    for wish in ({}, {"long_audio": "cut"}, {"long_audio": "refuse"}):
-        response = server.chat(audio=minute, question=QUESTION, **wish)
-        error = response.json()["error"]
-        assert (response.status_code, error["code"]) == (413, "audio_too_large")
-        assert "60.00 s" in error["message"]
-        assert "at most 30 s" in error["message"]
-        assert 'long_audio "window"' in error["message"]
+def test_a_minute_is_refused_with_the_limit(start: Any, minute: dict[str, str]) -> None:
+    with start(max_audio_seconds=30.0) as server:
+        for options in ({}, {"long_audio": "cut"}, {"long_audio": "refuse"}):
+            response = server.chat(audio=minute, question=QUESTION, **options)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (413, "audio_too_large")
+            assert "60.00 s" in error["message"]
+            assert "at most 30 s" in error["message"]
+            assert 'long_audio "window"' in error["message"]
+
+
+def test_a_minute_is_cut_by_default(server: Any, minute: dict[str, str]) -> None:
+    body = server.chat(audio=minute, question=QUESTION, max_tokens=1).json()
+    assert body["audio"][0]["truncated"]
+    assert body["audio"][0]["submitted_seconds"] == 60.0
+    assert "60.00 s" in body["warnings"][0]
 
 
 def test_a_clip_over_the_window_is_refused_where_that_is_asked(
