@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from steering.audio import pyav_reader, soundfile_reader
 from steering.audio.clip import Clip
+from steering.audio.containers import recordings
 from steering.audio.limits import AudioLimits, check_bytes, check_seconds
 from steering.audio.mono import Section, mix
 from steering.audio.recording import Recording
-from steering.audio.recordings import recordings
 from steering.errors import AudioError, AudioTooLarge
 
 _MOST_WARNINGS = 12

@@ -33,7 +33,7 @@ class StreamInfo(NamedTuple):
     audio: int  # the byte at which the first frame begins
 
 
-class FrameHead(NamedTuple):
+class FlacFrame(NamedTuple):
     """Where a frame stands in the file and in the sound."""
 
     start: int  # byte
@@ -94,7 +94,7 @@ def _stream_info(data: bytes, start: int) -> StreamInfo:
 
 def _first_and_last(
     data: bytes, info: StreamInfo, stop: int, limits: AudioLimits
-) -> tuple[FrameHead, FrameHead]:
+) -> tuple[FlacFrame, FlacFrame]:
     """The first frame, and the last of those that go on where the one before it ends."""
     first = last = None
     others = 0
@@ -123,7 +123,7 @@ def _no_frame() -> AudioError:
     )
 
 
-def _frame_head(data: bytes, start: int, info: StreamInfo) -> FrameHead | None:
+def _frame_head(data: bytes, start: int, info: StreamInfo) -> FlacFrame | None:
     """The frame at a byte; None if the head's checksum or a field says that it is none."""
     head = data[start : start + 16]
     if len(head) < 16:
@@ -146,10 +146,10 @@ def _frame_head(data: bytes, start: int, info: StreamInfo) -> FrameHead | None:
     if _crc(head[:at], _CRC8, 8) != head[at]:
         return None
     variable = head[1] & 1
-    return FrameHead(start, number if variable else number * info.block_size, size)
+    return FlacFrame(start, number if variable else number * info.block_size, size)
 
 
-def _frame_end(data: bytes, frame: FrameHead, stop: int, info: StreamInfo) -> int | None:
+def _frame_end(data: bytes, frame: FlacFrame, stop: int, info: StreamInfo) -> int | None:
     """The byte behind a last frame, None if it is not whole.
 
     There its checksum is right. By chance it is so within the frame as well, so that the end, a tag

@@ -78,7 +78,11 @@ def enumerated(document: Mapping[str, Any], schema: Mapping[str, Any]) -> set[st
 
 @pytest.mark.parametrize("path", QUESTIONS)
 def test_every_field_of_a_request_can_be_sent(document: dict[str, Any], path: str) -> None:
-    properties = request_schema(document, path)["properties"]
+    properties = {
+        name: field
+        for name, field in request_schema(document, path)["properties"].items()
+        if not field.get("description", "").startswith("Taken at ")  # other servers' fields
+    }
     names = get_type_hints(QUESTIONS[path]).keys()
     sent = body(b"x", "x", {name: EXAMPLES[name] for name in names})
     assert sent.keys() == properties.keys() - {"stream"}, "`stream` is a method"

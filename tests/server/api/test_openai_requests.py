@@ -247,10 +247,7 @@ def test_a_data_uri_is_heard_like_input_audio(complete: Any, audio: dict[str, st
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-<<<<<<< HEAD
         ([{"role": "user", "content": " "}], "messages.0.content"),
-=======
->>>>>>> h10
         ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.tool_call_id"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0"),
         ([{"role": "assistant", "tool_calls": [{}], "content": "x"}], "messages.0.tool_calls"),

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steering.audio.containers import recordings
 from steering.audio.decode import read_clip
 from steering.audio.limits import AudioLimits
-from steering.audio.recordings import recordings
 from steering.errors import AudioError, AudioTooLarge, UnsupportedAudio
 from tests.steering.audio.files import encode, heard, id3, noise
 
