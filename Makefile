@@ -51,14 +51,15 @@ test: $(READY) ## run the quick part of the tests, a few minutes
 test-all: test ## run the slow part too: server processes, Ray, a browser, training, stress
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY) ## check format, lint and types
+check: $(READY) ## check format, lint, dead code and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m vulture
 	$(BIN)/mypy
 
 lock: $(TOOLS_READY) ## pin what pyproject.toml asks for, in lock/; UPGRADE=1 takes the newest
 	$(COMPILE) lock/develop.txt --extra dev pyproject.toml
-	$(COMPILE) lock/serve.txt --extra postgres --constraints lock/develop.txt pyproject.toml
+	$(COMPILE) lock/serve.txt --extra av --extra postgres --constraints lock/develop.txt pyproject.toml
 	$(COMPILE) lock/tools.txt --group tools
 
 audit: $(TOOLS_READY) ## ask whether what is locked has known vulnerabilities

@@ -16,10 +16,14 @@ from fastapi.openapi.utils import get_openapi
 
 from server.api import error_responses, openapi
 from server.api.middleware.answer_errors import answer_errors
+from server.api.middleware.answer_head import answer_head
 from server.api.middleware.cancel_on_disconnect import cancel_on_disconnect
+from server.api.middleware.decode_body import decode_body
+from server.api.middleware.drop_trailing_slash import drop_trailing_slash
 from server.api.middleware.limit_body import limit_body
 from server.api.middleware.log_requests import log_requests
 from server.api.middleware.require_key import PROBES, require_key
+from server.api.middleware.strip_root_path import strip_root_path
 from server.api.routes import router
 from server.audio.decode_pool import DecodeLimits, DecodePool
 from server.deployment import Deployment
@@ -128,11 +132,12 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,  # routes.py has a page that asks no other host
         redoc_url=None,
+        redirect_slashes=False,  # a redirect loses the body of a POST: drop_trailing_slash
         exception_handlers=error_responses.HANDLERS,
         middleware=middleware,
     )
     app.state.deployment = deployment
-    app.state.routes = router.routes
+    app.state.routes = [*app.routes, *router.routes]
     app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -156,8 +161,11 @@ def middleware_of(deployment: Deployment) -> list[Middleware]:
         allow_headers=("*",),
         expose_headers=_READABLE,
     )
+    root = settings.root_path
     return [
+        *([Middleware(strip_root_path, root_path=root)] if root else []),
         Middleware(log_requests, deployment=deployment),
+        Middleware(answer_head),
         *([cors] if settings.cors_origins else []),
         Middleware(answer_errors, deployment=deployment),
         Middleware(cancel_on_disconnect, deployment=deployment),
@@ -165,12 +173,15 @@ def middleware_of(deployment: Deployment) -> list[Middleware]:
             limit_body, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout_seconds
         ),
         Middleware(require_key, keys=settings.known_keys, settings=settings),
+        Middleware(drop_trailing_slash),
+        Middleware(decode_body, max_bytes=settings.max_body_bytes),
     ]
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
+        settings = app.state.deployment.settings
         document = get_openapi(
             title=app.title,
             version=app.version,
@@ -178,8 +189,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
             tags=openapi.TAGS,
+            servers=[{"url": settings.root_path}] if settings.root_path else None,
         )
-        settings = app.state.deployment.settings
         app.openapi_schema = openapi.complete(
             document,
             PROBES,

@@ -190,7 +190,8 @@ def run_local_server() -> Iterator[str]:
     options = {"host": _LOOPBACK[0], "port": 0, "api_keys": (), "listening_log_url": NO_LOG}
     local_app = create_app(read_settings({}, options))
     deployment = local_app.state.deployment
-    logging.getLogger("allears").setLevel(logging.CRITICAL)  # a failure is raised below
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a failure is raised below
     server = uvicorn.Server(
         uvicorn.Config(local_app, http="h11", log_config=None, access_log=False)
     )
@@ -207,6 +208,7 @@ def run_local_server() -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+            log.setLevel(level)
 
 
 app.command("ask")(one_line_errors(client_commands.ask))

@@ -41,7 +41,7 @@ async def run_server(settings: Settings, listening: socket.socket) -> int:
     app = _create_app(settings, watch.crowded)
     deployment: Deployment = app.state.deployment
     deployment.records.open()  # first, so that an unusable log is known at once
-    server = uvicorn.Server(_config(app))
+    server = uvicorn.Server(_config(app, settings.keep_alive_seconds))
     server.server_state.connections = watch.connections
     loop = asyncio.get_running_loop()
     drains: list[asyncio.Task[bool]] = []
@@ -89,7 +89,7 @@ def _create_app(settings: Settings, crowded: Callable[[], bool]) -> Any:
     return create_local_router(settings, crowded=crowded)
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, keep_alive_seconds: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http="h11",
@@ -97,6 +97,7 @@ def _config(app: object) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=keep_alive_seconds,  # type: ignore[arg-type]  # asyncio takes parts too
         timeout_graceful_shutdown=1,
     )
 

@@ -36,6 +36,7 @@ _LISTS = {  # fields of comma separated parts: what a part looks like, in words 
         "a host is a name or an IPv4 address, with :PORT at most behind it",
     ),
 }
+_OWN_PATHS = (["v1"], ["docs"], ["playground"], ["listening-score"], ["metrics"], ["openapi.json"])
 # Of the same family, but read by others: the client's commands and the test suite.
 _FOREIGN = frozenset({"ALLEARS_API_KEY", "ALLEARS_URL", "ALLEARS_REQUIRE_SYSTEM"})
 
@@ -89,6 +90,8 @@ class Settings(BaseSettings):
     """address to listen on"""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port from 0 to 65535; 0 takes a free one"""
+    root_path: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")] = ""
+    """path under which a proxy shows this server, such as `/audio`"""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """comma separated keys, printable ASCII without spaces; unset: open to everyone who reaches
     the port"""
@@ -117,6 +120,8 @@ class Settings(BaseSettings):
     """answers written at once, from 1 to 1024"""
     max_context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     """tokens of a prompt and its answer, from 64; rows x tokens are kept in memory"""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """tokens of one answer, from 1; a request for more gets as many"""
     queue_limit_requests: Annotated[int, Field(ge=1, le=100_000)] = 64
     """requests that may wait, from 1; the next gets 429"""
     queue_timeout_seconds: Seconds = 30.0
@@ -129,6 +134,8 @@ class Settings(BaseSettings):
     stall_timeout_seconds: Seconds = 20.0
     """seconds a connection may take to send the headers of a request, or to read nothing of what
     was written to it, over 0; then it is cut"""
+    keep_alive_seconds: Seconds = 90.0
+    """seconds an idle connection stays open, over 0; longer than a proxy keeps its own"""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
     """connections open at once, from 1; requests on further ones get 503"""
 
@@ -136,7 +143,7 @@ class Settings(BaseSettings):
 
     max_audio_bytes: Annotated[int, Field(ge=1_000, le=2_000_000_000)] = 25_000_000
     """bytes of one audio file, from 1000; a whole request may hold 4/3 of it and 1 MB"""
-    max_audio_seconds: ClipSeconds = 30.0
+    max_audio_seconds: ClipSeconds = 300.0
     """seconds of one clip, from 0.1; what is over the model's window is not heard"""
     long_audio: Literal["refuse", "cut", "window"] = "cut"
     """`refuse`, `cut` or `window`: a clip over the model's window, where the request does not
@@ -190,6 +197,13 @@ class Settings(BaseSettings):
         if any(not re.fullmatch(pattern, part) for part in parts):
             raise ValueError(rule)
         return parts
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        if value.split("/")[1:2] in _OWN_PATHS:
+            raise ValueError("a path of this server's own begins like it")
+        return value
 
     @field_validator("api_keys_file")
     @classmethod

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _SWEEP_SECONDS = 0.5
-_IDLE = -1  # unread bytes of a connection that has no request
+# Unread bytes of a connection that has no request:
+_IDLE = -1  # its headers do not come
+_RESTING = -2  # it was answered and waits for the next; uvicorn cuts it when its time is over
 
 
 @dataclass(slots=True, eq=False)
@@ -49,17 +51,20 @@ class ConnectionWatch:
         self._stalled = stalled
         cut, excess = 0, len(self.connections) - self.limit
         for connection, (unread, since) in sorted(stalled.items(), key=lambda item: item[1][1]):
-            too_many = cut < excess and unread == _IDLE
-            if too_many or now - since > self.stall_timeout_seconds:
+            too_many = cut < excess and unread in (_IDLE, _RESTING)
+            stalls = unread != _RESTING and now - since > self.stall_timeout_seconds
+            if too_many or stalls:
                 connection.transport.abort()
                 cut += 1
         return cut
 
 
 def _unread(connection: Any) -> int | None:
-    """Bytes that the client does not read, _IDLE if it has no request; None if all goes well."""
+    """Bytes that the client does not read, _IDLE or _RESTING if it has no request; else None."""
     transport, cycle = connection.transport, connection.cycle
     waits_for_reader = connection.flow.write_paused or transport.is_closing()
     if waits_for_reader and transport.get_write_buffer_size():
         return int(transport.get_write_buffer_size())
-    return _IDLE if cycle is None or cycle.response_complete else None
+    if cycle is None or cycle.response_complete:
+        return _IDLE if connection.timeout_keep_alive_task is None else _RESTING
+    return None

@@ -38,7 +38,7 @@ class SteeringRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listening:
-    """Listening measurements of one answer; None without a profile to read it with."""
+    """Listening measurements of one answer; None without a profile to read it with, or audio."""
 
     score: float | None  # in [0, 1]
     percentile: float | None  # in the profile's calibration set

@@ -19,7 +19,12 @@ class AllEarsError(Exception):
 
 
 class AudioError(AllEarsError):
-    """The audio can't be used: not audio, damaged, empty or not finite."""
+    """The audio can't be used: not audio, damaged, empty or not finite.
+
+    `param` is its field, where a request has one for it.
+    """
+
+    param: str | None = None
 
 
 class AudioTooLarge(AudioError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from steering.audio.clip import Clip
 from steering.errors import RequestError
 from steering.model.audio_model import AudioModel
+from steering.model.control_tokens import control_tokens
 from steering.model.prompt_style import PLAIN, PromptStyle
 
 
@@ -23,6 +24,7 @@ class Message:
 
     role: str  # system, user, assistant
     parts: tuple[str | Clip, ...]
+    fields: tuple[str, ...] = field(default=(), compare=False)  # that the parts came in, for errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +42,9 @@ class Prompt:
 
     @property
     def audio_end(self) -> int:
-        """Position after the last audio token: what follows is text only."""
-        return int(self.audio_mask.nonzero()[-1]) + 1
+        """Position after the last audio token, 0 without one: what follows is text only."""
+        places = self.audio_mask.nonzero()
+        return int(places[-1]) + 1 if len(places) else 0
 
 
 def with_choices(question: str, choices: Sequence[str], style: PromptStyle = PLAIN) -> str:
@@ -50,25 +53,25 @@ def with_choices(question: str, choices: Sequence[str], style: PromptStyle = PLA
 
 
 def build_question(model: AudioModel, clips: Sequence[Clip], text: str) -> Prompt:
-    """The prompt of one question about some clips."""
-    return build_prompt(model, [Message("user", (*clips, text))])
+    """The prompt of one question about some clips. Raises RequestError if there is no clip."""
+    if not clips:
+        raise RequestError("the question has no audio; send at least one clip", "audio")
+    fields = (*("audio" for _ in clips), "question")
+    return build_prompt(model, [Message("user", (*clips, text), fields)])
 
 
 def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
     """The prompt of a conversation, in the words of the checkpoint's own chat template.
 
-    Raises RequestError if there is no clip, or the text holds one of the model's audio tokens.
+    Without clips it has no audio token. Raises RequestError if the texts, joined, hold one of the
+    model's control tokens.
     """
-    processor = model.processor
     clips = tuple(part for m in messages for part in m.parts if isinstance(part, Clip))
-    if not clips:
-        raise RequestError("the conversation has no audio; send at least one clip", "audio")
-    chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
-    _refuse_control_tokens(model, messages)
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = _joined(model, messages)
+    _refuse_forged_tokens(model, messages, text)
     text += model.prompt_style.before
     heard = [clip.samples[: int(model.max_clip_seconds * model.sample_rate_hz)] for clip in clips]
-    inputs = _processed(model, text, heard)
+    inputs = _processed(model, text, heard) if clips else _without_audio(model, text)
     tokens = inputs["input_ids"][0]
     return Prompt(
         tokens=tokens,
@@ -108,6 +111,17 @@ def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]
     )
 
 
+def _without_audio(model: AudioModel, text: str) -> Any:
+    """The processor's output for a text alone: features of no clip."""
+    tokens = model.processor.tokenizer(text, return_tensors="pt")["input_ids"]
+    bins = int(model.processor.feature_extractor.feature_size)
+    return {
+        "input_ids": tokens,
+        "input_features": torch.zeros(0, bins, 0),
+        "feature_attention_mask": torch.zeros(0, 0, dtype=torch.int64),
+    }
+
+
 def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
     """The same prompt about digital silence: same tokens, same positions, other features."""
     clips = tuple(clip.silent() for clip in prompt.clips)
@@ -132,16 +146,49 @@ def _part(part: str | Clip) -> dict[str, str]:
     )
 
 
-def _refuse_control_tokens(model: AudioModel, messages: Sequence[Message]) -> None:
-    """Raise RequestError if a user's text spells a control token: it would be read as one."""
-    added = model.processor.tokenizer.added_tokens_decoder.values()
-    controls = [token.content for token in added if token.special]
-    for message in messages:
-        for part in message.parts:
-            present = [t for t in controls if isinstance(part, str) and t in part]
-            if present:
-                raise RequestError(
-                    f"the text holds {present[0]!r}, a control token of this model; write it"
-                    " differently",
-                    "question",
-                )
+def _joined(model: AudioModel, messages: Sequence[Message]) -> str:
+    """The conversation as the checkpoint's template joins it, an audio token for each clip."""
+    chat = [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in messages]
+    text: str = model.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def _refuse_forged_tokens(model: AudioModel, messages: Sequence[Message], text: str) -> None:
+    """Raise RequestError if the users' texts add a control token to the joined `text`.
+
+    The same conversation with other words shows which ones are the template's own.
+    """
+    neutral = [replace(m, parts=tuple(_neutral(part) for part in m.parts)) for m in messages]
+    token = control_tokens(model.processor).added(text, _joined(model, neutral))
+    if token is None:
+        return
+    texts = [
+        (field, part)
+        for m in messages
+        for field, part in zip(m.fields or [""] * len(m.parts), m.parts, strict=True)
+        if isinstance(part, str)
+    ]
+    for name, part in texts:
+        refuse_control_tokens(model, {name or "messages": part})
+    raise _forged(token, "the texts, joined, hold", texts[-1][0].partition(".")[0] or "messages")
+
+
+def refuse_control_tokens(model: AudioModel, texts: Mapping[str, str]) -> None:
+    """Raise RequestError, which names the field, if one of the texts alone has a control token."""
+    for name, text in texts.items():
+        token = control_tokens(model.processor).added(text, "")
+        if token is not None:
+            raise _forged(token, "the text holds", name)
+
+
+def _forged(token: str, holds: str, field: str) -> RequestError:
+    return RequestError(
+        f"{holds} {token!r}, a control token of this model; write it differently", field
+    )
+
+
+def _neutral(part: str | Clip) -> str | Clip:
+    """A text that can be no part of a control token, in the place of another; empty stays empty."""
+    return "x" if isinstance(part, str) and part.strip() else part

@@ -86,8 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def given_url(pytestconfig: pytest.Config) -> str | None:
     """The URL of a server that was started outside."""
-    found: str | None = pytestconfig.getoption("--url")
-    return found
+    url: str | None = pytestconfig.getoption("--url")
+    return url
 
 
 # ---- a tiny model of random weights, its profile, and clips to send
@@ -292,11 +292,11 @@ class Postgres:
 @pytest.fixture(scope="session")
 def postgres() -> Generator[Postgres, None, None]:
     """A running cluster; a test that stops it starts it again. Tests that use it are `system`."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
-    if not found:
+    bin_folders = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if os.name == "posix" else []
+    if not bin_folders:
         pytest.skip("PostgreSQL is missing; .ci/run installs it")
     folder = Path(tempfile.mkdtemp(prefix="allears-postgres-"))
-    cluster = Postgres(found[-1], folder, "postgres" if os.getuid() == 0 else None)
+    cluster = Postgres(bin_folders[-1], folder, "postgres" if os.getuid() == 0 else None)
     try:
         cluster.start()
         yield cluster
@@ -308,9 +308,9 @@ def postgres() -> Generator[Postgres, None, None]:
 def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + 180  # of a machine that is busy with other things
     while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"http://\S+:\d+", log.read_text())
+        url_match = re.search(r"http://\S+:\d+", log.read_text())
         with suppress(httpx.TransportError):
-            if found and httpx.get(f"{found[0]}/readyz").status_code == 200:
-                return found[0]
+            if url_match and httpx.get(f"{url_match[0]}/readyz").status_code == 200:
+                return url_match[0]
         time.sleep(0.05)
     raise AssertionError(log.read_text())

@@ -46,9 +46,9 @@ def pins(text: str) -> Iterator[Pin]:
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     for entry in "\n".join(lines).replace("\\\n", " ").splitlines():
         wanted, *hashes = re.split(r"\s+--hash=", entry.strip())
-        found = re.fullmatch(r"([a-z0-9-]+)==(\S+)(?: ; (.+))?", wanted)
-        assert found, f"not a pinned package: {wanted}"
-        yield Pin(found[1], found[2], Marker(found[3]) if found[3] else None, tuple(hashes))
+        match = re.fullmatch(r"([a-z0-9-]+)==(\S+)(?: ; (.+))?", wanted)
+        assert match, f"not a pinned package: {wanted}"
+        yield Pin(match[1], match[2], Marker(match[3]) if match[3] else None, tuple(hashes))
 
 
 def asked_for(lock: str) -> list[Requirement]:
@@ -57,10 +57,15 @@ def asked_for(lock: str) -> list[Requirement]:
         wanted = PROJECT["dependency-groups"]["tools"]
     else:
         wanted = list(PROJECT["project"]["dependencies"])
-        extra = {"develop": "dev", "serve": "postgres"}[lock]  # the image has PostgreSQL's driver
-        wanted += PROJECT["project"]["optional-dependencies"][extra]
-    found = [Requirement(one) for one in wanted]
-    return [one for one in found if canonicalize_name(one.name) not in NOT_LOCKED]
+        extras = {"develop": ["dev"], "serve": ["av", "postgres"]}[lock]  # what the image has
+        for extra in extras:
+            wanted += PROJECT["project"]["optional-dependencies"][extra]
+    requirements = [Requirement(dependency) for dependency in wanted]
+    return [
+        requirement
+        for requirement in requirements
+        if canonicalize_name(requirement.name) not in NOT_LOCKED
+    ]
 
 
 def missing(wanted: Requirement, locked: list[Pin], place: dict[str, str]) -> bool:
@@ -78,10 +83,12 @@ def missing(wanted: Requirement, locked: list[Pin], place: dict[str, str]) -> bo
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_package_has_a_version_and_hashes(lock: str) -> None:
-    found = list(pins(LOCKS[lock].read_text()))
-    assert len(found) >= len(asked_for(lock))
-    assert all(pin.hashes for pin in found)
-    assert all(re.fullmatch("sha256:[0-9a-f]{64}", one) for pin in found for one in pin.hashes)
+    locked = list(pins(LOCKS[lock].read_text()))
+    assert len(locked) >= len(asked_for(lock))
+    assert all(pin.hashes for pin in locked)
+    assert all(
+        re.fullmatch("sha256:[0-9a-f]{64}", digest) for pin in locked for digest in pin.hashes
+    )
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -89,7 +96,12 @@ def test_what_the_project_asks_for_is_locked_for_every_platform(lock: str) -> No
     locked = list(pins(LOCKS[lock].read_text()))
     asked = asked_for(lock)
     assert asked
-    absent = {str(one) for one in asked for place in PLACES if missing(one, locked, place)}
+    absent = {
+        str(requirement)
+        for requirement in asked
+        for place in PLACES
+        if missing(requirement, locked, place)
+    }
     assert not absent, f"run `make lock`: {sorted(absent)} not in lock/{lock}.txt"
 
 
@@ -115,14 +127,18 @@ def test_a_lock_names_no_index_and_no_torch(lock: str) -> None:
     text = LOCKS[lock].read_text()
     assert not re.search(r"--(?!hash=)[a-z]|://|^\s*#.*(?:\s/|=/)", text, re.MULTILINE)
     names = {pin.name for pin in pins(text)}
-    assert not {one for one in names if re.match(r"torch$|nvidia-|triton|cuda-", one)}
+    assert not {package for package in names if re.match(r"torch$|nvidia-|triton|cuda-", package)}
 
 
 def test_torch_is_pinned_once() -> None:
     makefile, dockerfile = (ROOT / path for path in ("Makefile", "docker/Dockerfile"))
     (ours,) = re.findall(r"^TORCH\s+\?= (torch==[\d.]+)$", makefile.read_text(), re.MULTILINE)
     assert f"ARG TORCH={ours}\n" in dockerfile.read_text()
-    wanted = next(one for one in PROJECT["project"]["dependencies"] if one.startswith("torch>"))
+    wanted = next(
+        dependency
+        for dependency in PROJECT["project"]["dependencies"]
+        if dependency.startswith("torch>")
+    )
     assert Requirement(wanted).specifier.contains(ours.partition("==")[2])
 
 
@@ -138,8 +154,11 @@ def audit() -> ModuleType:
 
 def said(name: str, *ids: str) -> dict[str, Any]:
     """A package as pip-audit reports it."""
-    found = [{"id": one, "fix_versions": ["2.0"], "aliases": [f"CVE-{one}"]} for one in ids]
-    return {"name": name, "version": "1.0", "vulns": found}
+    vulnerabilities = [
+        {"id": advisory_id, "fix_versions": ["2.0"], "aliases": [f"CVE-{advisory_id}"]}
+        for advisory_id in ids
+    ]
+    return {"name": name, "version": "1.0", "vulns": vulnerabilities}
 
 
 def test_a_known_vulnerability_fails(audit: ModuleType) -> None:

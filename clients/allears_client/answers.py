@@ -35,7 +35,7 @@ class WindowListening:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Listening measurements of one answer; None where the server has no profile."""
+    """Listening measurements of one answer; None where the server has no profile, or no audio."""
 
     score: float | None
     percentile: float | None
@@ -147,6 +147,13 @@ def parse_heard(raw: Mapping[str, Any]) -> Heard:
     return Heard(**_of_both(raw))
 
 
+_NO_AUDIO: Mapping[str, Any] = {
+    **dict.fromkeys(("score", "percentile", "silence_score", "threshold")),
+    "verdict": "unknown",
+    "hop_seconds": 0.0,
+}
+
+
 def _of_both(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that an answer and a listening have in common."""
     windows = raw.get("windows", ())
@@ -154,7 +161,7 @@ def _of_both(raw: Mapping[str, Any]) -> dict[str, Any]:
         "id": raw["id"],
         "created": raw["created"],
         "model": raw["model"],
-        "listening": _parse_listening(raw["listening"]),
+        "listening": _parse_listening(raw["listening"] or _NO_AUDIO),
         "audio": tuple(_from_known_keys(Audio, clip) for clip in raw["audio"]),
         "timings": _from_known_keys(Timings, raw["timings"]),
         "windows": tuple(_from_known_keys(WindowListening, window) for window in windows),

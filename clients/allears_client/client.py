@@ -25,25 +25,18 @@ class Stream:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._answer: Answer | None = None
+        self._events = _Events(response)
 
     def __iter__(self) -> Iterator[str]:
-        try:
+        with self._events.to_the_last():
             for line in self._response.iter_lines():
-                piece, answer = _parse_event(self._response, line)
-                self._answer = answer or self._answer
-                if piece:
+                if piece := self._events.feed(line):
                     yield piece
-        except httpx.TransportError as error:
-            raise Interrupted(
-                f"the connection broke before the answer was whole: {error}"
-            ) from None
-        _check_complete(self._answer)
 
     @property
     def answer(self) -> Answer:
         """The whole Answer; raises Interrupted before the last piece came."""
-        return _check_complete(self._answer)
+        return self._events.whole_answer()
 
 
 class AsyncStream:
@@ -51,25 +44,18 @@ class AsyncStream:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._answer: Answer | None = None
+        self._events = _Events(response)
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        try:
+        with self._events.to_the_last():
             async for line in self._response.aiter_lines():
-                piece, answer = _parse_event(self._response, line)
-                self._answer = answer or self._answer
-                if piece:
+                if piece := self._events.feed(line):
                     yield piece
-        except httpx.TransportError as error:
-            raise Interrupted(
-                f"the connection broke before the answer was whole: {error}"
-            ) from None
-        _check_complete(self._answer)
 
     @property
     def answer(self) -> Answer:
         """The whole Answer; raises Interrupted before the last piece came."""
-        return _check_complete(self._answer)
+        return self._events.whole_answer()
 
 
 class AllEars:
@@ -291,18 +277,39 @@ def _json_or_none(response: httpx.Response) -> Any:
         return None
 
 
-def _parse_event(response: httpx.Response, line: str) -> tuple[str, Answer | None]:
-    """The piece of text in a line of a stream, and the Answer if it is the last."""
-    data = line.removeprefix("data: ").strip()
-    if not line.startswith("data:") or data == "[DONE]":
-        return "", None
-    event = json.loads(data)
-    if "error" in event:
-        raise refusal(response, event)
-    return event["delta"], parse_answer(event) if "answer" in event else None
+class _Events:
+    """The events of a streamed answer, as far as they came."""
 
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._answer: Answer | None = None
 
-def _check_complete(answer: Answer | None) -> Answer:
-    if answer is None:
-        raise Interrupted("the stream ended before the answer was whole, or was not read yet")
-    return answer
+    @contextmanager
+    def to_the_last(self) -> Iterator[None]:
+        """While it lasts the events are read; raises Interrupted if they ended early."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise Interrupted(
+                f"the connection broke before the answer was whole: {error}"
+            ) from None
+        self.whole_answer()
+
+    def feed(self, line: str) -> str:
+        """The piece of text in a line of the stream; of the last event, the Answer is kept."""
+        data = line.removeprefix("data: ").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            return ""
+        event = json.loads(data)
+        if "error" in event:
+            raise refusal(self._response, event)
+        if "answer" in event:
+            self._answer = parse_answer(event)
+        piece: str = event["delta"]
+        return piece
+
+    def whole_answer(self) -> Answer:
+        """The Answer; raises Interrupted before the event that carries it."""
+        if self._answer is None:
+            raise Interrupted("the stream ended before the answer was whole, or was not read yet")
+        return self._answer

@@ -27,13 +27,14 @@ from server.api.requests import AudioChatRequest, parse_json
 from server.audio.policy import AudioPolicy
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
+from server.engine.events import Event, NeedsToken
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
 from steering.audio.decode import decode
 from steering.audio.limits import AudioLimits
 from steering.decision import SteeringRequest
 from steering.generation import Sampling
-from steering.kv_slots import KVSlots, Row
+from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_prompt
@@ -238,7 +239,7 @@ def _entries(watch: Stopwatch, bench: BenchModel, runtime: Runtime, clip: float,
         steering = SteeringRequest(steer=kind != "bare")
         question = Question("bench", messages, steering=steering, sampling=Sampling(2))
         with_prompt = answer_question(fresh, _endless(question), prepare_prompt(fresh, question))
-        watch.time(f"enter {kind}", clip, partial(_to_next_row, with_prompt))
+        watch.time(f"enter {kind}", clip, partial(_to_next_token, with_prompt))
         with_prompt.close()
 
 
@@ -246,17 +247,17 @@ def _steps(watch: Stopwatch, bench: BenchModel, runtime: Runtime, clip: float) -
     """Decode steps of more and more rows: alone, and with the engine's work between two."""
     question = _endless(Question("bench", bench.messages(0, clip), sampling=Sampling(1000)))
     prompt = prepare_prompt(runtime, question)
-    running: list[Generator[Any, None, None]] = []
+    running: list[Generator[Event, None, None]] = []
 
     def whole_round() -> None:
         runtime.slots.step()
         for answer in running:
-            _to_next_row(answer)
+            _to_next_token(answer)
 
     for rows in ROWS:
         while len(running) < rows:
             running.append(answer_question(runtime, question, prompt))
-            _to_next_row(running[-1])
+            _to_next_token(running[-1])
         for _ in range(STEPS):
             watch.time("round", rows, whole_round)
     for rows in reversed(ROWS):
@@ -271,8 +272,8 @@ def _endless(question: Question) -> Question:
     return replace(question, sampling=replace(question.sampling, ignore_end=True))
 
 
-def _to_next_row(answer: Generator[Any, None, None]) -> None:
+def _to_next_token(answer: Generator[Event, None, None]) -> None:
     for event in answer:
-        if isinstance(event, Row):
+        if isinstance(event, NeedsToken):
             return
     raise AssertionError("an answer that has no end has ended")

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from server.api.requests import wrong_field
+from server.api.strict_model import wrong_field
 from server.engine import torch_errors
 from server.errors import (
     BodyTimeout,
@@ -190,7 +190,8 @@ def _methods(scope: Any) -> str:
     """The methods of a path, of all its routes: starlette's own header knows the first alone."""
     routes = scope["app"].state.routes
     matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for route in matching for method in route.methods}))
+    methods = {method for route in matching for method in route.methods}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
-from server.api.questions import audio_files, audio_urls, decode_clip, make_question
+from server.api.questions import audio_files, audio_urls, decode_clip, in_field, make_question
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.audio.policy import for_long_audio
 from server.audio.url_fetch import UrlFetcher
@@ -23,7 +23,9 @@ from server.engine.messages import Answer, Question
 from server.telemetry import tracing
 from server.telemetry.request_record import RequestRecord, StageTimes, request_record
 from server.telemetry.served_model import model_name
+from steering.errors import AudioError, RequestError
 
+_NO_NAMES: Mapping[str, str] = {}
 Body = TypeVar("Body", ListeningRequest, AudioChatRequest)
 
 
@@ -63,21 +65,46 @@ async def open_question(
     files: Sequence[bytes] = (),
     *,
     prefix: str = "achat",
+    fields: Mapping[str, str] = _NO_NAMES,
 ) -> AsyncIterator[OpenQuestion[Body]]:
     """Ask the engine and wait for its first event: an error until then is still an HTTP status.
 
-    `files` are those of a form, `prefix` is that of the answer's id. Closing frees the row.
+    `files` are those of a form, `prefix` is that of the answer's id, `fields` are the names of
+    our fields in a body of another form. Closing frees the row.
     """
     deployment, record = deployment_of(request), request_record(request.scope)
     created = int(time.time())
     record.answer_id = f"{prefix}-{uuid.uuid4().hex}"
-    question = await _decode(deployment, engine, record, body, files)
+    with _own_fields(body, fields, in_audio=bool(body.audio or files)):
+        question = await _decode(deployment, engine, record, body, files)
     wants_text = isinstance(body, AudioChatRequest) and body.stream
     async with aclosing(engine.run(question, pieces=wants_text)) as events:
-        started = await anext(events)
+        with _own_fields(body, fields, in_audio=bool(body.audio or files)):
+            started = await anext(events)
         assert isinstance(started, Started), "an answer began without its Started"
         async with aclosing(_recorded(events, deployment, record, question, created)) as rest:
             yield OpenQuestion(body, question, model_name(engine.runtime), created, started, rest)
+
+
+@contextmanager
+def _own_fields(
+    body: ListeningRequest, fields: Mapping[str, str], *, in_audio: bool
+) -> Iterator[None]:
+    """Let errors name the field that the request has: its words and clips may be in messages, or
+    in the `fields` of another form.
+    """
+    try:
+        yield
+    except (RequestError, AudioError) as error:
+        default = "audio" if isinstance(error, AudioError) else None
+        moved = {"question": body.messages is not None, "audio": not in_audio}
+        param = error.param or default
+        error.param = "messages" if body.messages and moved.get(str(param)) else param
+        error.param = fields.get(str(error.param), error.param)
+        name, colon, rest = str(error).partition(":")
+        if colon and name in fields:
+            error.args = (f"{fields[name]}:{rest}", *error.args[1:])
+        raise
 
 
 async def _recorded(
@@ -109,7 +136,12 @@ async def _decode(
     if urls := audio_urls(body, policy):
         hosts, headers = frozenset(settings.allowed_audio_hosts), tracing.headers(record.span)
         fetcher = UrlFetcher(hosts, settings.max_audio_bytes, headers=headers)
-        fetched = await fetcher.fetch_all(urls)
+        try:
+            fetched = await fetcher.fetch_all(tuple(urls))
+        except AudioError as error:  # it tells the URL, which may stand behind a redirect
+            name, *others = urls.values()
+            in_field(error, "messages" if others else name)
+            raise
     began = time.time_ns()
     encoded = await asyncio.to_thread(audio_files, body, policy, files, fetched)
     clips = {
@@ -117,5 +149,7 @@ async def _decode(
         for name, data in encoded.items()
     }
     question = make_question(record.answer_id, body, policy, clips)
+    tokens = min(question.sampling.max_tokens, settings.max_tokens)
+    question = replace(question, sampling=replace(question.sampling, max_tokens=tokens))
     record.question, record.stage_times = question, StageTimes(began, time.time_ns())
     return question

@@ -91,8 +91,8 @@ class ChatCompletion(ResponseModel):
     """the answer"""
     usage: CompletionUsage
     """tokens"""
-    listening: Listening
-    """how far the audio decided"""
+    listening: Listening | None
+    """how far the audio decided; null where the conversation has no audio"""
     steering: Steering
     """what was done to the answer"""
     audio: list[AudioHeard]
@@ -105,6 +105,59 @@ class ChatCompletion(ResponseModel):
     """with choices or response_format: their probabilities, in their order"""
     silent_answer: str = ""
     """with include silence: the answer to the same question about silence"""
+    windows: list[WindowListening] = Field(default=[])
+    """of a clip heard in windows: each window"""
+
+
+class TranscriptionDetails(ResponseModel):
+    """Parts of the prompt's tokens."""
+
+    audio_tokens: int
+    """tokens of the audio"""
+    text_tokens: int
+    """tokens of the instruction"""
+
+
+class TranscriptionUsage(ResponseModel):
+    """Tokens of the request, as OpenAI counts those of a transcript."""
+
+    type: Literal["tokens"]
+    """what is counted"""
+    input_tokens: int
+    """tokens of the prompt, with those of the audio"""
+    output_tokens: int
+    """tokens of the transcript"""
+    total_tokens: int
+    """tokens of prompt and transcript"""
+    input_token_details: TranscriptionDetails
+    """parts of the prompt's tokens"""
+
+
+class Transcription(ResponseModel):
+    """The answer of POST /v1/audio/transcriptions: OpenAI's keys, then this server's."""
+
+    text: str
+    """the transcript"""
+    usage: TranscriptionUsage
+    """tokens"""
+    finish_reason: Literal["stop", "length"]
+    """length: cut off at max_tokens"""
+    id: str
+    """id of the answer, and of its record in the listening log"""
+    created: int
+    """time of the request, in seconds since 1970"""
+    model: str
+    """name of the model"""
+    listening: Listening
+    """how far the audio decided the first word"""
+    steering: Steering
+    """what was done to the transcript"""
+    audio: list[AudioHeard]
+    """the clip"""
+    timings: Timings
+    """durations"""
+    warnings: list[str]
+    """sentences about a clip that is cut off, silent or did not reach the model"""
     windows: list[WindowListening] = Field(default=[])
     """of a clip heard in windows: each window"""
 

@@ -20,6 +20,7 @@ from server.api import sse
 from server.api.openai_requests import ChatCompletionRequest
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.api.responses import ErrorReport
+from server.api.transcriptions import TranscriptionRequest
 
 TAGS = [
     {"name": "ask", "description": "Questions about audio."},
@@ -39,6 +40,7 @@ _WITH_CLIP = {
 }
 _CLIPS = {"type": ["object", "array"]}
 _NULL = {"type": "null"}
+_FILE = {"type": "string", "format": "binary"}
 _JSON_VARIANTS = [
     {
         "title": "A question about clips",
@@ -54,6 +56,14 @@ _JSON_VARIANTS = [
         "title": "Messages, with clips in them",
         "required": ["messages"],
         "properties": {"audio": _NULL, "question": _NULL, "messages": _WITH_CLIP},
+    },
+]
+_CHAT_JSON_VARIANTS = [
+    *_JSON_VARIANTS[:2],
+    {
+        "title": "Messages, with or without clips in them",
+        "required": ["messages"],
+        "properties": {"audio": _NULL, "question": _NULL, "messages": {"type": "array"}},
     },
 ]
 _FORM_VARIANTS = [
@@ -80,6 +90,13 @@ def body_of(kind: type[BaseModel], *, form: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def upload_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """The body of a route that takes a form with one file."""
+    schema = {"$ref": f"{_SCHEMA_REF}{kind.__name__}Form"}
+    content = {"schema": schema, "encoding": {"file": {"contentType": "audio/*"}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The responses of a route's errors, 401 among them."""
     return {status: {"model": ErrorReport} for status in (401, *statuses)}
@@ -89,7 +106,7 @@ _HEADERS = {
     name: {"description": description, "required": True, "schema": {"type": "string"}}
     for name, description in (
         ("x-request-id", "the request's own id, or a fresh one"),
-        ("x-listening-score", "as `listening.score`; `unknown` without a profile"),
+        ("x-listening-score", "as `listening.score`; `unknown` without a profile or audio"),
         ("x-steering-strength", "as `steering.strength`"),
     )
 }
@@ -100,6 +117,7 @@ ANSWERING = {
     **ASKING,
     200: {"headers": _HEADERS, "content": {sse.MEDIA_TYPE: {"schema": _EVENT}}},
 }
+TRANSCRIPT = {"headers": _HEADERS, **TEXT}
 
 
 # ---- the whole document
@@ -121,35 +139,50 @@ def complete(
             operation["security"] = [{"key": []}] if keyed else [{"key": []}, {}]
     for path, example in _examples(model).items():
         content = document["paths"][path]["post"]["requestBody"]["content"]
-        content["application/json"]["example"] = example
+        media = "application/json" if "application/json" in content else "multipart/form-data"
+        content[media]["example"] = example
     return document
 
 
 def _bodies() -> dict[str, Any]:
     """Schemas of the bodies, two of them also as forms, and of the objects in them."""
     _, definitions = models_json_schema(
-        [(kind, "validation") for kind in (*_FORMS, ChatCompletionRequest)],
+        [(kind, "validation") for kind in (*_FORMS, ChatCompletionRequest, TranscriptionRequest)],
         ref_template=_SCHEMA_REF + "{model}",
     )
     schemas: dict[str, Any] = definitions["$defs"]
     for kind in _FORMS:
         schemas[f"{kind.__name__}Form"] = _form(schemas[kind.__name__])
         schemas[kind.__name__]["anyOf"] = _JSON_VARIANTS
-    messages = schemas["ChatCompletionRequest"]["properties"]["messages"]
-    messages["contains"] = _WITH_CLIP["contains"]
+    schemas[AudioChatRequest.__name__]["anyOf"] = _CHAT_JSON_VARIANTS
+    transcription = schemas.pop("TranscriptionRequest")
+    schemas["TranscriptionRequestForm"] = _upload(transcription)
     return schemas
 
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:
     """A body as a form: its clips are files, and null fields are left out."""
-    properties = {name: _without_null(field) for name, field in schema["properties"].items()}
-    properties["audio"] = {
+    audio = {
         "type": "array",
         "minItems": 1,
-        "items": {"type": "string", "format": "binary"},
+        "items": _FILE,
         "description": "files, heard before the question",
     }
-    return {**schema, "properties": properties, "anyOf": _FORM_VARIANTS}
+    return {**_fields(schema, audio=audio), "anyOf": _FORM_VARIANTS}
+
+
+def _upload(schema: dict[str, Any]) -> dict[str, Any]:
+    """A body as a form with one file."""
+    form = _fields(schema, file={**_FILE, "description": "the clip, as a file"})
+    return {**form, "required": ["file", *schema["required"]]}
+
+
+def _fields(schema: dict[str, Any], **files: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a form's fields, with its files."""
+    properties = {name: _without_null(field) for name, field in schema["properties"].items()}
+    properties |= files
+    properties = {name: field for name, field in properties.items() if field.get("enum") != []}
+    return {**schema, "properties": properties, "additionalProperties": False}
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +190,8 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in field.items() if key != "anyOf"}
     if "default" in rest and rest["default"] is None:
         del rest["default"]
+    if "enum" in rest:
+        rest["enum"] = [value for value in rest["enum"] if value is not None]
     if not kinds:
         return rest
     return {**rest, **kinds[0]} if len(kinds) == 1 else {**rest, "anyOf": kinds}
@@ -175,6 +210,7 @@ def _examples(model: str) -> dict[str, Any]:
             "max_completion_tokens": 16,
         },
         "/v1/listening-score": {"audio": audio, "question": question},
+        "/v1/audio/transcriptions": {"file": "@clip.wav", "model": model, "max_tokens": 16},
     }
 
 

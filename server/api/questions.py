@@ -6,11 +6,10 @@ Three steps, each with its own place: `audio_files` in a worker thread, because 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from server.api.base64_files import is_data_uri, read_base64
 from server.api.requests import (
     MAX_TEXT_CHARACTERS,
     AudioChatRequest,
@@ -32,13 +31,16 @@ from steering.generation import Sampling
 from steering.prompt import Message
 
 
-def audio_urls(body: ListeningRequest, policy: AudioPolicy) -> tuple[str, ...]:
-    """The URLs of clips that have to be fetched; RequestError for more clips than allowed."""
-    parts = [part for _, part in _audio_parts(body.messages or ())]
+def audio_urls(body: ListeningRequest, policy: AudioPolicy) -> Mapping[str, str]:
+    """The URLs of clips that have to be fetched, with the name of a field of each.
+
+    Raises RequestError for more clips than allowed.
+    """
+    parts = list(_audio_parts(body.messages or ()))
     if len(parts) > policy.max_clips:
         raise _too_many(len(parts), "messages", policy)
-    urls = [part.audio_url.url for part in parts if isinstance(part, AudioUrlPart)]
-    return tuple(dict.fromkeys(url for url in urls if not _is_data(url)))
+    urls = {p.audio_url.url: name for name, p in parts if isinstance(p, AudioUrlPart)}
+    return {url: name for url, name in urls.items() if not is_data_uri(url)}
 
 
 def audio_files(
@@ -61,9 +63,11 @@ def audio_files(
     by_name = dict(_files_of_audio(body, policy, files))
     for name, part in _audio_parts(body.messages or ()):
         if isinstance(part, InputAudioPart):
-            by_name[name] = _base64_bytes(name, part.input_audio)
+            by_name[name] = _file_bytes(name, part.input_audio.data)
+        elif is_data_uri(url := part.audio_url.url):
+            by_name[name] = _file_bytes(name, url)
         else:
-            by_name[name] = _url_bytes(name, part.audio_url.url, fetched or {})
+            by_name[name] = (fetched or {})[url]
     return by_name
 
 
@@ -73,17 +77,24 @@ async def decode_clip(pool: DecodePool, name: str, data: bytes, policy: AudioPol
         clip = await pool.decode(data, rate_hz=policy.rate_hz, limits=policy.limits)
     except AudioTooLarge as error:
         hint = ', or long_audio "window"' * (policy.long_audio != "window")
-        raise AudioTooLarge(f"{name}: {error}{hint}") from None
+        raise in_field(AudioTooLarge(f"{name}: {error}{hint}"), name) from None
     except UnsupportedAudio as error:
-        raise UnsupportedAudio(f"{name}: {error}") from None
+        raise in_field(UnsupportedAudio(f"{name}: {error}"), name) from None
     except AudioError as error:
-        raise AudioError(f"{name}: {error}") from None
+        raise in_field(AudioError(f"{name}: {error}"), name) from None
     if policy.long_audio == "refuse" and clip.seconds > policy.window_seconds:
-        raise AudioTooLarge(
+        too_long = AudioTooLarge(
             f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
             f' {policy.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
         )
+        raise in_field(too_long, name)
     return clip
+
+
+def in_field(error: AudioError, name: str) -> AudioError:
+    """The error, with the field of the request that it is about."""
+    error.param = "audio" if name.startswith("audio.") else name
+    return error
 
 
 def make_question(
@@ -95,7 +106,8 @@ def make_question(
     """The question of a body and its decoded clips, by the names of their fields."""
     before = tuple(clip for name, clip in clips.items() if name.startswith("audio."))
     if body.messages is None:
-        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question))),)
+        fields = (*("audio" for _ in before), "question")
+        messages: tuple[Message, ...] = (Message("user", (*before, str(body.question)), fields),)
     else:
         messages = _conversation(body.messages, before, clips)
     question = Question(
@@ -139,7 +151,8 @@ def _files_of_audio(
             " place",
             "audio",
         )
-    if in_audio + in_messages == 0:
+    text_only = isinstance(body, AudioChatRequest) and messages is not None
+    if in_audio + in_messages == 0 and not text_only:
         raise RequestError(
             "there is no audio; send at least one clip, as audio or as an input_audio part of the"
             " user's message",
@@ -149,7 +162,7 @@ def _files_of_audio(
         raise _too_many(in_audio + in_messages, "audio" if in_audio else "messages", policy)
     yield from ((f"audio.{i}", data) for i, data in enumerate(files))
     for i, file in enumerate(encoded, len(files)):
-        yield f"audio.{i}", _base64_bytes(f"audio.{i}", file)
+        yield f"audio.{i}", _file_bytes(f"audio.{i}", file.data)
 
 
 def _too_many(count: int, param: str, policy: AudioPolicy) -> RequestError:
@@ -167,9 +180,16 @@ def _conversation(
             f"the last message is of role {messages[-1].role!r}; it must be the user's",
             f"messages.{len(messages) - 1}.role",
         )
+    if _is_empty(messages[-1]):
+        raise RequestError(
+            "the last message is empty; send a text or a clip in it",
+            f"messages.{len(messages) - 1}.content",
+        )
     *earlier, last = [
-        Message(message.role, tuple(_message_parts(i, message, clips)))
+        Message(role, tuple(_message_parts(i, message, clips)), _part_fields(i, message))
         for i, message in enumerate(messages)
+        for role in ["system" if message.role == "developer" else message.role]
+        if role != "system" or not _is_empty(message)  # the template has a place for none
     ]
     parts = [part for message in (*earlier, last) for part in message.parts]
     size = sum(len(part) for part in parts if isinstance(part, str))
@@ -178,7 +198,15 @@ def _conversation(
             f"the messages hold {size:,} characters; at most {MAX_TEXT_CHARACTERS:,} are allowed",
             "messages",
         )
-    return (*earlier, Message(last.role, (*before, *last.parts)))
+    fields = (*("audio" for _ in before), *last.fields)
+    return (*earlier, Message(last.role, (*before, *last.parts), fields))
+
+
+def _is_empty(message: ChatMessage) -> bool:
+    """Whether a message holds no clip and no text but spaces."""
+    if isinstance(message.content, str):
+        return not message.content.strip()
+    return all(isinstance(part, TextPart) and not part.text.strip() for part in message.content)
 
 
 def _message_parts(
@@ -189,6 +217,12 @@ def _message_parts(
         return
     for k, part in enumerate(message.content):
         yield part.text if isinstance(part, TextPart) else clips[_part_name(index, k)]
+
+
+def _part_fields(index: int, message: ChatMessage) -> tuple[str, ...]:
+    if isinstance(message.content, str):
+        return (f"messages.{index}.content",)
+    return tuple(_part_name(index, k) for k in range(len(message.content)))
 
 
 def _part_name(message: int, part: int) -> str:
@@ -210,28 +244,9 @@ def _audio_parts(
             yield _part_name(i, k), part
 
 
-def _is_data(url: str) -> bool:
-    return url[:5].lower() == "data:"
-
-
-def _url_bytes(name: str, url: str, fetched: Mapping[str, bytes]) -> bytes:
-    """The bytes of a clip's URL: inside it, or fetched before."""
-    if not _is_data(url):
-        return fetched[url]
-    kind, comma, data = url.partition(",")
-    if not comma or not kind.lower().endswith(";base64"):
-        raise AudioError(
-            f"{name}: the data: URI starts with {url[:40]!r}; send data:audio/wav;base64, and the"
-            " file in base64"
-        )
-    return _base64_bytes(name, AudioFile.model_construct(data=data))
-
-
-def _base64_bytes(name: str, file: AudioFile) -> bytes:
+def _file_bytes(name: str, data: str) -> bytes:
+    """The bytes of a field with base64."""
     try:
-        return base64.b64decode("".join(file.data.split()), validate=True)
-    except (binascii.Error, ValueError):
-        hint = ": it is a data: URI; send what follows its comma" * file.data.startswith("data:")
-        raise AudioError(
-            f"{name}: {len(file.data):,} characters are not base64{hint or '; encode the file'}"
-        ) from None
+        return read_base64(data)
+    except AudioError as error:
+        raise in_field(AudioError(f"{name}: {error}"), name) from None

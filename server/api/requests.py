@@ -6,28 +6,19 @@ the branches stand in angle brackets and are left out of `error.param`.
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
+from server.api import neutral_fields
+from server.api.strict_model import Body, Extra, StrictModel, validate
 from steering.errors import RequestError
 
 MAX_MESSAGES = 64
 MAX_TEXT_CHARACTERS = 50_000
+_MAX_STOPS = 4
 _SHOWN_CHARACTERS = 60
 
 
@@ -38,11 +29,8 @@ def _not_blank(text: str) -> str:
 
 
 _NOT_BLANK = {"pattern": r"\S"}  # for the document; users get the message of _not_blank
-Text = Annotated[
-    str,
-    Field(max_length=MAX_TEXT_CHARACTERS, json_schema_extra=dict(_NOT_BLANK)),
-    AfterValidator(_not_blank),
-]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
+Question = Annotated[Text, Field(json_schema_extra=dict(_NOT_BLANK)), AfterValidator(_not_blank)]
 
 
 def _whole(value: Any) -> Any:
@@ -50,58 +38,30 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-MaxTokens = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_whole)]
+MaxTokens = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # capped later, never refused
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
 ClipIndex = Annotated[int, Field(ge=0, le=63), BeforeValidator(_whole)]
 
 
-class StrictModel(BaseModel):
-    """A JSON object of ours: no unknown keys, no NaN, no infinity.
-
-    The text below a field is its description in /docs.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        """The data as it came; pydantic's own refusal does not say which keys there are."""
-        unknown = [key for key in data if key not in cls.model_fields] if _is_object(data) else []
-        if unknown:
-            key, allowed = str(unknown[0])[:_SHOWN_CHARACTERS], list(cls.model_fields)
-            close = difflib.get_close_matches(key, allowed, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise PydanticCustomError(
-                "unknown_key",
-                "unknown key; allowed: {allowed}{meant}",
-                {"key": key, "allowed": ", ".join(allowed), "meant": meant},
-            )
-        return data
-
-
 class AudioFile(StrictModel):
-    """An audio file in base64. What it is, is read from its bytes; `format` may say it as well."""
+    """An audio file in base64. What it is, is read from its bytes."""
 
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.FILE
     data: str = Field(
         min_length=1,
-        description="a whole WAV, FLAC, OGG or MP3 file in base64",
+        description="a whole audio file in base64, also URL-safe, unpadded or as a data: URI",
         json_schema_extra={"format": "byte"},
     )
-    format: Literal["wav", "flac", "ogg", "opus", "mp3"] | None = None
-    """format of the file; read from its bytes in any case"""
-
-
-def _known_part(kind: str) -> str:
-    if kind != "text":
-        raise PydanticCustomError("part", "must be text, input_audio or audio_url")
-    return kind
+    format: str | None = Field(
+        default=None, max_length=100, description="any name: the format is read from the bytes"
+    )
 
 
 class TextPart(StrictModel):
     """Words in a message."""
 
-    type: Annotated[str, AfterValidator(_known_part), Field(json_schema_extra={"const": "text"})]
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.PART
+    type: Literal["text"]
     """kind of this part"""
     text: Text
     """the words"""
@@ -110,6 +70,7 @@ class TextPart(StrictModel):
 class InputAudioPart(StrictModel):
     """A clip in a message."""
 
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.PART
     type: Literal["input_audio"]
     """kind of this part"""
     input_audio: AudioFile
@@ -119,6 +80,7 @@ class InputAudioPart(StrictModel):
 class AudioUrl(StrictModel):
     """Place of a clip: a data: URI, or a host that this deployment allows."""
 
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.FILE
     url: str = Field(
         min_length=1,
         description="data:audio/wav;base64,... or a URL on a host of ALLEARS_ALLOWED_AUDIO_HOSTS",
@@ -128,6 +90,7 @@ class AudioUrl(StrictModel):
 class AudioUrlPart(StrictModel):
     """A clip in a message, by its URL."""
 
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.PART
     type: Literal["audio_url"]
     """kind of this part"""
     audio_url: AudioUrl
@@ -138,9 +101,23 @@ def _is_object(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
+_PART_TAGS = {"text": "<text>", "input_audio": "<audio>", "audio_url": "<url>"}
+
+
+def _known_part(value: Any) -> Any:
+    kind = value.get("type") if _is_object(value) else "text"
+    if isinstance(kind, str) and kind in _PART_TAGS:
+        return value
+    raise PydanticCustomError(
+        "unsupported",
+        "a part of type {kind} can't be heard; its type must be one of: {allowed}",
+        {"kind": repr(kind)[:_SHOWN_CHARACTERS], "allowed": ", ".join(_PART_TAGS)},
+    )
+
+
 def _part_tag(value: Any) -> str:
     kind = value.get("type") if _is_object(value) else getattr(value, "type", None)
-    return {"input_audio": "<audio>", "audio_url": "<url>"}.get(str(kind), "<text>")
+    return _PART_TAGS.get(str(kind), "<text>")
 
 
 def _count_tag(value: Any) -> str:
@@ -160,10 +137,10 @@ Part = Annotated[
     | Annotated[InputAudioPart, Tag("<audio>")]
     | Annotated[AudioUrlPart, Tag("<url>")],
     Discriminator(_part_tag),
+    BeforeValidator(_known_part),
 ]
 Content = Annotated[
-    Annotated[Text, Tag("<string>")]
-    | Annotated[list[Part], Field(min_length=1, max_length=64), Tag("<parts>")],
+    Annotated[Text, Tag("<string>")] | Annotated[list[Part], Field(max_length=64), Tag("<parts>")],
     Discriminator(_content_tag),
 ]
 Audio = Annotated[
@@ -178,12 +155,22 @@ Strength = Annotated[
 
 
 class ChatMessage(StrictModel):
-    """One turn, as OpenAI writes it; audio stands in the user's."""
+    """A turn as OpenAI writes it, also one of ours that comes back; audio stands in the user's."""
 
-    role: Literal["system", "user", "assistant"]
-    """the author"""
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.MESSAGE
+    role: Literal["system", "developer", "user", "assistant"]
+    """the author; developer is read as system"""
     content: Content
-    """text, or a list of texts and clips"""
+    """text, or a list of texts and clips; of the user's last turn not empty"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_no_content(cls, data: Any) -> Any:
+        """A turn that is not the user's may have no content: it is an empty one."""
+        others = ("system", "developer", "assistant")
+        if _is_object(data) and data.get("role") in others and data.get("content") is None:
+            return {**data, "content": ""}
+        return data
 
 
 def _distinct(choices: list[str]) -> list[str]:
@@ -208,6 +195,26 @@ Choices = Annotated[
 StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+def _stop_list(value: Any) -> Any:
+    """A single string as a list of it."""
+    if value == "":
+        raise PydanticCustomError("empty_stop", "an empty string is in every answer; leave it out")
+    if isinstance(value, list) and len(value) > _MAX_STOPS:
+        raise PydanticCustomError(
+            "stops",
+            "at most {limit} strings are allowed; {count} were sent",
+            {"limit": _MAX_STOPS, "count": len(value)},
+        )
+    return [value] if isinstance(value, str) else value
+
+
+StopList = Annotated[list[StopString], Field(max_length=_MAX_STOPS)]
+Stop = Annotated[
+    StopList, BeforeValidator(_stop_list, json_schema_input_type=StopString | StopList)
+]
+LongAudio = Literal["refuse", "cut", "window"]
+
+
 class SteeringOptions(StrictModel):
     """How to steer if `steer` is true."""
 
@@ -228,13 +235,13 @@ class ListeningRequest(StrictModel):
     audio: Audio | None = Field(
         default=None, description="one clip or several, heard before the question"
     )
-    question: Text | None = None
+    question: Question | None = None
     """the question about the clips, unless there are `messages`"""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
         Field(None, description="an OpenAI message list, instead of `question`")
     )
     choices: Choices | None = Field(default=None, description="the answer is one of these")
-    long_audio: Literal["refuse", "cut", "window"] | None = Field(
+    long_audio: LongAudio | None = Field(
         default=None,
         description="what becomes of a clip longer than the model's window; null: as deployed",
     )
@@ -245,21 +252,25 @@ class ListeningRequest(StrictModel):
 class AudioChatRequest(ListeningRequest):
     """POST /v1/audio-chat."""
 
+    extras: ClassVar[Mapping[str, Extra]] = neutral_fields.SAMPLING
     steer: bool = False
     """steer the answer towards the audio"""
     steering: SteeringOptions | None = Field(
         default=None, description="null: adaptive, live direction"
     )
     max_tokens: MaxTokens = 64
-    """longest answer, in tokens"""
+    """longest answer, in tokens; above what this deployment allows, or what fits behind the
+    prompt, the answer ends there with the finish_reason `length`"""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0: the most likely token each time; more: more random"""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """draw among the most likely tokens whose probabilities reach this sum"""
     seed: Seed | None = None
     """seed of the random draws; null: another one each time"""
-    stop: list[StopString] = Field(default=[], max_length=4)
-    """strings that end the answer; they are left out of it"""
+    stop: Stop = Field(
+        default=[],
+        description="a string, or up to four, that end the answer; they are left out of it",
+    )
     stream: bool = False
     """send the answer in pieces, as server-sent events"""
     include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
@@ -268,26 +279,44 @@ class AudioChatRequest(ListeningRequest):
     """more to see in `listening` and `steering`"""
 
 
-Body = TypeVar("Body", bound=StrictModel)
-
-
 def parse_json(kind: type[Body], body: bytes) -> Body:
     """The request in a JSON body; RequestError for text that is not JSON, or a wrong field."""
     try:
         data = from_json(body, allow_inf_nan=True)  # the fields refuse them, by name
     except ValueError as error:
         raise RequestError(f"the body is not JSON that can be read: {error}") from None
-    return _validate(kind, data, strict=True)
+    return validate(kind, data, strict=True)
 
 
-def parse_form(kind: type[Body], fields: Sequence[tuple[str, str]]) -> Body:
-    """The request in the text fields of a form; lists are JSON or a field repeated."""
+def parse_form(
+    kind: type[Body], fields: Sequence[tuple[str, str]], file_field: str = "audio"
+) -> Body:
+    """The request in the text fields of a form; lists are JSON or a field repeated.
+
+    An empty field is as left out, and `null` is null but for a question.
+    """
+    given = [(name, value) for name, value in fields if not _is_left_out(name, value)]
     data: dict[str, Any] = {}
-    if any(name == "audio" for name, _ in fields):
-        raise RequestError("audio came as text; in a form it is a file, with a file name", "audio")
-    for name in dict.fromkeys(name for name, _ in fields):
-        data[name] = _form_value(name, [value for key, value in fields if key == name])
-    return _validate(kind, data, strict=False)
+    if any(name == file_field for name, _ in given):
+        raise RequestError(
+            f"{file_field} came as text; in a form it is a file, with a file name", file_field
+        )
+    for name in dict.fromkeys(name for name, _ in given):
+        values = [value for key, value in given if key == name]
+        data[name] = _extra_value(values) if name in kind.extras else _form_value(name, values)
+    return validate(kind, data, strict=False)
+
+
+def _is_left_out(name: str, value: str) -> bool:
+    return not value.strip() or (value.strip() == "null" and name != "question")
+
+
+def _extra_value(values: list[str]) -> Any:
+    """The value of another server's field: JSON, or else a text."""
+    try:
+        return from_json(values[0])
+    except ValueError:
+        return values[0]
 
 
 def _form_value(name: str, values: list[str]) -> Any:
@@ -307,33 +336,3 @@ def _field_json(name: str, value: str) -> Any:
         return from_json(value)
     except ValueError as error:
         raise RequestError(f"{name} is not JSON that can be read: {error}", name) from None
-
-
-def _validate(kind: type[Body], data: Any, *, strict: bool) -> Body:
-    try:
-        return kind.model_validate(data, strict=strict)
-    except ValidationError as error:
-        raise wrong_field(error.errors(include_url=False)) from None
-
-
-def wrong_field(errors: Sequence[Any]) -> RequestError:
-    """A RequestError that names the first of pydantic's errors, and how many there are."""
-    first = errors[0]
-    context = first.get("ctx") or {}
-    key = [context["key"]] if first["type"] == "unknown_key" else []
-    names = [str(part) for part in (*first["loc"], *key) if not str(part).startswith("<")]
-    param = ".".join(names)[:200]
-    more = f" ({len(errors) - 1} more fields are wrong)" if len(errors) > 1 else ""
-    return RequestError(
-        f"{param or 'the body'}: {first['msg']}{_value_seen(first)}{more}", param or None
-    )
-
-
-def _value_seen(details: Any) -> str:
-    """`; got ...`: the wrong value, cut short; empty for values that explain nothing."""
-    value = details["input"]
-    if details["type"] in ("missing", "unknown_key", "repeated") or isinstance(value, dict | list):
-        return ""
-    shown = json.dumps(value, default=repr)
-    cut = shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
-    return f"; got {cut}"

@@ -45,7 +45,9 @@ def audio_chat(opened: OpenQuestion[AudioChatRequest], answer: Answer) -> AudioC
             ChoiceProbability(text=text, probability=probability)
             for text, probability in zip(opened.question.choices, answer.probabilities, strict=True)
         ],
-        listening=_listening(answer.listening, opened.body.include),
+        listening=_listening(answer.listening, opened.body.include)
+        if answer.prompt.clips
+        else None,
         steering=_steering(answer),
         audio=_audio(answer),
         usage=_usage(answer),
@@ -90,7 +92,7 @@ def dump(body: BaseModel) -> dict[str, Any]:
 
 
 def headers(started: Started) -> dict[str, str]:
-    """The two headers of every answer; the score is `unknown` without a profile."""
+    """The two headers of every answer; the score is `unknown` without a profile or audio."""
     score, strength = started.listening.score, started.steering.strength
     return {
         "x-listening-score": "unknown" if score is None else f"{score:.{_DIGITS}f}",
@@ -181,6 +183,8 @@ def _audio(answer: Answer) -> list[AudioHeard]:
 def _warnings(answer: Answer) -> list[str]:
     """Sentences about clips that are cut off, silent or did not reach the model."""
     warnings, prompt = [], answer.prompt
+    if not prompt.clips:
+        return ["the conversation holds no audio: the answer is from its text alone"]
     if not prompt.audio_mask.any():
         warnings.append("the audio never reached the model: its prompt holds no audio token")
     for i, (clip, heard) in enumerate(zip(prompt.clips, prompt.heard_seconds, strict=True)):

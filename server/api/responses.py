@@ -156,8 +156,8 @@ class AudioChat(ResponseModel):
     """length: cut off at max_tokens"""
     choices: list[ChoiceProbability]
     """probabilities of the request's choices, in their order"""
-    listening: Listening
-    """how far the audio decided"""
+    listening: Listening | None
+    """how far the audio decided; null where the conversation has no audio"""
     steering: Steering
     """what was done to the answer"""
     silent_answer: str = ""
@@ -171,7 +171,7 @@ class AudioChat(ResponseModel):
     timings: Timings
     """durations"""
     warnings: list[str]
-    """sentences about clips that are cut off, silent or did not reach the model"""
+    """sentences about clips that are cut off, silent or did not reach the model, or of no clip"""
 
 
 class ListeningReport(ResponseModel):

@@ -9,16 +9,29 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import BaseRoute
 
 from server.api import openai_responses, openapi, response_bodies, sse, static_pages
 from server.api.open_question import OpenQuestion, deployment_of, open_question
 from server.api.openai_requests import ChatCompletionRequest, json_choice, to_audio_chat
-from server.api.openai_responses import ChatCompletion
-from server.api.request_bodies import read_body, read_json
+from server.api.openai_responses import ChatCompletion, Transcription
+from server.api.request_bodies import read_body, read_json, read_upload
 from server.api.requests import AudioChatRequest, ListeningRequest
 from server.api.responses import AudioChat, ErrorReport, ListeningReport
+from server.api.transcriptions import (
+    FIELDS,
+    TranscriptionRequest,
+    to_question,
+    transcript,
+    transcription,
+)
 from server.deployment import Deployment
 from server.engine.runtime import steering_refusal
 from server.errors import UnknownModel
@@ -94,8 +107,35 @@ async def chat_completions(
 
 
 @router.post(
+    "/v1/audio/transcriptions",
+    tags=["OpenAI"],
+    summary="Ask for a transcript, as OpenAI's clients do",
+    response_model=Transcription,
+    responses={**openapi.ASKING, **openapi.errors(404), 200: openapi.TRANSCRIPT},
+    openapi_extra=openapi.upload_of(TranscriptionRequest),
+)
+async def transcriptions(
+    request: Request, deployment: CurrentDeployment, scope: ResponseScope
+) -> Response:
+    """Ask the model to write down what is said. It is a prompt to an audio-language model, not a
+    recogniser of its own; `listening` says how far the audio decided.
+    """
+    engine = deployment.admit()
+    body, files = await read_upload(request, TranscriptionRequest)
+    _check_model(body.model, model_name(engine.runtime))
+    opened = await scope.enter_async_context(
+        open_question(request, engine, to_question(body), files, prefix="transcr", fields=FIELDS)
+    )
+    answer = await opened.answer()
+    if body.response_format == "json":
+        return _answered(opened, transcription(opened, answer))
+    return PlainTextResponse(transcript(answer), headers=response_bodies.headers(opened.started))
+
+
+@router.post(
     "/v1/listening-score",
     tags=["listening"],
+    operation_id="listening_score_of_v1_listening_score_post",  # of generated clients
     summary="Score the listening without an answer",
     response_model=ListeningReport,
     responses=openapi.ASKING,
@@ -224,9 +264,16 @@ async def metrics_page(deployment: CurrentDeployment) -> Response:
 
 @router.get("/", include_in_schema=False)
 @router.get("/playground", include_in_schema=False)
-async def to_the_playground(request: Request) -> Response:
+async def to_the_playground(deployment: CurrentDeployment) -> Response:
     """Send browsers to the playground."""
-    return RedirectResponse("playground/")
+    root = deployment.settings.root_path
+    return RedirectResponse(f"{root}/playground/" if root else "playground/")
+
+
+@router.get("/docs/", include_in_schema=False)
+async def to_the_docs() -> Response:
+    """Send browsers to /docs: the links of that page count from there."""
+    return RedirectResponse("../docs")
 
 
 @router.get("/docs", include_in_schema=False)
@@ -243,5 +290,5 @@ async def playground(name: str) -> Response:
 
 def forwarded_routes() -> list[BaseRoute]:
     """The routes that a router forwards: all but pages and its own probe and metrics."""
-    own = {"/livez", "/metrics", "/docs", "/", "/playground", "/playground/{name:path}"}
+    own = {"/livez", "/metrics", "/docs", "/docs/", "/", "/playground", "/playground/{name:path}"}
     return [route for route in router.routes if getattr(route, "path", None) not in own]

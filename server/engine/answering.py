@@ -19,7 +19,7 @@ import numpy as np
 from server.engine.events import Event, Finished, Started
 from server.engine.long_audio import answer_windows, long_clip_index
 from server.engine.messages import Answer, Question, Timings
-from server.engine.runtime import Runtime
+from server.engine.runtime import NO_AUDIO, Runtime
 from server.engine.text_generation import generate_text
 from steering.clip_attribution import contrast_clip, with_influence
 from steering.decision import Decision, Listening, decide, measure, unsteered, wants_silence
@@ -28,7 +28,14 @@ from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
 from steering.model.prompt_style import PLAIN, PromptStyle
 from steering.prefill import PrefillResult, prefill
-from steering.prompt import Message, Prompt, build_prompt, silent_twin, with_choices
+from steering.prompt import (
+    Message,
+    Prompt,
+    build_prompt,
+    refuse_control_tokens,
+    silent_twin,
+    with_choices,
+)
 from steering.silence import SilenceContrast, contrast_with_silence
 
 
@@ -44,6 +51,8 @@ def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
 
 
 def _build_checked(runtime: Runtime, question: Question) -> Prompt:
+    choices = {f"choices.{i}": choice for i, choice in enumerate(question.choices)}
+    refuse_control_tokens(runtime.model, choices)
     prompt = build_prompt(
         runtime.model, _messages_with_choices(question, runtime.model.prompt_style)
     )
@@ -75,7 +84,8 @@ def answer_once(
     began_at = time.perf_counter()
 
     # 1. One pass over the prompt, with taps on the specialist heads.
-    tapped, layers = (profile.heads, profile.layers) if profile else ((), ())
+    measured = profile if prompt.clips else None  # without audio nothing is listened to
+    tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
     prefilled = prefill(model, prompt, heads=tapped, layers=layers)
     after_prefill = time.perf_counter()
 
@@ -85,8 +95,8 @@ def answer_once(
 
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
-    listening = measure(model, profile, prompt, prefilled.attention, silence_attention)
-    decision = _decide(runtime, question, prefilled, contrast, listening)
+    listening = measure(model, measured, prompt, prefilled.attention, silence_attention)
+    decision = _decide(runtime, question, prompt, prefilled, contrast, listening)
     steering = decision.steering
     yield Started(listening, steering)
 
@@ -103,7 +113,7 @@ def answer_once(
         clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
     silent: str | None = None
-    if question.with_silence:
+    if question.with_silence and prompt.clips:
         silent_prefilled = prefill(model, silent_twin(model, prompt))
         silent_reply = yield from generate_text(
             runtime, silent_prefilled, UNSTEERED, question, pieces=False
@@ -138,7 +148,7 @@ def _contrast(
 ) -> SilenceContrast | None:
     """The prompt's contrast with silence, if steering or the question wants it."""
     model, profile = runtime.model, runtime.profile
-    if profile is None:
+    if profile is None or not prompt.clips:
         return None
     live, clip = wants_silence(profile, question.steering), question.contrast_clip
     if live and clip is not None:
@@ -161,10 +171,13 @@ def _contrast(
 def _decide(
     runtime: Runtime,
     question: Question,
+    prompt: Prompt,
     prefilled: PrefillResult,
     contrast: SilenceContrast | None,
     listening: Listening,
 ) -> Decision:
+    if not prompt.clips:
+        return unsteered(NO_AUDIO)
     if runtime.profile is None or listening.score is None:
         return unsteered(runtime.no_profile_reason)
     differences = contrast.differences if contrast else None
@@ -187,19 +200,16 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
         )
     parts = list(last.parts)
     parts[text_index] = with_choices(str(parts[text_index]), question.choices, style)
-    return (*before, Message(last.role, tuple(parts)))
+    return (*before, replace(last, parts=tuple(parts)))
 
 
 def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
-    """Raise RequestError unless the prompt and the longest answer fit a slot."""
-    limit = runtime.slots.tokens
-    answer = question.sampling.max_tokens if question.generate else 0  # tokens
-    if len(prompt.tokens) + answer > limit:
+    """Raise RequestError unless the prompt and a token of an answer fit a slot."""
+    limit = runtime.slots.tokens - question.generate
+    if len(prompt.tokens) > limit:
         raise RequestError(
             f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio_mask.sum())} of them"
-            " audio;"
-            f" with max_tokens {answer} at most {limit - answer} fit here: shorten the text,"
-            " send fewer or shorter clips, or lower max_tokens"
+            f" audio; at most {limit} fit here: shorten the text, or send fewer or shorter clips"
         )
 
 

@@ -83,7 +83,7 @@ def _last_answer(events: Events) -> Generator[NeedsToken, None, Answer]:
 def _replace_clip(messages: Sequence[Message], whole: Clip, window: Clip) -> tuple[Message, ...]:
     """The messages with a window in the place of its clip."""
     return tuple(
-        Message(m.role, tuple(window if part is whole else part for part in m.parts))
+        replace(m, parts=tuple(window if part is whole else part for part in m.parts))
         for m in messages
     )
 

@@ -13,6 +13,7 @@ from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.silence import SilenceCache
 
+NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
 

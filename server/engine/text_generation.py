@@ -63,12 +63,13 @@ def _choose(
 def _write_text(
     runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question, pieces: bool
 ) -> Generator[Piece | NeedsToken, None, GeneratedText]:
-    """The text of at most max_tokens tokens, one by one."""
+    """The text of at most max_tokens tokens, or as many as fit the slot, one by one."""
+    longest = min(question.sampling.max_tokens, runtime.slots.tokens - prefilled.length)
     row = Row(plan, question.sampling)
     row.token = sample_rows(steered_logits(runtime.model, prefilled.final[None], plan, 0), [row])[0]
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
     try:
-        for step in range(question.sampling.max_tokens):
+        for step in range(longest):
             if step:
                 if row.slot < 0:
                     runtime.slots.admit(row, prefilled)

@@ -115,7 +115,11 @@ def newest_with_id(records: Sequence[Record], request_id: str) -> Record:
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """Count, mean, percentiles and fractions of the records; null for what has no values."""
+    """Count, mean, percentiles and fractions of the records; null for what has no values.
+
+    Conversations without audio are left out.
+    """
+    records = [record for record in records if record.audio_seconds]
     scores = [record.score for record in records if record.score is not None]
     p10, p50, p90 = np.percentile(scores, [10, 50, 90]).tolist() if scores else [None] * 3
     answered = [record for record in records if record.generated]

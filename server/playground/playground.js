@@ -43,7 +43,7 @@ function take(found) {
   $("wave").setAttribute("aria-label", inWords(sound));
   URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(sound.file);
-  $("player").hidden = false;
+  $("player").hidden = !sound.samples; // what the browser can't read it can't play
   $("silence").disabled = false;
   show();
 }

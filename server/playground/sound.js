@@ -1,26 +1,28 @@
 // Sounds in the browser: decoded for the picture, recorded, and written as WAV for the server.
 
 const RATE_HZ = 16000;
-const HEARD_AS_IS = [[0x52, 0x49, 0x46, 0x46], [0x66, 0x4c, 0x61, 0x43], [0x4f, 0x67, 0x67, 0x53], [0x49, 0x44, 0x33]];
+const HEARD_AS_IS = ["RIFF", "fLaC", "OggS", "ID3"]; // by every server
+const PERHAPS_HEARD = ["FORM", "caff", ".snd", "RF64", "riff", "\x1aE\xdf\xa3"]; // and MP4: by servers with the extra `av`
 
 /** A sound of a file: {name, file, samples, seconds}; the server hears `file`. */
 export async function fromFile(file, name) {
   const bytes = await file.arrayBuffer();
-  const plain = isHeardAsIs(new Uint8Array(bytes.slice(0, 4)));
+  const start = String.fromCharCode(...new Uint8Array(bytes.slice(0, 8)));
+  const plain = isMpeg(start) || HEARD_AS_IS.some((mark) => start.startsWith(mark));
+  const perhaps = start.endsWith("ftyp") || PERHAPS_HEARD.some((mark) => start.startsWith(mark));
   let samples = null;
   try {
     samples = await mono(bytes);
   } catch {
-    if (!plain) throw new Error(`${name}: neither this browser nor the server can read it. Send WAV, FLAC, OGG or MP3.`);
+    if (!plain && !perhaps) throw new Error(`${name}: this is no sound that is known here. Send WAV, FLAC, OGG, MP3, M4A or WebM.`);
   }
-  const sent = plain ? file : wav(samples);
-  const sentName = plain ? name : name.replace(/\.[^.]*$/, "") + ".wav";
-  return { name: sentName, file: sent, samples, seconds: samples ? samples.length / RATE_HZ : null };
+  if (plain || !samples) return { name, file, samples, seconds: samples ? samples.length / RATE_HZ : null };
+  return { name: name.replace(/\.[^.]*$/, "") + ".wav", file: wav(samples), samples, seconds: samples.length / RATE_HZ };
 }
 
-function isHeardAsIs(start) {
-  const isMpeg = start[0] === 0xff && start[1] >> 5 === 7 && ((start[1] >> 1) & 3) !== 0;
-  return isMpeg || HEARD_AS_IS.some((mark) => mark.every((byte, i) => start[i] === byte));
+function isMpeg(start) {
+  const [first, second] = [start.charCodeAt(0), start.charCodeAt(1)];
+  return first === 0xff && second >> 5 === 7 && ((second >> 1) & 3) !== 0;
 }
 
 /** (S,) samples of the mean over channels, at 16 kHz. */

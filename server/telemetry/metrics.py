@@ -178,6 +178,8 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
     if not record.generated:
         return
     metrics.first_token_seconds.observe(timings.queue_seconds + answer.first_token_seconds)
+    if not prompt.clips:
+        return
     metrics.steering_strength.observe(record.strength)
     if record.steered:
         metrics.steered.labels(record.direction).inc()

@@ -96,7 +96,7 @@ class Replay:
         """The last stage, after all instructions."""
         for word, arguments in instructions(dockerfile):
             print(f"{self.last.name if self.last else '-':7} {word} {arguments[:100]}", flush=True)
-            step = getattr(self, f"_{word.lower()}", None)
+            step = getattr(self, f"_{word.lower()}_instruction", None)
             if step is not None:
                 step(arguments)
             elif word not in _IGNORED:
@@ -107,7 +107,7 @@ class Replay:
         assert self.last is not None, "an instruction stands before the first FROM"
         return self.last
 
-    def _from(self, arguments: str) -> None:
+    def _from_instruction(self, arguments: str) -> None:
         source, _, name = arguments.partition(" AS ")
         parent = self.stages.get(source)
         root = self.work / name
@@ -118,29 +118,29 @@ class Replay:
         if parent:
             self.last.variables = dict(parent.variables)
 
-    def _arg(self, arguments: str) -> None:
+    def _arg_instruction(self, arguments: str) -> None:
         name, _, default = arguments.partition("=")
         value = self.build_arguments.get(name, default or self.arguments.get(name, ""))
         (self.last or self).arguments[name] = value
 
-    def _env(self, arguments: str) -> None:
+    def _env_instruction(self, arguments: str) -> None:
         stage = self._stage()
         for pair in shlex.split(arguments):
             name, _, value = pair.partition("=")
             stage.variables[name] = Template(value).safe_substitute(stage.environment)
 
-    def _workdir(self, arguments: str) -> None:
+    def _workdir_instruction(self, arguments: str) -> None:
         stage = self._stage()
         stage.folder = arguments
         (stage.root / arguments.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
-    def _run(self, arguments: str) -> None:
+    def _run_instruction(self, arguments: str) -> None:
         _, command = options(arguments)  # a cache mount is only there for speed
         stage = self._stage()
         with mounted(stage.root, self.binds):
             inside(stage, ["/bin/sh", "-c", command]).check_returncode()
 
-    def _copy(self, arguments: str) -> None:
+    def _copy_instruction(self, arguments: str) -> None:
         flags, paths = options(arguments)
         *sources, target = paths.split()
         stage = self._stage()
@@ -154,17 +154,17 @@ class Replay:
             else:
                 shutil.copy2(path, place / path.name if place.is_dir() else place)
 
-    def _user(self, arguments: str) -> None:
+    def _user_instruction(self, arguments: str) -> None:
         self._stage().user = arguments
 
-    def _healthcheck(self, arguments: str) -> None:
+    def _healthcheck_instruction(self, arguments: str) -> None:
         _, command = options(arguments)
         self._stage().health = json.loads(command.removeprefix("CMD "))
 
-    def _entrypoint(self, arguments: str) -> None:
+    def _entrypoint_instruction(self, arguments: str) -> None:
         self._stage().entrypoint = json.loads(arguments)
 
-    def _cmd(self, arguments: str) -> None:
+    def _cmd_instruction(self, arguments: str) -> None:
         self._stage().command = json.loads(arguments)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +30,7 @@ from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import Prompt
 
+ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60.0  # for what happens at once on a machine that is not busy
 
 
@@ -163,6 +165,16 @@ def server(given_url: str | None, runtime: Runtime) -> Generator[Server | Remote
         create_app(Settings(listening_log_url=SecretStr(NO_LOG)), runtime)
     ).started() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def demo_url(
+    serve_process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a real `allears serve` of the embedded model."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    with serve_process(Path("demo"), ROOT / "steering" / "demo" / "profile", log) as (_, url):
+        yield url
 
 
 @pytest.fixture(scope="session")

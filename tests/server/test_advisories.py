@@ -219,7 +219,7 @@ def test_every_route_but_probes_and_static_pages_needs_a_key(start: Any) -> None
 @pytest.mark.parametrize(
     "field",
     [
-        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"enable_thinking": True}},
         {"chat_template": "{% for _ in range(10 ** 9) %}x{% endfor %}"},
         {"documents": [{"text": "x"}]},
         {"add_generation_prompt": False},
@@ -228,7 +228,6 @@ def test_every_route_but_probes_and_static_pages_needs_a_key(start: Any) -> None
         {"prompt_embeds": "gAR9lC4="},
         {"n": 1_000_000_000},
         {"best_of": 1_000_000_000},
-        {"max_tokens": 1_000_000_000},
         {"logprobs": 1_000_000_000},
         {"top_k": 1_000_000_000},
     ],
@@ -245,6 +244,12 @@ def test_arguments_that_reach_into_the_server_are_refused(
     response = server.post(path, json={**body, **field})
     assert response.status_code == 422, response.text
     assert response.json()["error"]["param"] == next(iter(field))
+
+
+def test_a_huge_max_tokens_is_capped(start: Any, audio: dict[str, str]) -> None:
+    with start(max_tokens=5) as server:
+        response = server.chat(audio=audio, question=QUESTION, max_tokens=1_000_000_000)
+        assert response.json()["usage"]["completion_tokens"] <= 5
 
 
 # ---- tensors

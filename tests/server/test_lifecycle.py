@@ -48,7 +48,7 @@ class Process:
         files = [("audio", ("x.wav", self.sound))]
         data = {"question": question, "max_tokens": str(tokens), **fields}
         url = f"{self.url}/v1/audio-chat"
-        return self._pool.submit(httpx.post, url, files=files, data=data, timeout=60)
+        return self._pool.submit(httpx.post, url, files=files, data=data, timeout=300)
 
     def stream(self, tokens: int = LONG_TOKENS) -> Future[httpx.Response]:
         """A stream that has begun, read by itself to its end."""
@@ -182,8 +182,9 @@ def test_memory_that_runs_out_costs_one_answer(run: Start) -> None:
 def test_a_signal_under_load_lets_all_that_were_admitted_end(
     run: Start, sig: signal.Signals
 ) -> None:
-    with run("--max-batch-rows", "8", "--drain-seconds", "60") as server:
-        running = [server.stream(800) for _ in range(8)]
+    patience = ["--drain-seconds", "300", "--queue-timeout-seconds", "300"]
+    with run("--max-batch-rows", "8", *patience) as server:
+        running = [server.stream(500) for _ in range(8)]
         queued = [server.ask(5) for _ in range(6)]
         server.wait_until(lambda: server.metric("allears_queue_depth") == 6)
         with httpx.Client(base_url=server.url) as kept:
@@ -195,7 +196,7 @@ def test_a_signal_under_load_lets_all_that_were_admitted_end(
                 assert code_of(refused) == "draining"
                 assert int(refused.headers["retry-after"]) > 0
                 assert refused.headers["connection"] == "close"
-        assert all(whole(response.result(60)) for response in running)
+        assert all(whole(response.result(300)) for response in running)
         assert [response.result(60).status_code for response in queued] == [200] * 6
         assert server.process.wait(60) == 0
     assert "Traceback" not in server.log

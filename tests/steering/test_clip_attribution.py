@@ -21,10 +21,15 @@ LAYERS = (1, 0)
 def test_scores_of_the_clips_sum_to_the_whole(model: AudioModel) -> None:
     asked = prompt(model, 1.0, 0.4, 2.0)
     attention = prefill(model, asked, heads=HEADS).attention.numpy()
-    found = clip_scores(model, asked, timeline(attention))
-    assert [len(one.timeline) for one in found] == [25, 10, 50]
-    assert sum(one.score for one in found) == pytest.approx(listening_score(attention), abs=1e-5)
-    assert np.concatenate([one.timeline for one in found]).tolist() == timeline(attention).tolist()
+    clips = clip_scores(model, asked, timeline(attention))
+    assert [len(clip_score.timeline) for clip_score in clips] == [25, 10, 50]
+    assert sum(clip_score.score for clip_score in clips) == pytest.approx(
+        listening_score(attention), abs=1e-5
+    )
+    assert (
+        np.concatenate([clip_score.timeline for clip_score in clips]).tolist()
+        == timeline(attention).tolist()
+    )
 
 
 def test_one_silent_clip_leaves_the_others_as_they_are(model: AudioModel) -> None:
@@ -40,11 +45,13 @@ def test_one_silent_clip_leaves_the_others_as_they_are(model: AudioModel) -> Non
 def test_the_contrast_of_a_clip_is_two_plain_passes(model: AudioModel) -> None:
     asked = prompt(model, 1.0, 0.7)
     heard = prefill(model, asked, layers=LAYERS)
-    found = contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS)
+    contrast = contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS)
     clips = [clip(1.0, seed=0), clip(0.7, seed=1).silent()]
     other = prefill(model, build_question(model, clips, QUESTION), heads=HEADS, layers=LAYERS)
-    torch.testing.assert_close(found.differences, heard.states - other.states, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.silence_attention, other.attention, atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        contrast.differences, heard.states - other.states, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(contrast.silence_attention, other.attention, atol=2e-6, rtol=0)
 
 
 def test_a_silent_clip_has_no_influence_and_ranks_last(untrained: AudioModel) -> None:
@@ -56,9 +63,9 @@ def test_a_silent_clip_has_no_influence_and_ranks_last(untrained: AudioModel) ->
 
     heard = prefill(untrained, asked, heads=HEADS)
     clips = clip_scores(untrained, asked, timeline(heard.attention.numpy()))
-    found = with_influence(untrained, asked, heard, clips, likelihood)
-    assert found[1].influence == pytest.approx(0, abs=1e-6)
-    assert sorted(one.rank or 0 for one in found) == [1, 2, 3]
+    ranked_clips = with_influence(untrained, asked, heard, clips, likelihood)
+    assert ranked_clips[1].influence == pytest.approx(0, abs=1e-6)
+    assert sorted(ranked_clip.rank or 0 for ranked_clip in ranked_clips) == [1, 2, 3]
     expected = likelihood(heard) - likelihood(prefill(untrained, without_clip(untrained, asked, 2)))
-    assert found[2].influence == pytest.approx(expected, abs=1e-6)
-    assert replace(found[0], influence=None, rank=None).score == clips[0].score
+    assert ranked_clips[2].influence == pytest.approx(expected, abs=1e-6)
+    assert replace(ranked_clips[0], influence=None, rank=None).score == clips[0].score

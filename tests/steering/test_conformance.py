@@ -279,6 +279,35 @@ def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     assert probabilities == pytest.approx(expected, abs=1e-4)
 
 
+# ---- no audio at all
+
+
+@torch.inference_mode()
+def test_a_conversation_without_audio_is_answered_as_transformers_does(case: Case) -> None:
+    """`generate` of the whole model on the checkpoint's own template, text alone."""
+    model = case.model
+    messages = [Message("system", ("Be short.",)), Message("user", (QUESTION, " Say."))]
+    example = build_prompt(model, messages)
+    heard = prefill(model, example, heads=HEADS, layers=LAYERS)
+    assert heard.attention.shape == (len(HEADS), 0)
+    assert len(heard.states) == len(LAYERS)
+    tokens = example.tokens[None]
+    out = case.oracle.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        max_new_tokens=8,
+        min_new_tokens=8,
+    )
+    sampling = Sampling(max_tokens=8, ignore_end=True)
+    ids = list(generate(model, heard, UNSTEERED, sampling))
+    assert ids == out[0, tokens.shape[1] :].tolist()
+    contrast = contrast_with_silence(
+        model, example, heard, heads=HEADS, layers=LAYERS, silence_cache=SilenceCache(1 << 20)
+    )
+    assert not contrast.differences.any()
+
+
 # ---- audio that never arrives
 
 

@@ -108,7 +108,7 @@ def test_attention_becomes_the_measurements(tiny_model: AudioModel, tiny_profile
     assert [(layer, head) for layer, head, _ in listening.heads] == list(tiny_profile.heads)
     masses = np.array([mass for *_, mass in listening.heads], np.float32)
     assert (masses == audio_mass(attention.numpy())).all()
-    assert sum(one.score for one in listening.clips) == pytest.approx(score, abs=1e-6)
+    assert sum(heard_clip.score for heard_clip in listening.clips) == pytest.approx(score, abs=1e-6)
     assert measure(tiny_model, tiny_profile, prompt, attention, None).silence_score is None
 
 

@@ -97,9 +97,9 @@ def test_an_answer_ends_with_an_end_token(model: AudioModel, oracle: Any) -> Non
     expected = generated(oracle, asked, LENGTH)
     end = next(token for token in expected if token != expected[0])
     with ending_at(model, end):
-        found = list(generate(model, prefill(model, asked), UNSTEERED, GREEDY))
-        assert found == generated(oracle, asked, LENGTH)
-    assert found == expected[: expected.index(end) + 1]
+        tokens = list(generate(model, prefill(model, asked), UNSTEERED, GREEDY))
+        assert tokens == generated(oracle, asked, LENGTH)
+    assert tokens == expected[: expected.index(end) + 1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -196,11 +196,13 @@ def naive_logits(
         return network.lm_head(norm(states))  # type: ignore[no-any-return]
     if plan.intervention.place == "after_norm":
         states = norm(states)
-    found = []
+    steered_rows = []
     for step, state in zip(steps, states, strict=True):
         strength = torch.tensor([plan.strength])
-        found.append(steer(state[None], plan.direction[None], strength, plan.intervention, step)[0])
-    steered = torch.stack(found)
+        steered_rows.append(
+            steer(state[None], plan.direction[None], strength, plan.intervention, step)[0]
+        )
+    steered = torch.stack(steered_rows)
     if plan.intervention.place == "before_norm":
         steered = norm(steered)
     return network.lm_head(steered)  # type: ignore[no-any-return]
@@ -295,11 +297,15 @@ def test_choices_side_by_side_score_as_each_alone(
     tokenizer = model.processor.tokenizer
     lengths = [len(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in CHOICES]
     assert min(lengths) == 1 and max(lengths) > 4, "choices of one token and of many"
-    found = score_choices(model, heard, plan, CHOICES)
-    assert sum(found) == pytest.approx(1.0)
-    assert found == pytest.approx(naive_choices(oracle, model, asked, plan, CHOICES), abs=1e-5)
+    probabilities = score_choices(model, heard, plan, CHOICES)
+    assert sum(probabilities) == pytest.approx(1.0)
+    assert probabilities == pytest.approx(
+        naive_choices(oracle, model, asked, plan, CHOICES), abs=1e-5
+    )
     if intervention:
-        assert found != pytest.approx(score_choices(model, heard, UNSTEERED, CHOICES), abs=1e-3)
+        assert probabilities != pytest.approx(
+            score_choices(model, heard, UNSTEERED, CHOICES), abs=1e-3
+        )
 
 
 def test_the_order_of_the_choices_does_not_matter(model: AudioModel) -> None:
@@ -311,11 +317,13 @@ def test_the_order_of_the_choices_does_not_matter(model: AudioModel) -> None:
 
 def test_choices_of_one_token_need_no_pass(untrained: AudioModel) -> None:
     heard = prefill(untrained, prompt(untrained))
-    found = score_choices(untrained, heard, UNSTEERED, ("dog", "cow", "bird"))
+    probabilities = score_choices(untrained, heard, UNSTEERED, ("dog", "cow", "bird"))
     ids = untrained.processor.tokenizer(["dog", "cow", "bird"])["input_ids"]
     with torch.inference_mode():
         row = steered_logits(untrained, heard.final[None], UNSTEERED, 0)[0]
-    assert found == pytest.approx(row[[i[0] for i in ids]].double().softmax(-1).tolist(), abs=1e-6)
+    assert probabilities == pytest.approx(
+        row[[i[0] for i in ids]].double().softmax(-1).tolist(), abs=1e-6
+    )
     assert heard.cache.get_seq_length() == heard.length
 
 

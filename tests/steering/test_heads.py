@@ -94,8 +94,8 @@ def test_within_strata_by_hand() -> None:
     # Stratum a: mass -0.1, 0.1; right -1/2, 1/2. Stratum b: -0.1, 0.2, -0.1; 1/3, -2/3, 1/3.
     covariance = 0.05 + 0.05 - 0.1 / 3 - 0.4 / 3 - 0.1 / 3
     spread = np.sqrt((0.02 + 0.06) * (0.5 + 6 / 9))
-    found = correlations(mass, right, ["a", "a", "b", "b", "b"])
-    assert found == pytest.approx([covariance / spread], abs=1e-6)
+    head_correlations = correlations(mass, right, ["a", "a", "b", "b", "b"])
+    assert head_correlations == pytest.approx([covariance / spread], abs=1e-6)
 
 
 def test_one_stratum_is_none() -> None:

@@ -144,11 +144,11 @@ def test_an_answer_ends_at_its_end_token_unless_that_is_ignored(untrained: Audio
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_recorded_steps_write_what_plain_ones_write() -> None:
-    found = loading.load("demo", device="cuda", dtype="float32")
+    model = loading.load("demo", device="cuda", dtype="float32")
     written = []
     for recorded in (False, True):
-        jobs = jobs_of(found, NORM)
-        slots = KVSlots(found, 5, 200, NORM)
+        jobs = jobs_of(model, NORM)
+        slots = KVSlots(model, 5, 200, NORM)
         assert slots.use_cuda_graphs
         slots.use_cuda_graphs = recorded
         write(slots, jobs, seed=1)

@@ -42,8 +42,8 @@ def test_attention_comes_in_the_order_asked_for(untrained: AudioModel) -> None:
     asked, heads = prompt(untrained), every_head(untrained)
     every = prefill(untrained, asked, heads=heads).attention
     some = [(5, 2), (0, 7), (5, 1)]
-    found = prefill(untrained, asked, heads=some).attention
-    torch.testing.assert_close(found, every[[heads.index(head) for head in some]])
+    attention = prefill(untrained, asked, heads=some).attention
+    torch.testing.assert_close(attention, every[[heads.index(head) for head in some]])
 
 
 def test_nothing_asked_for_is_nothing_kept(untrained: AudioModel) -> None:

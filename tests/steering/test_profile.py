@@ -261,6 +261,7 @@ def test_only_a_whole_profile_is_pushed(
     class Hub:
         def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
             assert private
+            assert exist_ok
             done.append(("create", name))
 
         def upload_folder(self, *, folder_path: Path, repo_id: str) -> str:

@@ -149,10 +149,21 @@ def test_a_clip_longer_than_the_window_is_heard_up_to_it(untrained: AudioModel) 
     assert example.clips == (long,), "what was sent is remembered whole"
 
 
-def test_a_conversation_without_audio_is_refused(untrained: AudioModel) -> None:
+def test_a_question_without_audio_is_refused(untrained: AudioModel) -> None:
     with pytest.raises(RequestError, match="no audio") as caught:
-        build_prompt(untrained, [Message("user", (QUESTION,))])
+        build_question(untrained, [], QUESTION)
     assert caught.value.param == "audio"
+
+
+def test_a_conversation_without_audio_has_no_audio_token(untrained: AudioModel) -> None:
+    example = build_prompt(untrained, [Message("user", (QUESTION,))])
+    assert words(untrained, example) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert not example.audio_mask.any()
+    assert example.audio_end == 0
+    assert (len(example.log_mels), len(example.mel_frames), example.clips) == (0, 0, ())
 
 
 @pytest.mark.parametrize("control", SPECIAL_TOKENS)

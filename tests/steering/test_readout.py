@@ -30,7 +30,7 @@ def rows(seed: int, count: int = 3, width: int = 160) -> Tensor:
 
 def finals(model: AudioModel, cached: bool) -> Tensor:
     """(3, D) final residuals of real prompts, at the first answer token or two tokens later."""
-    found = []
+    residuals = []
     for seconds in (0.5, 1.0, 1.5):
         heard = prefill(model, prompt(model, seconds))
         final = heard.final[None]
@@ -39,8 +39,8 @@ def finals(model: AudioModel, cached: bool) -> Tensor:
                 states = model.decoder.embed_tokens(torch.tensor([[token]]))
                 positions = torch.tensor([[heard.length + step]])
                 final = run_layers(model, states, positions, None, heard.cache)[0][:, -1]
-        found.append(final[0])
-    return torch.stack(found)
+        residuals.append(final[0])
+    return torch.stack(residuals)
 
 
 # ---- the arithmetic

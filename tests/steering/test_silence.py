@@ -93,23 +93,23 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
     asked = prompt(untrained)
     second = prefill(untrained, silent_twin(untrained, asked), heads=((6, 2),), layers=(4,))
     for heads, layers in ((((6, 2),), (4,)), ((), (4,)), (((6, 2),), ())):
-        found = contrasted(untrained, asked, SilenceCache(PLENTY), layers=layers, heads=heads)
+        contrast = contrasted(untrained, asked, SilenceCache(PLENTY), layers=layers, heads=heads)
         heard = prefill(untrained, asked, layers=layers)
-        assert found.differences.shape == (len(layers), untrained.hidden_size)
-        assert found.silence_attention.shape == (len(heads), int(asked.audio_mask.sum()))
+        assert contrast.differences.shape == (len(layers), untrained.hidden_size)
+        assert contrast.silence_attention.shape == (len(heads), int(asked.audio_mask.sum()))
         if layers:
             expected = heard.states - second.states
-            torch.testing.assert_close(found.differences, expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(contrast.differences, expected, atol=1e-5, rtol=1e-5)
         if heads:
             expected = second.attention
-            torch.testing.assert_close(found.silence_attention, expected, atol=2e-6, rtol=0)
+            torch.testing.assert_close(contrast.silence_attention, expected, atol=2e-6, rtol=0)
 
 
 def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
     quiet = build_question(untrained, [clip(1.0).silent()], QUESTION)
-    found = contrasted(untrained, quiet, SilenceCache(PLENTY))
+    contrast = contrasted(untrained, quiet, SilenceCache(PLENTY))
     torch.testing.assert_close(
-        found.differences, torch.zeros_like(found.differences), atol=1e-5, rtol=0
+        contrast.differences, torch.zeros_like(contrast.differences), atol=1e-5, rtol=0
     )
 
 
@@ -205,8 +205,8 @@ def test_a_thousand_random_durations_stay_under_the_limit(grouped: AudioModel) -
     hits, heard = 0, prefill(grouped, prompt(grouped, 0.1), layers=(0,))
     for step in range(1000):
         asked = prompt(grouped, float(rng.uniform(0.1, 3.0)))
-        found = contrasted(grouped, asked, prefixes, heard, layers=(0,), heads=())
-        hits += found.from_cache
+        contrast = contrasted(grouped, asked, prefixes, heard, layers=(0,), heads=())
+        hits += contrast.from_cache
         assert 0 < prefixes.held_bytes <= prefixes.limit_bytes, step
         assert prefixes.held_bytes == held(prefixes)
     assert hits and len(prefixes) > 3
@@ -244,9 +244,9 @@ def test_without_room_every_contrast_is_a_miss_and_still_right(untrained: AudioM
     kept, none = SilenceCache(PLENTY), SilenceCache(0)
     expected = contrasted(untrained, asked, kept)
     for _ in range(2):
-        found = contrasted(untrained, asked, none)
-        assert not found.from_cache
-        assert torch.equal(found.differences, expected.differences)
+        contrast = contrasted(untrained, asked, none)
+        assert not contrast.from_cache
+        assert torch.equal(contrast.differences, expected.differences)
     assert (len(none), none.held_bytes) == (0, 0)
 
 
@@ -276,9 +276,9 @@ def test_a_miss_runs_no_encoder_for_a_length_it_knows(
     expected = contrasted(untrained, other, SilenceCache(PLENTY), heard)
     with monkeypatch.context() as patched:
         patched.setattr(silence, "silent_mels", None)
-        found = contrasted(untrained, other, prefixes, heard)
-    assert not found.from_cache
-    assert torch.equal(found.differences, expected.differences)
+        contrast = contrasted(untrained, other, prefixes, heard)
+    assert not contrast.from_cache
+    assert torch.equal(contrast.differences, expected.differences)
 
 
 def test_a_longer_conversation_continues_the_prefix_of_its_beginning(model: AudioModel) -> None:
@@ -289,14 +289,14 @@ def test_a_longer_conversation_continues_the_prefix_of_its_beginning(model: Audi
     asked = build_prompt(model, first + turn)
     with watched_tokens(model) as passes:
         heard = prefill(model, asked, heads=HEADS, layers=LAYERS)
-        found = contrasted(model, asked, prefixes, heard)
+        contrast = contrasted(model, asked, prefixes, heard)
     known = build_prompt(model, first).audio_end
     assert passes == [heard.length, asked.audio_end - known, heard.length - asked.audio_end]
     second = prefill(model, silent_twin(model, asked), heads=HEADS, layers=LAYERS)
     torch.testing.assert_close(
-        found.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
+        contrast.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
     )
-    torch.testing.assert_close(found.silence_attention, second.attention, atol=2e-6, rtol=0)
+    torch.testing.assert_close(contrast.silence_attention, second.attention, atol=2e-6, rtol=0)
     assert contrasted(model, asked, prefixes, heard).from_cache
 
 
@@ -306,9 +306,9 @@ def test_another_length_of_the_first_clip_is_no_beginning(untrained: AudioModel)
     asked = prompt(untrained, 1.0, 0.5)
     heard = prefill(untrained, asked, layers=LAYERS)
     second = prefill(untrained, silent_twin(untrained, asked), layers=LAYERS)
-    found = contrasted(untrained, asked, prefixes, heard)
+    contrast = contrasted(untrained, asked, prefixes, heard)
     torch.testing.assert_close(
-        found.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
+        contrast.differences, heard.states - second.states, atol=1e-5, rtol=1e-5
     )
 
 

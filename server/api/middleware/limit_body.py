@@ -29,7 +29,7 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
             nonlocal size, ended, deadline
             announced = headers.get("content-length", "")
             if announced.isascii() and announced.isdecimal() and int(announced[:20]) > max_bytes:
-                raise _too_large(int(announced[:20]), max_bytes)
+                raise too_large(int(announced[:20]), max_bytes)
             deadline = deadline or asyncio.get_running_loop().time() + seconds
             try:
                 async with asyncio.timeout_at(None if ended else deadline):
@@ -42,7 +42,7 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
             size += len(message.get("body", b""))
             ended = not message.get("more_body", False)
             if size > max_bytes:
-                raise _too_large(size, max_bytes)
+                raise too_large(size, max_bytes)
             return message
 
         async def send_after_body(message: Message) -> None:
@@ -57,7 +57,8 @@ def limit_body(app: ASGIApp, max_bytes: int, seconds: float) -> ASGIApp:
     return call
 
 
-def _too_large(size: int, limit: int) -> BodyTooLarge:
+def too_large(size: int, limit: int) -> BodyTooLarge:
+    """The error of a body over the limit."""
     return BodyTooLarge(
         f"the body has {size:,} bytes or more; at most {limit:,} are allowed: send shorter clips,"
         " or compressed ones such as FLAC or Opus"

@@ -114,17 +114,18 @@ def test_25_mb_of_opus_do_not_become_gigabytes(
     assert response.json()["error"]["code"] == "audio_too_large"
 
 
-def test_a_forged_rate_is_refused_or_counted(server: Any, make_sound: Any) -> None:
+def test_a_forged_rate_is_refused_or_counted(start: Any, make_sound: Any) -> None:
     """40 s of samples are too long at their own rate, and at no other are they 40 s to us."""
     long = bytearray(make_sound(40))
-    for rate_hz, status in ((16_000, 413), (192_000, 200), (655_350, 400), (2**32 - 1, 400)):
-        struct.pack_into("<I", long, 24, rate_hz)
-        body = {"data": base64.b64encode(long).decode()}
-        response = server.chat(audio=body, question=QUESTION, max_tokens=1)
-        assert response.status_code == status, response.text
-        if status == 200:
-            heard = response.json()["audio"][0]
-            assert heard["submitted_seconds"] == pytest.approx(40 * 16_000 / rate_hz, abs=0.01)
+    with start(max_audio_seconds=30.0) as server:
+        for rate_hz, status in ((16_000, 413), (192_000, 200), (655_350, 400), (2**32 - 1, 400)):
+            struct.pack_into("<I", long, 24, rate_hz)
+            body = {"data": base64.b64encode(long).decode()}
+            response = server.chat(audio=body, question=QUESTION, max_tokens=1)
+            assert response.status_code == status, response.text
+            if status == 200:
+                heard = response.json()["audio"][0]
+                assert heard["submitted_seconds"] == pytest.approx(40 * 16_000 / rate_hz, abs=0.01)
 
 
 def silence(muxer: str, encoder: str, seconds: int) -> bytes:

@@ -37,8 +37,8 @@ def demo() -> Iterator[Server]:
 def items(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Item]]:
     """Fresh neutral items of each domain: the sound alone answers them."""
     folder = tmp_path_factory.mktemp("items")
-    found = read(write_items(folder, split="test", count=300, seed=SEED), folder).items
-    neutral = [item for item in found if item.wording == "neutral"]
+    every_item = read(write_items(folder, split="test", count=300, seed=SEED), folder).items
+    neutral = [item for item in every_item if item.wording == "neutral"]
     return {domain: [i for i in neutral if i.task == domain] for domain in DOMAINS}
 
 
@@ -68,7 +68,7 @@ def test_the_clip_that_the_question_is_about_ranks_first(
         body: dict[str, Any] = response.json()
         clips = body["listening"]["clips"]
         assert len(clips) == 3
-        assert all(0 <= one["score"] <= 1 for one in clips)
+        assert all(0 <= clip["score"] <= 1 for clip in clips)
         decisive = clips[place]["rank"] == 1
         first += decisive
         places[place] += decisive

@@ -56,6 +56,13 @@ def question(seed: int = 0, **fields: Any) -> Question:
     return Question(f"question-{seed}", (message,), **fields)
 
 
+def too_long_question(seed: int) -> Question:
+    """A question whose prompt fits no slot."""
+    asked = question(seed)
+    (message,) = asked.messages
+    return replace(asked, messages=(replace(message, parts=(*message.parts, "And then? " * 400)),))
+
+
 def random_question(seed: int) -> Question:
     rng = np.random.default_rng([seed, 8])
 
@@ -86,11 +93,11 @@ def random_question(seed: int) -> Question:
     )
 
 
-def assert_same(found: list[Answer], expected: list[Answer]) -> None:
+def assert_same(answers: list[Answer], expected: list[Answer]) -> None:
     """The answers are the same but for their times; scores are float32, summed in any order."""
-    for one, other in zip(found, expected, strict=True):
-        assert words(one) == words(other)
-        assert figures(one) == pytest.approx(figures(other), abs=1e-5)
+    for answer, other in zip(answers, expected, strict=True):
+        assert words(answer) == words(other)
+        assert figures(answer) == pytest.approx(figures(other), abs=1e-5)
 
 
 def words(answer: Answer) -> list[Any]:
@@ -118,9 +125,9 @@ async def all_of(engine: Engine, questions: list[Question]) -> list[Answer | Bas
     return await asyncio.gather(*(engine.answer(q) for q in questions), return_exceptions=True)
 
 
-def answered(found: Answer | BaseException) -> Answer:
-    assert isinstance(found, Answer), repr(found)
-    return found
+def answered(outcome: Answer | BaseException) -> Answer:
+    assert isinstance(outcome, Answer), repr(outcome)
+    return outcome
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -135,11 +142,11 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtim
     questions = [random_question(seed) for seed in range(200)]
 
     async def ask() -> None:
-        alone = [await engine.answer(one) for one in questions]
-        together = [answered(one) for one in await all_of(engine, questions)]
+        alone = [await engine.answer(query) for query in questions]
+        together = [answered(outcome) for outcome in await all_of(engine, questions)]
         assert_same(together, alone)
-        assert len({one.text for one in alone}) > 60, "they say different things"
-        assert sum(one.steering.applied for one in alone) > 50
+        assert len({answer.text for answer in alone}) > 60, "they say different things"
+        assert sum(answer.steering.applied for answer in alone) > 50
 
     with running(small) as engine:
         asyncio.run(ask())
@@ -151,7 +158,7 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
     async def ask() -> None:
         async with aclosing(engine.run(replace(question(), sampling=LONG))) as events:
             await anext(events)  # the only row is taken, and nobody reads on
-            too_long = replace(question(1), sampling=Sampling(max_tokens=499))
+            too_long = too_long_question(1)
             with pytest.raises(RequestError, match=r"at most \d+ fit"):
                 await engine.answer(too_long)
             assert engine.running == 1 and engine.waiting == 0
@@ -160,16 +167,33 @@ def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) ->
         asyncio.run(ask())
 
 
+def test_an_answer_ends_where_its_slot_does(tiny_model: Any) -> None:
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=100)
+
+    async def ask() -> None:
+        endless = Sampling(max_tokens=4000, ignore_end=True)
+        answer = await engine.answer(replace(question(), sampling=endless))
+        room = 100 - len(answer.prompt.tokens)
+        assert (answer.completion_tokens, answer.finish_reason) == (room, "length")
+        exact = await engine.answer(
+            replace(question(), sampling=replace(endless, max_tokens=room - 1))
+        )
+        assert answer.text.startswith(exact.text)
+
+    with running(runtime) as engine:
+        asyncio.run(ask())
+
+
 def test_a_question_that_fails_disturbs_nobody(small: Runtime) -> None:
     good = [question(seed, steering=STEERED, sampling=Sampling(max_tokens=20)) for seed in range(5)]
     wrong = question(9, steering=SteeringRequest(True, 50.0))
-    too_long = question(8, sampling=Sampling(max_tokens=5000))
+    too_long = too_long_question(8)
 
     async def ask() -> None:
-        alone = [await engine.answer(one) for one in good]
-        found = await all_of(engine, [good[0], wrong, *good[1:4], too_long, good[4]])
-        assert isinstance(found[1], RequestError) and isinstance(found[5], RequestError)
-        rest = [answered(one) for i, one in enumerate(found) if i not in (1, 5)]
+        alone = [await engine.answer(query) for query in good]
+        outcomes = await all_of(engine, [good[0], wrong, *good[1:4], too_long, good[4]])
+        assert isinstance(outcomes[1], RequestError) and isinstance(outcomes[5], RequestError)
+        rest = [answered(outcome) for i, outcome in enumerate(outcomes) if i not in (1, 5)]
         assert_same(rest, alone)
 
     with running(small) as engine:
@@ -192,10 +216,10 @@ def test_a_step_that_fails_ends_those_in_it_and_nobody_after(
     monkeypatch.setattr(small.slots, "step", failing)
 
     async def ask() -> None:
-        found = await all_of(engine, asked)
-        failed = [one for one in found if isinstance(one, RuntimeError)]
+        outcomes = await all_of(engine, asked)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, RuntimeError)]
         assert len(failed) == sizes[3] > 0
-        assert sum(isinstance(one, Answer) for one in found) == len(asked) - len(failed)
+        assert sum(isinstance(outcome, Answer) for outcome in outcomes) == len(asked) - len(failed)
         assert engine.alive
         assert (await engine.answer(asked[0])).completion_tokens == 30
 
@@ -219,15 +243,15 @@ def test_memory_that_runs_out_in_a_step_frees_what_is_kept_and_the_engine_goes_o
         step()
 
     async def ask() -> None:
-        alone = [await engine.answer(one) for one in asked]
+        alone = [await engine.answer(query) for query in asked]
         monkeypatch.setattr(small.slots, "step", greedy)
-        found = await all_of(engine, asked)
-        failed = [i for i, one in enumerate(found) if not isinstance(one, Answer)]
-        assert failed and all(is_out_of_memory(cast(BaseException, found[i])) for i in failed)
+        outcomes = await all_of(engine, asked)
+        failed = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Answer)]
+        assert failed and all(is_out_of_memory(cast(BaseException, outcomes[i])) for i in failed)
         assert held[0] > 0
         rest = [i for i in range(len(asked)) if i not in failed]
-        assert_same([answered(found[i]) for i in rest], [alone[i] for i in rest])
-        assert_same([answered(one) for one in await all_of(engine, asked)], alone)
+        assert_same([answered(outcomes[i]) for i in rest], [alone[i] for i in rest])
+        assert_same([answered(outcome) for outcome in await all_of(engine, asked)], alone)
 
     with running(small) as engine:
         asyncio.run(ask())
@@ -265,8 +289,8 @@ def test_a_lost_device_ends_the_engine_and_all_that_ask(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     async def ask() -> None:
-        found = await all_of(engine, [question(seed, sampling=LONG) for seed in range(9)])
-        assert [type(one) for one in found] == [EngineStopped] * 9
+        outcomes = await all_of(engine, [question(seed, sampling=LONG) for seed in range(9)])
+        assert [type(outcome) for outcome in outcomes] == [EngineStopped] * 9
         assert isinstance(engine.fault, torch.AcceleratorError)
         assert engine.dead and not engine.alive
 
@@ -336,8 +360,8 @@ def test_closing_ends_what_runs_and_what_waits(tiny_model: Any) -> None:
         asked = [asyncio.create_task(engine.answer(question(i, sampling=LONG))) for i in range(4)]
         await until(lambda: engine.running == 1 and engine.waiting == 3)
         await asyncio.to_thread(engine.close)
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in found] == [EngineStopped] * 4
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineStopped] * 4
         assert not runtime.slots.active
         with pytest.raises(EngineStopped):
             await engine.answer(question(5))
@@ -427,9 +451,11 @@ def test_a_question_whose_end_fails_frees_its_row(
     monkeypatch.setattr(module, "answer_question", faulty)
 
     async def ask() -> None:
-        found = await all_of(engine, [question(seed) for seed in range(4)])
-        assert isinstance(found[1], Answer | ValueError)
-        assert [isinstance(one, Answer) for one in (found[0], *found[2:])] == [True] * 3
+        outcomes = await all_of(engine, [question(seed) for seed in range(4)])
+        assert isinstance(outcomes[1], Answer | ValueError)
+        assert [isinstance(outcome, Answer) for outcome in (outcomes[0], *outcomes[2:])] == [
+            True
+        ] * 3
         async with aclosing(engine.run(replace(question(1), sampling=LONG))) as events:
             await anext(events)
         await until(lambda: engine.running == 0)

@@ -94,12 +94,12 @@ def test_choices_streams_and_several_clips(
     chosen = server.chat(audio=clips, question=QUESTION, choices=CHOICES, steer=True)
     assert chosen.status_code == 200, chosen.text
     body = chosen.json()
-    assert sum(one["probability"] for one in body["choices"]) == pytest.approx(1)
+    assert sum(choice["probability"] for choice in body["choices"]) == pytest.approx(1)
     assert len(body["listening"]["clips"]) == 2
     whole = server.chat(audio=clips, question=QUESTION, max_tokens=6).json()["answer"]
     stream = server.chat(audio=clips, question=QUESTION, max_tokens=6, stream=True)
     pieces = [line for line in stream.text.split("\n\n") if line.startswith("data: {")]
-    assert "".join(json.loads(one[6:])["delta"] for one in pieces) == whole
+    assert "".join(json.loads(piece[6:])["delta"] for piece in pieces) == whole
 
 
 def test_audio_that_never_arrives_is_at_the_floor(
@@ -148,9 +148,9 @@ def test_a_checkpoint_is_served_by_a_real_process(
     checkpoint = tiny.save(tiny.qwen2_5_omni, tmp_path / "omni")
     with serve_process(checkpoint, "none", tmp_path / "log") as (_, url):
         files = [("audio", ("x.wav", sound))]
-        found = httpx.post(f"{url}/v1/audio-chat", files=files, data={"question": QUESTION})
-        assert found.status_code == 200, found.text
-        assert found.json()["listening"]["verdict"] == "unknown"
+        response = httpx.post(f"{url}/v1/audio-chat", files=files, data={"question": QUESTION})
+        assert response.status_code == 200, response.text
+        assert response.json()["listening"]["verdict"] == "unknown"
     assert "loaded" in (tmp_path / "log").read_text()
 
 

@@ -28,14 +28,22 @@ def five_seconds(make_sound: Callable[..., bytes]) -> dict[str, str]:
     return {"data": base64.b64encode(make_sound(5.0)).decode()}
 
 
-def test_a_minute_is_refused_with_the_limit(server: Any, minute: dict[str, str]) -> None:
-    for wish in ({}, {"long_audio": "cut"}, {"long_audio": "refuse"}):
-        response = server.chat(audio=minute, question=QUESTION, **wish)
-        error = response.json()["error"]
-        assert (response.status_code, error["code"]) == (413, "audio_too_large")
-        assert "60.00 s" in error["message"]
-        assert "at most 30 s" in error["message"]
-        assert 'long_audio "window"' in error["message"]
+def test_a_minute_is_refused_with_the_limit(start: Any, minute: dict[str, str]) -> None:
+    with start(max_audio_seconds=30.0) as server:
+        for options in ({}, {"long_audio": "cut"}, {"long_audio": "refuse"}):
+            response = server.chat(audio=minute, question=QUESTION, **options)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (413, "audio_too_large")
+            assert "60.00 s" in error["message"]
+            assert "at most 30 s" in error["message"]
+            assert 'long_audio "window"' in error["message"]
+
+
+def test_a_minute_is_cut_by_default(server: Any, minute: dict[str, str]) -> None:
+    body = server.chat(audio=minute, question=QUESTION, max_tokens=1).json()
+    assert body["audio"][0]["truncated"]
+    assert body["audio"][0]["submitted_seconds"] == 60.0
+    assert "60.00 s" in body["warnings"][0]
 
 
 def test_a_clip_over_the_window_is_refused_where_that_is_asked(
@@ -80,7 +88,7 @@ def test_a_minute_in_windows(
     assert body["steering"]["strength"] == pytest.approx(most["strength"], abs=1e-5)
     assert body["usage"]["audio_tokens"] > 60 * 25, "overlaps were heard twice"
     if "choices" in more:
-        assert sum(one["probability"] for one in body["choices"]) == pytest.approx(1)
+        assert sum(choice["probability"] for choice in body["choices"]) == pytest.approx(1)
     else:
         assert body["answer"] == most["answer"]
 
@@ -110,7 +118,7 @@ def test_windows_stand_in_a_stream_and_in_a_score(
     wish = {"audio": [audio, five_seconds], "question": QUESTION, "long_audio": "window"}
     whole = server.chat(max_tokens=2, **wish).json()
     assert {window["clip"] for window in whole["windows"]} == {1}
-    assert [one["heard_seconds"] for one in whole["audio"]] == [1, 5]
+    assert [clip["heard_seconds"] for clip in whole["audio"]] == [1, 5]
     stream = server.chat(max_tokens=2, stream=True, **wish)
     assert '"windows"' in stream.text
     score = server.post("/v1/listening-score", json=wish)

@@ -48,10 +48,12 @@ def test_a_full_queue_is_429_and_a_long_wait_503(start: Any, gate: Any, ask: Any
 
 def test_many_at_once_get_the_answers_they_get_alone(server: Any, ask: Any) -> None:
     questions = [{**ask, "question": f"What is this, number {i}?"} for i in range(8)]
-    alone = [server.chat(**one).json() for one in questions]
-    together = [work.result(60).json() for work in [begin(server, one) for one in questions]]
-    assert [one["answer"] for one in together] == [one["answer"] for one in alone]
-    assert max(one["timings"]["queue_seconds"] for one in together) > 0
+    alone = [server.chat(**question).json() for question in questions]
+    together = [
+        work.result(60).json() for work in [begin(server, question) for question in questions]
+    ]
+    assert [body["answer"] for body in together] == [body["answer"] for body in alone]
+    assert max(body["timings"]["queue_seconds"] for body in together) > 0
 
 
 class Caller:
@@ -162,17 +164,17 @@ def test_who_takes_too_long_frees_the_row_within_a_step(
         long = {**ask, "max_tokens": 1000}
         begun = time.monotonic()
         late, streamed = begin(server, long), begin(server, {**long, "stream": True})
-        found = [late.result(30), streamed.result(30)]
+        responses = [late.result(30), streamed.result(30)]
         assert time.monotonic() - begun < 12, "1000 steps take 20 s"
         server.wait_until(lambda: not runtime.slots.active and server.deployment.in_flight == 0)
         codes = []
-        for one in found:  # which of them got the row is open
-            if one.headers["content-type"].startswith("text/event-stream"):
-                last = json.loads(one.text.strip().splitlines()[-1].removeprefix("data: "))
+        for response in responses:  # which of them got the row is open
+            if response.headers["content-type"].startswith("text/event-stream"):
+                last = json.loads(response.text.strip().splitlines()[-1].removeprefix("data: "))
                 codes.append(last["error"]["code"])
             else:
-                assert one.status_code == 504
-                codes.append(one.json()["error"]["code"])
+                assert response.status_code == 504
+                codes.append(response.json()["error"]["code"])
         assert codes == ["timeout", "timeout"]
         assert server.metric("allears_errors_total", code="timeout") == 2
         assert server.chat(**{**ask, "max_tokens": 1}).status_code == 200
@@ -199,14 +201,14 @@ def test_retry_after_of_a_full_queue_is_what_the_last_answers_took(
         server.wait_until(lambda: gate.held == 1)
         waiting = [begin(server, ask) for _ in range(2)]
         server.wait_until(lambda: engine.waiting == 2)
-        found = []
+        retry_after = []
         for seconds in (0.01, 9.6 * rows, 1e6):
             engine._recent_seconds.clear()
             engine._recent_seconds.append(seconds)
-            found.append(int(server.chat(**ask).headers["retry-after"]))
+            retry_after.append(int(server.chat(**ask).headers["retry-after"]))
         gate.open()
-        assert found == [1, 20, 60]
-        assert [one.result(30).status_code for one in waiting] == [200, 200]
+        assert retry_after == [1, 20, 60]
+        assert [work.result(30).status_code for work in waiting] == [200, 200]
 
 
 # ---- who leaves at any moment

@@ -86,8 +86,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'log.sqlite'}"
-    found: str = request.getfixturevalue("postgres").new_database()
-    return found
+    database_url: str = request.getfixturevalue("postgres").new_database()
+    return database_url
 
 
 def rows_of(log: DatabaseLog) -> int:
@@ -104,8 +104,8 @@ def test_what_was_added_is_there_at_once_and_after_a_restart(url: str) -> None:
     nothing = record("b", score=None, percentile=None, direction=None, answer_changed=None)
     added = [first, nothing, record("c", silence_score=0.5)]
     with log_at(url) as log:
-        for one in added:
-            log.add(one)
+        for added_record in added:
+            log.add(added_record)
         assert log.recent("demo", "mine") == added
         assert log.find("b") == nothing
     assert not lost
@@ -179,7 +179,7 @@ def test_the_writer_prunes_in_batches(url: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_column_for_every_field(url: str) -> None:
     with log_at(url) as log:
         assert log._engine is not None
-        columns = {one["name"] for one in inspect(log._engine).get_columns("listening_log")}
+        columns = {column["name"] for column in inspect(log._engine).get_columns("listening_log")}
     assert columns == {field.name for field in fields(Record)} | {"number", "replica"}
     assert not {"question", "answer", "audio", "text"} & columns
 
@@ -189,7 +189,9 @@ def test_the_columns_of_this_version(tmp_path: Path) -> None:
     with log_at(f"sqlite:///{tmp_path / 'log.sqlite'}") as log:
         assert log._engine is not None
         columns = inspect(log._engine).get_columns("listening_log")
-    described = [f"{one['name']} {one['type']}{' null' * one['nullable']}" for one in columns]
+    described = [
+        f"{column['name']} {column['type']}{' null' * column['nullable']}" for column in columns
+    ]
     assert database.VERSION == 1
     assert described == [
         "number INTEGER",
@@ -478,8 +480,8 @@ def ask(http: httpx.Client, sound: bytes) -> dict[str, Any]:
     files, data = [("audio", ("x.wav", sound))], {"question": QUESTION, "max_tokens": "2"}
     response = http.post("/v1/audio-chat", files=files, data=data)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 def test_an_answer_s_numbers_are_in_its_record(start: Any, audio: Any, tmp_path: Path) -> None:
@@ -536,8 +538,8 @@ def test_replicas_answer_through_an_outage(start: Any, audio: Any, postgres: Any
         waiting = "allears_listening_log_waiting"
         one.wait_until(lambda: one.metric(waiting) == other.metric(waiting) == 0)
         for server in (one, other):
-            found = server.get("/listening-score").json()
-            assert (found["count"], found["log"]) == (8, "database")
+            summary_after = server.get("/listening-score").json()
+            assert (summary_after["count"], summary_after["log"]) == (8, "database")
             assert server.metric("allears_listening_log_up") == 1
             assert server.metric("allears_listening_log_lost_total") == 0
             for name in ids:
@@ -604,8 +606,8 @@ def test_a_killed_server_leaves_a_whole_database(
     def ask_on(url: str) -> None:
         with httpx.Client(base_url=url, timeout=60) as http, suppress(httpx.TransportError):
             while True:  # until it is killed
-                found = ask(http, sound)
-                answered.append((time.monotonic(), found["id"]))
+                answer = ask(http, sound)
+                answered.append((time.monotonic(), answer["id"]))
 
     with (
         serve_process(checkpoint_folder, profile_folder, tmp_path / "a", *options) as (one, url),

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import soundfile
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parents[3]
@@ -88,21 +89,12 @@ def browser() -> Iterator[Browser]:
         "--no-sandbox",
         "--use-fake-ui-for-media-stream",
         "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={CLIPS / 'seven.wav'}",
     ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def demo_url(
-    serve_process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """A server of the embedded model."""
-    log = tmp_path_factory.mktemp("demo") / "log"
-    with serve_process(Path("demo"), ROOT / "steering" / "demo" / "profile", log) as (_, url):
-        yield url
 
 
 @contextmanager
@@ -145,15 +137,33 @@ def ask(page: Page, question: str, choices: str) -> None:
     expect(page.locator("#code")).to_be_visible(timeout=20_000)
 
 
+def take_screenshot(page: Page, name: str) -> None:
+    page.wait_for_timeout(400)  # the bars have grown
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"playground-{name}.png", full_page=True)
+
+
+def encode(wav: Path, file: Path, codec: str) -> None:
+    """Write a WAV file's sound as another container and codec."""
+    av = pytest.importorskip("av", reason="needs the extra `av`")
+    samples, rate_hz = soundfile.read(wav, dtype="int16")
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
+    frame.sample_rate, frame.pts = rate_hz, 0
+    with av.open(file, "w") as output:
+        stream = output.add_stream(codec, rate=48_000, layout="mono")
+        for part in (frame, None):
+            output.mux(stream.encode(part))
+
+
 def heat(page: Page) -> list[int]:
     """How much more red than blue each of ten columns of the picture's first row is."""
-    found: list[int] = page.evaluate(
+    redness: list[int] = page.evaluate(
         """() => { const c = document.getElementById("wave"), p = c.getContext("2d");
         return [...Array(10).keys()].map((i) => {
           const [r, , b, a] = p.getImageData((i + .5) * c.width / 10, 2, 1, 1).data;
           return Math.round((r - b) * a / 255); }); }"""
     )
-    return found
+    return redness
 
 
 class TestInABrowser:
@@ -191,9 +201,7 @@ class TestInABrowser:
             assert shown_text(page, "silent") == "wind"
             width = page.evaluate("document.documentElement.scrollWidth")
             assert width <= SIZES[size][0], "the page is wider than the screen"
-            page.wait_for_timeout(400)  # the bars have grown
-            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=SCREENSHOTS / f"playground-{size}.png", full_page=True)
+            take_screenshot(page, size)
             page.get_by_role("button", name="seven").click()
             expect(page.locator("#sound-name")).to_have_text(re.compile("seven"))
             page.get_by_role("button", name="Ask bare and steered").click()
@@ -241,6 +249,39 @@ class TestInABrowser:
             ask(page, "What is this?", "dog, cat")
             assert shown_text(page, "bare") in ("dog", "cat")
 
+    def test_what_was_said_into_the_microphone_is_answered(
+        self, browser: Browser, demo_url: str
+    ) -> None:
+        with visit(browser, f"{demo_url}/", permissions=["microphone"]) as page:
+            expect(page.locator("#sound-name")).to_have_text(re.compile("dog.wav"))
+            page.get_by_role("button", name="Record").click()
+            expect(page.get_by_role("button", name="Stop")).to_be_visible()
+            page.wait_for_timeout(3000)
+            page.get_by_role("button", name="Stop").click()
+            expect(page.locator("#sound-name")).to_have_text(re.compile(r"^recording\.wav"))
+            ask(page, "Which word is spoken?", "one, seven, river, computer")
+            assert shown_text(page, "bare") == "seven"
+            take_screenshot(page, "recording-desktop")
+
+    @pytest.mark.parametrize(
+        ("name", "codec"), [("clip.m4a", "aac"), ("clip.webm", "opus"), ("lossless.m4a", "alac")]
+    )
+    def test_what_phones_and_browsers_record_is_answered(
+        self, browser: Browser, demo_url: str, tmp_path: Path, name: str, codec: str
+    ) -> None:
+        encode(CLIPS / "seven.wav", tmp_path / name, codec)
+        with visit(browser, f"{demo_url}/", "phone") as page:
+            expect(page.locator("#sound-name")).to_have_text(re.compile("dog.wav"))
+            page.locator("#file").set_input_files(tmp_path / name)
+            stem = name.split(".")[0]
+            expect(page.locator("#sound-name")).to_have_text(re.compile(f"^{stem}"))
+            expect(page.locator("#player")).to_be_visible(visible=codec != "alac")
+            ask(page, "Which word is spoken?", "one, seven, river, computer")
+            assert shown_text(page, "bare") == "seven"
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= SIZES["phone"][0], "the page is wider than the screen"
+            take_screenshot(page, f"{codec}-phone")
+
     def test_what_goes_wrong_is_said(
         self, browser: Browser, running_url: str, tmp_path: Path
     ) -> None:
@@ -248,7 +289,9 @@ class TestInABrowser:
         with visit(browser, f"{running_url}/") as page:
             expect(page.locator("#sound-name")).to_have_text(re.compile("dog.wav"))
             page.locator("#file").set_input_files(tmp_path / "text.wav")
-            expect(page.get_by_role("alert")).to_have_text(re.compile("WAV, FLAC, OGG or MP3"))
+            expect(page.get_by_role("alert")).to_have_text(
+                re.compile("WAV, FLAC, OGG, MP3, M4A or WebM")
+            )
             page.get_by_label("Choices").fill("dog")
             page.get_by_role("button", name="Ask bare and steered").click()
             expect(page.get_by_role("alert")).to_have_text(re.compile("choices"))

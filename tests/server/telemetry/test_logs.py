@@ -60,8 +60,8 @@ def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         logging.getLogger("allears").setLevel(before[1])
 
 
-def requests_in(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [line for line in found if line["logger"] == "allears.requests"]
+def requests_in(log_lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in log_lines if line["logger"] == "allears.requests"]
 
 
 def test_a_request_is_one_line_with_what_it_cost(start: Any, audio: Any, lines: Any) -> None:
@@ -199,19 +199,19 @@ def test_a_real_server_writes_nothing_but_json(
         assert httpx.post(f"{url}/v1/audio-chat", json=body, timeout=60).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    found = [json.loads(line) for line in log.read_text(encoding="utf-8").split("\n")[:-1]]
-    assert len(found) > len(heads) - 3
-    for line in found:
+    log_lines = [json.loads(line) for line in log.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert len(log_lines) > len(heads) - 3
+    for line in log_lines:
         assert line.keys() >= {"time", "level", "logger", "message"}
         assert line.get("route") != "/forged"
-    assert any("loading" in line["message"] for line in found)
-    assert any(line["message"].startswith("ready: ") for line in found)
-    assert {line["route"] for line in requests_in(found)} == {
+    assert any("loading" in line["message"] for line in log_lines)
+    assert any(line["message"].startswith("ready: ") for line in log_lines)
+    assert {line["route"] for line in requests_in(log_lines)} == {
         "/metrics",
         "/v1/audio-chat",
         "unmatched",
     }
-    for line in requests_in(found):
+    for line in requests_in(log_lines):
         assert re.fullmatch(r"req-[0-9a-f]{32}", line["request_id"])
 
 

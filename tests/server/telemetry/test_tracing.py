@@ -33,7 +33,10 @@ class Collector:
 
     def take(self, body: bytes) -> None:
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-            named = {one.key: one.value.string_value for one in group.resource.attributes}
+            named = {
+                attribute.key: attribute.value.string_value
+                for attribute in group.resource.attributes
+            }
             self.services.add(named["service.name"])
             self.spans += [span for scope in group.scope_spans for span in scope.spans]
 
@@ -41,18 +44,18 @@ class Collector:
         return [span for span in self.spans if span.kind == Span.SPAN_KIND_SERVER]
 
     def children(self, of: Span) -> list[Span]:
-        found = [span for span in self.spans if span.parent_span_id == of.span_id]
-        return sorted(found, key=lambda span: STEPS.index(span.name))
+        child_spans = [span for span in self.spans if span.parent_span_id == of.span_id]
+        return sorted(child_spans, key=lambda span: STEPS.index(span.name))
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    found = Collector()
+    trace_collector = Collector()
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            found.take(self.rfile.read(int(self.headers["content-length"])))
+            trace_collector.take(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
             self.end_headers()
 
@@ -61,7 +64,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
     with serving(Answering) as port:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        yield found
+        yield trace_collector
 
 
 @contextmanager
@@ -77,7 +80,8 @@ def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 def attributes(span: Span) -> dict[str, Any]:
     return {
-        one.key: getattr(one.value, str(one.value.WhichOneof("value"))) for one in span.attributes
+        attribute.key: getattr(attribute.value, str(attribute.value.WhichOneof("value")))
+        for attribute in span.attributes
     }
 
 

@@ -65,7 +65,7 @@ def items_done(out: Path) -> int:
     file = store_folder(out) / "checks.npy"
     try:
         return int(np.count_nonzero(np.load(file)))
-    except (OSError, ValueError):  # not there yet, or not whole yet
+    except (OSError, ValueError, EOFError):  # not there yet, empty, or not whole yet
         return 0
 
 
@@ -147,7 +147,9 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
             pid = parents[pid]
         return False
 
-    return [pid for pid, name in names.items() if b"ray::Listener" in name and descends(pid)]
+    return [
+        pid for pid, name in names.items() if b"ray::CalibrationWorker" in name and descends(pid)
+    ]
 
 
 def test_two_workers_make_the_same_profile(data: Path, uninterrupted: Path, tmp_path: Path) -> None:

@@ -20,15 +20,15 @@ def two_threads() -> Generator[None, None, None]:
     torch.set_num_threads(before)
 
 
-def test_a_cpu_works_in_one_thread_and_has_its_own_back(
-    untrained: AudioModel, two_threads: None
-) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_a_cpu_works_in_one_thread_and_has_its_own_back(untrained: AudioModel) -> None:
     with pytest.raises(ZeroDivisionError), one_thread(untrained):
         assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == 2
 
 
-def test_a_gpu_s_host_keeps_its_threads(untrained: AudioModel, two_threads: None) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_a_gpu_s_host_keeps_its_threads(untrained: AudioModel) -> None:
     with one_thread(replace(untrained, device=torch.device("cuda"))):
         assert torch.get_num_threads() == 2

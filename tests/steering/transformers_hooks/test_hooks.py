@@ -149,13 +149,13 @@ def new_tokens(network: Any, given: dict[str, Tensor], **options: Any) -> list[l
     """The answer's tokens of each row, by transformers' generate."""
     options = {"do_sample": False, "max_new_tokens": TOKENS, **options}
     out = network.generate(**given, **options)
-    found: list[list[int]] = out[:, given["input_ids"].shape[1] :].tolist()
-    return found
+    token_rows: list[list[int]] = out[:, given["input_ids"].shape[1] :].tolist()
+    return token_rows
 
 
-def same(found: list[int], expected: list[int]) -> bool:
+def same(tokens: list[int], expected: list[int]) -> bool:
     """Whether the tokens agree; a row that ended is padded."""
-    return found[: len(expected)] == expected
+    return tokens[: len(expected)] == expected
 
 
 @pytest.fixture(params=HOWS.values(), ids=list(HOWS))
@@ -171,15 +171,15 @@ def test_one_prompt_is_heard_and_steered_as_on_our_own_path(
 ) -> None:
     expected = own(model, profile, 0)
     with listening(any_plain, model.processor, profile, steer=True) as ears:
-        found = new_tokens(any_plain, inputs(model, 0))
+        token_rows = new_tokens(any_plain, inputs(model, 0))
     assert ears.score == pytest.approx(expected.score, abs=1e-6)
     assert ears.strength == pytest.approx(expected.plan.strength, abs=1e-5)
     np.testing.assert_allclose(ears.timeline, expected.timeline, atol=1e-6)
     assert ears.timeline.sum() == pytest.approx(ears.score, abs=1e-6)
     assert ears.verdict == profile.verdicts.of(expected.score)
     assert ears.reason is None
-    assert same(found[0], own_tokens(model, expected))
-    assert not same(found[0], own_tokens(model, expected, UNSTEERED)), (
+    assert same(token_rows[0], own_tokens(model, expected))
+    assert not same(token_rows[0], own_tokens(model, expected, UNSTEERED)), (
         "the strength must do something"
     )
 
@@ -188,7 +188,7 @@ def test_each_row_of_a_batch_is_heard_and_steered_as_alone(
     model: AudioModel, plain: Any, profile: Profile
 ) -> None:
     with listening(plain, model.processor, profile, steer=True) as ears:
-        found = new_tokens(plain, inputs(model, 0, 1, 2))
+        token_rows = new_tokens(plain, inputs(model, 0, 1, 2))
     assert len(ears.rows) == 3
     assert len({round(row.strength, 4) for row in ears.rows}) == 3
     for row, heard in enumerate(ears.rows):
@@ -196,7 +196,7 @@ def test_each_row_of_a_batch_is_heard_and_steered_as_alone(
         assert heard.score == pytest.approx(alone.score, abs=1e-6)
         np.testing.assert_allclose(heard.timeline, alone.timeline, atol=1e-6)
         assert heard.silence_score is not None
-        assert same(found[row], own_tokens(model, alone))
+        assert same(token_rows[row], own_tokens(model, alone))
     with pytest.raises(RequestError, match=r"ears\.rows"):
         _ = ears.score
 
@@ -205,8 +205,8 @@ def test_without_steering_it_only_listens(model: AudioModel, plain: Any, profile
     given = inputs(model, 1, 0)
     bare = new_tokens(plain, given)
     with listening(plain, model.processor, profile) as ears:
-        found = new_tokens(plain, given)
-    assert found == bare
+        token_rows = new_tokens(plain, given)
+    assert token_rows == bare
     for row, heard in zip((1, 0), ears.rows, strict=True):
         assert heard.score == pytest.approx(own(model, profile, row).score, abs=1e-6)
         assert (heard.strength, heard.silence_score) == (0.0, None)
@@ -238,9 +238,9 @@ def test_a_fixed_strength_and_the_calibrated_direction(
             strength=1.5,
             direction=direction,  # type: ignore[arg-type]
         ) as ears:
-            found = new_tokens(plain, inputs(model, 2))
+            token_rows = new_tokens(plain, inputs(model, 2))
         assert ears.strength == 1.5
-        assert same(found[0], own_tokens(model, expected, wanted))
+        assert same(token_rows[0], own_tokens(model, expected, wanted))
         assert (ears.rows[0].silence_score is None) == (direction == "calibrated")
 
 
@@ -297,9 +297,9 @@ def test_the_logits_are_those_of_our_own_readout(
 ) -> None:
     expected = own(model, profile, 0)
     with listening(plain, model.processor, profile, steer=True):
-        found = kept_logits(plain, inputs(model, 0))
+        step_logits = kept_logits(plain, inputs(model, 0))
     final, heard = expected.heard.final[None], expected.heard
-    for step, scores in enumerate(found):
+    for step, scores in enumerate(step_logits):
         row = steered_logits(model, final, expected.plan, step)
         torch.testing.assert_close(scores.float(), row, atol=2e-4, rtol=1e-4)
         states = model.decoder.embed_tokens(row.argmax(-1)[:, None])
@@ -317,7 +317,7 @@ def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel) -> None:
     sampling = {"do_sample": True, "temperature": 0.9, "top_k": 0}
     with listening(network, model.processor, profile, steer=True):
         torch.manual_seed(11)
-        found = new_tokens(network, given, **sampling)[0]
+        tokens = new_tokens(network, given, **sampling)[0]
     torch.manual_seed(11)
     expected = own(model, profile, 0)
     final, drawn = expected.heard.final[None], []
@@ -330,7 +330,7 @@ def test_sampling_draws_the_same_as_from_our_logits(model: AudioModel) -> None:
             states = model.decoder.embed_tokens(torch.tensor([[drawn[-1]]]))
             position = torch.tensor([[expected.heard.length + step]])
             final = run_layers(model, states, position, None, expected.heard.cache)[0][:, -1]
-    assert same(found, drawn)
+    assert same(tokens, drawn)
 
 
 def test_several_samples_of_a_prompt_share_its_strength(model: AudioModel) -> None:
@@ -381,10 +381,10 @@ def test_the_newest_prompt_counts(model: AudioModel) -> None:
     network, profile = plain_network(model), profile_for(model, HOWS["before_norm"])
     with listening(network, model.processor, profile, steer=True) as ears:
         for row in (0, 1, 0):
-            found = new_tokens(network, inputs(model, row))
+            token_rows = new_tokens(network, inputs(model, row))
             alone = own(model, profile, row)
             assert ears.score == pytest.approx(alone.score, abs=1e-6)
-            assert same(found[0], own_tokens(model, alone))
+            assert same(token_rows[0], own_tokens(model, alone))
 
 
 # ---- the model afterwards
