@@ -1,0 +1,112 @@
+"""Heard lengths against an independent decoder: ffmpeg, which need not be right.
+
+Nothing may be lost in silence: a clip is as long as ffmpeg's, or longer, or says what it left out;
+or the file is refused, and that is true. The counts of a run are in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steering.audio.decode import decode
+from steering.audio.limits import AudioLimits
+from steering.errors import AudioError, UnsupportedAudio
+from tests.steering.audio.generated_files import (
+    FAULTS,
+    HEADER_FAULTS,
+    SECONDS,
+    Sample,
+    whole_files,
+)
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+TOLERANCE_SECONDS = 0.05
+PADDING_SECONDS = 0.2  # that encoders add
+DAMAGING = ("cut short", "a hole", "overwritten")
+RESULTS = ("same", "longer", "told", "refused", "lost")
+Counts = dict[str, Counter[str]]
+
+
+def ffmpeg_seconds(data: bytes, folder: Path) -> float:
+    """The length of what ffmpeg decodes, 0 for what it refuses."""
+    file = folder / "compared"
+    file.write_bytes(data)
+    words = ["ffmpeg", "-v", "quiet", "-i", str(file), "-map", "0:a:0", "-ac", "1", "-ar", "16000"]
+    done = subprocess.run([*words, "-f", "s16le", "-"], capture_output=True, check=False)
+    return len(done.stdout) / 2 / 16_000
+
+
+def compared(sample: Sample, fault: str, folder: Path) -> tuple[str, str]:
+    """One of RESULTS, and what was seen."""
+    theirs = ffmpeg_seconds(sample.data, folder)
+    try:
+        clip = decode(sample.data, rate_hz=16_000, limits=AudioLimits(max_seconds=60.0))
+    except AudioError as error:
+        return ("refused" if is_true(error, sample, fault) else "lost"), str(error)
+    ours, seen = clip.submitted_seconds, f"{clip.submitted_seconds:.3f} s of {theirs:.3f} s"
+    if clip.warnings:
+        return "told", f"{seen}: {clip.warnings}"
+    if ours > theirs + TOLERANCE_SECONDS:
+        too_long = fault != "twice" and ours > SECONDS + PADDING_SECONDS
+        return ("lost" if too_long else "longer"), seen
+    sound = theirs if fault in ("", "twice") else min(theirs, SECONDS)  # not zeros and the like
+    return ("lost" if ours < sound - TOLERANCE_SECONDS else "same"), seen
+
+
+def is_true(error: AudioError, sample: Sample, fault: str) -> bool:
+    """Whether a refusal is for what is wrong with the file."""
+    if sample.refusable:
+        return isinstance(error, UnsupportedAudio) and "not supported" in str(error)
+    if fault in DAMAGING:
+        return re.search("damaged|cut short|not finite|missing", str(error)) is not None
+    return "wrong size" in fault and re.search("damaged|were not read", str(error)) is not None
+
+
+def faulty_files(whole: list[Sample]) -> Iterator[tuple[str, Sample]]:
+    """Each fault, done to a file of each kind that can have it."""
+    rng = np.random.default_rng(1)
+    by_kind: dict[str, list[Sample]] = defaultdict(list)
+    for sample in whole:
+        if not sample.refusable:
+            by_kind[sample.kind].append(sample)
+    plan = [(fault, kind, change) for fault, change in FAULTS.items() for kind in by_kind]
+    for fault, (kinds, change) in HEADER_FAULTS.items():
+        plan += [(fault, kind, change) for kind in kinds for _ in range(3)]
+    for fault, kind, change in plan:
+        sample = by_kind[kind][int(rng.integers(len(by_kind[kind])))]
+        yield fault, sample._replace(data=change(sample.data, rng))
+
+
+def table(counts: Counts) -> str:
+    """The counts, for docs/reliability.md."""
+    lines = ["| kind | " + " | ".join(RESULTS) + " |", "|---|" + "---:|" * len(RESULTS)]
+    for kind, results in counts.items():
+        lines.append(f"| {kind} | " + " | ".join(str(results[r] or "") for r in RESULTS) + " |")
+    total = sum(counts.values(), Counter())
+    return "\n".join([*lines, "| all | " + " | ".join(str(total[r]) for r in RESULTS) + " |"])
+
+
+def test_nothing_is_lost_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts: Counts = defaultdict(Counter)
+    lost = []
+    whole = list(whole_files(str(tmp_path)))
+    for fault, sample in [*(("", sample) for sample in whole), *faulty_files(whole)]:
+        result, seen = compared(sample, fault, tmp_path)
+        counts[fault or sample.kind][result] += 1
+        if result == "lost":
+            lost.append(f"{fault} {sample.name}: {seen}")
+    with capsys.disabled():
+        print(f"\n{table(counts)}")
+    assert sum(sum(results.values()) for results in counts.values()) > 500
+    assert not lost
+    refused = {kind for kind, results in counts.items() if results["refused"]}
+    unsupported = {sample.kind for sample in whole if sample.refusable}
+    assert refused <= unsupported | set(DAMAGING) | {f for f in HEADER_FAULTS if "size" in f}
