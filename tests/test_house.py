@@ -53,6 +53,7 @@ LIBRARIES = {
     "sqlalchemy": ("server/listening_log/",),
     "opentelemetry": ("server/telemetry/tracing.py",),
     "ray": ("server/replicas/ray_serve.py", "steering/calibration/workers.py"),
+    "av": ("steering/audio/pyav_reader.py",),
     "soundfile": ("steering/audio/", "steering/synthetic/", "steering/demo/"),
     "soxr": ("steering/audio/", "steering/synthetic/", "steering/demo/"),
     "matplotlib": ("steering/evaluation/",),
