@@ -102,6 +102,7 @@ def _decoded(data: bytes, limits: AudioLimits) -> Heard:
         )
     if heard.seconds < limits.min_seconds:
         raise _too_short(heard, limits)
+    heard.notes = list(dict.fromkeys(heard.notes))[: _MOST_WARNINGS - 1]
     if len(heard.lengths) > 1:
         lengths = ", ".join(f"{seconds:.2f}" for seconds in heard.lengths[:5])
         more = ", ..." if len(heard.lengths) > 5 else ""
@@ -109,7 +110,6 @@ def _decoded(data: bytes, limits: AudioLimits) -> Heard:
             f"it is {len(heard.lengths)} recordings one behind the other ({lengths}{more} s); all"
             " are heard"
         )
-    del heard.notes[_MOST_WARNINGS:]
     return heard
 
 

@@ -71,7 +71,7 @@ def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Itera
             "r",
             format=recording.demuxer,
             container_options=options,
-            metadata_errors="replace",
+            **_lenient(av.__version__),
             io_open=_refuse,
         ) as container:
             yield from _decoded(container, recording, limits, notes)
@@ -79,6 +79,11 @@ def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Itera
         if error.errno == errno.ENOMEM:
             raise MemoryError from None
         raise damaged(recording.container, len(recording.payload)) from None
+
+
+def _lenient(version: str) -> dict[str, Any]:
+    """Before PyAV 19 a tag that is not UTF-8 is an error if nothing is said of it."""
+    return {"metadata_errors": "replace"} if int(version.partition(".")[0]) < 19 else {}
 
 
 def _refuse(*_: Any) -> NoReturn:

@@ -62,6 +62,14 @@ def test_only_so_many_files_are_heard() -> None:
     assert "more than 1,000 files" in clip.warnings[0]
 
 
+def test_many_warnings_are_few_in_the_end() -> None:
+    piece = bytearray(made(("WAV", "PCM_16"), 0.1))
+    piece[40:44] = bytes(4)  # as of a recorder that was stopped hard
+    clip = heard(b"".join(bytes(piece) + bytes(n) for n in range(1, 41)))
+    assert len(clip.warnings) <= 12
+    assert "40 recordings" in clip.warnings[-1]
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [

