@@ -21,7 +21,8 @@ In requests a null is as left out, on every field of every path. Bodies may be c
 or deflate. HEAD is answered where GET is, and a slash behind a path is ignored.
 """
 _PREFIX = "#/components/schemas/"
-_NEUTRAL = "Taken at "  # how descriptions of fields begin that other servers have and we do not
+# How descriptions of fields begin that other servers have and this one does not.
+_NEUTRAL = ("Taken at ", "Accepted without effect")
 _HIDDEN = ("HTTPValidationError", "ValidationError")  # fastapi's, which this server never sends
 
 
@@ -81,7 +82,7 @@ def _rows(schema: Schema) -> Iterator[str]:
         yield f"| `{name}` | {_kind(field)} | {default} | {text} |"
     if neutral:
         names = ", ".join(f"`{name}`" for name in neutral)
-        yield f"| of other servers | | | {names}: accepted at values that ask for nothing only |"
+        yield f"| of other servers | | | {names}: accepted where they ask for nothing |"
 
 
 def _kind(schema: Schema) -> str:
