@@ -14,7 +14,9 @@ imported with the first clip, so everything else works without them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ from steering.audio.limits import AudioLimits, check_bytes, check_seconds
 from steering.audio.mono import Section, mix
 from steering.audio.recording import Recording
 from steering.errors import AudioError, AudioTooLarge
+
+log = logging.getLogger("allears")
 
 _MOST_WARNINGS = 12
 
@@ -175,20 +179,30 @@ def _too_short(heard: Heard, limits: AudioLimits) -> AudioError:
 def read_clip(path: str | os.PathLike[str], *, rate_hz: int, limits: AudioLimits) -> Clip:
     """The clip in the file at `path`, by its contents: the name's ending plays no part.
 
-    Raises what `decode` raises, with the path in front, and AudioError for an unreadable file.
+    Its warnings are logged, once in a process. Raises what `decode` raises, with the path in front,
+    and AudioError for an unreadable file.
     """
     with _naming(path):
-        return decode(_file_bytes(path, limits), rate_hz=rate_hz, limits=limits)
+        clip = decode(_file_bytes(path, limits), rate_hz=rate_hz, limits=limits)
+    _log_once(os.fspath(path), clip.warnings)
+    return clip
 
 
-def check_clip(path: str | os.PathLike[str], limits: AudioLimits) -> tuple[str, tuple[str, ...]]:
-    """sha256 of the file at `path`, and the warnings of its clip, once it was decoded to its end.
+def check_clip(path: str | os.PathLike[str], limits: AudioLimits) -> str:
+    """sha256 of the file at `path`, after it was decoded to its end, block by block.
 
-    Raises what `read_clip` raises; cheaper, for nothing is resampled.
+    Logs and raises what `read_clip` does; cheaper, for nothing is resampled.
     """
     with _naming(path):
         data = _file_bytes(path, limits)
-        return hashlib.sha256(data).hexdigest(), tuple(_decoded(data, limits).notes)
+        _log_once(os.fspath(path), tuple(_decoded(data, limits).notes))
+        return hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(100_000)
+def _log_once(path: str, warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        log.warning("%s: %s", path, warning)
 
 
 def _file_bytes(path: str | os.PathLike[str], limits: AudioLimits) -> bytes:

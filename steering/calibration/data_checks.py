@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,6 @@ from steering.audio.decode import check_clip
 from steering.audio.limits import AudioLimits
 from steering.errors import AudioError
 from steering.items import DataSet, Fault, Item, Parsed, duplicates, parse
-
-log = logging.getLogger("allears")
 
 FILE_LIMITS = AudioLimits(max_bytes=1_000_000_000, max_seconds=3600.0)
 MIN_ITEMS = 40
@@ -65,9 +62,7 @@ def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     faults: list[Fault] = []
     for audio, indices in tqdm(users.items(), "checking audio", disable=None):
         try:
-            digests[audio], warnings = check_clip(audio, FILE_LIMITS)
-            for warning in warnings:
-                log.warning("%s: %s", audio, warning)
+            digests[audio] = check_clip(audio, FILE_LIMITS)
         except AudioError as error:
             faults += [Fault(i, f"{parsed.items[i].id}: {error}") for i in indices]
     return digests, faults

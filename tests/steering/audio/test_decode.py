@@ -15,7 +15,7 @@ import soxr
 from numpy.typing import NDArray
 
 from steering.audio.clip import Clip
-from steering.audio.decode import decode, read_clip
+from steering.audio.decode import check_clip, decode, read_clip
 from steering.audio.limits import AudioLimits
 from steering.errors import AudioError, AudioTooLarge
 
@@ -157,6 +157,18 @@ def test_a_file_is_read_by_its_contents(tmp_path: Path) -> None:
     path.write_bytes(encode(sine(RATE_HZ), container="FLAC"))
     clip = read_clip(path, rate_hz=RATE_HZ, limits=LIMITS)
     assert amplitude_at(clip.samples, 440) == pytest.approx(0.5, rel=0.01)
+
+
+def test_what_was_not_heard_of_a_file_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cut.wav"
+    path.write_bytes(encode(sine(RATE_HZ))[:-8_000])
+    for _ in range(2):
+        assert read_clip(path, rate_hz=RATE_HZ, limits=LIMITS).warnings
+        check_clip(path, LIMITS)
+    (record,) = caplog.records
+    assert f"{path}: its header announces 1.00 s" in record.getMessage()
 
 
 def test_a_file_error_names_the_file(tmp_path: Path) -> None:
