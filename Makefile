@@ -49,7 +49,7 @@ test: $(READY) ## run the quick part of the tests, a few minutes
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: test ## run the slow part too: server processes, Ray, a browser, training, stress
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 check: $(READY) ## check format, lint, dead code and types
 	$(BIN)/ruff format --check .
