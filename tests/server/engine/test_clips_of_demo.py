@@ -93,8 +93,9 @@ def test_a_minute_is_heard_where_something_sounds(
     file = io.BytesIO()
     soundfile.write(file, minute, rate_hz, format="WAV")
     audio = {"data": base64.b64encode(file.getvalue()).decode()}
-    refused = demo.chat(audio=audio, question=item.question, choices=item.choices)
-    assert refused.status_code == 413
+    cut = demo.chat(audio=audio, question=item.question, choices=item.choices).json()
+    assert cut["audio"][0]["truncated"]
+    assert cut["audio"][0]["heard_seconds"] == 3
     response = demo.chat(
         audio=audio, question=item.question, choices=item.choices, long_audio="window"
     )
