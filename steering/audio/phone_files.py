@@ -13,7 +13,7 @@ from steering.audio.chunks import cut_short
 from steering.audio.limits import CONVERT, AudioLimits, check_seconds
 from steering.audio.recording import Recording
 from steering.audio.tags import end_of_tags
-from steering.errors import UnsupportedAudio
+from steering.errors import AudioError, UnsupportedAudio
 
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof")
 MATROSKA_MARK = b"\x1a\x45\xdf\xa3"
@@ -22,6 +22,7 @@ _SEGMENT = b"\x18\x53\x80\x67"
 _ADTS_HEAD = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
 _MOST_SEARCHES = 100_000  # for a frame
 _LAST_ADTS_RATE = 12  # of the rates in its table
+_PICTURES = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")  # brands of MP4
 _MOST_BOXES = 10_000  # of an MP4 file, none in another
 _SHORTEST_FRAME_SECONDS = 1024 / 96_000
 AMR_MARKS = {  # and the bytes behind the head of a frame, by its kind
@@ -43,6 +44,8 @@ def open_mp4(data: bytes, start: int, limits: AudioLimits) -> Recording:
                 f"its box {name.decode()} announces {stop - box:,} bytes, and"
                 f" {len(data) - box:,} are there: the file is cut short"
             )
+    if data[start + 8 : start + 12] in _PICTURES:
+        raise AudioError("the file is a picture (HEIF or AVIF), not audio; send a recording")
     if b"moov" not in names:
         raise cut_short("MP4", "its index (the moov box) is missing")
     return Recording("MP4", data[start:end], end, "pyav", "mp4", warnings=tuple(warnings))

@@ -31,6 +31,7 @@ _SECOND_FILE = re.compile(rb"(?:RIFF|RF64|BW64).{4}WAVE(?:fmt |ds64|JUNK|bext|LI
 _UNKNOWN_SIZES = 0x7FFF_0000  # and more: programs that write to a pipe
 _EXTENSIBLE = 0xFFFE
 _MPEG = (0x50, 0x55)
+_BITS = {1: range(1, 33), 3: (32, 64)}  # that samples may have
 _ONE_SIZE = (1, 3, 6, 7)  # format tags of samples that are all of one size
 _READ = {  # format tags that libsndfile decodes
     1: "PCM", 2: "MS ADPCM", 3: "IEEE float", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM",
@@ -59,8 +60,6 @@ class SampleFormat(NamedTuple):
     tag: int
     channels: int
     rate_hz: int
-    byte_rate: int
-    block_bytes: int
     bits: int
 
 
@@ -123,7 +122,7 @@ def _sample_format(data: bytes, chunk: Chunk, order: str) -> SampleFormat:
     body = data[chunk.body : chunk.body + min(chunk.size, 40)]
     if len(body) < 16:
         raise cut_short("WAV", f"its format chunk has {len(body)} bytes of at least 16")
-    layout = SampleFormat(*struct.unpack(order + "HHIIHH", body[:16]))
+    layout = SampleFormat(*struct.unpack(order + "HHI6xH", body[:16]))
     if layout.tag == _EXTENSIBLE and len(body) >= 26:
         layout = layout._replace(tag=int(struct.unpack_from(order + "H", body, 24)[0]))
     return layout
@@ -131,10 +130,17 @@ def _sample_format(data: bytes, chunk: Chunk, order: str) -> SampleFormat:
 
 def _bytes_per_second(layout: SampleFormat) -> int:
     """Of samples that are of one size; 0 for others, of which the header is often wrong."""
-    return layout.rate_hz * layout.block_bytes if layout.tag in _ONE_SIZE else 0
+    sample_bytes = (layout.bits + 7) // 8
+    return layout.rate_hz * layout.channels * sample_bytes if layout.tag in _ONE_SIZE else 0
 
 
 def _check_codec(layout: SampleFormat) -> None:
+    bits = _BITS.get(layout.tag)
+    if bits is not None and layout.bits not in bits:
+        raise UnsupportedAudio(
+            f"the audio is WAV with {_READ[layout.tag]} samples of {layout.bits} bits, which is not"
+            f" supported; {bits[0]} to {bits[-1]} bits are: {CONVERT}"
+        )
     if layout.tag in _READ or layout.tag in _MPEG:
         return
     name = _NOT_READ.get(layout.tag, "one of an unknown name")

@@ -94,6 +94,7 @@ def test_formats_that_are_not_read_are_refused_by_name(data: bytes, name: str) -
         (b"ffconcat version 1.0\nfile '/etc/passwd'\n", "not a WAV"),
         (b"<?xml version='1.0'?><MPD/>", "XML"),
         (b"PK\x03\x04" + bytes(99), "zip"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08mdat", "picture"),
         (bytes(500), "nothing was recorded"),
     ],
 )

@@ -124,6 +124,14 @@ def test_other_codecs_are_refused_by_name(tag: int, name: str, extensible: bool)
         heard(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
 
 
+@pytest.mark.parametrize(("tag", "bits"), [(1, 64), (1, 0), (3, 16), (3, 24)])
+def test_samples_of_other_sizes_are_refused_by_name(tag: int, bits: int) -> None:
+    layout = struct.pack("<HHIIHH", tag, 1, RATE_HZ, RATE_HZ * bits // 8, bits // 8, bits)
+    chunks = chunk(b"fmt ", layout) + chunk(b"data", bytes(8_000))
+    with pytest.raises(UnsupportedAudio, match=f"samples of {bits} bits"):
+        heard(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+
+
 def test_bw64_and_rifx_are_heard() -> None:
     rf64 = KINDS["RF64"]
     assert heard(b"BW64" + rf64[4:]).submitted_seconds == 2.0
