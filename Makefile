@@ -21,6 +21,8 @@ UPGRADE     ?=
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.allears-ready
+# Two processes, each with one thread for arithmetic: threads of several would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 HASHED := --no-deps --require-hashes --requirement
 
 # Programs that no test and no server imports stand in an environment of their own.
@@ -46,10 +48,10 @@ train: $(READY) ## train the embedded model again, from nothing
 	$(BIN)/python -m steering.demo.train
 
 test: $(READY) ## run the quick part of the tests, a few minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: test ## run the slow part too: server processes, Ray, a browser, training, stress
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(PYTEST) -m slow
 
 check: $(READY) ## check format, lint, dead code and types
 	$(BIN)/ruff format --check .

@@ -18,7 +18,10 @@ from allears_client.errors import AllEarsClientError, NoServer
 from allears_client.request_body import ListeningOptions, LongAudio, Options
 
 AudioPath = Annotated[
-    str, typer.Argument(help="A WAV, FLAC, OGG or MP3 file; `-` reads it from standard input.")
+    str,
+    typer.Argument(
+        help="A sound file: WAV, FLAC, OGG, MP3 and others; `-` reads it from standard input."
+    ),
 ]
 QuestionText = Annotated[str, typer.Argument(help="What to ask about it.")]
 Choices = Annotated[

@@ -175,11 +175,12 @@ def test_numbers_are_finite(server: Any, audio: Any, place: str, number: str) ->
     refused(response, 422, "invalid_request", param)
 
 
-def test_a_prompt_that_does_not_fit(server: Any, audio: dict[str, str]) -> None:
-    message = refused(
-        server.chat(audio=audio, question="What is it? " * 400), 422, "invalid_request", None
-    )
-    assert "tokens" in message and "at most 2047 fit" in message
+def test_a_prompt_that_does_not_fit(start: Any, audio: dict[str, str]) -> None:
+    with start() as server:
+        message = refused(
+            server.chat(audio=audio, question="What is it? " * 400), 422, "invalid_request", None
+        )
+        assert "tokens" in message and "at most 2047 fit" in message
 
 
 # ---- bodies

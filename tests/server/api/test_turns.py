@@ -65,27 +65,28 @@ def test_more_tokens_than_allowed_are_capped(start: Any, turn: dict[str, Any]) -
             assert completion["choices"][0]["finish_reason"] == "length"
 
 
-def test_long_audio_is_a_key_of_every_route(server: Any, make_sound: Any) -> None:
+def test_long_audio_is_a_key_of_every_route(start: Any, make_sound: Any) -> None:
     """The tiny model's window is shorter than the longest clip."""
-    policy = server.deployment.audio_policy(server.deployment.engine)
-    data = base64.b64encode(make_sound(policy.window_seconds + 0.5)).decode()
-    turn = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": data}}]}
-    bodies: list[tuple[str, dict[str, Any], str]] = [
-        ("/v1/audio-chat", {"audio": {"data": data}, "question": QUESTION}, "audio"),
-        ("/v1/listening-score", {"audio": {"data": data}, "question": QUESTION}, "audio"),
-        (
-            "/v1/chat/completions",
-            {"model": "tiny", "messages": [turn], "max_tokens": 1},
-            "messages.0.content.0",
-        ),
-    ]
-    for route, body, param in bodies:
-        refused = server.post(route, json={**body, "long_audio": "refuse"})
-        assert refused.status_code == 413
-        assert refused.json()["error"]["param"] == param
-        assert "long_audio" in refused.json()["error"]["message"]
-        wrong = server.post(route, json={**body, "long_audio": "keep"})
-        assert wrong.json()["error"]["param"] == "long_audio"
+    with start() as server:
+        policy = server.deployment.audio_policy(server.deployment.engine)
+        data = base64.b64encode(make_sound(policy.window_seconds + 0.5)).decode()
+        turn = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": data}}]}
+        bodies: list[tuple[str, dict[str, Any], str]] = [
+            ("/v1/audio-chat", {"audio": {"data": data}, "question": QUESTION}, "audio"),
+            ("/v1/listening-score", {"audio": {"data": data}, "question": QUESTION}, "audio"),
+            (
+                "/v1/chat/completions",
+                {"model": "tiny", "messages": [turn], "max_tokens": 1},
+                "messages.0.content.0",
+            ),
+        ]
+        for route, body, param in bodies:
+            refused = server.post(route, json={**body, "long_audio": "refuse"})
+            assert refused.status_code == 413
+            assert refused.json()["error"]["param"] == param
+            assert "long_audio" in refused.json()["error"]["message"]
+            wrong = server.post(route, json={**body, "long_audio": "keep"})
+            assert wrong.json()["error"]["param"] == "long_audio"
 
 
 def test_a_control_token_names_the_field_of_its_route(server: Any, turn: dict[str, Any]) -> None:
