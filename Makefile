@@ -22,7 +22,7 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.allears-ready
 # Two processes, each with one thread for arithmetic: threads of several would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 HASHED := --no-deps --require-hashes --requirement
 
 # Programs that no test and no server imports stand in an environment of their own.
