@@ -146,6 +146,16 @@ class ListeningHooks:
         return self._only.score
 
     @property
+    def percentile(self) -> float:
+        """Where that score stands in the profile's calibration set."""
+        return self._only.percentile
+
+    @property
+    def silence_score(self) -> float | None:
+        """The score of the only prompt's silent twin; None where none was run."""
+        return self._only.silence_score
+
+    @property
     def strength(self) -> float:
         """Strength of the only answer; 0 is bare."""
         return self._only.strength
