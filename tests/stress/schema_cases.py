@@ -146,7 +146,7 @@ def _distinct(choices: list[str]) -> list[str]:
 
 def _steering(options: dict[str, Any]) -> dict[str, Any]:
     fields = dict(options)
-    if not isinstance(fields.get("strength", ""), str):
+    if isinstance(fields.get("strength"), int | float):
         fields["strength"] = min(fields["strength"], 0.5)
     if fields.get("clip") is not None:
         fields["clip"] = 0
