@@ -232,9 +232,9 @@ def serve_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Pop
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a checkpoint laid out as on the hub, by its name there."""
-    from tests.steering import hub_folders
+    from tests.steering import hub_folders, hub_vocabulary
 
-    if not hub_folders.ARCHIVE.is_file():
+    if not hub_vocabulary.ARCHIVE.is_file():
         pytest.skip("the vocabulary of the hub's checkpoints is missing; .ci/run fetches it")
     parent = tmp_path_factory.mktemp("hub")
     return functools.cache(lambda name: hub_folders.build(name, parent))

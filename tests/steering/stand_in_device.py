@@ -40,11 +40,11 @@ class CardTensor(torch.Tensor):
     """A tensor of the card. For torch's own code it stands on the CPU, for all other code not."""
 
     data_on_host: Tensor  # of the same shape: the numbers
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, data: Tensor) -> CardTensor:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(
             cls,
             data.size(),
             strides=data.stride(),
@@ -53,7 +53,7 @@ class CardTensor(torch.Tensor):
             device=CPU,
         )
         made.data_on_host = data
-        return made  # type: ignore[no-any-return]
+        return made
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -70,7 +70,7 @@ class CardTensor(torch.Tensor):
         """As a card's."""
         return False
 
-    def to(self, *args: Any, **options: Any) -> Tensor:  # type: ignore[override]
+    def to(self, *args: Any, **options: Any) -> Tensor:
         """A copy on the host, or this on the card in another dtype."""
         device, dtype = options.get("device"), options.get("dtype")
         for value in args:
@@ -91,7 +91,7 @@ class CardTensor(torch.Tensor):
         """A copy on the host."""
         return self.to(CPU)
 
-    def cuda(self, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
+    def cuda(self, *_: Any, **__: Any) -> Tensor:
         """This tensor."""
         return self
 
@@ -106,11 +106,11 @@ class CardTensor(torch.Tensor):
 
     __array__ = numpy
 
-    def __repr__(self, *_: Any, **__: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"card {self.data_on_host!r}"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: Any = (), options: Any = None
     ) -> Any:
         return _run(operation, args, options or {})
@@ -350,7 +350,7 @@ def plugged_in() -> Iterator[StandInCard]:
     run_thread, to_device = threading.Thread.run, torch.nn.Module.to
 
     def run(self: threading.Thread) -> None:
-        with _Operations(), _Functions():
+        with _Operations(), _Functions():  # type: ignore[no-untyped-call]
             run_thread(self)
 
     def to(self: Any, *args: Any, **options: Any) -> Any:
@@ -366,7 +366,8 @@ def plugged_in() -> Iterator[StandInCard]:
         return self
 
     stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
-    with pytest.MonkeyPatch.context() as patch, _Operations(), _Functions():
+    modes = _Operations(), _Functions()  # type: ignore[no-untyped-call]
+    with pytest.MonkeyPatch.context() as patch, modes[0], modes[1]:
         patch.setattr(threading.Thread, "run", run)
         patch.setattr(torch.nn.Module, "to", to)
         # in inference mode torch can't wrap a view of a weight

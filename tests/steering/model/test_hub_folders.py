@@ -75,7 +75,7 @@ def plain_inputs(case: Case, wave: NDArray[np.float32]) -> dict[str, Tensor]:
     text = (
         json.loads(template.read_text())["chat_template"]
         if template.exists()
-        else Qwen2AudioProcessor.default_chat_template.fget(None)
+        else vars(Qwen2AudioProcessor)["default_chat_template"].fget(None)
     )
     parts = [{"type": "audio", "audio_url": "x"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": parts}]
@@ -83,13 +83,15 @@ def plain_inputs(case: Case, wave: NDArray[np.float32]) -> dict[str, Tensor]:
     words = joined.render(messages=chat, add_generation_prompt=True)
     words += case.model.prompt_style.before
     extractor = WhisperFeatureExtractor.from_pretrained(case.folder)
-    length = {} if "Qwen3" not in case.folder.name else {"padding": True, "truncation": False}
+    options: dict[str, Any] = {"padding": "max_length"}
+    if "Qwen3" in case.folder.name:
+        options = {"padding": True, "truncation": False}
     features = extractor(
         [wave],
         sampling_rate=16_000,
         return_tensors="pt",
         return_attention_mask=True,
-        **({"padding": "max_length"} | length),
+        **options,
     )
     frames = int(features["attention_mask"].sum())
     token = "<|audio_pad|>" if "Qwen3" in case.folder.name else "<|AUDIO|>"
