@@ -106,7 +106,7 @@ class CardTensor(torch.Tensor):
 
     __array__ = numpy
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
         return f"card {self.data_on_host!r}"
 
     @classmethod
@@ -307,7 +307,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Makes the two functions right that torch carries out below its operations."""
+    """Makes the functions right that torch carries out below its operations."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), options: Any = None
@@ -320,6 +320,8 @@ class _Functions(TorchFunctionMode):
                 options["device"] = CPU
             made = function(_mapped(_number, args[0]), *args[1:], **options)
             return CardTensor(made) if on_card else made
+        if function is torch.Tensor.to and isinstance(args[-1], CardTensor):
+            return args[0].to(CARD, args[-1].dtype)
         if function is torch.nn.utils.rnn.pad_sequence or function is torch._C._nn.pad_sequence:
             made = function(*_mapped(_host, args), **options)
             return CardTensor(made) if isinstance(args[0][0], CardTensor) else made

@@ -18,6 +18,9 @@ def card() -> Iterator[StandInCard]:
         yield plugged
 
 
+HOST = torch.ones(2)  # (2,)
+
+
 def on_card(*values: float) -> Tensor:
     return torch.tensor(values, device=CARD)  # (N,)
 
@@ -29,13 +32,13 @@ def test_its_tensors_say_where_they_are_and_compute_as_the_cpu(card: StandInCard
     assert made.device == moved.device == both.device == both[0].device == CARD
     assert both.is_cuda and not both.is_cpu and isinstance(made.T, CardTensor)
     assert both.tolist() == both.cpu().numpy().tolist() == [3.0, 12.0]
-    assert both.to("cpu").device.type == "cpu"
+    assert both.to("cpu").device.type == both.to(HOST).device.type == "cpu"
+    assert HOST.to(both).device == CARD
     made[0] += 1
     assert made.cpu().sum() == 18
     assert [float(made.max()), int(made.argmax())] == [5.0, 5]
 
 
-HOST = torch.ones(2)  # (2,)
 MIXES: dict[str, Callable[[], object]] = {
     "a sum": lambda: on_card(1, 2) + HOST,
     "a product": lambda: torch.ones(2, 2, device=CARD) @ HOST,

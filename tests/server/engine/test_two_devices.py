@@ -27,6 +27,7 @@ def questions() -> list[Question]:
     """Every kind of question."""
     one = (Message("user", (clip(1.0, seed=1), CUED)),)
     two = (Message("user", (clip(0.6, seed=2), clip(1.3, seed=3), "Which one is louder?")),)
+    long = (Message("user", (clip(7.0, seed=4), CUED)),)
     short = Sampling(max_tokens=6, ignore_end=True)
     sampled = Sampling(max_tokens=6, temperature=0.7, seed=5)
     asked = [
@@ -38,10 +39,11 @@ def questions() -> list[Question]:
         Question("silence", one, steering=STEERED, with_silence=True, sampling=short),
         Question("clips", two, with_clips=True, steering=STEERED, sampling=short),
         Question("contrast", two, contrast_clip=1, steering=STEERED, sampling=short),
+        Question("windows", long, windowed=True, steering=STEERED, sampling=short),
         Question("chat", (Message("user", ("Hello.",)),), sampling=short),
         Question("listen", one, generate=False),
     ]
-    return [*asked, *(replace(question, id=f"{question.id} again") for question in asked)]
+    return [*asked, *(replace(question, id=f"{question.id} again") for question in asked[:5])]
 
 
 def answers(device: str) -> list[Answer]:

@@ -23,8 +23,8 @@ from steering.calibration.auto import (
 )
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
-from steering.model.prompt_style import R1_AQA
 from steering.model.checkpoint import DEMO_WEIGHTS
+from steering.model.prompt_style import R1_AQA
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
 
