@@ -54,5 +54,5 @@ def test_nothing_is_caught_where_nothing_is_planted(model: AudioModel) -> None:
 
 def test_the_page_shows_the_table() -> None:
     page = PAGE.read_text()
-    rows = [f"| {fault.name} | {', '.join(fault.caught)} |" for fault in FAULTS]
+    rows = [f"| {fault.name} | {', '.join(fault.caught)} | {fault.start} |" for fault in FAULTS]
     assert not [line for line in rows if line not in page]
