@@ -7,6 +7,7 @@ afterwards. Nobody else may use the model meanwhile.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -117,9 +118,20 @@ def _continued(inputs: dict[str, Tensor], tokens: Sequence[int]) -> dict[str, Te
 
 
 def _on_device(model: AudioModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs on the model's device, features in its dtype."""
+    """The inputs on the model's device, features in its dtype, by the network's own names.
+
+    A family may take another model's processor, which names the mask of the features otherwise.
+    """
+    names = inspect.signature(model.network.forward).parameters
+
+    def is_mask(name: str) -> bool:
+        return "feature" in name and name.endswith("mask")
+
+    own = [name for name in names if is_mask(name)]
     return {
-        name: values.to(model.device, model.dtype if values.is_floating_point() else values.dtype)
+        own[0] if own and is_mask(name) else name: values.to(
+            model.device, model.dtype if values.is_floating_point() else values.dtype
+        )
         for name, values in inputs.items()
     }
 
