@@ -1,7 +1,8 @@
-"""`allears doctor`: what is installed, whether the model loads and the profile fits."""
+"""`allears doctor`: what is installed, whether the model loads, is right, and the profile fits."""
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from steering.model import loading, memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import find, only_config
 from steering.model.families import family_of
-from steering.self_test import self_test
+from steering.verification.self_test import self_test
+from steering.verification.verify import verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,12 @@ class Check:
     name: str
     ok: bool
     found: str
+    measured: float | None = None  # distance from plain transformers, where it is one
+    allowed: float | None = None
 
 
-def run_checks(settings: Settings) -> Iterator[Check]:
-    """The checks one by one, the quick ones first."""
+def run_checks(settings: Settings, *, verified: bool = False) -> Iterator[Check]:
+    """The checks one by one, the quick ones first; with those of `verify` if wanted."""
     yield Check("python", sys.version_info >= (3, 11), platform.python_version())
     for package in ("torch", "transformers", "fastapi", "uvicorn"):
         yield Check(package, True, version(package))
@@ -43,9 +47,22 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield Check("device", True, torch.cuda.get_device_name() if cuda else "cpu")
     yield from _memory(settings)
     loaded: list[AudioModel] = []
-    yield _attempt("model", lambda: _load(settings, loaded))
+    yield _attempt("model", lambda: _load(settings, loaded, tested=not verified))
     if loaded:
         yield _attempt("profile", lambda: _profile(settings, loaded[0]))
+    if verified:
+        yield from _verify(loaded)
+
+
+def _verify(loaded: list[AudioModel]) -> Iterator[Check]:
+    """The findings about a model that was loaded, against plain transformers on its weights."""
+    if not loaded:
+        yield Check("verify", False, "no weights were loaded: there is nothing to verify")
+        return
+    for finding in verify(loaded[0]):
+        measured = finding.measured if math.isfinite(finding.measured) else None
+        name = f"verify: {finding.name}"
+        yield Check(name, finding.ok, finding.compared, measured, finding.allowed)
 
 
 def _memory(settings: Settings) -> Iterator[Check]:
@@ -88,13 +105,14 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _load(settings: Settings, loaded: list[AudioModel]) -> str:
+def _load(settings: Settings, loaded: list[AudioModel], *, tested: bool) -> str:
     """Load the model into `loaded`, unless the folder has no weights, and describe it."""
     if Path(settings.model).is_dir() and only_config(Path(settings.model)):
         return f"{settings.model} holds a config and no weights: nothing was loaded"
     model = load_from(settings)
     loaded.append(model)
-    self_test(model)
+    if tested:
+        self_test(model)
     return f"{model.name}: {model.family.name}, {model.num_layers} layers, {model.device}"
 
 

@@ -28,7 +28,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.profile import Profile
 from steering.prompt import Message
-from steering.self_test import self_test
+from steering.verification.self_test import check_slots, self_test
 
 log = logging.getLogger("allears")
 
@@ -78,7 +78,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     Raises ModelError, ProfileError, or an exception from `on_progress`.
     """
     model = load_from(settings)
-    self_test(model)
+    trial = self_test(model)
     profile = find_profile(settings, model, on_progress)
     rows, tokens = settings.max_batch_rows, settings.max_context_tokens
     context_tokens = min(tokens, int(model.text_config.max_position_embeddings))
@@ -88,7 +88,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         f"keys and values of {rows} rows of {tokens} tokens",
         "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
     )
-    return Runtime.of(
+    runtime = Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,
         no_profile_reason=profile.reason if isinstance(profile, NoProfile) else NO_PROFILE,
@@ -96,6 +96,8 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         rows=rows,
         tokens=tokens,
     )
+    check_slots(trial, runtime.slots)
+    return runtime
 
 
 def load_from(settings: Settings) -> AudioModel:

@@ -81,6 +81,7 @@ class KVSlots(Cache):
         self._positions = torch.arange(tokens, device=device)  # (S,)
         self._size = (0, 0)  # rows and tokens that the running step reads
         self.use_cuda_graphs = on_cuda and not model.layer_devices  # not across cards
+        self.why_not_recorded = ""  # the fault for which recorded steps were switched off
         self._graphs = CudaGraphs()
 
     @staticmethod
@@ -127,17 +128,22 @@ class KVSlots(Cache):
         self.strengths[freed] = 0.0
         row.slot = -1
 
-    def step(self) -> None:
-        """Sample the next token of every row, all in one pass."""
+    def step(self) -> Tensor:
+        """Sample the next token of every row, all in one pass.
+
+        Returns the logits (B, V) they are sampled from, valid until the next step.
+        """
         rows = len(self.active)
         if not rows:  # a question only let others go first
-            return
+            return self.store.new_empty(0)
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
         self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
-        sampled = sample_rows(self._logits(size)[:rows], self.active)
+        rows_logits = self._logits(size)[:rows]
+        sampled = sample_rows(rows_logits, self.active)
         for row, token in zip(self.active, sampled, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
+        return rows_logits
 
     def warm_up(self) -> None:
         """Capture steps as long as the last one for any number of rows, while no slot is in use."""
@@ -163,9 +169,15 @@ class KVSlots(Cache):
             try:
                 return self._graphs.run(size, lambda: self._decode(size))
             except GraphCaptureFailed as error:
-                log.warning("decoding goes on without CUDA graphs, slower: %s", error)
-                self.use_cuda_graphs = False
+                self.record_no_steps(str(error))
         return self._decode(size)
+
+    def record_no_steps(self, reason: str) -> None:
+        """Go on with steps of exact sizes that are not recorded: slower, and right."""
+        log.warning("decoding goes on without recorded steps, slower: %s", reason)
+        self.use_cuda_graphs = self.bucketing = False
+        self._graphs = CudaGraphs()  # frees their memory
+        self.why_not_recorded = reason
 
     def _decode(self, size: Size) -> Tensor:
         """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""

@@ -38,7 +38,7 @@ ORDER = {
         ("cli",),
         ("evaluation", "demo"),
         ("calibration",),
-        ("transformers_hooks", "synthetic"),
+        ("transformers_hooks", "synthetic", "verification"),
         ("",),  # the method's own files, at the top
         ("model",),
         ("taps", "audio"),

@@ -13,6 +13,8 @@ from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.silence import SilenceCache
 
+RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
+FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -42,6 +44,12 @@ class Runtime:
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
         return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
+
+    @property
+    def switched_off(self) -> dict[str, str]:
+        """Features found wrong, which are done in a slower and right way, each with its fault."""
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        return {feature: fault for feature, fault in faults.items() if fault}
 
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from server import cli, demo_command
 from server.settings import Settings, option
+from tests.steering.verification.planted_faults import FAULTS
 
 runner = CliRunner()
 
@@ -172,6 +174,30 @@ def test_doctor_fails_where_a_check_does(checkpoint_folder: Path, tmp_path: Path
     result = run(*words)
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
+
+
+def test_doctor_holds_a_model_against_transformers(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["doctor", "--model", str(checkpoint_folder), "--profile", "none", "--verify"]
+    result = run(*words, "--json")
+    checks = [c for c in json.loads(result.stdout) if c["name"].startswith("verify: ")]
+    assert result.exit_code == 0
+    assert len(checks) == 10
+    assert all(check["ok"] and check["measured"] <= check["allowed"] for check in checks)
+    (tap,) = (fault for fault in FAULTS if fault.caught[0] == "taps")
+    tap.plant(monkeypatch)
+    result = run(*words)
+    assert result.exit_code == 1
+    failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
+    assert failed and all(re.search(r"verify: (taps|(kept )?twin)", line) for line in failed)
+
+
+def test_doctor_verifies_no_model_without_weights(checkpoint_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint_folder / "config.json", tmp_path)
+    result = run("doctor", "--model", str(tmp_path), "--verify")
+    assert result.exit_code == 1
+    assert "no weights were loaded" in result.stdout
 
 
 def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
