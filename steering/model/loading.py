@@ -87,13 +87,14 @@ def load(
     network = network.eval().requires_grad_(False)
     family.decoder(network).config._attn_implementation = ATTENTION
     first = family.decoder(network).embed_tokens.weight.device
+    places = _places(family.decoder(network), first) if device == SPREAD else ()
+    where = ", ".join(dict.fromkeys(map(str, (first, *places))))
     size = sum(p.numel() for p in network.parameters()) / 1e6
     log.info(
         "loaded %s, revision %s: %s, %.1f M parameters on %s, %s because %s%s, prompt style %s",
-        *(name, commit or "none (a local folder)", family.name, size, device, _name_of(kind)),
+        *(name, commit or "none (a local folder)", family.name, size, where, _name_of(kind)),
         *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
     )
-    places = _places(family.decoder(network), first) if device == SPREAD else ()
     return AudioModel(
         name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
     )
