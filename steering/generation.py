@@ -119,13 +119,19 @@ def sample(
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
         shares, among = token_probabilities(rows[drawn], [samplings[i] for i in drawn])
-        points = [torch.rand(1, generator=randoms[i], dtype=torch.float64) for i in drawn]
-        reached = shares.cumsum(-1)  # (N, W)
-        wanted = torch.stack(points).to(rows.device) * reached[:, -1:]  # (N, 1)
-        places = torch.searchsorted(reached, wanted, right=True).clamp_max(shares.shape[-1] - 1)
-        tokens[drawn] = among.gather(-1, places)[:, 0]
+        noise = torch.stack([_noise(rows.shape[-1], randoms[i]) for i in drawn]).to(rows.device)
+        first = (shares / noise.gather(-1, among)).argmax(-1, keepdim=True)  # (N, 1)
+        tokens[drawn] = among.gather(-1, first)[:, 0]
     ids: list[int] = tokens.tolist()
     return ids
+
+
+def _noise(size: int, random: torch.Generator) -> Tensor:
+    """(V,) float64 exponential noise, a token's own: the first of a race at the tokens' shares is
+    drawn by them, and as good as never another one because a batch rounds otherwise.
+    """
+    noise = torch.empty(size, dtype=torch.float64, device=random.device)
+    return noise.exponential_(generator=random)
 
 
 def token_probabilities(rows: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor]:

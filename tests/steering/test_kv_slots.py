@@ -29,10 +29,8 @@ HOWS = (NORM, RAW, FIRST, KEPT)
 ANSWERS = (
     Sampling(max_tokens=9),
     Sampling(max_tokens=14, temperature=0.9, seed=5),
-    Sampling(max_tokens=6, temperature=1.7, top_p=0.8, seed=6),
-    Sampling(max_tokens=11, ignore_end=True),
-    Sampling(max_tokens=13, repetition_penalty=1.4),
-    Sampling(max_tokens=12, temperature=1.2, top_k=9, min_p=0.05, repetition_penalty=1.1, seed=7),
+    Sampling(6, temperature=1.7, top_p=0.8, seed=6, top_k=90, min_p=0.01, repetition_penalty=1.1),
+    Sampling(max_tokens=11, ignore_end=True, repetition_penalty=1.4),
 )
 
 
@@ -293,9 +291,7 @@ def test_the_steps_use_steer_itself(model: AudioModel) -> None:
 # ---- side by side
 
 
-@pytest.mark.parametrize(
-    "sampling", ANSWERS, ids=["greedy", "seeded", "top_p", "no_end", "penalty", "all"]
-)
+@pytest.mark.parametrize("sampling", ANSWERS, ids=["greedy", "seeded", "filtered", "penalty"])
 def test_write_together_is_generate_for_each_plan(model: AudioModel, sampling: Sampling) -> None:
     heard = prefill(model, prompt(model, 0.8))
     plans = [UNSTEERED, *(directed(model, heard, i, 0.6 * (i + 1), NORM) for i in range(3))]

@@ -137,12 +137,11 @@ def test_choices_are_scored_from_the_open_end_on(
 def taught(model: AudioModel, asked: Prompt, answers: list[str]) -> AudioModel:
     """The model after a few steps on a prompt with each of the answers, as BPE writes the whole."""
     network = copy.deepcopy(model.network).requires_grad_(True)
-    start = asked.tokens[:-3]
-    whole = [
-        model.processor.tokenizer(f"<answer>{answer}</answer>")["input_ids"] for answer in answers
-    ]
+    tokenizer = model.processor.tokenizer
+    start = asked.tokens[: -len(tokenizer("<answer>")["input_ids"])]
+    whole = [tokenizer(f"<answer>{answer}<|im_end|>")["input_ids"] for answer in answers]
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(30):
         loss = torch.zeros(())
         for ids in whole:
             tokens = torch.cat([start, torch.tensor(ids)])[None]
@@ -157,10 +156,9 @@ def test_words_that_join_the_mark_and_words_that_do_not_are_equals(model: AudioM
     """Of two answers that a model was taught alike, neither wins by its spelling."""
     choices = ["Dog", "Violin"]
     asked = build_prompt(model, [Message("user", ("Which?",))])
-    assert words(model, asked.tokens[-3:].tolist())[-1] == ">"
     knowing = taught(model, asked, choices)
     heard = prefill(knowing, asked)
     dog, violin = score_choices(knowing, heard, UNSTEERED, choices)
-    assert abs(dog - violin) < 0.1
+    assert abs(dog - violin) < 0.3
     closed = replace(knowing, prompt_style=PLAIN)  # scored behind a `>` of its own
-    assert score_choices(closed, heard, UNSTEERED, choices)[1] > 0.9
+    assert score_choices(closed, heard, UNSTEERED, choices)[1] > 0.98
