@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steering import kv_slots
-from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
+from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, penalised
 from steering.kv_slots import KVSlots, Row, generate_batch, sample_first
 from steering.model import loading
 from steering.model.audio_model import AudioModel
@@ -306,7 +306,6 @@ def test_rows_that_ask_for_no_penalty_pay_for_none(
     untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    penalised = kv_slots.penalised
 
     def counted(rows: Tensor, *more: Tensor) -> Tensor:
         passes.append(len(rows))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -79,12 +79,13 @@ def test_the_talkers_token_ids_are_no_matter(
     config["thinker_config"].update(ids, vision_end_token_id=4)
     config["talker_config"].update(dict.fromkeys(ids, 151_647))
     file.write_text(json.dumps(config))
+    warn_again = cast(Any, transformers.configuration_utils.logger.warning_once).cache_clear
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
-    transformers.configuration_utils.logger.warning_once.cache_clear()
+    warn_again()
     caplog.clear()
     model = load(str(folder), device="cpu")
     assert "unexpected behavior" not in caplog.text
-    transformers.configuration_utils.logger.warning_once.cache_clear()
+    warn_again()
     whole = AutoConfig.from_pretrained(folder)
     assert "unexpected behavior" in caplog.text, "transformers itself warns"
     assert loading.read_config("x", folder).to_dict() == whole.thinker_config.to_dict()
