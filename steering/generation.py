@@ -119,19 +119,25 @@ def sample(
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
         shares, among = token_probabilities(rows[drawn], [samplings[i] for i in drawn])
-        noise = torch.stack([_noise(rows.shape[-1], randoms[i]) for i in drawn]).to(rows.device)
-        first = (shares / noise.gather(-1, among)).argmax(-1, keepdim=True)  # (N, 1)
+        seeds = [torch.randint(1 << 62, (1,), generator=randoms[i]) for i in drawn]
+        noise = _noise(torch.stack(seeds).to(rows.device), among)
+        first = (shares / noise).argmax(-1, keepdim=True)  # (N, 1)
         tokens[drawn] = among.gather(-1, first)[:, 0]
     ids: list[int] = tokens.tolist()
     return ids
 
 
-def _noise(size: int, random: torch.Generator) -> Tensor:
-    """(V,) float64 exponential noise, a token's own: the first of a race at the tokens' shares is
-    drawn by them, and as good as never another one because a batch rounds otherwise.
+def _noise(seeds: Tensor, tokens: Tensor) -> Tensor:
+    """(B, W) float64 exponential noise of each token (B, W) by its row's seed (B, 1) int64.
+
+    The first of a race at the tokens' shares is drawn by them. A token's noise is its own, so that
+    a row that a batch rounds otherwise, or sorts otherwise, draws the same. Source: SplitMix64.
     """
-    noise = torch.empty(size, dtype=torch.float64, device=random.device)
-    return noise.exponential_(generator=random)
+    x = seeds + tokens * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ (x >> shift) & ((1 << 64 - shift) - 1)) * factor
+    uniform = ((x >> 11) & ((1 << 53) - 1)).double().add(0.5) * 2.0**-53  # in (0, 1)
+    return -uniform.log()
 
 
 def token_probabilities(rows: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor]:
@@ -149,16 +155,16 @@ def token_probabilities(rows: Tensor, samplings: Sequence[Sampling]) -> tuple[Te
     columns = [[s.temperature, 1 - (s.top_p or 1.0), s.min_p or 0.0] for s in samplings]
     values = torch.tensor(columns, dtype=torch.float64, device=rows.device)  # (B, 3)
     temperature, tail, floor = values.split(1, dim=-1)
-    below = (rows - rows.amax(-1, keepdim=True)).double()  # at most 0: any temperature divides it
-    ordered, tokens = _likeliest(below / temperature, [s.top_k or 0 for s in samplings])
-    shares = ordered.softmax(-1)
+    ordered, tokens = _likeliest(rows, [s.top_k or 0 for s in samplings])
+    below = (ordered - ordered[:, -1:]).double()  # at most 0: any temperature divides it
+    shares = (below / temperature).softmax(-1)
     kept = shares.cumsum(-1) > tail
     kept[:, -1] = True  # the likeliest always stays
     return shares * (kept & (shares >= floor * shares[:, -1:])), tokens
 
 
 def _likeliest(scores: Tensor, limits: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Scores (B, V) in ascending order, -inf below each row's limit (0: none), and their tokens.
+    """Logits (B, V) in ascending order, -inf below each row's limit (0: none), and their tokens.
 
     Only as many columns as the largest limit needs are sorted.
     """
