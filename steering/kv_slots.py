@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from steering.generation import Sampling, SteeringPlan, sample, steered_logits
+from steering.generation import (
+    Sampling,
+    SteeringPlan,
+    penalised,
+    penalised_after,
+    sample,
+    seen,
+    steered_logits,
+)
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, run_layers
 from steering.readout import Intervention, logits
@@ -75,6 +83,9 @@ class KVSlots(Cache):
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)  # (R,)
         self.directions = torch.zeros(rows, model.hidden_size, device=device)  # (R, D) float32
         self.strengths = torch.zeros(rows, device=device)  # (R,) float32
+        self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
+        vocabulary = int(model.text_config.vocab_size)
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
         self.active: list[Row] = []  # the row in each slot in use
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
         self._slot_indices = torch.arange(rows, device=device)  # (R,)
@@ -111,6 +122,11 @@ class KVSlots(Cache):
         if row.plan.direction is not None:
             self.directions[slot] = row.plan.direction
         row.slot, row.length = slot, length
+        row.sampling = row.sampling.of(self.model)
+        self.penalties[slot] = row.sampling.penalty
+        if row.sampling.penalty != 1.0:
+            marks = seen(prefilled.tokens, self.seen.shape[-1])
+            self.seen[slot] = marks.to(self.seen.device)
         self.active.append(row)
 
     def release(self, row: Row) -> None:
@@ -120,7 +136,8 @@ class KVSlots(Cache):
         if last is not row:
             slot, length = row.slot, last.length
             self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
-            for values in (self.lengths, self.directions, self.strengths):
+            kept = (self.lengths, self.directions, self.strengths, self.penalties, self.seen)
+            for values in kept:
                 values[slot] = values[freed]
             self.active[slot] = last
             last.slot = slot
@@ -139,11 +156,19 @@ class KVSlots(Cache):
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
         self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
         rows_logits = self._logits(size)[:rows]
-        sampled = sample_rows(rows_logits, self.active)
+        sampled = sample_rows(self._penalised(rows_logits), self.active)
         for row, token in zip(self.active, sampled, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
         return rows_logits
+
+    def _penalised(self, rows_logits: Tensor) -> Tensor:
+        """Logits (B, V) by the rows' penalties, in one go for all, where any row has one."""
+        if all(row.sampling.penalty == 1.0 for row in self.active):
+            return rows_logits
+        rows = len(rows_logits)
+        self.seen[self._slot_indices[:rows], self._tokens[:rows, 0]] = True
+        return penalised(rows_logits, self.seen[:rows], self.penalties[:rows])
 
     def warm_up(self) -> None:
         """Capture steps as long as the last one for any number of rows, while no slot is in use."""
@@ -244,13 +269,16 @@ class CudaGraphs:
         return graph, out
 
 
-def sample_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:
-    """A token for each row from logits (B, V): greedy ones in one go, the others by their own."""
-    tokens: list[int] = rows_logits.argmax(-1).tolist()
-    for i, row in enumerate(rows):
-        if row.sampling.temperature > 0:
-            tokens[i] = sample(rows_logits[i], row.sampling, row.random)
-    return tokens
+def sample_rows(rows_logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """A token for each row from logits (B, V)."""
+    return sample(rows_logits, [row.sampling for row in rows], [row.random for row in rows])
+
+
+def sample_first(model: AudioModel, prefilled: PrefillResult, row: Row) -> None:
+    """Give a row its first token, from its prompt's last state."""
+    row.sampling = row.sampling.of(model)
+    first = steered_logits(model, prefilled.final[None], row.plan, 0)  # (1, V)
+    (row.token,) = sample_rows(penalised_after(first, prefilled.tokens, row.sampling), [row])
 
 
 @torch.inference_mode()
@@ -260,9 +288,8 @@ def generate_batch(
     """Token ids of several answers, each to a prefilled prompt and by a plan of its own."""
     rows = [Row(plan, sampling) for _, plan in answers]
     token_ids: list[list[int]] = [[] for _ in rows]
-    for row, (prefilled, plan) in zip(rows, answers, strict=True):
-        first = steered_logits(slots.model, prefilled.final[None], plan, 0)  # (1, V)
-        row.token = sample_rows(first, [row])[0]
+    for row, (prefilled, _) in zip(rows, answers, strict=True):
+        sample_first(slots.model, prefilled, row)
         slots.admit(row, prefilled)
     while slots.active:
         for row, ids in zip(rows, token_ids, strict=True):

@@ -30,6 +30,7 @@ class PrefillResult:
     final: Tensor  # (D,) residual of the last token after the last layer run, before the norm
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
+    tokens: Tensor  # (T,) int64 of the prompt, on the CPU
 
 
 def run_layers(
@@ -187,7 +188,7 @@ def _run_tapped(
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio), prompt.tokens)
 
 
 @torch.inference_mode()

@@ -34,7 +34,10 @@ class Options(TypedDict, total=False):
     include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips"]]
     max_tokens: int
     temperature: float
-    top_p: float
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
     seed: int | None
     stop: Sequence[str]
 

@@ -21,9 +21,13 @@ from server.api.requests import (
     Choices,
     LongAudio,
     MaxTokens,
+    MinP,
+    RepetitionPenalty,
     Seed,
     SteeringOptions,
     Stop,
+    TopK,
+    TopP,
 )
 from server.api.strict_model import Extra, StrictModel
 from steering.errors import RequestError
@@ -76,6 +80,13 @@ class ChatCompletionRequest(StrictModel):
         description="what becomes of a clip longer than the model's window; null: as deployed",
     )
 
+    top_k: TopK | None = None
+    """draw among so many of the most likely tokens; 0 or -1: among all"""
+    min_p: MinP | None = None
+    """draw among tokens at least this times as likely as the likeliest"""
+    repetition_penalty: RepetitionPenalty | None = None
+    """as in /v1/audio-chat"""
+
     # with their effect
     max_completion_tokens: MaxTokens | None = Field(
         default=None,
@@ -89,7 +100,7 @@ class ChatCompletionRequest(StrictModel):
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="0, which is greedy, unless given: OpenAI's is 1"
     )
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     """draw among the most likely tokens whose probabilities reach this sum"""
     seed: Seed | None = None
     """seed of the random draws; null: another one each time"""

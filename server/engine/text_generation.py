@@ -12,8 +12,8 @@ from tokenizers.decoders import DecodeStream
 from server.engine.events import NeedsToken, Piece
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.generation import SteeringPlan, score_choices, steered_logits
-from steering.kv_slots import Row, sample_rows
+from steering.generation import SteeringPlan, score_choices
+from steering.kv_slots import Row, sample_first
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
 
@@ -66,7 +66,7 @@ def _write_text(
     """The text of at most max_tokens tokens, or as many as fit the slot, one by one."""
     longest = min(question.sampling.max_tokens, runtime.slots.tokens - prefilled.length)
     row = Row(plan, question.sampling)
-    row.token = sample_rows(steered_logits(runtime.model, prefilled.final[None], plan, 0), [row])[0]
+    sample_first(runtime.model, prefilled, row)
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
     try:
         for step in range(longest):

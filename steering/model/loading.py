@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 
 from steering.errors import ModelError
-from steering.model import memory_plan
+from steering.model import memory_plan, omni
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import (
     ADAPTER_CONFIG,
@@ -32,6 +32,7 @@ from steering.taps import ATTENTION
 
 SPREAD = "spread"
 _UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
+_TIED = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 _NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
 log = logging.getLogger("allears")
 
@@ -76,9 +77,10 @@ def load(
     chosen = style_of(style, f"{name} {folder.name}")
     try:
         network = _network(family, config, folder, kind, place, device, quantize)
-        processor = family.processor_class().from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with omni.talker_unseen():
+            processor = family.processor_class().from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
     print_of = fingerprint(folder)
@@ -87,13 +89,14 @@ def load(
     network = network.eval().requires_grad_(False)
     family.decoder(network).config._attn_implementation = ATTENTION
     first = family.decoder(network).embed_tokens.weight.device
+    places = _places(family.decoder(network), first) if device == SPREAD else ()
+    where = ", ".join(dict.fromkeys(map(str, (first, *places))))
     size = sum(p.numel() for p in network.parameters()) / 1e6
     log.info(
         "loaded %s, revision %s: %s, %.1f M parameters on %s, %s because %s%s, prompt style %s",
-        *(name, commit or "none (a local folder)", family.name, size, device, _name_of(kind)),
+        *(name, commit or "none (a local folder)", family.name, size, where, _name_of(kind)),
         *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
     )
-    places = _places(family.decoder(network), first) if device == SPREAD else ()
     return AudioModel(
         name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
     )
@@ -106,8 +109,15 @@ def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
 
 
 def read_config(name: str, folder: Path) -> Any:
-    """The config in a folder; no code of the checkpoint is run. ModelError if it is unusable."""
+    """The config in a folder, of an Omni its thinker's; no code of the checkpoint is run.
+
+    The talker is never loaded, and transformers would warn of token ids that are not its own.
+    ModelError if the config is unusable.
+    """
     try:
+        whole, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+        if thinker := omni.thinker_part(whole):
+            return AutoConfig.for_model(**thinker)
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: no usable config.json in {folder} ({error})") from error
@@ -131,7 +141,7 @@ def _network(
     if quantize is not None:
         placed.setdefault("device_map", {"": str(place)})
         placed["quantization_config"] = _quantization(quantize, dtype)
-    network, report = family.network_class().from_pretrained(
+    network, report = _tied_as_its_text(family, part).from_pretrained(
         folder,
         config=part,
         dtype=dtype,
@@ -154,6 +164,18 @@ def _network(
             " read here: turn use_sliding_window off in its config.json"
         )
     return network if placed else network.to(place)
+
+
+def _tied_as_its_text(family: Family, part: Any) -> Any:
+    """The network's class, with `part` changed so that a readout which its text_config ties to the
+    embeddings is tied: transformers looks for that at the top of a config only.
+    """
+    network_class = family.network_class()
+    if not getattr(family.text_config(part), "tie_word_embeddings", False):
+        return network_class
+    part.tie_word_embeddings = True
+    parts = {"__module__": network_class.__module__, "_tied_weights_keys": _TIED}
+    return type(network_class.__name__, (network_class,), parts)
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -278,8 +278,10 @@ class ListeningHooks:
         """One row's contrast with silence, as cheap as the server's."""
         profile = self.profile
         states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
-        length = len(prompt.tokens)
-        prefilled = PrefillResult(attention, states, states[-1], None, length)  # type: ignore[arg-type]  # the twin reads no cache
+        no_cache: Any = None  # the twin reads none
+        prefilled = PrefillResult(
+            attention, states, states[-1], no_cache, len(prompt.tokens), prompt.tokens
+        )
         self._twin_runs = True
         try:
             return contrast_with_silence(
