@@ -102,6 +102,17 @@ class KVSlots(Cache):
         for layer, cached in enumerate(layers):
             self.store[layer, 0, slot, :, :length] = cached.keys[0, :, :length]
             self.store[layer, 1, slot, :, :length] = cached.values[0, :, :length]
+        self.active.append(row)
+        self._begin(row, slot, length)
+
+    def hand_over(self, row: Row, other: Row, length: int) -> None:
+        """Give a row's slot to another answer to the same prompt, whose `length` tokens stay."""
+        slot, row.slot = row.slot, -1
+        self.active[slot] = other
+        self._begin(other, slot, length)
+
+    def _begin(self, row: Row, slot: int, length: int) -> None:
+        """Let a row begin in a slot that holds `length` tokens of its prompt."""
         self.lengths[slot] = length
         steered = row.plan.direction is not None and not (
             self.intervention and self.intervention.tokens == "first"
@@ -110,7 +121,6 @@ class KVSlots(Cache):
         if row.plan.direction is not None:
             self.directions[slot] = row.plan.direction
         row.slot, row.length = slot, length
-        self.active.append(row)
 
     def release(self, row: Row) -> None:
         """Free a row's slot; the last row moves into it."""

@@ -31,6 +31,15 @@ class PrefillResult:
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether an answer can still be generated from it."""
+        return bool(self.cache.layers)
+
+    def free_cache(self) -> None:
+        """Free the keys and values, once they stand in a slot."""
+        self.cache.layers.clear()
+
 
 def run_layers(
     model: AudioModel,

@@ -43,6 +43,11 @@ class Runtime:
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
         return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
 
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip heard as one: the model's window, or what a row without text holds."""
+        return min(self.model.max_clip_seconds, self.slots.tokens * self.model.hop_seconds)
+
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""
         self.silence_cache.clear()
