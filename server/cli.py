@@ -306,14 +306,18 @@ def profile_verify(
 def doctor(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Fetch and load the weights of a hub id, too.")
+    ] = False,
 ) -> None:
     """Check what is installed, what memory the model takes, that it loads and its profile fits.
 
-    A folder that holds only a config.json gets its memory plan. Example: allears doctor
+    A folder that holds only a config.json gets its memory plan, and so does a hub id: of it only
+    small files are fetched. Example: allears doctor
     """
     from server.doctor import run_checks  # torch is slow to import, and --help needs none
 
-    checks = list(run_checks(settings))
+    checks = list(run_checks(settings, load=load))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

@@ -162,8 +162,7 @@ class KVSlots(Cache):
         bucket = _KV_BUCKET_TOKENS
         if self.bucketing:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
-            doubled = 1 << kv_length.bit_length()
-            bucket = max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+            bucket = _graph_bucket(kv_length)
         return rows, min(-(-kv_length // bucket) * bucket, self.tokens)
 
     @torch.inference_mode()
@@ -201,6 +200,22 @@ class KVSlots(Cache):
         keys[slots, :, positions] = key_states[:, :, 0].to(keys.device)
         values[slots, :, positions] = value_states[:, :, 0].to(keys.device)
         return keys[:, :, :kv_length].to(card), values[:, :, :kv_length].to(card)
+
+
+def _graph_bucket(kv_length: int) -> int:
+    """What the length of a captured step is rounded up to a multiple of."""
+    doubled = 1 << kv_length.bit_length()
+    return max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+
+
+def captured_rows(rows: int, tokens: int) -> int:
+    """Rows of all steps that may be captured, together: each keeps logits of its own."""
+    lengths, length = 0, 1
+    while length <= tokens:
+        bucket = _graph_bucket(length)
+        length = -(-length // bucket) * bucket + 1
+        lengths += 1
+    return lengths * sum({min(1 << power, rows) for power in range(rows.bit_length() + 1)})
 
 
 class GraphCaptureFailed(Exception):

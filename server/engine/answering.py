@@ -133,11 +133,11 @@ def answer_once(
 
     # 5. For comparison the answers about each clip's silence, and about all silence.
     if question.with_clips and reply.text:
-        heard = prefilled if prefilled.has_cache else prefill(model, prompt)
+        prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
         likelihood = partial(_log_probability, model, question, reply.text)
-        clips = with_influence(model, prompt, heard, listening.clips, likelihood)
+        clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
-        del heard  # its keys and values, before the next answer takes time
+    prefilled.free_cache()
     silent: str | None = None
     if question.with_silence and prompt.clips:
         with seat_for(runtime.slots, prefill(model, silent_twin(model, prompt))) as seat:
