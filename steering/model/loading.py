@@ -239,7 +239,7 @@ def _check_memory(name: str, of: ModelSizes, placed: Placement) -> None:
 
 
 def check_host(name: str, of: ModelSizes, placed: Placement) -> str:
-    """The host's memory while weights pass through it, in words. Raises ModelError if it is short."""
+    """The host's memory while weights pass through it. Raises ModelError if it is short."""
     needed, free = of.weight_bytes[placed.kind], memory_plan.free_bytes(torch.device("cpu"))
     what = f"{name}: weights, which pass through the host's memory while they are loaded,"
     memory_plan.require(needed, free, what, "free host memory, or quantize to 8bit or 4bit")

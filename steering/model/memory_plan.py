@@ -177,7 +177,7 @@ def refuse_short(of: ModelSizes, wanted: Wanted, free: int, where: str) -> None:
     needed = plan(of, wanted)
     if needed.total > free:
         raise ModelError(
-            f"memory is short of {gigabytes(needed.total - free)}: {describe(needed)} are"
+            f"short of {gigabytes(needed.total - free)} of memory: {describe(needed)} are"
             f" {gigabytes(needed.total)}, and {gigabytes(free)} are free on {where};"
             f" {fitting(of, wanted, free)}"
         )
@@ -239,5 +239,6 @@ def require(needed_bytes: int, free: int, what: str, remedy: str) -> None:
     """Raise ModelError, with both figures and the remedy, if memory is short."""
     if needed_bytes > free:
         raise ModelError(
-            f"{what} need {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: {remedy}"
+            f"short of {gigabytes(needed_bytes - free)} of memory: {what} need"
+            f" {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: {remedy}"
         )
