@@ -61,7 +61,7 @@ def open_flac(data: bytes, start: int, limits: AudioLimits) -> Recording:
         )
     if total == 0:
         raise _no_frame()
-    if total < info.frames:
+    if total < min(info.frames, limits.counted_seconds * info.rate_hz):
         warnings.append(
             f"its header announces {info.frames / info.rate_hz:,.2f} s, and"
             f" {total / info.rate_hz:.2f} s are there"

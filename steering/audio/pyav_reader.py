@@ -98,27 +98,26 @@ def _decoded(
     stream = _sound_track(container, recording, limits, findings.notes)
     tally = _Tally()
     for frame in _frames(container, stream, tally):
-        if tally.heard >= limits.kept_seconds:
-            findings.seconds_behind = _seconds_behind(container, stream, frame, tally, limits)
-            return
         samples = _floats(frame)
         check_layout(samples.shape[1], frame.sample_rate, limits)
+        kept = samples[: int(min(len(samples), tally.seconds_left(limits) * frame.sample_rate))]
+        if len(kept):
+            yield Block(frame.sample_rate, kept)
+        if len(kept) < len(samples):
+            cut = (len(samples) - len(kept)) / frame.sample_rate
+            findings.seconds_behind = cut + _seconds_behind(container, stream, tally, limits)
+            return
         tally.add(frame)
-        yield Block(frame.sample_rate, samples)
     if not tally.heard:
         raise damaged(recording.container, len(recording.payload))
     findings.notes += tally.notes(_announced_seconds(container, stream, recording))
 
 
 def _seconds_behind(
-    container: InputContainer,
-    stream: AudioStream,
-    frame: AudioFrame,
-    tally: _Tally,
-    limits: AudioLimits,
+    container: InputContainer, stream: AudioStream, tally: _Tally, limits: AudioLimits
 ) -> float:
-    """Seconds from the first frame that is not kept, by its packets, which are not decoded."""
-    seconds = frame.samples / frame.sample_rate
+    """Seconds of the packets that come next, which are not decoded."""
+    seconds = 0.0
     for packet in container.demux(stream):
         if packet.duration and packet.time_base:
             seconds += float(packet.duration * packet.time_base)
@@ -158,6 +157,10 @@ class _Tally:
     damaged_packets: int = 0
     damaged_seconds: float = 0.0
     stopped: bool = False  # by an error of the container
+
+    def seconds_left(self, limits: AudioLimits) -> float:
+        """Seconds of those to come that are kept."""
+        return limits.kept_seconds - self.heard
 
     def add(self, frame: AudioFrame) -> None:
         """Count a frame that was heard."""
