@@ -84,9 +84,9 @@ async def decode_clip(pool: DecodePool, name: str, data: bytes, policy: AudioPol
         raise in_field(AudioError(f"{name}: {error}"), name) from None
     if policy.long_audio == "refuse" and clip.submitted_seconds > policy.window_seconds:
         too_long = AudioTooLarge(
-            f"{name}: the audio is {clip.submitted_seconds:,.2f} s long, and the model's window or"
-            f" a row's is {policy.window_seconds:g} s: send a shorter clip, or long_audio"
-            ' "window" or "cut"'
+            f"{name}: the audio is {clip.submitted_seconds:,.2f} s long and the window is"
+            f" {policy.window_seconds:g} s (the model's, or what a row holds): send a shorter clip,"
+            ' or long_audio "window" or "cut"'
         )
         raise in_field(too_long, name)
     return clip
