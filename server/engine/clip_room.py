@@ -43,11 +43,11 @@ class ClipRoom:
         """What does not fit, in numbers, and what would."""
         wanted = self.text_tokens + self.needed_tokens + self.answer_tokens
         return (
-            f"{len(self.clips)} clips of {sum(clip.seconds for clip in self.clips):,.1f} s are"
-            f" {self.needed_tokens:,} tokens; beside {self.text_tokens:,} of text and"
-            f" {self.answer_tokens:,} for the answer a row of {self.row_tokens:,} holds"
-            f" {self.total_seconds:.1f} s in all: send fewer or shorter clips or less text, or"
-            f" serve with ALLEARS_MAX_CONTEXT_TOKENS={wanted}"
+            f"the audio, {sum(clip.seconds for clip in self.clips):,.1f} s in"
+            f" {len(self.clips)} clip{'s' * (len(self.clips) > 1)}, is {self.needed_tokens:,}"
+            f" tokens; beside {self.text_tokens:,} of text and {self.answer_tokens:,} for the answer"
+            f" a row of {self.row_tokens:,} holds {self.total_seconds:.1f} s: send fewer or shorter"
+            f" clips or less text, or serve with ALLEARS_MAX_CONTEXT_TOKENS={wanted}"
         )
 
 

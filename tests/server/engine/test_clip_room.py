@@ -132,7 +132,7 @@ def test_clips_that_are_together_longer_than_a_row_share_it(
     refused = family.chat(**asked, long_audio="refuse")
     assert refused.status_code == 413
     if not whole and longest(family) > 30:
-        assert "8 clips of 212.0 s are" in refused.json()["error"]["message"]
+        assert "212.0 s in 8 clips, is" in refused.json()["error"]["message"]
         assert "ALLEARS_MAX_CONTEXT_TOKENS=" in refused.json()["error"]["message"]
     windows = family.chat(**asked, long_audio="window")
     assert windows.status_code == 422
