@@ -45,9 +45,9 @@ class ClipRoom:
         return (
             f"the audio, {sum(clip.seconds for clip in self.clips):,.1f} s in"
             f" {len(self.clips)} clip{'s' * (len(self.clips) > 1)}, is {self.needed_tokens:,}"
-            f" tokens; beside {self.text_tokens:,} of text and {self.answer_tokens:,} for the answer"
-            f" a row of {self.row_tokens:,} holds {self.total_seconds:.1f} s: send fewer or shorter"
-            f" clips or less text, or serve with ALLEARS_MAX_CONTEXT_TOKENS={wanted}"
+            f" tokens; beside {self.text_tokens:,} of text and {self.answer_tokens:,} for the"
+            f" answer a row of {self.row_tokens:,} holds {self.total_seconds:.1f} s: send fewer or"
+            f" shorter clips or less text, or serve with ALLEARS_MAX_CONTEXT_TOKENS={wanted}"
         )
 
 

@@ -36,7 +36,7 @@ from steering.readout import Intervention
 from steering.strength import Gate
 
 ROWS, TOKENS, SILENCE_BYTES = 16, 320, 30_000_000
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 16
 
 
 def status(name: str) -> int:
