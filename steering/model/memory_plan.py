@@ -75,7 +75,7 @@ class MemoryPlan:
     silence: int  # at most
     graphs: int  # logits of the captured decode steps
     prompts: int  # keys and values of the one prompt that has no row yet, and of its silent twin
-    passing: int  # the widest moment of the encoder, a layer or the readout
+    activations: int  # the widest moment of the encoder, a layer or the readout
 
     @property
     def total(self) -> int:
@@ -168,7 +168,7 @@ def plan(of: ModelSizes, wanted: Wanted) -> MemoryPlan:
         silence=wanted.silence_cache_bytes,
         graphs=wanted.captured_rows(rows, tokens) * of.vocabulary * _FLOAT_BYTES,
         prompts=2 * row,
-        passing=int(max(moments)),
+        activations=int(max(moments)),
     )
 
 

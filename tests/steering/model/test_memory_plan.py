@@ -133,7 +133,7 @@ def test_a_plan_counts_rows_prompts_silence_and_graphs() -> None:
     assert needed.rows == 16 * (row + 4096 * 4)
     assert needed.prompts == 2 * row, "a prompt without a row yet, and its twin"
     assert needed.silence == 1_000_000_000
-    assert needed.passing > 2048 * 3 * 11008 * 2, "the inside of a feed-forward part"
+    assert needed.activations > 2048 * 3 * 11008 * 2, "the inside of a feed-forward part"
     assert needed.graphs == captured_rows(16, 2048) * 156_032 * 4
     assert needed.total == sum(needed.parts().values())
     on_cpu = memory_plan.plan(of, wanted(16, 2048, on_card=False))
