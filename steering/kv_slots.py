@@ -114,20 +114,30 @@ class KVSlots(Cache):
         for layer, cached in enumerate(layers):
             self.store[layer, 0, slot, :, :length] = cached.keys[0, :, :length]
             self.store[layer, 1, slot, :, :length] = cached.values[0, :, :length]
-        self.lengths[slot] = length
+        self.active.append(row)
+        self._begin(row, slot, prefilled)
+
+    def hand_over(self, row: Row, other: Row, prefilled: PrefillResult) -> None:
+        """Give a row's slot to another answer to the same prompt, whose keys and values stay."""
+        slot, row.slot = row.slot, -1
+        self.active[slot] = other
+        self._begin(other, slot, prefilled)
+
+    def _begin(self, row: Row, slot: int, prefilled: PrefillResult) -> None:
+        """Let a row begin in a slot that holds its prompt."""
+        self.lengths[slot] = prefilled.length
         steered = row.plan.direction is not None and not (
             self.intervention and self.intervention.tokens == "first"
         )
         self.strengths[slot] = row.plan.strength if steered else 0.0
         if row.plan.direction is not None:
             self.directions[slot] = row.plan.direction
-        row.slot, row.length = slot, length
+        row.slot, row.length = slot, prefilled.length
         row.sampling = row.sampling.of(self.model)
         self.penalties[slot] = row.sampling.penalty
         if row.sampling.penalty != 1.0:
             marks = seen(prefilled.tokens, self.seen.shape[-1])
             self.seen[slot] = marks.to(self.seen.device)
-        self.active.append(row)
 
     def release(self, row: Row) -> None:
         """Free a row's slot; the last row moves into it."""
@@ -183,8 +193,7 @@ class KVSlots(Cache):
         bucket = _KV_BUCKET_TOKENS
         if self.bucketing:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
-            doubled = 1 << kv_length.bit_length()
-            bucket = max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+            bucket = _graph_bucket(kv_length)
         return rows, min(-(-kv_length // bucket) * bucket, self.tokens)
 
     @torch.inference_mode()
@@ -228,6 +237,22 @@ class KVSlots(Cache):
         keys[slots, :, positions] = key_states[:, :, 0].to(keys.device)
         values[slots, :, positions] = value_states[:, :, 0].to(keys.device)
         return keys[:, :, :kv_length].to(card), values[:, :, :kv_length].to(card)
+
+
+def _graph_bucket(kv_length: int) -> int:
+    """What the length of a captured step is rounded up to a multiple of."""
+    doubled = 1 << kv_length.bit_length()
+    return max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+
+
+def captured_rows(rows: int, tokens: int) -> int:
+    """Rows of all steps that may be captured, together: each keeps logits of its own."""
+    lengths, length = 0, 1
+    while length <= tokens:
+        bucket = _graph_bucket(length)
+        length = -(-length // bucket) * bucket + 1
+        lengths += 1
+    return lengths * sum({min(1 << power, rows) for power in range(rows.bit_length() + 1)})
 
 
 class GraphCaptureFailed(Exception):

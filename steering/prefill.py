@@ -32,6 +32,15 @@ class PrefillResult:
     length: int  # T
     tokens: Tensor  # (T,) int64 of the prompt, on the CPU
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether an answer can still be generated from it."""
+        return bool(self.cache.layers)
+
+    def free_cache(self) -> None:
+        """Free the keys and values, once they stand in a slot."""
+        self.cache.layers.clear()
+
 
 def run_layers(
     model: AudioModel,

@@ -30,6 +30,7 @@ ORDER = {
         ("api",),
         ("deployment",),
         ("loading", "telemetry"),
+        ("memory_check",),
         ("settings",),
         ("engine", "audio", "listening_log", "access"),
         ("errors", "threads"),

@@ -38,7 +38,7 @@ Penalty = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws.")]
 LongClip = Annotated[
     LongAudio | None,
-    typer.Option(help="For a file longer than the model's window; as deployed if not given."),
+    typer.Option(help="For a file longer than is heard as one; as deployed if not given."),
 ]
 Url = Annotated[str, typer.Option(help="The server.", envvar="ALLEARS_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="The server's key.", envvar="ALLEARS_API_KEY")]

@@ -77,7 +77,7 @@ class ChatCompletionRequest(StrictModel):
     )
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
 
     top_k: TopK | None = None

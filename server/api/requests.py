@@ -247,7 +247,7 @@ class ListeningRequest(StrictModel):
     choices: Choices | None = Field(default=None, description="the answer is one of these")
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
     include: list[Literal["timeline", "heads", "silence"]] = Field(default=[], max_length=16)
     """more to see in `listening`"""

@@ -51,6 +51,11 @@ class Runtime:
         faults = {RECORDED_STEPS: self.slots.why_not_recorded}
         return {feature: fault for feature, fault in faults.items() if fault}
 
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip heard as one: the model's window, or what a row without text holds."""
+        return min(self.model.max_clip_seconds, self.slots.tokens * self.model.hop_seconds)
+
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""
         self.silence_cache.clear()
