@@ -54,6 +54,9 @@ def ask(
     silence: Annotated[
         bool, typer.Option("--silence", help="Answer as much silence as well.")
     ] = False,
+    effect: Annotated[
+        bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
+    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -75,6 +78,8 @@ def ask(
         options["include"] = [*options["include"], "unsteered"]
     if silence:
         options["include"] = [*options["include"], "silence"]
+    if effect:
+        options["include"] = [*options["include"], "effect"]
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         answer = ears.ask(sound, question, **options)
@@ -101,7 +106,7 @@ def listen(
     options: ListeningOptions = {
         "choices": choice or None,
         "long_audio": long_audio,
-        "include": ["timeline", "silence"],
+        "include": ["timeline", "silence", "effect"],
     }
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):

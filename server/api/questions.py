@@ -115,6 +115,7 @@ def make_question(
         messages=messages,
         choices=tuple(choice.strip() for choice in body.choices or ()),
         with_silence="silence" in body.include,
+        with_effect="effect" in body.include,
         windowed=policy.long_audio == "window",
         generate=False,
     )

@@ -22,7 +22,15 @@ from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
 from server.engine.text_generation import generate_text
 from steering.clip_attribution import contrast_clip, with_influence
-from steering.decision import Decision, Listening, decide, measure, unsteered, wants_silence
+from steering.decision import (
+    Decision,
+    Listening,
+    decide,
+    effect_bits,
+    measure,
+    unsteered,
+    wants_silence,
+)
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
@@ -89,7 +97,7 @@ def answer_once(
     prefilled = prefill(model, prompt, heads=tapped, layers=layers)
     after_prefill = time.perf_counter()
 
-    # 2. The silence twin, where a live direction or its score is wanted.
+    # 2. The silence twin, where a live direction, its score or the effect is wanted.
     contrast = _contrast(runtime, question, prompt, prefilled)
     after_silence = time.perf_counter()
 
@@ -104,7 +112,11 @@ def answer_once(
     reply = yield from generate_text(runtime, prefilled, decision.plan, question)
     after_decode = time.perf_counter()
 
-    # 5. For comparison the unsteered answer, that of each clip's silence, and that of all silence.
+    # 5. For comparison the effect, the unsteered answer, that of each clip's silence, and that of
+    # all silence. None of it makes the answer's first piece wait.
+    if contrast and contrast.silent:
+        effect = effect_bits(model, prefilled, contrast.silent, question.choices)
+        listening = replace(listening, effect_bits=effect)
     unsteered = reply
     if question.with_unsteered and steering.applied:
         unsteered = yield from generate_text(runtime, prefilled, UNSTEERED, question, pieces=False)
@@ -147,25 +159,23 @@ def _contrast(
     runtime: Runtime, question: Question, prompt: Prompt, prefilled: PrefillResult
 ) -> SilenceContrast | None:
     """The prompt's contrast with silence, if steering or the question wants it."""
-    model, profile = runtime.model, runtime.profile
-    if profile is None or not prompt.clips:
+    model, profile, clip = runtime.model, runtime.profile, question.contrast_clip
+    live = profile is not None and wants_silence(profile, question.steering)
+    if not prompt.clips or not (live or question.with_silence or question.with_effect):
         return None
-    live, clip = wants_silence(profile, question.steering), question.contrast_clip
+    heads, layers = (profile.heads, profile.layers) if profile else ((), ())
     if live and clip is not None:
         _check_clip_index(clip, prompt)
-        return contrast_clip(
-            model, prompt, prefilled, clip, heads=profile.heads, layers=profile.layers
-        )
-    if live or question.with_silence:
-        return contrast_with_silence(
-            model,
-            prompt,
-            prefilled,
-            heads=profile.heads,
-            layers=profile.layers,
-            silence_cache=runtime.silence_cache,
-        )
-    return None
+        return contrast_clip(model, prompt, prefilled, clip, heads=heads, layers=layers)
+    return contrast_with_silence(
+        model,
+        prompt,
+        prefilled,
+        heads=heads,
+        layers=layers,
+        silence_cache=runtime.silence_cache,
+        to_readout=True,  # for the effect; question.with_effect here: on request alone
+    )
 
 
 def _decide(
