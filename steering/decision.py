@@ -3,7 +3,7 @@
 `measure` says how far the model listens, `effect_bits` what that did to its answer, `decide` how
 the answer is steered or why it is not. The server's engine, the `listening` context manager and
 evaluation decide here: what is evaluated is what is served. Source: arXiv 2603.06854, listening
-score and intervention; verdict, percentile, effect and the strength that follows the score are ours.
+score and intervention; verdict, percentile, effect and the strength after the score are ours.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -34,7 +34,7 @@ class SilenceContrast:
     differences: Tensor  # (K, D) residual of the prompt minus that of its silent twin, a layer each
     silence_attention: Tensor  # (N, F) float32: the tapped heads on the silent audio tokens
     from_cache: bool  # whether the silent prefix was at hand
-    final: Tensor | None = None  # (D,) the twin's last residual, before the norm, if asked for
+    silent: PrefillResult | None = None  # the twin's own pass, if it went to the readout
 
 
 class SilenceCache:
@@ -127,22 +127,29 @@ def _bytes(pairs: KVPairs) -> int:
 class _PrefixCache(Cache):
     """The cache of a pass behind kept keys and values, which are read and never written to."""
 
-    def __init__(self, pairs: KVPairs | None, *, keep: bool) -> None:
+    def __init__(self, *kept: KVPairs) -> None:
         super().__init__(layers=[])
-        self.pairs, self.keep = pairs, keep
-        self.joined: KVPairs = []  # of each layer that was run, if they are to be kept
+        self.kept = kept  # one behind the other
+        self.new: KVPairs = []  # the pass's own, of each layer that was run
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of kept tokens."""
+        return sum(pairs[layer_idx][0].shape[2] for pairs in self.kept)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """(1, H, P + T, d) keys and values of a layer: the kept ones, then the new."""
-        new = (key_states, value_states)
-        if self.pairs is not None:
-            kept = self.pairs[layer_idx]
-            new = (torch.cat([kept[0], new[0]], dim=2), torch.cat([kept[1], new[1]], dim=2))
-        if self.keep:
-            self.joined.append(new)
-        return new
+        self.new.append((key_states, value_states))
+        return _join([*(pairs[layer_idx] for pairs in self.kept), self.new[-1]])
+
+
+def _join(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer, one behind the other."""
+    if len(pairs) == 1:
+        return pairs[0]
+    keys, values = zip(*pairs, strict=True)
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 @torch.inference_mode()
@@ -165,20 +172,20 @@ def contrast_with_silence(
         heads: whose attention on the silent audio is read.
         layers: whose residuals at the last token are compared.
         silence_cache: silent prefixes at hand; a new one is kept there.
-        to_readout: run the twin through all layers, so that its final residual is known.
+        to_readout: run the twin through all layers, so that what it would answer is known.
 
     Returns:
-        Differences (K, D), attention (N, F), and the final residual (D,) with `to_readout`.
+        Differences (K, D), attention (N, F), and the twin's pass with `to_readout`.
         Source: arXiv 2603.06854, audio-silence direction: two passes, the clip and silence of its
         duration.
     """
     states = prefilled.states
     assert len(states) == len(layers), (states.shape, layers)
     if not prompt.audio_mask.any():  # nothing to be silent about
-        final = prefilled.final if to_readout else None
         none = prefilled.attention[:, :0]
-        return SilenceContrast(torch.zeros_like(states), none, from_cache=False, final=final)
-    deepest = 1 + max([*layers, *(layer for layer, _ in heads)])
+        silent = prefilled if to_readout else None
+        return SilenceContrast(torch.zeros_like(states), none, from_cache=False, silent=silent)
+    deepest = 1 + max([*layers, *(layer for layer, _ in heads)], default=0)
     depth = model.num_layers if to_readout else deepest
     end = prompt.audio_end
     prefix = prompt.tokens[:end].numpy().tobytes()
@@ -188,10 +195,10 @@ def contrast_with_silence(
     if pairs is None:
         pairs = _run_prefix(model, prompt, key, silence_cache)
         silence_cache.put(key, pairs)
-    kv_cache = _PrefixCache(pairs, keep=False)
-    silent = continue_prefix(model, prompt, end, kv_cache, heads=heads, layers=layers, depth=depth)
-    final = silent.final if to_readout else None
-    return SilenceContrast(states - silent.states, silent.attention, from_cache, final)
+    kv_cache = _PrefixCache(pairs)
+    twin = continue_prefix(model, prompt, end, kv_cache, heads=heads, layers=layers, depth=depth)
+    whole = replace(twin, cache=_PrefixCache(pairs, kv_cache.new)) if to_readout else None
+    return SilenceContrast(states - twin.states, twin.attention, from_cache, whole)
 
 
 def _run_prefix(
@@ -214,10 +221,14 @@ def _run_prefix(
     ]
     states[:, audio.to(model.device)] = torch.cat(features).to(states.device, states.dtype)
     positions = torch.arange(start, end, device=model.device)[None]
-    kv_cache = _PrefixCache(kept, keep=True)
+    kv_cache = _PrefixCache() if kept is None else _PrefixCache(kept)
     mask = None if kept is None else causal_mask(start, end, model.device)
     run_layers(model, states, positions, mask, kv_cache, depth=depth, wanted="keys")
-    return kv_cache.joined
+    return (
+        kv_cache.new
+        if kept is None
+        else [_join(pairs) for pairs in zip(kept, kv_cache.new, strict=True)]
+    )
 
 
 def _clips_before(model: AudioModel, mel_frames: Sequence[int], audio_tokens: int) -> int:

@@ -145,7 +145,6 @@ def _brief(record: Record) -> dict[str, Any]:
     return {
         "id": record.id,
         "score": record.score,
-        "effect_bits": record.effect_bits,
         "verdict": record.verdict,
         "strength": record.strength,
         "created": record.created,

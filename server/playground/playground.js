@@ -137,7 +137,7 @@ async function askBoth() {
   showListening(bare.listening);
   const list = [...new Set([...bare.warnings, ...steered.warnings])];
   $("warnings").replaceChildren(...list.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-  $("said").textContent = `Bare: ${bare.answer}. Steered: ${steered.answer}. ${$("gauge").getAttribute("aria-valuetext")}`;
+  $("said").textContent = `Bare: ${bare.answer}. Steered: ${steered.answer}. ${$("gauge-words").textContent}`;
   showCode(wish);
 }
 

@@ -29,8 +29,8 @@ from steering.errors import AllEarsError
 from steering.evaluation.answering import AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
-from steering.evaluation.first_tokens import effects
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
+from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
 from steering.evaluation.predictions import prediction, write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text

@@ -1,4 +1,4 @@
-"""How well score and effect separate items, and whether the choice of heads matters to the score."""
+"""How well score and effect separate items, and whether the choice of heads matters."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ The last family is one that allears does not ship: tests/steering/model/added_fa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import kl_div
 from transformers import AutoConfig
 
+from steering.decision import effect_bits
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -180,6 +183,54 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
     assert difference.norm(dim=-1).min() > 0.01, "there is a difference to get right"
 
 
+def log_probabilities(full: Any, ids: list[int]) -> Tensor:
+    """(N,) of an answer's tokens in a pass over the prompt and them."""
+    rows: Tensor = full.logits[-len(ids) - 1 : -1].log_softmax(-1)
+    return rows[range(len(ids)), ids]
+
+
+def bits_between(heard: Tensor, silent: Tensor) -> float:
+    """KL(heard || silent) / ln 2 of two rows of logits, by torch's own function."""
+    rows = [row.double().log_softmax(-1) for row in (silent, heard)]
+    return float(kl_div(*rows, log_target=True, reduction="sum")) / math.log(2)
+
+
+CHOICES = ("dog", "a brown cow", "a brown hen", "rain")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shape: str) -> None:
+    model, prefixes = case.model, SilenceCache(1 << 30)
+    example = example_prompt(model, shape)
+    heard = prefill(model, example, layers=LAYERS)
+    twin = silent_twin(model, example)
+    expected = bits_between(case.full(example).logits[-1], case.full(twin).logits[-1])
+    means: list[list[float]] = [[], []]
+    for choice in CHOICES:
+        ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        for each, spoken in zip(means, (example, twin), strict=True):
+            each.append(float(log_probabilities(case.full(spoken, ids), ids).mean()))
+    of_choices = bits_between(torch.tensor(means[0]), torch.tensor(means[1]))
+    for _ in ("miss", "hit"):
+        contrast = contrast_with_silence(
+            model,
+            example,
+            heard,
+            heads=HEADS,
+            layers=LAYERS,
+            silence_cache=prefixes,
+            to_readout=True,
+        )
+        assert contrast.silent is not None
+        assert effect_bits(model, heard, contrast.silent) == pytest.approx(expected, rel=1e-3)
+        for _ in range(2):  # asked once and again: the twin's keys are only read
+            found = effect_bits(model, heard, contrast.silent, CHOICES)
+            assert found == pytest.approx(of_choices, rel=2e-3)
+    assert expected > 1e-3, "there is an effect to get right"
+    assert of_choices > 1e-5
+
+
 def random_direction(model: AudioModel, seed: int = 3) -> Tensor:
     return torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
 
@@ -273,8 +324,7 @@ def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     means = []
     for choice in choices:
         ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
-        rows = case.full(example, ids).logits[-len(ids) - 1 : -1].log_softmax(-1)
-        means.append(float(rows[range(len(ids)), ids].mean()))
+        means.append(float(log_probabilities(case.full(example, ids), ids).mean()))
     expected = torch.tensor(means).softmax(-1).tolist()
     assert probabilities == pytest.approx(expected, abs=1e-4)
 

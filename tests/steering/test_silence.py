@@ -113,11 +113,11 @@ def test_a_twin_may_run_to_the_readout(model: AudioModel) -> None:
         contrast = contrast_with_silence(
             model, asked, heard, heads=(), layers=(1,), silence_cache=prefixes, to_readout=True
         )
-        assert contrast.final is not None
-        torch.testing.assert_close(contrast.final, second.final, atol=1e-5, rtol=1e-5)
+        assert contrast.silent is not None
+        torch.testing.assert_close(contrast.silent.final, second.final, atol=1e-5, rtol=1e-5)
         expected = heard.states - second.states
         torch.testing.assert_close(contrast.differences, expected, atol=1e-5, rtol=1e-5)
-    assert contrasted(model, asked, prefixes).final is None, "not asked for"
+    assert contrasted(model, asked, prefixes).silent is None, "not asked for"
 
 
 def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:

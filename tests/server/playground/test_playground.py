@@ -192,6 +192,12 @@ class TestInABrowser:
                 gauge.get_attribute("aria-valuetext") or ""
             )
             expect(page.locator("#threshold")).to_be_visible()
+            effect = page.locator("#effect")
+            expect(effect).to_have_text(re.compile(r"^\d+\.\d bits of effect$"))
+            bits = effect.inner_text().split()[0]
+            assert (
+                f"is {bits} bits from the one about silence" in page.locator("#said").inner_text()
+            )
             pale = heat(page)
             assert max(pale) > min(pale) > 0
             picture = page.get_by_role("img", name="the model listened most between")
