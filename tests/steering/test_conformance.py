@@ -191,8 +191,9 @@ def log_probabilities(full: Any, ids: list[int]) -> Tensor:
 
 def bits_between(heard: Tensor, silent: Tensor) -> float:
     """KL(heard || silent) / ln 2 of two rows of logits, by torch's own function."""
-    rows = [row.double().log_softmax(-1) for row in (silent, heard)]
-    return float(kl_div(*rows, log_target=True, reduction="sum")) / math.log(2)
+    of_heard, of_silent = (row.double().log_softmax(-1) for row in (heard, silent))
+    nats = kl_div(of_silent, of_heard, log_target=True, reduction="sum")
+    return float(nats) / math.log(2)
 
 
 CHOICES = ("dog", "a brown cow", "a brown hen", "rain")

@@ -275,9 +275,8 @@ def test_without_a_profile_nothing_is_known_and_nothing_steered(
 
 def bits(heard: Any, silent: Any) -> float:
     """KL divergence of the probabilities of choices, as two answers report them."""
-    pairs = zip(heard["choices"], silent["choices"], strict=True)
-    rows = [(one["probability"], other["probability"]) for one, other in pairs]
-    return sum(p * math.log2(p / q) for p, q in rows)
+    p, q = ([float(c["probability"]) for c in body["choices"]] for body in (heard, silent))
+    return sum(a * math.log2(a / b) for a, b in zip(p, q, strict=True))
 
 
 @pytest.mark.parametrize("choices", [CHOICES, ["a brown dog", "a brown cow", "rain"]])

@@ -83,11 +83,12 @@ def test_divergence_and_effect_are_those_of_two_passes(
     divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
-        passes = [prefill(grouped, each) for each in (prompt, silent_twin(grouped, prompt))]
+        heard, silent = (prefill(grouped, each) for each in (prompt, silent_twin(grouped, prompt)))
         p, q = (
-            logits(grouped, each.final[None])[0].softmax(-1).double().numpy() for each in passes
+            logits(grouped, each.final[None])[0].softmax(-1).double().numpy()
+            for each in (heard, silent)
         )
         assert bits[i] == pytest.approx(entropy(p, q, base=2), rel=1e-3)
-        assert bits[i] == pytest.approx(effect_bits(grouped, *passes), rel=1e-3)
+        assert bits[i] == pytest.approx(effect_bits(grouped, heard, silent), rel=1e-3)
         assert divergences[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
     assert (divergences > 0).all()
