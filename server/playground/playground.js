@@ -235,7 +235,7 @@ function showListening(listening) {
     : "This server has no listening profile, so nothing is scored or steered.";
   const effect = effectInWords(listening.effect_bits);
   $("effect").hidden = !effect;
-  $("effect").firstChild.textContent = effect ? `${listening.effect_bits.toFixed(1)} bits` : "";
+  $("effect").firstChild.textContent = effect ? `${listening.effect_bits.toFixed(2)} bits` : "";
   $("gauge-words").textContent = words + effect;
   $("gauge").setAttribute("aria-valuenow", String(score ?? 0));
   $("gauge").setAttribute("aria-valuetext", words);
@@ -246,7 +246,7 @@ function showListening(listening) {
 
 function effectInWords(bits) {
   if (bits === null) return "";
-  return ` The bare answer about the sound is ${bits.toFixed(1)} bits from the one about silence: its effect.`;
+  return ` The bare answer about the sound is ${bits.toFixed(2)} bits from the one about silence: its effect.`;
 }
 
 function showCode(wish) {

@@ -193,7 +193,7 @@ class TestInABrowser:
             )
             expect(page.locator("#threshold")).to_be_visible()
             effect = page.locator("#effect")
-            expect(effect).to_have_text(re.compile(r"^\d+\.\d bits of effect$"))
+            expect(effect).to_have_text(re.compile(r"^\d+\.\d\d bits of effect$"))
             bits = effect.inner_text().split()[0]
             assert (
                 f"is {bits} bits from the one about silence" in page.locator("#said").inner_text()
