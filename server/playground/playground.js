@@ -246,7 +246,7 @@ function showListening(listening) {
 
 function effectInWords(bits) {
   if (bits === null) return "";
-  return ` The bare answer about the sound is ${bits.toFixed(2)} bits from the one about silence: its effect.`;
+  return ` The sound moved the bare answer ${bits.toFixed(2)} bits away from the one about silence.`;
 }
 
 function showCode(wish) {
