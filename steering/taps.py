@@ -127,7 +127,8 @@ def _follow(
     own = own.masked_fill(~seen, torch.finfo(own.dtype).min).flatten(2, 3)
     shares = torch.cat([grouped @ keys.transpose(2, 3), own], dim=-1).softmax(-1)
     both: Tensor = shares[..., :kept] @ values + shares[..., kept:] @ value
-    return both.unflatten(2, (groups, count)).flatten(1, 2).transpose(1, 2)
+    attended: Tensor = both.unflatten(2, (groups, count)).flatten(1, 2).transpose(1, 2)
+    return attended
 
 
 def last_row(
