@@ -49,9 +49,9 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        silence_cache = SilenceCache(silence_cache_bytes)
+        silence_cache = SilenceCache(silence_cache_bytes, profile.ladder if profile else None)
         silence_cache.longest_ahead = longest = longest_frames(model, tokens)
-        if profile is not None:
+        if profile is not None and profile.ladder.steps:
             size = model.token_bytes(profile.depth)
             silence_cache.ladder = Ladder.within(
                 silence_cache_bytes, size, model.audio_tokens, longest
@@ -86,6 +86,11 @@ def prepare_silence(runtime: Runtime, on_progress: Callable[[str], None]) -> Non
     model, profile, kept = runtime.model, runtime.profile, runtime.silence_cache
     if profile is None or refusal(profile):
         return
+    if not kept.ladder.steps:
+        log.warning(
+            "silence of every clip's own length is run: profile %s asks for it", profile.name
+        )
+        return
     rate_hz = model.sample_rate_hz
     clip = Clip(np.zeros(rate_hz, np.float32), rate_hz, 1.0, rate_hz, 1)
     prompt = build_question(model, [clip], "What do you hear?")
@@ -100,7 +105,7 @@ def prepare_silence(runtime: Runtime, on_progress: Callable[[str], None]) -> Non
         "silences: %d of %d lengths, each %.2f times the next shorter, %.1f of %.1f MB",
         len(kept),
         rungs,
-        2 ** (1 / kept.ladder.steps) if kept.ladder.steps else 1,
+        2 ** (1 / kept.ladder.steps),
         kept.held_bytes / 1e6,
         kept.limit_bytes / 1e6,
     )

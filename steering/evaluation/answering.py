@@ -98,7 +98,7 @@ class ArmRunner:
     ) -> None:
         self.model, self.profile, self.items = model, profile, items
         self.activations, self.arm_strengths, self.options = activations, arm_strengths, options
-        self.silence_cache = SilenceCache(_SILENCE_BYTES)
+        self.silence_cache = SilenceCache(_SILENCE_BYTES, profile.ladder)
         self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:

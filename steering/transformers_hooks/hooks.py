@@ -117,7 +117,7 @@ class ListeningHooks:
     def __init__(self, model: AudioModel, profile: Profile, request: SteeringRequest) -> None:
         self.model, self.profile, self.request = model, profile, request
         self._rows: tuple[RowResult, ...] = ()
-        self._silence_cache = SilenceCache(_SILENCE_CACHE_BYTES)
+        self._silence_cache = SilenceCache(_SILENCE_CACHE_BYTES, profile.ladder)
         self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
         self._audio: Tensor | None = None  # (B, T) bool, audio tokens of the running pass
         self._taps: Taps | None = None
