@@ -23,6 +23,11 @@ from steering.model.checkpoint import find, only_config
 from steering.model.families import family_of
 from steering.self_test import self_test
 
+SILENCES = {
+    "ladder": "cut from a few lengths, mostly cached",
+    "exact": "of every clip's own length, mostly not cached",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -113,7 +118,7 @@ def _profile(settings: Settings, model: AudioModel) -> str:
         return "none: listening scores are unknown and nothing is steered"
     return (
         f"{profile.name}: {len(profile.heads)} heads, max_strength {profile.max_strength:g},"
-        f" calibrated on {profile.calibrated_on}"
+        f" calibrated on {profile.calibrated_on}, silence {SILENCES[profile.silence]}"
     )
 
 

@@ -12,7 +12,8 @@ from steering.generation import UNSTEERED, steered_logits
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import build_question
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 
 
 def self_test(model: AudioModel) -> None:

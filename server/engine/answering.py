@@ -1,4 +1,4 @@
-"""One question's answer, in order: prompt, prefill, silence twin, decision, steered readout, text.
+"""One question's answer, in order: prompt, silence, prefill, decision, steered readout, text.
 
 `prepare_prompt` makes the prompt, without the network. `answer_question` is a generator of events:
 Started once it knows how far the model listened, then Pieces of the answer's text as they come and,
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from transformers import DynamicCache
 
 from server.engine.events import Event, Finished, Started
 from server.engine.long_audio import answer_windows, long_clip_index
@@ -44,7 +45,12 @@ from steering.prompt import (
     silent_twin,
     with_choices,
 )
-from steering.silence import SilenceContrast, contrast_with_silence
+from steering.silence import (
+    SilenceContrast,
+    SilentPrefix,
+    prefill_with_silence,
+    silent_prefix,
+)
 
 
 def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
@@ -91,15 +97,17 @@ def answer_once(
     model, profile = runtime.model, runtime.profile
     began_at = time.perf_counter()
 
-    # 1. One pass over the prompt, with taps on the specialist heads.
+    # 1. Silence up to the question, mostly kept, where a live direction, its score or the effect is
+    # wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
-    tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
-    prefilled = prefill(model, prompt, heads=tapped, layers=layers)
-    after_prefill = time.perf_counter()
-
-    # 2. The silence twin, where a live direction, its score or the effect is wanted.
-    contrast = _contrast(runtime, question, prompt, prefilled)
+    silence = _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
+
+    # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
+    prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    if contrast and contrast.silent and not question.choices:  # nothing is read behind the twin
+        contrast = replace(contrast, silent=replace(contrast.silent, cache=DynamicCache()))
+    after_prefill = time.perf_counter()
 
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
@@ -144,9 +152,9 @@ def answer_once(
         completion_tokens=reply.tokens,
         timings=Timings(
             queue_seconds=0.0,  # the engine knows
-            prefill_seconds=after_prefill - began_at,
-            silence_seconds=after_silence - after_prefill if contrast else 0.0,
-            decode_seconds=after_decode - after_silence,
+            prefill_seconds=after_prefill - after_silence,
+            silence_seconds=after_silence - began_at if silence else 0.0,
+            decode_seconds=after_decode - after_prefill,
             silence_cache=("hit" if contrast.from_cache else "miss") if contrast else None,
         ),
         began_at=began_at,
@@ -155,27 +163,32 @@ def answer_once(
     yield Finished(answer)
 
 
-def _contrast(
-    runtime: Runtime, question: Question, prompt: Prompt, prefilled: PrefillResult
-) -> SilenceContrast | None:
-    """The prompt's contrast with silence, if steering or the question wants it."""
-    model, profile, clip = runtime.model, runtime.profile, question.contrast_clip
-    live = profile is not None and wants_silence(profile, question.steering)
-    if not prompt.clips or not (live or question.with_silence or question.with_effect):
+def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
+    """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
+    live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
+    wanted = live or question.with_silence or question.with_effect
+    if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    heads, layers = (profile.heads, profile.layers) if profile else ((), ())
-    if live and clip is not None:
-        _check_clip_index(clip, prompt)
-        return contrast_clip(model, prompt, prefilled, clip, heads=heads, layers=layers)
-    return contrast_with_silence(
-        model,
-        prompt,
-        prefilled,
-        heads=heads,
-        layers=layers,
-        silence_cache=runtime.silence_cache,
-        to_readout=True,  # for the effect; question.with_effect here: on request alone
-    )
+    depth = runtime.twin_depth(effect=question.with_effect)
+    return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
+
+
+def _prefill(
+    runtime: Runtime, question: Question, prompt: Prompt, silence: SilentPrefix | None
+) -> tuple[PrefillResult, SilenceContrast | None]:
+    """The pass over the prompt, and its contrast with silence, if one is wanted."""
+    model, profile = runtime.model, runtime.profile
+    heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
+    if silence is not None:
+        return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
+    prefilled = prefill(model, prompt, heads=heads, layers=layers)
+    if profile is None or not prompt.clips or question.contrast_clip is None:
+        return prefilled, None
+    if not wants_silence(profile, question.steering):
+        return prefilled, None
+    _check_clip_index(question.contrast_clip, prompt)
+    index = question.contrast_clip
+    return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
 
 
 def _decide(
