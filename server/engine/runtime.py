@@ -50,7 +50,8 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        silence_cache = SilenceCache(silence_cache_bytes, profile.ladder if profile else None)
+        ladder = profile.ladder if profile else Ladder(0)  # nobody found out if a coarse one does
+        silence_cache = SilenceCache(silence_cache_bytes, ladder)
         silence_cache.longest_ahead = longest = longest_frames(model, tokens)
         if profile is not None and profile.ladder.steps:
             size = model.token_bytes(_twin_depth(model, profile))

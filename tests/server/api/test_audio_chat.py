@@ -6,7 +6,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -273,6 +274,15 @@ def test_without_a_profile_nothing_is_known_and_nothing_steered(
 # ---- the effect
 
 
+@pytest.fixture(scope="module")
+def exact(start: Any, runtime: Runtime) -> Iterator[Any]:
+    """A server whose silences are as long as the clips, as transformers' own would be."""
+    assert runtime.profile is not None
+    profile = replace(runtime.profile, silence="exact")
+    with start(heard_by=Runtime.of(runtime.model, profile)) as server:
+        yield server
+
+
 def bits(heard: Any, silent: Any) -> float:
     """KL divergence of the probabilities of choices, as two answers report them."""
     p, q = ([float(c["probability"]) for c in body["choices"]] for body in (heard, silent))
@@ -281,14 +291,14 @@ def bits(heard: Any, silent: Any) -> float:
 
 @pytest.mark.parametrize("choices", [CHOICES, ["a brown dog", "a brown cow", "rain"]])
 def test_the_effect_of_choices_is_told_by_asking_about_silence(
-    server: Any, make_sound: Callable[..., bytes], choices: list[str]
+    exact: Any, make_sound: Callable[..., bytes], choices: list[str]
 ) -> None:
     sound = make_sound(1.0)
     samples, rate_hz = soundfile.read(io.BytesIO(sound))
     zeros = io.BytesIO()
     soundfile.write(zeros, np.zeros_like(samples), rate_hz, format="WAV", subtype="PCM_16")
     clips = [as_json(sound), as_json(zeros.getvalue())]
-    expected = bits(*(chat(server, clip, choices=choices) for clip in clips))
+    expected = bits(*(chat(exact, clip, choices=choices) for clip in clips))
     wishes: list[dict[str, Any]] = [
         {"steer": True, "steering": {"strength": 0.7}},
         {"steer": True, "steering": {"direction": "calibrated"}, "include": ["effect"]},
@@ -296,20 +306,20 @@ def test_the_effect_of_choices_is_told_by_asking_about_silence(
         {"include": ["silence"]},
     ]
     for wish in wishes:
-        found = chat(server, clips[0], choices=choices, **wish)["listening"]["effect_bits"]
+        found = chat(exact, clips[0], choices=choices, **wish)["listening"]["effect_bits"]
         assert found == pytest.approx(expected, rel=1e-3, abs=2e-6)
-        assert chat(server, clips[1], choices=choices, **wish)["listening"]["effect_bits"] == 0
+        assert chat(exact, clips[1], choices=choices, **wish)["listening"]["effect_bits"] == 0
     assert expected > 1e-5
 
 
 @pytest.mark.parametrize("choices", [None, CHOICES])
 def test_the_effect_needs_no_profile(
-    server: Any, start: Any, runtime: Runtime, audio: dict[str, str], choices: list[str] | None
+    exact: Any, start: Any, runtime: Runtime, audio: dict[str, str], choices: list[str] | None
 ) -> None:
     wish = {"choices": choices, "include": ["effect"], "max_tokens": 1}
-    known = chat(server, audio, **wish)["listening"]["effect_bits"]
+    known = chat(exact, audio, **wish)["listening"]["effect_bits"]
     body = {"audio": audio, "question": QUESTION, "choices": choices, "include": ["effect"]}
-    heard = server.post("/v1/listening-score", json=body).json()["listening"]["effect_bits"]
+    heard = exact.post("/v1/listening-score", json=body).json()["listening"]["effect_bits"]
     with start(heard_by=Runtime.of(runtime.model, None)) as deaf:
         bare = deaf.chat(audio=audio, question=QUESTION, **wish).json()
         summary = deaf.get("/listening-score").json()
