@@ -73,8 +73,9 @@ class Runtime:
 
 
 def _twin_depth(model: AudioModel, profile: Profile | None, *, effect: bool = False) -> int:
-    whole = effect or EFFECT_OF_STEERED or profile is None
-    return model.num_layers if whole else profile.depth
+    if profile is None or effect or EFFECT_OF_STEERED:
+        return model.num_layers
+    return profile.depth
 
 
 def steering_refusal(runtime: Runtime) -> str | None:
