@@ -251,7 +251,8 @@ def profile_show(
 
     Example: allears profile show ./profile
     """
-    from steering import profile as profiles  # torch is slow to import, and --help needs none
+    from server.doctor import SILENCES  # torch is slow to import, and --help needs none
+    from steering import profile as profiles
 
     profile = profiles.load(folder)
     if as_json:
@@ -268,6 +269,7 @@ def profile_show(
         "fixed strength": f"{profile.fixed_strength:g}",
         "max strength": f"{profile.max_strength:g}",
         "calibrated on": profile.calibrated_on,
+        "silence": f"{profile.silence}, {SILENCES[profile.silence]}",
         "verdicts": f"{asdict(profile.verdicts)}",
         "calibration": json.dumps(dict(profile.calibration)),
         "held out": json.dumps(dict(profile.held_out)),

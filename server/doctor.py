@@ -27,6 +27,11 @@ from steering.model.memory_plan import gigabytes
 from steering.verification.self_test import self_test
 from steering.verification.verify import verify
 
+SILENCES = {
+    "ladder": "cut from a few lengths, mostly cached",
+    "exact": "of every clip's own length, mostly not cached",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -148,7 +153,7 @@ def _profile(settings: Settings, model: AudioModel) -> str:
         return "none: listening scores are unknown and nothing is steered"
     return (
         f"{profile.name}: {len(profile.heads)} heads, max_strength {profile.max_strength:g},"
-        f" calibrated on {profile.calibrated_on}"
+        f" calibrated on {profile.calibrated_on}, silence {SILENCES[profile.silence]}"
     )
 
 

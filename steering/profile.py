@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ from steering.heads import Verdicts
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
+from steering.silence_cache import Ladder
 from steering.strength import Gate
 from steering.taps import Head
 
 SCHEMA_VERSION = 1
+Silence = Literal["ladder", "exact"]
 AUTO = "auto"
 DEMO_PROFILE = Path(__file__).parent / "demo" / "profile"
 _JSON, _TENSORS = "profile.json", "profile.safetensors"
@@ -61,6 +63,7 @@ class Profile:
     head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
     head_std: NDArray[np.float32]  # (N,) and its standard deviation
     refusal: str | None = None  # why this model is not steered, in plain words
+    silence: Silence = "ladder"  # what its silent twins were and are: cut, or as long as the clip
 
     @property
     def max_strength(self) -> float:
@@ -76,6 +79,16 @@ class Profile:
     def layers(self) -> tuple[int, ...]:
         """The layers whose differences make the direction."""
         return self.intervention.layers
+
+    @property
+    def ladder(self) -> Ladder:
+        """The lengths of silence that twins are cut from."""
+        return Ladder() if self.silence == "ladder" else Ladder(0)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers down to the deepest that a silent twin is run to."""
+        return 1 + max(*self.layers, *(layer for layer, _ in self.heads))
 
     def percentile(self, score: float) -> float:
         """Share of the calibration set with a lower score, in [0, 1]."""
@@ -206,12 +219,19 @@ def _record(profile: Profile) -> dict[str, Any]:
         "fixed_strength": profile.fixed_strength,
         "refusal": profile.refusal,
         "max_strength": profile.max_strength,
+        "silence": profile.silence,
         "verdicts": asdict(profile.verdicts),
         "calibrated_on": profile.calibrated_on,
         "calibration": dict(profile.calibration),
         "held_out": dict(profile.held_out),
         "versions": dict(profile.versions),
     }
+
+
+def _silence(value: str) -> Silence:
+    if value not in get_args(Silence):
+        raise ValueError(f"silence is {value!r}, not one of {', '.join(get_args(Silence))}")
+    return cast(Silence, value)
 
 
 def _tensors(profile: Profile) -> dict[str, Tensor]:
@@ -250,4 +270,5 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         head_mean=tensors["head_mean"].numpy(),
         head_std=tensors["head_std"].numpy(),
         refusal=record.get("refusal"),
+        silence=_silence(record.get("silence", "exact")),  # of older profiles it was
     )

@@ -19,6 +19,7 @@ from server.api.requests import (
     AudioChatRequest,
     ChatMessage,
     Choices,
+    Include,
     LongAudio,
     MaxTokens,
     MinP,
@@ -72,7 +73,7 @@ class ChatCompletionRequest(StrictModel):
         default=None, description="null: adaptive, live direction"
     )
     choices: Choices | None = Field(default=None, description="the answer is one of these")
-    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(
+    include: list[Include] = Field(
         default=[], max_length=16, description="more to see in `listening` and `steering`"
     )
     long_audio: LongAudio | None = Field(

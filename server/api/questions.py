@@ -117,6 +117,7 @@ def make_question(
         choices=tuple(choice.strip() for choice in body.choices or ()),
         with_silence="silence" in body.include,
         long_audio=policy.long_audio,
+        with_effect="effect" in body.include,
         generate=False,
     )
     return _to_answer(question, body) if isinstance(body, AudioChatRequest) else question

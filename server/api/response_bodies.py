@@ -117,6 +117,7 @@ def _listening(listening: decision.Listening, include: Collection[str]) -> Liste
         percentile=_round(listening.percentile),
         verdict=listening.verdict,  # type: ignore[arg-type]  # pydantic holds it to the four
         silence_score=_round(listening.silence_score),
+        effect_bits=_round(listening.effect_bits),
         threshold=_round(listening.threshold),
         hop_seconds=listening.hop_seconds,
         **extra,
@@ -149,6 +150,7 @@ def _windows(answer: Answer) -> dict[str, Any]:
             verdict=window.verdict,
             strength=window.strength,
             answer=window.answer,
+            effect_bits=_round(window.effect_bits),
         )
         for window in answer.windows
     ]

@@ -1,4 +1,4 @@
-"""One question's answer, in order: prompt, prefill, silence twin, decision, steered readout, text.
+"""One question's answer, in order: prompt, silence, prefill, decision, steered readout, text.
 
 `prepare_prompt` makes the prompt, without the network. `answer_question` is a generator of events:
 Started once it knows how far the model listened, then Pieces of the answer's text as they come and,
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from transformers import DynamicCache
 
 from server.engine.clip_room import (
     clips_of,
@@ -31,7 +32,15 @@ from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
 from server.engine.text_generation import generate_text, seat_for
 from steering.clip_attribution import contrast_clip, with_influence
-from steering.decision import Decision, Listening, decide, measure, unsteered, wants_silence
+from steering.decision import (
+    Decision,
+    Listening,
+    decide,
+    effect_bits,
+    measure,
+    unsteered,
+    wants_silence,
+)
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
@@ -45,7 +54,12 @@ from steering.prompt import (
     silent_twin,
     with_choices,
 )
-from steering.silence import SilenceContrast, contrast_with_silence
+from steering.silence import (
+    SilenceContrast,
+    SilentPrefix,
+    prefill_with_silence,
+    silent_prefix,
+)
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
 
@@ -107,15 +121,17 @@ def answer_once(
     model, profile = runtime.model, runtime.profile
     began_at = time.perf_counter()
 
-    # 1. One pass over the prompt, with taps on the specialist heads.
+    # 1. Silence up to the question, mostly kept, where a live direction, its score or the effect is
+    # wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
-    tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
-    prefilled = prefill(model, prompt, heads=tapped, layers=layers)
-    after_prefill = time.perf_counter()
-
-    # 2. The silence twin, where a live direction or its score is wanted.
-    contrast = _contrast(runtime, question, prompt, prefilled)
+    silence = _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
+
+    # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
+    prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    if contrast and contrast.silent and not question.choices:  # nothing is read behind the twin
+        contrast = replace(contrast, silent=replace(contrast.silent, cache=DynamicCache()))
+    after_prefill = time.perf_counter()
 
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
@@ -131,7 +147,11 @@ def answer_once(
         if question.with_unsteered and steering.applied:
             unsteered = yield from generate_text(runtime, seat, UNSTEERED, question, pieces=False)
 
-    # 5. For comparison the answers about each clip's silence, and about all silence.
+    # 5. For comparison the effect, and the answers about each clip's silence and about all silence.
+    # None of it makes the answer's first piece wait.
+    if contrast and contrast.silent:
+        effect = effect_bits(model, prefilled, contrast.silent, question.choices)
+        listening = replace(listening, effect_bits=effect)
     if question.with_clips and reply.text:
         prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
         likelihood = partial(_log_probability, model, question, reply.text)
@@ -158,9 +178,9 @@ def answer_once(
         completion_tokens=reply.tokens,
         timings=Timings(
             queue_seconds=0.0,  # the engine knows
-            prefill_seconds=after_prefill - began_at,
-            silence_seconds=after_silence - after_prefill if contrast else 0.0,
-            decode_seconds=after_decode - after_silence,
+            prefill_seconds=after_prefill - after_silence,
+            silence_seconds=after_silence - began_at if silence else 0.0,
+            decode_seconds=after_decode - after_prefill,
             silence_cache=("hit" if contrast.from_cache else "miss") if contrast else None,
         ),
         began_at=began_at,
@@ -169,29 +189,32 @@ def answer_once(
     yield Finished(answer)
 
 
-def _contrast(
-    runtime: Runtime, question: Question, prompt: Prompt, prefilled: PrefillResult
-) -> SilenceContrast | None:
-    """The prompt's contrast with silence, if steering or the question wants it."""
-    model, profile = runtime.model, runtime.profile
-    if profile is None or not prompt.clips:
+def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
+    """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
+    live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
+    wanted = live or question.with_silence or question.with_effect
+    if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    live, clip = wants_silence(profile, question.steering), question.contrast_clip
-    if live and clip is not None:
-        _check_clip_index(clip, prompt)
-        return contrast_clip(
-            model, prompt, prefilled, clip, heads=profile.heads, layers=profile.layers
-        )
-    if live or question.with_silence:
-        return contrast_with_silence(
-            model,
-            prompt,
-            prefilled,
-            heads=profile.heads,
-            layers=profile.layers,
-            silence_cache=runtime.silence_cache,
-        )
-    return None
+    depth = runtime.twin_depth(effect=question.with_effect)
+    return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
+
+
+def _prefill(
+    runtime: Runtime, question: Question, prompt: Prompt, silence: SilentPrefix | None
+) -> tuple[PrefillResult, SilenceContrast | None]:
+    """The pass over the prompt, and its contrast with silence, if one is wanted."""
+    model, profile = runtime.model, runtime.profile
+    heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
+    if silence is not None:
+        return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
+    prefilled = prefill(model, prompt, heads=heads, layers=layers)
+    if profile is None or not prompt.clips or question.contrast_clip is None:
+        return prefilled, None
+    if not wants_silence(profile, question.steering):
+        return prefilled, None
+    _check_clip_index(question.contrast_clip, prompt)
+    index = question.contrast_clip
+    return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
 
 
 def _decide(

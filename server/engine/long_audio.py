@@ -121,6 +121,7 @@ def _window_answer(index: int, window: Window, answer: Answer) -> WindowAnswer:
         verdict=answer.listening.verdict,
         strength=answer.steering.strength,
         answer=answer.text,
+        effect_bits=answer.listening.effect_bits,
     )
 
 

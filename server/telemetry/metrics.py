@@ -20,6 +20,7 @@ from server.telemetry.merged_metrics import Samples, text
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
+_BITS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
@@ -35,6 +36,7 @@ class Metrics:
     tokens: Counter
     audio_seconds: Counter
     listening_score: Histogram
+    effect_bits: Histogram
     steering_strength: Histogram
     steered: Counter
     not_listening: Counter
@@ -82,6 +84,12 @@ def make_metrics() -> Metrics:
         audio_seconds=Counter("allears_audio_seconds", "Audio heard", registry=own),
         listening_score=Histogram(
             "allears_listening_score", "Listening scores", registry=own, buckets=_SCORES
+        ),
+        effect_bits=Histogram(
+            "allears_effect_bits",
+            "What the sound did to the bare answer, where a silent twin was run",
+            registry=own,
+            buckets=_BITS,
         ),
         steering_strength=Histogram(
             "allears_steering_strength", "Strength of answers", registry=own, buckets=_STRENGTHS
@@ -186,6 +194,8 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
     metrics.audio_seconds.inc(record.audio_seconds)
     if record.score is not None:
         metrics.listening_score.observe(record.score)
+    if record.effect_bits is not None:
+        metrics.effect_bits.observe(record.effect_bits)
     if record.verdict == "not_listening":
         metrics.not_listening.inc()
     if timings.silence_cache is not None:

@@ -18,11 +18,13 @@ from steering.calibration.activations import Activations, head_columns, pooled_d
 from steering.calibration.collecting import Progress, fill, open_store_for, versions
 from steering.calibration.data_checks import check_items
 from steering.calibration.search import FOLDS, FittedSettings, Search
+from steering.calibration.twin_choice import likeness, with_exact_twins
 from steering.errors import DataError
 from steering.heads import Verdicts
 from steering.items import DataSet
+from steering.measures import paired_gain
 from steering.model.audio_model import AudioModel
-from steering.profile import Profile, save
+from steering.profile import Profile, Silence, save
 
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
@@ -92,8 +94,18 @@ def fit_profile(
     calibrated_on: Origin = USER_DATA,
 ) -> Profile:
     """The best profile for recorded activations; DataError as `calibrate`."""
+    silence: Silence = "ladder"
     search = Search(model, activations, dataset.items)
     best, held_out, refusal = _fitted(search, calibrated_on)
+    compared: dict[str, Any] = {}
+    if activations.exact_differences is not None:
+        compared = likeness(activations, best.intervention, best.heads, model.num_heads)
+        exact = with_exact_twins(activations)
+        compared["gain_of_exact"] = gain = _gain_of_exact(search, exact)
+        if gain and gain[1] > 0:  # what the ladder saves costs right answers
+            silence, activations = "exact", exact
+            search = Search(model, activations, dataset.items)
+            best, held_out, refusal = _fitted(search, calibrated_on)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.num_heads)
@@ -123,6 +135,7 @@ def fit_profile(
             "folds": FOLDS,
             "settings_tried": search.tried,
             "not_searched": _NOT_SEARCHED,
+            "silence": compared,
         },
         held_out=held_out,
         versions=versions(),
@@ -131,6 +144,7 @@ def fit_profile(
         head_mean=mass.mean(0).astype(np.float32),
         head_std=mass.std(0).astype(np.float32),
         refusal=refusal,
+        silence=silence,
     )
 
 
@@ -149,6 +163,20 @@ def _fitted(
     except DataError as error:
         return best, {}, f"no gain from steering could be shown outside the fold: {error}"
     return best, held_out, _refusal(held_out)
+
+
+def _gain_of_exact(search: Search, exact: Activations) -> list[float]:
+    """Gain and 95 % interval, in points, of steering by exact twins over the ladder's, each by its
+    own settings and outside the fold; empty if none could be judged.
+    """
+    other = Search(search.model, exact, search.items)
+    try:
+        other.held_out(with_nulls=False)
+    except DataError:
+        return []
+    if not len(search.adaptive):
+        return []
+    return [round(100 * x, 2) for x in paired_gain(other.adaptive, search.adaptive)]
 
 
 def _refusal(held_out: dict[str, Any]) -> str | None:

@@ -64,6 +64,7 @@ class Search:
         self.strata = [item.stratum for item in items]
         self.clips = np.array([str(item.audio) for item in items])  # (I,) path of each item's clip
         self.tried = 0  # settings, so far
+        self.adaptive = np.zeros(0, bool)  # (I,) right when steered, outside the fold, once judged
         self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
@@ -190,7 +191,7 @@ class Search:
                 best_rank, best = rank, gate
         return best, best_rank
 
-    def held_out(self) -> dict[str, Any]:
+    def held_out(self, *, with_nulls: bool = True) -> dict[str, Any]:
         """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
         count = len(self.items)
         fold = folds(self.clips)
@@ -214,7 +215,8 @@ class Search:
             fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
         figures = self._figures(bare, fixed, adaptive, scores, silent)
-        return {**figures, "nulls": self._nulls(fold, fits, strengths)}
+        self.adaptive = adaptive
+        return {**figures, "nulls": self._nulls(fold, fits, strengths)} if with_nulls else figures
 
     def _nulls(
         self,

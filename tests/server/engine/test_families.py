@@ -84,7 +84,11 @@ def test_an_answer_is_steered_and_shows_how_it_listened(
     assert 0 < body["listening"]["silence_score"] < 1
     assert body["steering"]["applied"] is True
     assert body["steering"]["relative_norm"] == pytest.approx(0.5)
-    assert body["timings"]["silence_cache"] in ("hit", "miss")
+    assert body["timings"]["silence_cache"] == "hit", "the first question about any length"
+    for seconds in (0.2, 3.7, 5.9):
+        audio = {"data": base64.b64encode(make_sound(seconds)).decode()}
+        response = server.chat(audio=audio, question=QUESTION, steer=True, max_tokens=1)
+        assert response.json()["timings"]["silence_cache"] == "hit", seconds
 
 
 def test_choices_streams_and_several_clips(
