@@ -104,7 +104,8 @@ def _profile(settings: Settings, model: AudioModel) -> str:
         folder = auto.profile_folder(settings.cache_folder, model, settings.calibration_items)
         profile = auto.load_cached(folder, model)
         if profile is None:
-            return f"auto: not made yet, the first start makes it in {folder}"
+            reason = auto.out_of_reach(model)
+            return f"auto: {reason or f'not made yet, the first start makes it in {folder}'}"
         if isinstance(profile, auto.NoProfile):
             return f"auto: none, {profile.reason}"
     else:

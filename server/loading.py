@@ -79,7 +79,6 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     """
     model = load_from(settings)
     self_test(model)
-    profile = find_profile(settings, model, on_progress)
     rows, tokens = settings.max_batch_rows, settings.max_context_tokens
     context_tokens = min(tokens, int(model.text_config.max_position_embeddings))
     memory_plan.require(
@@ -88,6 +87,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         f"keys and values of {rows} rows of {tokens} tokens",
         "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
     )
+    profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
     return Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,

@@ -1,13 +1,19 @@
 """Self-calibration: a profile from synthetic items, for a model without one.
 
 The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
-folder, one entry for each checkpoint, dtype, profile schema and number of items:
+folder, one entry for each checkpoint, dtype, profile schema and number of items allowed:
 
     profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
-        profile/        the profile
-        refusal.json    or the reason why there is none
-        items/          the sounds, while they are needed
-        lock            held by the process that calibrates; others wait for its result
+        profile/         the profile
+        refusal.json     or the reason why there is none
+        items/           the sounds, while they are needed
+        trial/           the profile from the items so far, and its evidence
+        trial.evidence/
+        earlier/         evidence from fewer items, until it is moved into the next
+        lock             held by the process that calibrates; others wait for its result
+
+It begins with a quarter of the items allowed, and doubles them while the chosen heads are no better
+than chance. What was recorded is not recorded again.
 """
 
 from __future__ import annotations
@@ -23,14 +29,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.collecting import store_folder
+from steering.calibration.data_checks import MIN_ITEMS
 from steering.errors import DataError, ProfileError
 from steering.model.audio_model import AudioModel
-from steering.model.checkpoint import DEMO
+from steering.model.checkpoint import DEMO, public_name
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
 from steering.synthetic.data import write_items
 
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
 _POLL_SECONDS = 0.5
+_FIRST_SHARE = 4  # of the items allowed, a quarter is tried first
+MOST_PARAMETERS_ON_A_CPU = 1_000_000_000  # of more, a profile takes a CPU many hours
 
 OnProgress = Callable[[str], None]  # an exception from it cancels the work
 
@@ -45,6 +55,21 @@ class NoProfile:
 def is_wanted(profile: str | None, model: AudioModel) -> bool:
     """Whether a profile is made by self-calibration: `auto`, or none named and none shipped."""
     return profile == AUTO or (profile is None and model.name != DEMO)
+
+
+def out_of_reach(model: AudioModel) -> str | None:
+    """Why no profile is made of this model here, and how to get one; None if one can be made."""
+    count = sum(parameter.numel() for parameter in model.network.parameters())
+    if model.device.type != "cpu" or count <= MOST_PARAMETERS_ON_A_CPU:
+        return None
+    name = public_name(model.name)
+    shown = name if "/" in name else "MODEL"
+    return (
+        f"not calibrated: {count / 1e9:.1f} B parameters on a CPU would take many hours. On a"
+        f" machine with a GPU run `allears calibrate --model {shown} --data ITEMS --out PROFILE`"
+        " and `allears profile push PROFILE ORG/NAME`; here serve with --profile ORG/NAME, or with"
+        " the folder that `allears profile pull ORG/NAME FOLDER` writes"
+    )
 
 
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
@@ -74,10 +99,13 @@ def find_or_make(
 ) -> Profile | NoProfile:
     """The cached profile of a model, or a new one, which takes minutes and is cached.
 
+    It is made from at most `items` items; of a model that is `out_of_reach`, none is.
     `on_progress` gets a line for every step; an exception from it cancels the work, and the next
     call goes on from there. Raises ProfileError if the cache folder can't be written.
     """
     folder = profile_folder(cache, model, items)
+    if (reason := out_of_reach(model)) is not None:
+        return _load_undamaged(folder, model, on_progress) or NoProfile(reason)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder, on_progress):
@@ -124,27 +152,70 @@ def _make_profile(
     model: AudioModel, folder: Path, items: int, on_progress: OnProgress
 ) -> Profile | NoProfile:
     """A new profile, or the reason why there is none; either is saved in the entry."""
+    trial = folder / "trial"
+    for count in _counts(items):
+        if count < _items_written(folder):  # a run that was stopped was further
+            continue
+        try:
+            profile = _try_items(model, folder, count, on_progress)
+        except DataError as error:
+            return _refuse(folder, count, error)
+        if profile.beats_chance is not False or count == items:
+            break
+        on_progress(f"calibrating: the heads chosen on {count} items are no better than chance")
+        os.replace(store_folder(trial), folder / "earlier")
+    os.replace(trial, folder / "profile")
+    _clear(folder)
+    return profile
 
-    def report_clips(done: int, count: int) -> None:
-        on_progress(f"calibrating: {done} of {count} clips made")
 
-    def report_items(done: int, count: int) -> None:
-        rest = "" if done < count else ", now choosing heads and strengths"
-        on_progress(f"calibrating: {done} of {count} items{rest}")
+def _clear(folder: Path) -> None:
+    """Delete what is needed only while a profile is made."""
+    for name in ("items", "trial", "trial.evidence", "earlier"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _counts(items: int) -> Iterator[int]:
+    """The numbers of items to try, one after the other."""
+    count = max(MIN_ITEMS, items // _FIRST_SHARE)
+    while count < items:
+        yield count
+        count *= 2
+    yield items
+
+
+def _items_written(folder: Path) -> int:
+    """The number of items whose sounds are in the entry."""
+    data = folder / "items" / "items.json"  # written last
+    return len(json.loads(data.read_text())) if data.is_file() else 0
+
+
+def _try_items(model: AudioModel, folder: Path, count: int, on_progress: OnProgress) -> Profile:
+    """A profile from a number of items, as every later start reads it."""
+
+    def report_clips(done: int, clips: int) -> None:
+        on_progress(f"calibrating: {done} of {clips} clips made")
+
+    def report_items(done: int, of_items: int) -> None:
+        rest = "" if done < of_items else ", now choosing heads and strengths"
+        on_progress(f"calibrating: {done} of {of_items} items{rest}")
 
     data = folder / "items" / "items.json"
-    if not data.is_file():  # it is written last
+    if _items_written(folder) < count:  # the first clips are the same again
         write_items(
-            data.parent, split="calibration", count=items, seed=_SEED, progress=report_clips
+            data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
         )
-    out = folder / "profile"
-    try:
-        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
-        profile: Profile | NoProfile = load(out)  # as every later start reads it
-    except DataError as error:
-        profile = _refuse(folder, items, error)
-    shutil.rmtree(data.parent)
-    return profile
+    calibrate(
+        model,
+        data,
+        data.parent,
+        folder / "trial",
+        calibrated_on=SYNTHETIC,
+        progress=report_items,
+        keep_evidence=True,
+        earlier=folder / "earlier",
+    )
+    return load(folder / "trial")
 
 
 def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
@@ -156,4 +227,5 @@ def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
     partial = folder / ".refusal.json.partial"
     partial.write_text(json.dumps({"calibrated_on": SYNTHETIC, "reason": reason}, indent=2) + "\n")
     os.replace(partial, folder / "refusal.json")
+    _clear(folder)
     return NoProfile(reason)

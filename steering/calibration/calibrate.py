@@ -15,14 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration.activations import Activations, head_columns, pooled_directions
-from steering.calibration.collecting import Progress, fill, open_store_for, versions
+from steering.calibration.collecting import (
+    Progress,
+    fill,
+    open_store_for,
+    take_over,
+    versions,
+)
 from steering.calibration.data_checks import check_items
 from steering.calibration.search import FOLDS, FittedSettings, Search
 from steering.errors import DataError
 from steering.heads import Verdicts
 from steering.items import DataSet
 from steering.model.audio_model import AudioModel
-from steering.profile import Profile, save
+from steering.profile import Profile, check_replaceable, save
 
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
@@ -48,6 +54,7 @@ def calibrate(
     progress: Progress | None = None,
     skip_faulty: bool = False,
     keep_evidence: bool = False,
+    earlier: Path | None = None,
 ) -> Profile:
     """Calibrate a model on items with known answers, and save its profile.
 
@@ -64,6 +71,8 @@ def calibrate(
         progress: called with the items done and all items.
         skip_faulty: leave items with faults out, and count them in the profile.
         keep_evidence: keep `OUT.evidence` when the profile is saved.
+        earlier: evidence folder of a calibration on the first of these items; what fits is moved
+            from there, and the folder is deleted.
 
     Returns:
         The profile, as it was saved. Its max_strength is 0 if no gain was shown outside the fold.
@@ -72,10 +81,14 @@ def calibrate(
         DataError: faults in the data, all of them, before the first pass; or all answers are right
             or all wrong. From synthetic items a profile that refuses to steer is made instead.
         AudioError: a clip can't be used.
+        ProfileError: `out` holds other files and no profile.
         ModelError: the readout has no norm and matrix that can be steered, or workers fail.
     """
+    check_replaceable(out)
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
+        if earlier is not None:
+            take_over(store, model, dataset, earlier)
         fill(store, model, dataset.items, workers, progress)
         profile = fit_profile(model, dataset, store.activations(), calibrated_on=calibrated_on)
         save(profile, out)
@@ -120,6 +133,7 @@ def fit_profile(
             "left_out": dataset.left_out,
             "calibrated_on": calibrated_on,
             "heads_optimise": search.goal,
+            "head_choice": search.head_choice(),
             "folds": FOLDS,
             "settings_tried": search.tried,
             "not_searched": _NOT_SEARCHED,

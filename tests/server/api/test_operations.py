@@ -12,8 +12,8 @@ import pytest
 
 from server.engine import engine
 from server.engine.answering import answer_question
-from server.telemetry import served_model
 from steering.errors import ModelError
+from steering.model.checkpoint import public_name
 
 QUESTION = "Who sings?"
 
@@ -73,7 +73,7 @@ def test_models_are_listed_as_openai_lists_them(server: Any) -> None:
     [("demo", "demo"), ("org/name", "org/name"), ("/srv/models/mine", "mine"), ("/tmp", "tmp")],
 )
 def test_a_path_is_not_shown(name: str, shown: str) -> None:
-    assert served_model.public_name(name) == shown
+    assert public_name(name) == shown
 
 
 # ---- keys

@@ -21,11 +21,13 @@ from steering.calibration.auto import (
     load_cached,
     profile_folder,
 )
+from steering.calibration.calibrate import SYNTHETIC, calibrate
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
+from steering.synthetic.data import write_items
 
 ITEMS = 60
 
@@ -54,7 +56,7 @@ def stop_at(words: str) -> Callable[[str], None]:
 def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A cache in which a profile was made after two stops, and what was said at last."""
     cache = tmp_path_factory.mktemp("cache")
-    for words in (f"3 of {ITEMS // 2} clips", f"7 of {ITEMS} items"):
+    for words in ("3 of 20 clips", "7 of 40 items"):
         with pytest.raises(Stopped):
             find_or_make(copied, cache, items=ITEMS, on_progress=stop_at(words))
         assert load_cached(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
@@ -83,7 +85,8 @@ def test_a_profile_is_made_marked_and_kept(
     copied: AudioModel, made: tuple[Path, list[str]]
 ) -> None:
     cache, messages = made
-    assert f"calibrating: 12 of {ITEMS} items" in messages
+    assert "calibrating: 7 of 40 items" in messages, "a stopped run goes on"
+    assert "calibrating: 6 of 40 items" not in messages
     assert not any("clips made" in text for text in messages), "whole sounds are not made again"
     profile = find_or_make(copied, cache, items=ITEMS, on_progress=never)
     assert isinstance(profile, Profile)
@@ -92,8 +95,9 @@ def test_a_profile_is_made_marked_and_kept(
     folder = profile_folder(cache, copied, ITEMS)
     record = json.loads((folder / "profile" / "profile.json").read_text())
     assert record["calibrated_on"] == "synthetic"
-    assert record["calibration"]["items"] == ITEMS
-    assert not (folder / "items").exists(), "the sounds are not kept"
+    assert record["calibration"]["items"] in (40, ITEMS)
+    kept = {path.name for path in folder.iterdir()} - {"lock"}
+    assert kept == {"profile"}, "neither sounds nor evidence"
     assert load_profile(folder / "profile").heads == profile.heads
 
 
@@ -117,6 +121,71 @@ def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
     assert not is_wanted(None, demo), "it has a shipped one"
     assert not is_wanted("none", copied)
     assert not is_wanted("some/folder", copied)
+
+
+# ---- more items, while the heads are no better than chance
+
+
+def test_more_items_are_recorded_where_the_heads_are_no_better_than_chance(
+    copied: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def doubt_the_first(folder: Path) -> Profile:
+        made = load_profile(folder)
+        tried.append(made.calibration["items"])
+        choice = {**made.calibration["head_choice"], "above_chance": made.calibration["items"] > 40}
+        return replace(made, calibration={**made.calibration, "head_choice": choice})
+
+    monkeypatch.setattr(auto, "load", doubt_the_first)
+    messages: list[str] = []
+
+    def on_progress(text: str) -> None:
+        messages.append(text)
+        if "45 of 60 items" in text and len(tried) == 1 and messages.count(text) == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        find_or_make(copied, tmp_path / "cache", items=60, on_progress=on_progress)
+    assert messages.index("calibrating: 40 of 60 items") > 0, "40 are not recorded again"
+    grown = find_or_make(copied, tmp_path / "cache", items=60, on_progress=on_progress)
+    assert tried == [40, 60] and isinstance(grown, Profile)
+    assert "calibrating: the heads chosen on 40 items are no better than chance" in messages
+    recorded = [text for text in messages if "of 60 items" in text]
+    assert len(recorded) == len(set(recorded)) + 1, "nothing twice but where it was stopped"
+
+    data = write_items(tmp_path / "items", split="calibration", count=60, seed=auto._SEED)
+    calibrate(copied, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC)
+    entry = profile_folder(tmp_path / "cache", copied, 60)
+    assert {path.name for path in entry.iterdir()} == {"profile", "lock"}
+    for name in ("profile.json", "profile.safetensors"):
+        assert (entry / "profile" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("most", "tried"), [(40, [40]), (60, [40, 60]), (400, [100, 200, 400])])
+def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> None:
+    assert list(auto._counts(most)) == tried
+
+
+# ---- out of reach
+
+
+def test_a_large_model_on_a_cpu_is_served_bare_at_once_or_with_a_profile_made_elsewhere(
+    copied: AudioModel, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert auto.out_of_reach(copied) is None
+    monkeypatch.setattr(auto, "MOST_PARAMETERS_ON_A_CPU", 1_000_000)
+    found = find_or_make(copied, tmp_path / "empty", items=ITEMS, on_progress=never)
+    assert isinstance(found, NoProfile)
+    for words in ("CPU", "allears calibrate", "allears profile push", "allears profile pull"):
+        assert words in found.reason
+    assert str(copied.name) not in found.reason, "no path of the server"
+    assert not (tmp_path / "empty").exists()
+    named = auto.out_of_reach(replace(copied, name="Qwen/Qwen2-Audio-7B-Instruct"))
+    assert named is not None and "--model Qwen/Qwen2-Audio-7B-Instruct" in named
+    assert auto.out_of_reach(replace(copied, device=torch.device("cuda"))) is None
+    kept = find_or_make(copied, cache, items=ITEMS, on_progress=never)
+    assert isinstance(kept, Profile)
 
 
 # ---- two at once

@@ -1,0 +1,148 @@
+"""The choice of heads on planted data, and what chance makes of the same data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from steering.calibration.specialists import (
+    MIN_HEADS,
+    SHUFFLES,
+    HeadData,
+    against_chance,
+    choose_heads,
+    items_needed,
+)
+from steering.errors import DataError
+from steering.heads import correlations
+from steering.measures import auroc_against_silence, auroc_within_strata
+
+
+def head_data(
+    items: int, *, heads: int = 256, knowing: int = 0, effect: float = 1.0, seed: int = 0
+) -> HeadData:
+    """Items of two strata about clips of two; the first heads know the answer, with noise."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(items) < 0.5
+    heard = rng.normal(0.6, 0.1, (items, heads)).astype(np.float32)
+    heard[:, :knowing] += np.float32(0.1 * effect) * right[:, None]
+    silent = rng.normal(0.2, 0.1, (items, heads)).astype(np.float32)
+    return HeadData(
+        heard,
+        silent,
+        np.ones(heads, bool),
+        heard,
+        right,
+        tuple("ab"[i % 2] for i in range(items)),
+        np.array([f"{i // 4}.wav" for i in range(items)]),
+    )
+
+
+def plain_choice(data: HeadData) -> list[int]:
+    """The greedy forward selection, set by set."""
+    r = correlations(data.telling, data.right, data.strata)
+    ranked = [int(i) for i in np.argsort(-r, kind="stable")[:48]]
+
+    def quality(heads: list[int]) -> float:
+        told, heard, silent = (m[:, heads].mean(1) for m in (data.telling, data.heard, data.silent))
+        return auroc_within_strata(told, data.right, data.strata) + auroc_against_silence(
+            heard, silent
+        )
+
+    chosen, best = ranked[:1], -np.inf
+    while True:
+        left = [head for head in ranked if head not in chosen]
+        qualities = [quality([*chosen, head]) for head in left]
+        if len(chosen) >= MIN_HEADS and max(qualities) < best + 1e-3:
+            return chosen
+        best = max(qualities)
+        chosen.append(left[int(np.argmax(qualities))])
+
+
+# ---- the choice
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_that_of_trying_set_by_set(seed: int) -> None:
+    data = head_data(120, knowing=3, seed=seed)
+    choice = choose_heads(data)
+    assert list(choice.columns) == plain_choice(data)
+    score = data.telling[:, list(choice.columns)].mean(1)
+    assert choice.auroc == pytest.approx(auroc_within_strata(score, data.right, data.strata))
+    assert choice.tried >= 4 * 40
+
+
+def test_a_head_that_is_deaf_is_no_candidate() -> None:
+    data = head_data(120, knowing=3)
+    deaf = replace(data, audible=np.arange(256) > 0)
+    assert 0 in choose_heads(data).columns
+    assert 0 not in choose_heads(deaf).columns
+
+
+# ---- chance
+
+
+def test_heads_that_know_are_above_chance() -> None:
+    figures = against_chance(head_data(150, knowing=4, effect=1.5), 400)
+    assert figures["above_chance"] and "warning" not in figures
+    assert figures["auroc"] > figures["chance_auroc_best"] > figures["chance_auroc_mean"] > 0.55
+    assert figures["r_best"] > 0.45 > 0.3 > figures["chance_r_best"]
+    json.dumps(figures, allow_nan=False)
+    assert figures == against_chance(head_data(150, knowing=4, effect=1.5), 400)
+
+
+def test_of_heads_that_know_nothing_a_choice_is_seldom_above_chance() -> None:
+    """P = 1/40 for each: more than 3 of 20 have a chance of 0.2 %."""
+    above = sum(
+        against_chance(head_data(60, heads=64, seed=s), 60)["above_chance"] for s in range(20)
+    )
+    assert above <= 3
+
+
+def test_a_choice_by_chance_says_what_is_missing() -> None:
+    figures = against_chance(head_data(40, knowing=2, effect=0.3, seed=3), 100)
+    assert not figures["above_chance"]
+    assert "no better than chance" in figures["warning"]
+    assert "100 items, 40 of them telling" in figures["warning"]
+    assert f"{figures['auroc']:.2f}" in figures["warning"]
+
+
+def test_the_number_of_items_follows_the_distance_from_chance() -> None:
+    by_chance = np.array([0.58, 0.60, 0.62])  # a spread of 0.02
+    near, far = (items_needed(auroc, by_chance, 100) for auroc in (0.63, 0.615))
+    assert near == 280 and far == 1200  # (2.5 / 1.5)^2 and (2.5 / 0.75)^2 times as many
+    assert items_needed(0.605, by_chance, 100) is None, "no end in sight"
+    assert items_needed(0.66, by_chance, 100) == 150, "always more than there are"
+
+
+def test_answers_are_exchanged_within_strata_and_by_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = head_data(80, heads=8)
+    seen: list[NDArray[np.bool_]] = []
+
+    def watched(data: HeadData, right: NDArray[np.bool_] | None = None) -> object:
+        seen.append(data.right if right is None else right)
+        return choose_heads(data, right)
+
+    monkeypatch.setattr("steering.calibration.specialists.choose_heads", watched)
+    against_chance(data, 80)
+    assert len(seen) == 1 + SHUFFLES
+    strata, clips = np.array(data.strata), data.clips
+    for shuffled in seen[1:]:
+        for stratum in "ab":
+            rows = strata == stratum
+            assert shuffled[rows].sum() == data.right[rows].sum()
+            pairs, before = (
+                sorted(tuple(each[rows & (clips == clip)]) for clip in set(clips))
+                for each in (shuffled, data.right)
+            )
+            assert pairs == before, "the two answers about a clip stay together"
+    assert len({flags.tobytes() for flags in seen}) == len(seen)
+
+
+def test_without_right_and_wrong_answers_nothing_can_be_told() -> None:
+    with pytest.raises(DataError, match="every item is right"):
+        against_chance(replace(head_data(40), right=np.ones(40, bool)), 40)
