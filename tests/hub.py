@@ -32,6 +32,8 @@ class Hub:
     def instead_of_the_real_one(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         """Ask this hub from now on, with a token that may write; keep its files in a folder."""
         patch.setattr(constants, "ENDPOINT", self.url)
+        pages = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pages)
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub-cache"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
@@ -121,7 +123,8 @@ class _Request(BaseHTTPRequestHandler):
         status = 409 if name in self.hub.repositories else 200
         if status == 200:
             self.hub.repositories[name] = {}
-            self.hub.private |= {name} if wanted.get("visibility") == "private" else set()
+            hidden = wanted.get("private") or wanted.get("visibility") == "private"
+            self.hub.private |= {name} if hidden else set()
         return self.reply(status, {"url": f"{self.hub.url}/{name}"})
 
     def do_GET(self) -> None:

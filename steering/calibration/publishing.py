@@ -30,8 +30,12 @@ from steering.profile import (
 )
 
 CARD_FILE = "README.md"
-# The root of what httpx raises, which is no OSError; its module's name goes by the hub's client.
-_TRANSPORT_ERROR = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+# What the hub's client raises where no hub answers; its package goes by the client's version.
+_UNREACHABLE: type[Exception] = next(
+    kind
+    for kind in HfHubHTTPError.__mro__
+    if kind.__name__ == "HTTPError" and issubclass(kind, Exception)
+)
 
 
 def push(folder: Path, repository: str, *, public: bool = False, licence: str | None = None) -> str:
@@ -69,7 +73,7 @@ def push(folder: Path, repository: str, *, public: bool = False, licence: str | 
                 repo_id=repository,
                 commit_message=f"Listening profile {profile.name}",
             )
-        except (HfHubHTTPError, HFValidationError, _TRANSPORT_ERROR, OSError, ValueError) as error:
+        except (HfHubHTTPError, HFValidationError, _UNREACHABLE, OSError, ValueError) as error:
             raise ProfileError(
                 f"{repository!r} can't be pushed to: {first_line(error)}. The id is `org/name`, of"
                 " an organisation or user for which your token may write"

@@ -59,8 +59,8 @@ class HeadData:
             separation >= min(MIN_AUDIBILITY, float(floor)),
             activations.mass[rows],
             activations.right[rows],
-            tuple(items[i].stratum for i in rows),
-            np.array([str(items[i].audio) for i in rows]),
+            tuple(items[int(i)].stratum for i in rows),
+            np.array([str(items[int(i)].audio) for i in rows]),
         )
 
 
@@ -193,7 +193,7 @@ def items_needed(auroc: float, by_chance: NDArray[np.float64], items: int) -> in
     if deviations < _HOPELESS:
         return None
     wanted = items * max(1.5, (_CLEAR / deviations) ** 2)
-    digits = 10 ** (len(str(int(wanted))) - 2)
+    digits: int = 10 ** (len(str(int(wanted))) - 2)
     return int(np.ceil(wanted / digits)) * digits
 
 
