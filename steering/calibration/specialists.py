@@ -49,7 +49,7 @@ class HeadData:
         If they name wordings, those tell whose text and sound disagree: only there does the answer
         show which of the two was followed.
         """
-        tell = np.array([item.wording in ("", "conflict") for item in items])
+        tell = np.array([item.wording in ("", "conflict") for item in items], bool)
         rows = np.flatnonzero(tell if tell.any() else ~tell)
         separation = audibility(activations)
         floor = np.sort(separation)[-min(MIN_HEADS, len(separation))]
