@@ -73,12 +73,6 @@ class Profile:
         return str(self.calibration.get("calibrated_on", "user data"))
 
     @property
-    def beats_chance(self) -> bool | None:
-        """Whether the choice of heads was above chance; None where it could not be told."""
-        above: bool | None = self.calibration.get("head_choice", {}).get("above_chance")
-        return above
-
-    @property
     def warning(self) -> str | None:
         """What is doubtful about the heads, in plain words; None where nothing is."""
         words: str | None = self.calibration.get("head_choice", {}).get("warning")

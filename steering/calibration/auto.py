@@ -4,13 +4,12 @@ The items are those of `allears demo-data`, whose answers are known. Profiles ar
 folder, one entry for each checkpoint, dtype, profile schema and number of items allowed:
 
     profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
-        profile/         the profile
-        refusal.json     or the reason why there is none
-        items/           the sounds, while they are needed
-        trial/           the profile from the items so far, and its evidence
-        trial.evidence/
-        earlier/         evidence from fewer items, until it is moved into the next
-        lock             held by the process that calibrates; others wait for its result
+        profile/            the profile
+        refusal.json        or the reason why there is none
+        items/              the sounds, while they are needed
+        profile.evidence/   what was recorded of the items so far
+        earlier/            the same of fewer items, until it is moved there
+        lock                held by the process that calibrates; others wait for its result
 
 It begins with a quarter of the items allowed, and doubles them while the chosen heads are no better
 than chance. What was recorded is not recorded again.
@@ -28,8 +27,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from steering.calibration.calibrate import SYNTHETIC, calibrate
-from steering.calibration.collecting import store_folder
+from steering.calibration.calibrate import SYNTHETIC, beats_chance, calibrate
+from steering.calibration.collecting import Progress, store_folder
 from steering.calibration.data_checks import MIN_ITEMS
 from steering.errors import DataError, ProfileError
 from steering.model.audio_model import AudioModel
@@ -152,27 +151,46 @@ def _make_profile(
     model: AudioModel, folder: Path, items: int, on_progress: OnProgress
 ) -> Profile | NoProfile:
     """A new profile, or the reason why there is none; either is saved in the entry."""
-    trial = folder / "trial"
-    for count in _counts(items):
-        if count < _items_written(folder):  # a run that was stopped was further
-            continue
-        try:
-            profile = _try_items(model, folder, count, on_progress)
-        except DataError as error:
-            return _refuse(folder, count, error)
-        if profile.beats_chance is not False or count == items:
-            break
-        on_progress(f"calibrating: the heads chosen on {count} items are no better than chance")
-        os.replace(store_folder(trial), folder / "earlier")
-    os.replace(trial, folder / "profile")
-    _clear(folder)
+
+    def report_items(done: int, count: int) -> None:
+        rest = "" if done < count else ", now choosing heads and strengths"
+        on_progress(f"calibrating: {done} of {count} items{rest}")
+
+    out = folder / "profile"
+    try:
+        data = _record_enough(model, folder, items, on_progress, report_items)
+        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
+        profile: Profile | NoProfile = load(out)  # as every later start reads it
+    except DataError as error:
+        profile = _refuse(folder, items, error)
+    for rest in (folder / "items", store_folder(out)):
+        shutil.rmtree(rest, ignore_errors=True)
     return profile
 
 
-def _clear(folder: Path) -> None:
-    """Delete what is needed only while a profile is made."""
-    for name in ("items", "trial", "trial.evidence", "earlier"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def _record_enough(
+    model: AudioModel, folder: Path, items: int, on_progress: OnProgress, report_items: Progress
+) -> Path:
+    """Record more and more items while heads are chosen by chance; returns the items' file."""
+    data, out, earlier = folder / "items" / "items.json", folder / "profile", folder / "earlier"
+
+    def report_clips(done: int, count: int) -> None:
+        on_progress(f"calibrating: {done} of {count} clips made")
+
+    for count in _counts(items):
+        written = len(json.loads(data.read_text())) if data.is_file() else 0
+        if count < written:  # a run that was stopped was further
+            continue
+        if count > written:  # the first clips are the same again
+            write_items(
+                data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
+            )
+        above = beats_chance(model, data, data.parent, out, progress=report_items, earlier=earlier)
+        if above is not False or count == items:
+            break
+        on_progress(f"calibrating: heads chosen on {count} items are no better than chance")
+        os.replace(store_folder(out), earlier)
+    return data
 
 
 def _counts(items: int) -> Iterator[int]:
@@ -184,40 +202,6 @@ def _counts(items: int) -> Iterator[int]:
     yield items
 
 
-def _items_written(folder: Path) -> int:
-    """The number of items whose sounds are in the entry."""
-    data = folder / "items" / "items.json"  # written last
-    return len(json.loads(data.read_text())) if data.is_file() else 0
-
-
-def _try_items(model: AudioModel, folder: Path, count: int, on_progress: OnProgress) -> Profile:
-    """A profile from a number of items, as every later start reads it."""
-
-    def report_clips(done: int, clips: int) -> None:
-        on_progress(f"calibrating: {done} of {clips} clips made")
-
-    def report_items(done: int, of_items: int) -> None:
-        rest = "" if done < of_items else ", now choosing heads and strengths"
-        on_progress(f"calibrating: {done} of {of_items} items{rest}")
-
-    data = folder / "items" / "items.json"
-    if _items_written(folder) < count:  # the first clips are the same again
-        write_items(
-            data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
-        )
-    calibrate(
-        model,
-        data,
-        data.parent,
-        folder / "trial",
-        calibrated_on=SYNTHETIC,
-        progress=report_items,
-        keep_evidence=True,
-        earlier=folder / "earlier",
-    )
-    return load(folder / "trial")
-
-
 def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
     """The reason why there is no profile, written whole or not at all."""
     reason = (
@@ -227,5 +211,4 @@ def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:
     partial = folder / ".refusal.json.partial"
     partial.write_text(json.dumps({"calibrated_on": SYNTHETIC, "reason": reason}, indent=2) + "\n")
     os.replace(partial, folder / "refusal.json")
-    _clear(folder)
     return NoProfile(reason)

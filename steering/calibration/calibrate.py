@@ -54,7 +54,6 @@ def calibrate(
     progress: Progress | None = None,
     skip_faulty: bool = False,
     keep_evidence: bool = False,
-    earlier: Path | None = None,
 ) -> Profile:
     """Calibrate a model on items with known answers, and save its profile.
 
@@ -71,8 +70,6 @@ def calibrate(
         progress: called with the items done and all items.
         skip_faulty: leave items with faults out, and count them in the profile.
         keep_evidence: keep `OUT.evidence` when the profile is saved.
-        earlier: evidence folder of a calibration on the first of these items; what fits is moved
-            from there, and the folder is deleted.
 
     Returns:
         The profile, as it was saved. Its max_strength is 0 if no gain was shown outside the fold.
@@ -87,14 +84,49 @@ def calibrate(
     check_replaceable(out)
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
-        if earlier is not None:
-            take_over(store, model, dataset, earlier)
         fill(store, model, dataset.items, workers, progress)
         profile = fit_profile(model, dataset, store.activations(), calibrated_on=calibrated_on)
         save(profile, out)
         if not keep_evidence:
             store.remove()
     return profile
+
+
+def beats_chance(
+    model: AudioModel,
+    data: Path,
+    audio_root: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    earlier: Path | None = None,
+) -> bool | None:
+    """Record the activations of items, and judge the heads that would be chosen on them.
+
+    What is recorded stays in `OUT.evidence`, for `calibrate`.
+
+    Args:
+        model: the model to calibrate.
+        data: items; `audio_root` holds their clips.
+        out: folder of the profile that `calibrate` would write.
+        progress: called with the items done and all items.
+        earlier: evidence folder of the first of these items; what fits is moved from there, and the
+            folder is deleted.
+
+    Returns:
+        Whether the choice of heads is above chance; None where all answers are right or all wrong.
+
+    Raises:
+        DataError: faults in the data.
+    """
+    dataset = check_items(data, audio_root)
+    with open_store_for(model, dataset, out) as store:
+        if earlier is not None:
+            take_over(store, model, dataset, earlier)
+        fill(store, model, dataset.items, 1, progress)
+        choice = Search(model, store.activations(), dataset.items).head_choice()
+    above: bool | None = choice.get("above_chance")
+    return above
 
 
 def fit_profile(
