@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from steering.calibration.specialists import HeadData, choose_heads
+from steering.calibration.specialists import HeadData, auroc_of, choose_heads, half_of_clips
 from steering.errors import DataError
 from steering.measures import auroc_within_strata
 
@@ -108,24 +108,19 @@ def stability(
     reliability that the whole has by it; the number of specialists of a half, and how many both
     have; AUROC within strata of the heads of one half on the other half.
     """
-    names, which = np.unique(clips, return_inverse=True)
     rng = np.random.default_rng(3)
     figures = []
     with suppress(DataError):
         for _ in range(SPLITS):
-            first = (rng.permutation(len(names)) % 2 == 0)[which]
-            halves = [head_data(np.flatnonzero(part)) for part in (first, ~first)]
+            first = half_of_clips(clips, rng)
+            halves = [head_data(np.flatnonzero(rows)) for rows in (first, ~first)]
             choices = [choose_heads(half) for half in halves]
-            across = [
-                auroc_within_strata(
-                    half.telling[:, list(choice.columns)].mean(1), half.right, half.strata
-                )
-                for half, choice in zip(halves, reversed(choices), strict=True)
-            ]
+            ranks = [rankdata(choice.r) for choice in choices]
             sets = [set(choice.columns) for choice in choices]
+            across = [auroc_of(c, half) for c, half in zip(choices[::-1], halves, strict=True)]
             figures.append(
                 (
-                    float(np.corrcoef(*(rankdata(choice.r) for choice in choices))[0, 1]),
+                    float(np.corrcoef(*ranks)[0, 1]),
                     float(np.mean([len(columns) for columns in sets])),
                     float(len(sets[0] & sets[1])),
                     float(np.mean(across)),
