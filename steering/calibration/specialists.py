@@ -256,8 +256,8 @@ def _warning(figures: dict[str, Any], items: int, needed: int | None) -> str:
     )
     return (
         "the chosen heads are no better than chance: chosen on half of the items they tell right"
-        f" from wrong answers on the other half with an AUROC of {figures['auroc_across']:.2f}, and on"
-        f" shuffled answers with up to {figures['chance_auroc_best']:.2f} (mean"
+        f" from wrong answers on the other half with an AUROC of {figures['auroc_across']:.2f},"
+        f" on shuffled answers with up to {figures['chance_auroc_best']:.2f} (mean"
         f" {figures['chance_auroc_mean']:.2f}). {items:,} items, {figures['telling_items']:,} of"
         f" them telling, are too few; {advice}"
     )
