@@ -270,6 +270,7 @@ def profile_show(
         "calibrated on": profile.calibrated_on,
         "verdicts": f"{asdict(profile.verdicts)}",
         "calibration": json.dumps(dict(profile.calibration)),
+        "answers in full": profile.confirmed,
         "held out": json.dumps(dict(profile.held_out)),
         "versions": json.dumps(dict(profile.versions)),
     }

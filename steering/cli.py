@@ -131,6 +131,7 @@ def calibrate_command(
     rows = held_out.pop("nulls", {})
     for title, figures in (("held out", held_out), ("nulls", rows), ("data", profile.calibration)):
         Console().print(_pairs(title, figures))
+    print(profile.confirmed)
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")

@@ -1,9 +1,9 @@
 """Self-calibration: a profile from synthetic items, for a model without one.
 
 The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
-folder, one entry for each checkpoint, dtype, profile schema and number of items:
+folder, one entry for each checkpoint, dtype, profile schema, way of judging and number of items:
 
-    profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
+    profiles/<fingerprint>-<dtype>-schema<N>.<N>-<items>items/
         profile/        the profile
         refusal.json    or the reason why there is none
         items/          the sounds, while they are needed
@@ -17,15 +17,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from steering.calibration.activations import ACTIVATIONS_VERSION
 from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.prompt_trial import kept_trial
 from steering.errors import DataError, ProfileError
+from steering.items import read
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
+from steering.model.prompt_style import STYLES
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
 from steering.synthetic.data import write_items
 
@@ -50,7 +54,7 @@ def is_wanted(profile: str | None, model: AudioModel) -> bool:
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     """The cache folder of a model's profile from a number of items."""
     dtype = str(model.dtype).removeprefix("torch.")
-    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
+    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}.{ACTIVATIONS_VERSION}-{items}items"
     return cache / "profiles" / name
 
 
@@ -128,6 +132,9 @@ def _make_profile(
     def report_clips(done: int, count: int) -> None:
         on_progress(f"calibrating: {done} of {count} clips made")
 
+    def report_trial(done: int, count: int) -> None:
+        on_progress(f"calibrating: trying how to ask, {done} of {count} answers")
+
     def report_items(done: int, count: int) -> None:
         rest = "" if done < count else ", now choosing heads and strengths"
         on_progress(f"calibrating: {done} of {count} items{rest}")
@@ -138,8 +145,20 @@ def _make_profile(
             data.parent, split="calibration", count=items, seed=_SEED, progress=report_clips
         )
     out = folder / "profile"
+    trial = kept_trial(
+        folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
+    )
+    model = replace(model, prompt_style=STYLES[trial.style])
     try:
-        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
+        calibrate(
+            model,
+            data,
+            data.parent,
+            out,
+            calibrated_on=SYNTHETIC,
+            progress=report_items,
+            trial=trial,
+        )
         profile: Profile | NoProfile = load(out)  # as every later start reads it
     except DataError as error:
         profile = _refuse(folder, items, error)

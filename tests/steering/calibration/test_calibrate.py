@@ -95,8 +95,9 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
         deciding=final.astype(np.float32),
-        first_token=answer,
+        right_tokens=answer[:, None],
         right=right,
+        form=np.zeros(ITEMS, np.int64),
         top_probability=np.ones(ITEMS, np.float32),
     )
 
@@ -243,8 +244,9 @@ def test_every_strength_is_tried_on_every_item(
     correct = Search(untrained, planted_activations, items()).correct_at(intervention)
     assert correct.shape == (len(STRENGTHS), ITEMS)
     final = torch.from_numpy(planted_activations.final)
+    right_token = planted_activations.right_tokens[:, 0]
     with torch.inference_mode():
-        bare = logits(untrained, final).argmax(-1).numpy() == planted_activations.first_token
+        bare = logits(untrained, final).argmax(-1).numpy() == right_token
         np.testing.assert_array_equal(correct[0], bare)
         direction = torch.from_numpy(
             planted_activations.differences[:, list(intervention.layers)].mean(1)
@@ -252,7 +254,7 @@ def test_every_strength_is_tried_on_every_item(
         for at in (1, 10, 40):
             strengths = torch.full((ITEMS,), float(STRENGTHS[at]))
             tokens = logits(untrained, final, direction, strengths, intervention).argmax(-1).numpy()
-            np.testing.assert_array_equal(correct[at], tokens == planted_activations.first_token)
+            np.testing.assert_array_equal(correct[at], tokens == right_token)
 
 
 def test_a_clip_is_never_on_both_sides_of_a_fold() -> None:
