@@ -103,9 +103,8 @@ def _block_ends(
     own = matrix[tokens[:, :count].clamp_min(0)].float()  # (I, N, D)
     level = (own @ states[..., None])[..., 0]  # (I, N) of the right tokens at strength 0
     slope = (own @ directions[..., None])[..., 0]  # (I, N) its rise by strength 1
-    least, largest = torch.zeros(tokens.shape), torch.full(tokens.shape, -1.0)
-    least, largest = least.to(level), largest.to(level)
-    largest[:, :count].masked_fill_(tokens[:, :count] >= 0, torch.inf)
+    least = torch.zeros(tokens.shape, device=level.device)
+    largest = torch.full_like(least, torch.inf)
     for start in range(0, len(matrix), _BLOCK_TOKENS):
         rivals = matrix[start : start + _BLOCK_TOKENS].float()  # (V', D)
         height, rise = states @ rivals.T, directions @ rivals.T  # (I, V')
@@ -120,7 +119,8 @@ def _block_ends(
             never = ((gained == 0) & (lead < 0)).any(-1)
             least[:, n] = torch.maximum(least[:, n], first)
             largest[:, n] = torch.minimum(largest[:, n], last.masked_fill(never, -1.0))
-    return least, largest
+    missing = tokens < 0
+    return least.masked_fill(missing, 0.0), largest.masked_fill(missing, -1.0)
 
 
 def gains(model: AudioModel) -> Tensor:

@@ -15,9 +15,11 @@ from steering.readout import Intervention
 from tests.steering.calibration.test_calibrate import ITEMS, activations, dataset, items
 
 
-def generator(model: AudioModel, breaks_at: float) -> tuple[Generate, list[Any]]:
-    """Answers that are what the decisive token says, but that break at a strength; and the calls
-    for them.
+def generator(
+    model: AudioModel, more: float = 0.0, *, broken: bool = False
+) -> tuple[Generate, list[Any]]:
+    """Answers that take so much more strength than the decisive token says, or that are all broken;
+    and the calls for them.
     """
     search = Search(model, activations(model, helps=True), items())
     calls = []
@@ -30,15 +32,15 @@ def generator(model: AudioModel, breaks_at: float) -> tuple[Generate, list[Any]]
         calls.append((rows, strengths))
         right = np.zeros(strengths.shape, bool)
         for n, (row, intervention) in enumerate(zip(rows, interventions, strict=True)):
-            right[n] = search.correct_at(intervention)[nearest(strengths[n]), row]
-        return right & (strengths < breaks_at)
+            right[n] = search.correct_at(intervention)[nearest(strengths[n] - more), row]
+        return right & (not broken)
 
     return generate, calls
 
 
 def test_what_is_generated_as_predicted_changes_nothing(untrained: AudioModel) -> None:
     planted = activations(untrained, helps=True)
-    generate, calls = generator(untrained, breaks_at=9.0)
+    generate, calls = generator(untrained)
     alone = fit_profile(untrained, dataset(), planted)
     profile = fit_profile(untrained, dataset(), planted, generate=generate)
     assert (profile.gate, profile.fixed_strength) == (alone.gate, alone.fixed_strength)
@@ -57,16 +59,16 @@ def test_what_is_generated_as_predicted_changes_nothing(untrained: AudioModel) -
 
 def test_where_they_part_the_gate_is_fitted_on_what_was_generated(untrained: AudioModel) -> None:
     planted = activations(untrained, helps=True)
-    generate, calls = generator(untrained, breaks_at=0.6)
+    generate, calls = generator(untrained, more=0.5)
     alone = fit_profile(untrained, dataset(), planted)
-    assert alone.gate.max_strength > 0.6, "else nothing breaks"
     profile = fit_profile(untrained, dataset(), planted, generate=generate)
     assert [strengths.shape[1] for _, strengths in calls] == [1, len(GRID)]
     generated = profile.held_out["generated"]
     adaptive = generated["adaptive"]
     assert adaptive["predicted_percent"] - adaptive["generated_percent"] > 3
     assert "part by more than 3 points" in generated["words"]
-    assert profile.max_strength > 0 and profile.fixed_strength < 0.6
+    assert profile.gate.strength(0.3) > alone.gate.strength(0.3) + 0.3
+    assert profile.fixed_strength > alone.fixed_strength + 0.3
     scores = planted.scores(profile.heads, untrained.num_heads)
     served = generate(
         np.arange(ITEMS),
@@ -79,7 +81,7 @@ def test_where_they_part_the_gate_is_fitted_on_what_was_generated(untrained: Aud
 
 
 def test_what_breaks_every_answer_is_refused(untrained: AudioModel) -> None:
-    generate, _ = generator(untrained, breaks_at=0.0)
+    generate, _ = generator(untrained, broken=True)
     profile = fit_profile(
         untrained, dataset(), activations(untrained, helps=True), generate=generate
     )
