@@ -62,7 +62,8 @@ def contrast_clip(
 ) -> SilenceContrast:
     """One clip minus its silence, the other clips sounding. A whole second pass."""
     twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
-    return SilenceContrast(prefilled.states - twin.states, twin.attention, from_cache=False)
+    differences = prefilled.states - twin.states
+    return SilenceContrast(differences, twin.attention, from_cache=False, final=twin.final)
 
 
 @torch.inference_mode()

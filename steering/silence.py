@@ -34,6 +34,7 @@ class SilenceContrast:
     differences: Tensor  # (K, D) residual of the prompt minus that of its silent twin, a layer each
     silence_attention: Tensor  # (N, F) float32: the tapped heads on the silent audio tokens
     from_cache: bool  # whether the silent prefix was at hand
+    final: Tensor | None = None  # (D,) the twin's last residual, before the norm, if asked for
 
 
 class SilenceCache:
@@ -153,6 +154,7 @@ def contrast_with_silence(
     heads: Sequence[Head],
     layers: Sequence[int],
     silence_cache: SilenceCache,
+    to_readout: bool = False,
 ) -> SilenceContrast:
     """Contrast a prompt with its silent twin: clip minus silence, a difference each layer.
 
@@ -163,18 +165,21 @@ def contrast_with_silence(
         heads: whose attention on the silent audio is read.
         layers: whose residuals at the last token are compared.
         silence_cache: silent prefixes at hand; a new one is kept there.
+        to_readout: run the twin through all layers, so that its final residual is known.
 
     Returns:
-        Differences (K, D) and attention (N, F). Source: arXiv 2603.06854, audio-silence direction:
-        two passes, the clip and silence of its duration.
+        Differences (K, D), attention (N, F), and the final residual (D,) with `to_readout`.
+        Source: arXiv 2603.06854, audio-silence direction: two passes, the clip and silence of its
+        duration.
     """
     states = prefilled.states
     assert len(states) == len(layers), (states.shape, layers)
     if not prompt.audio_mask.any():  # nothing to be silent about
-        return SilenceContrast(
-            torch.zeros_like(states), prefilled.attention[:, :0], from_cache=False
-        )
-    depth = 1 + max([*layers, *(layer for layer, _ in heads)])
+        final = prefilled.final if to_readout else None
+        none = prefilled.attention[:, :0]
+        return SilenceContrast(torch.zeros_like(states), none, from_cache=False, final=final)
+    deepest = 1 + max([*layers, *(layer for layer, _ in heads)])
+    depth = model.num_layers if to_readout else deepest
     end = prompt.audio_end
     prefix = prompt.tokens[:end].numpy().tobytes()
     key = (prefix, tuple(int(frames) for frames in prompt.mel_frames), depth)
@@ -185,7 +190,8 @@ def contrast_with_silence(
         silence_cache.put(key, pairs)
     kv_cache = _PrefixCache(pairs, keep=False)
     silent = continue_prefix(model, prompt, end, kv_cache, heads=heads, layers=layers, depth=depth)
-    return SilenceContrast(states - silent.states, silent.attention, from_cache)
+    final = silent.final if to_readout else None
+    return SilenceContrast(states - silent.states, silent.attention, from_cache, final)
 
 
 def _run_prefix(

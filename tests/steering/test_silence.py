@@ -105,6 +105,21 @@ def test_layers_may_be_deeper_than_heads_and_heads_than_layers(untrained: AudioM
             torch.testing.assert_close(contrast.silence_attention, expected, atol=2e-6, rtol=0)
 
 
+def test_a_twin_may_run_to_the_readout(model: AudioModel) -> None:
+    asked, prefixes = prompt(model), SilenceCache(PLENTY)
+    heard = prefill(model, asked, layers=(1,))
+    second = prefill(model, silent_twin(model, asked), layers=(1,))
+    for _ in ("miss", "hit"):
+        contrast = contrast_with_silence(
+            model, asked, heard, heads=(), layers=(1,), silence_cache=prefixes, to_readout=True
+        )
+        assert contrast.final is not None
+        torch.testing.assert_close(contrast.final, second.final, atol=1e-5, rtol=1e-5)
+        expected = heard.states - second.states
+        torch.testing.assert_close(contrast.differences, expected, atol=1e-5, rtol=1e-5)
+    assert contrasted(model, asked, prefixes).final is None, "not asked for"
+
+
 def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
     quiet = build_question(untrained, [clip(1.0).silent()], QUESTION)
     contrast = contrasted(untrained, quiet, SilenceCache(PLENTY))
