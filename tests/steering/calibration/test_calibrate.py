@@ -10,10 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.calibration import collecting
+from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
 from steering.calibration.calibrate import calibrate, fit_profile, verdicts
 from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.decisive_token import MAX_RIGHT
 from steering.calibration.search import (
     FOLDS,
     STRENGTHS,
@@ -95,7 +96,7 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
         deciding=final.astype(np.float32),
-        right_tokens=answer[:, None],
+        right_tokens=np.pad(answer[:, None], ((0, 0), (0, MAX_RIGHT - 1)), constant_values=-1),
         right=right,
         form=np.zeros(ITEMS, np.int64),
         top_probability=np.ones(ITEMS, np.float32),
@@ -207,6 +208,7 @@ def test_a_profile_is_saved_whole(
             yield i, tuple(getattr(planted_activations, f.name)[i] for f in fields(Activations))
 
     monkeypatch.setattr(collecting, "record_items", planted)
+    monkeypatch.setattr(confirmation, "SAMPLE_ITEMS", 4)
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     saved = load(tmp_path / "out" / "mine")
     assert (saved.name, saved.heads, saved.intervention) == (
@@ -214,6 +216,8 @@ def test_a_profile_is_saved_whole(
         profile.heads,
         profile.intervention,
     )
+    assert saved.held_out["generated"]["items"] == 4, "confirmed by answers in full"
+    assert saved.confirmed == saved.held_out["generated"]["words"]
 
 
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
