@@ -115,10 +115,12 @@ def _spellings(
         words += [article + choice.strip() for article in _ARTICLES if not by_letter]
         words += [f"({letter}", f"**{letter}"] if model.prompt_style.lettered else []
         others += [space + word for space in ("", " ") for word in words]
-    if by_letter and item.answer not in choices:
-        others = []  # and a letter is no word's beginning
     in_place = [_behind(before, tokens) for tokens in _tokenized(model, own)]
-    return _Spellings([tokens for tokens in in_place if tokens], _tokenized(model, others))
+    in_other_ways = _tokenized(model, others)
+    if by_letter:  # a letter is no word's beginning
+        decode = model.processor.tokenizer.decode
+        in_other_ways = [each for each in in_other_ways if len(decode(each[0]).strip(" (*")) > 1]
+    return _Spellings([tokens for tokens in in_place if tokens], in_other_ways)
 
 
 def _as_written(text: str, mention: Mention, choice: str, letter: str) -> str:

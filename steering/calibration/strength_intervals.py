@@ -83,7 +83,8 @@ def winning_strengths(
 
     A token wins if its logit in W (states + s directions) is no lower than that of any token that
     is not right; W is the readout's matrix, states and directions (I, D) are its inputs. The least
-    is over the largest if the token never wins, and where there is none (-1).
+    is over the largest if the token never wins, where there is none (-1), and where another right
+    one leads it at every strength.
     """
     matrix = model.family.readout(model.network).weight  # (V, D)
     blocks = zip(*(x.split(_BLOCK_ITEMS) for x in (states, directions, tokens)), strict=True)
@@ -99,28 +100,43 @@ def _block_ends(
     matrix: Tensor, states: Tensor, directions: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two ends for a block of items, the vocabulary block by block."""
-    count = max(1, int((tokens >= 0).sum(-1).max()))  # the rest is -1 in every row
-    own = matrix[tokens[:, :count].clamp_min(0)].float()  # (I, N, D)
+    own = matrix[tokens.clamp_min(0)].float()  # (I, N, D)
     level = (own @ states[..., None])[..., 0]  # (I, N) of the right tokens at strength 0
     slope = (own @ directions[..., None])[..., 0]  # (I, N) its rise by strength 1
-    least = torch.zeros(tokens.shape, device=level.device)
-    largest = torch.full_like(least, torch.inf)
+    needed = _leads_somewhere(level, slope, tokens >= 0)  # (I, N)
+    order = needed.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    order = order[:, : max(1, int(needed.sum(-1).max()))]  # (I, N') the needed ones first
+    level, slope = level.gather(-1, order), slope.gather(-1, order)
+    first, last = torch.zeros_like(level), torch.full_like(level, torch.inf)
     for start in range(0, len(matrix), _BLOCK_TOKENS):
         rivals = matrix[start : start + _BLOCK_TOKENS].float()  # (V', D)
         height, rise = states @ rivals.T, directions @ rivals.T  # (I, V')
         column = tokens - start
         rows, places = ((column >= 0) & (column < len(rivals)) & (tokens >= 0)).nonzero().T
         height[rows, column[rows, places]] = -torch.inf  # what is right is no rival
-        for n in range(count):
+        for n in range(level.shape[1]):
             lead, gained = level[:, n, None] - height, slope[:, n, None] - rise
             crossing = -lead / gained
-            first = crossing.masked_fill(gained <= 0, 0.0).amax(-1)
-            last = crossing.masked_fill(gained >= 0, torch.inf).amin(-1)
+            begins = crossing.masked_fill(gained <= 0, 0.0).amax(-1)
+            ends = crossing.masked_fill(gained >= 0, torch.inf).amin(-1)
             never = ((gained == 0) & (lead < 0)).any(-1)
-            least[:, n] = torch.maximum(least[:, n], first)
-            largest[:, n] = torch.minimum(largest[:, n], last.masked_fill(never, -1.0))
-    missing = tokens < 0
-    return least.masked_fill(missing, 0.0), largest.masked_fill(missing, -1.0)
+            first[:, n] = torch.maximum(first[:, n], begins)
+            last[:, n] = torch.minimum(last[:, n], ends.masked_fill(never, -1.0))
+    least = torch.zeros(tokens.shape, device=level.device).scatter(-1, order, first)
+    largest = torch.full_like(least, -1.0).scatter(-1, order, last)
+    return least.masked_fill(~needed, 0.0), largest.masked_fill(~needed, -1.0)
+
+
+def _leads_somewhere(level: Tensor, slope: Tensor, present: Tensor) -> Tensor:
+    """(I, N) bool: right tokens that another right one does not lead at every strength >= 0; the
+    intervals of the others lie within that one's.
+    """
+    places = torch.arange(level.shape[1], device=level.device)
+    first = places[:, None] < places[None]  # of equals the first leads
+    above = (level[:, :, None] >= level[:, None]) & (slope[:, :, None] >= slope[:, None])
+    equal = (level[:, :, None] == level[:, None]) & (slope[:, :, None] == slope[:, None])
+    above &= present[:, :, None] & (~equal | first)  # (I, N, N): the first token of each pair leads
+    return present & ~above.any(1)
 
 
 def gains(model: AudioModel) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from steering.calibration import activations as activations_module
 from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
 from steering.calibration.calibrate import calibrate, fit_profile, verdicts
@@ -25,6 +26,7 @@ from steering.calibration.search import (
     smooth,
 )
 from steering.errors import DataError
+from steering.generation import Sampling
 from steering.items import DataSet, Item
 from steering.measures import auroc_against_silence
 from steering.model.audio_model import AudioModel
@@ -209,6 +211,7 @@ def test_a_profile_is_saved_whole(
 
     monkeypatch.setattr(collecting, "record_items", planted)
     monkeypatch.setattr(confirmation, "SAMPLE_ITEMS", 4)
+    monkeypatch.setattr(activations_module, "ANSWER", Sampling(max_tokens=2))
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     saved = load(tmp_path / "out" / "mine")
     assert (saved.name, saved.heads, saved.intervention) == (

@@ -69,6 +69,14 @@ def test_every_spelling_counts_there_but_no_other_options(untrained: AudioModel)
     assert not {"A", " a", "The", "c", "cow", " cow"} & tokens, "an article names no option"
 
 
+def test_a_letter_is_no_words_beginning(untrained: AudioModel) -> None:
+    example = item("siren", "rain", "dog", "bell", answer="dog")  # D is bell's letter, not Dog's
+    for said, right in (("D", False), ("C", True)):
+        before, tokens, decisive = decide(untrained, example, said)
+        assert before == "" and {"C", "dog"} <= tokens
+        assert (ids(untrained, said)[0] in decisive.right) == right
+
+
 def test_shared_beginnings_are_gone_through_as_the_model_did(untrained: AudioModel) -> None:
     example = item("dog cow", "dog bell", "rain", answer="dog bell")
     before, tokens, _ = decide(untrained, example, "dog cow")
