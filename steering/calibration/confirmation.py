@@ -106,9 +106,13 @@ class Confirmation:
 def confirm(search: Search, outside: OutsideFold, generate: Generate) -> Confirmation:
     """Answer a sample of the items, each by the settings that were fitted without it."""
     rows = _sample(len(search.items))
-    interventions = [outside.fits[k].intervention for k in outside.fold[rows]]
-    adaptive = generate(rows, interventions, outside.strengths[rows, None])[:, 0]
     bare = search.activations.right[rows]
+    adaptive = np.array(bare)  # at strength 0 the answer is the bare one
+    steered = outside.strengths[rows] > 0
+    if steered.any():
+        interventions = [outside.fits[k].intervention for k in outside.fold[rows[steered]]]
+        strengths = outside.strengths[rows[steered], None]
+        adaptive[steered] = generate(rows[steered], interventions, strengths)[:, 0]
     record = {
         "items": len(rows),
         "bare": _side_by_side(outside.bare[rows], bare),

@@ -46,7 +46,8 @@ def test_what_is_generated_as_predicted_changes_nothing(untrained: AudioModel) -
     assert (profile.gate, profile.fixed_strength) == (alone.gate, alone.fixed_strength)
     assert len(calls) == 1, "no grid is generated"
     rows, strengths = calls[0]
-    assert len(set(rows.tolist())) == ITEMS and strengths.shape == (ITEMS, 1)
+    assert len(set(rows.tolist())) == len(rows) <= ITEMS, "each once"
+    assert strengths.shape == (len(rows), 1) and (strengths > 0).all(), "bare ones are known"
     generated = dict(profile.held_out["generated"])
     assert generated["items"] == ITEMS
     for arm in ("bare", "adaptive"):
@@ -86,4 +87,5 @@ def test_what_breaks_every_answer_is_refused(untrained: AudioModel) -> None:
         untrained, dataset(), activations(untrained, helps=True), generate=generate
     )
     assert profile.max_strength == 0 and profile.refusal
-    assert profile.held_out["generated"]["adaptive"]["generated_percent"] == 0
+    adaptive = profile.held_out["generated"]["adaptive"]
+    assert adaptive["generated_percent"] < adaptive["predicted_percent"] - 20
