@@ -140,6 +140,7 @@ def calibrate_command(
         Console().print(table)
     if profile.warning:
         print(f"Warning: {profile.warning}.")
+    print(profile.confirmed)
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
@@ -233,6 +234,7 @@ def show_command(
         "max strength": f"{profile.max_strength:g}",
         "refusal": profile.refusal or "none",
         "warning": profile.warning or "none",
+        "answers in full": profile.confirmed,
         "verdicts": asdict(profile.verdicts),
         "versions": dict(profile.versions),
     }

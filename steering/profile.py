@@ -79,6 +79,12 @@ class Profile:
         return words
 
     @property
+    def confirmed(self) -> str:
+        """Predicted beside generated accuracy, in plain words."""
+        generated = self.held_out.get("generated", {})
+        return str(generated.get("words", "none generated: the figures are of one token an item"))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers whose differences make the direction."""
         return self.intervention.layers

@@ -1,9 +1,10 @@
 """Self-calibration: a profile from synthetic items, for a model without one.
 
 The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
-folder, one entry for each checkpoint, dtype, profile schema and number of items allowed:
+folder, one entry for each checkpoint, dtype, profile schema, way of judging and
+number of items allowed:
 
-    profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
+    profiles/<fingerprint>-<dtype>-schema<N>.<N>-<items>items/
         profile/            the profile
         refusal.json        or the reason why there is none
         items/              the sounds, while they are needed
@@ -22,17 +23,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from steering.calibration.activations import ACTIVATIONS_VERSION
 from steering.calibration.calibrate import SYNTHETIC, beats_chance, calibrate
 from steering.calibration.collecting import Progress, store_folder
 from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.prompt_trial import kept_trial
 from steering.errors import DataError, ProfileError
+from steering.items import read
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, public_name
+from steering.model.prompt_style import STYLES
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
 from steering.synthetic.data import write_items
 
@@ -74,7 +79,7 @@ def out_of_reach(model: AudioModel) -> str | None:
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     """The cache folder of a model's profile from a number of items."""
     dtype = str(model.dtype).removeprefix("torch.")
-    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
+    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}.{ACTIVATIONS_VERSION}-{items}items"
     return cache / "profiles" / name
 
 
@@ -152,45 +157,68 @@ def _make_profile(
 ) -> Profile | NoProfile:
     """A new profile, or the reason why there is none; either is saved in the entry."""
 
+    def report_trial(done: int, count: int) -> None:
+        on_progress(f"calibrating: trying how to ask, {done} of {count} answers")
+
     def report_items(done: int, count: int) -> None:
         rest = "" if done < count else ", now choosing heads and strengths"
         on_progress(f"calibrating: {done} of {count} items{rest}")
 
-    out = folder / "profile"
+    data, out = folder / "items" / "items.json", folder / "profile"
+    _write_sounds(data, next(_counts(items)), on_progress)
+    trial = kept_trial(
+        folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
+    )
+    model = replace(model, prompt_style=STYLES[trial.style])
     try:
-        data = _record_enough(model, folder, items, on_progress, report_items)
-        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
+        _record_enough(model, folder, items, on_progress, report_items)
+        calibrate(
+            model,
+            data,
+            data.parent,
+            out,
+            calibrated_on=SYNTHETIC,
+            progress=report_items,
+            trial=trial,
+        )
         profile: Profile | NoProfile = load(out)  # as every later start reads it
     except DataError as error:
         profile = _refuse(folder, items, error)
-    for rest in (folder / "items", store_folder(out)):
+    for rest in (folder / "items", folder / "earlier", store_folder(out)):
         shutil.rmtree(rest, ignore_errors=True)
     return profile
 
 
 def _record_enough(
     model: AudioModel, folder: Path, items: int, on_progress: OnProgress, report_items: Progress
-) -> Path:
-    """Record more and more items while heads are chosen by chance; returns the items' file."""
+) -> None:
+    """Record more and more items, up to a number, while the heads chosen on them are by chance."""
     data, out, earlier = folder / "items" / "items.json", folder / "profile", folder / "earlier"
-
-    def report_clips(done: int, count: int) -> None:
-        on_progress(f"calibrating: {done} of {count} clips made")
-
     for count in _counts(items):
-        written = len(json.loads(data.read_text())) if data.is_file() else 0
-        if count < written:  # a run that was stopped was further
+        if _write_sounds(data, count, on_progress) > count:  # a run that was stopped was further
             continue
-        if count > written:  # the first clips are the same again
-            write_items(
-                data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
-            )
         above = beats_chance(model, data, data.parent, out, progress=report_items, earlier=earlier)
         if above is not False or count == items:
-            break
+            return
         on_progress(f"calibrating: heads chosen on {count} items are no better than chance")
         os.replace(store_folder(out), earlier)
-    return data
+
+
+def _write_sounds(data: Path, count: int, on_progress: OnProgress) -> int:
+    """The number of items whose sounds are there, which are written if they are fewer than asked.
+
+    Those that are there are written again, with the same bytes.
+    """
+
+    def report_clips(done: int, clips: int) -> None:
+        on_progress(f"calibrating: {done} of {clips} clips made")
+
+    written = len(json.loads(data.read_text())) if data.is_file() else 0
+    if written < count:
+        write_items(
+            data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
+        )
+    return max(written, count)
 
 
 def _counts(items: int) -> Iterator[int]:

@@ -2,12 +2,13 @@
 
 1. `data_checks`: all faults of the data are found. 2. `collecting`: one pass over each clip and one
 over its silence are recorded. 3. `search`: all settings are tried on the recorded activations.
-4. The best become the profile; its figures are measured outside the fold.
+4. `confirmation`: the best really generate, outside the fold. 5. They become the profile.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,15 @@ from steering.calibration.collecting import (
     take_over,
     versions,
 )
+from steering.calibration.confirmation import (
+    AnswerGenerator,
+    Generate,
+    confirm,
+    fit_on_generated,
+)
 from steering.calibration.data_checks import check_items
+from steering.calibration.option_mentions import FORMS
+from steering.calibration.prompt_trial import PromptTrial
 from steering.calibration.search import FOLDS, FittedSettings, Search
 from steering.errors import DataError
 from steering.heads import Verdicts
@@ -54,6 +63,7 @@ def calibrate(
     progress: Progress | None = None,
     skip_faulty: bool = False,
     keep_evidence: bool = False,
+    trial: PromptTrial | None = None,
 ) -> Profile:
     """Calibrate a model on items with known answers, and save its profile.
 
@@ -70,6 +80,7 @@ def calibrate(
         progress: called with the items done and all items.
         skip_faulty: leave items with faults out, and count them in the profile.
         keep_evidence: keep `OUT.evidence` when the profile is saved.
+        trial: how the model's prompt style was chosen, written into the profile.
 
     Returns:
         The profile, as it was saved. Its max_strength is 0 if no gain was shown outside the fold.
@@ -85,7 +96,17 @@ def calibrate(
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
         fill(store, model, dataset.items, workers, progress)
-        profile = fit_profile(model, dataset, store.activations(), calibrated_on=calibrated_on)
+        activations = store.activations()
+        profile = fit_profile(
+            model,
+            dataset,
+            activations,
+            calibrated_on=calibrated_on,
+            trial=trial,
+            generate=AnswerGenerator(
+                model, dataset.items, activations, _still_wanted(progress, dataset)
+            ),
+        )
         save(profile, out)
         if not keep_evidence:
             store.remove()
@@ -135,10 +156,16 @@ def fit_profile(
     activations: Activations,
     *,
     calibrated_on: Origin = USER_DATA,
+    generate: Generate | None = None,
+    trial: PromptTrial | None = None,
 ) -> Profile:
-    """The best profile for recorded activations; DataError as `calibrate`."""
+    """The best profile for recorded activations; DataError as `calibrate`.
+
+    `generate` answers items in full, to confirm what one token of each predicts; None leaves that
+    out.
+    """
     search = Search(model, activations, dataset.items)
-    best, held_out, refusal = _fitted(search, calibrated_on)
+    best, held_out, refusal = _fitted(search, calibrated_on, generate)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.num_heads)
@@ -164,6 +191,9 @@ def fit_profile(
             "items": len(dataset.items),
             "left_out": dataset.left_out,
             "calibrated_on": calibrated_on,
+            "prompt_style": model.prompt_style.name,
+            **({"prompt_trial": asdict(trial)} if trial else {}),
+            "answer_forms": _forms(activations),
             "heads_optimise": search.goal,
             "head_choice": search.head_choice(),
             "folds": FOLDS,
@@ -180,8 +210,14 @@ def fit_profile(
     )
 
 
+def _still_wanted(progress: Progress | None, dataset: DataSet) -> Callable[[], None]:
+    """Progress reported once more, so that it can stop the work while answers are confirmed."""
+    count = len(dataset.items)
+    return lambda: progress(count, count) if progress else None
+
+
 def _fitted(
-    search: Search, calibrated_on: str
+    search: Search, calibrated_on: str, generate: Generate | None
 ) -> tuple[FittedSettings, dict[str, Any], str | None]:
     """The best settings, their held-out figures, and the reason if steering is refused."""
     try:
@@ -191,10 +227,23 @@ def _fitted(
             raise
         return search.without_steering(), {}, f"no gain from steering could be shown: {error}"
     try:
-        held_out = search.held_out()
+        outside = search.held_out()
+        held_out = search.held_out_figures(outside)
     except DataError as error:
         return best, {}, f"no gain from steering could be shown outside the fold: {error}"
+    if generate:
+        confirmation = confirm(search, outside, generate)
+        if confirmation.parted:
+            best, figures = fit_on_generated(search, best, outside, confirmation, generate)
+            held_out |= figures
+        held_out["generated"] = confirmation.record
     return best, held_out, _refusal(held_out)
+
+
+def _forms(activations: Activations) -> dict[str, int]:
+    """Number of bare answers in each form that occurs."""
+    counts = np.bincount(activations.form, minlength=len(FORMS))
+    return {form: int(count) for form, count in zip(FORMS, counts, strict=True) if count}
 
 
 def _refusal(held_out: dict[str, Any]) -> str | None:

@@ -58,6 +58,20 @@ class FittedSettings:
     fixed_strength: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OutsideFold:
+    """Every item judged by the settings that were fitted without its clip."""
+
+    fold: NDArray[np.int64]  # (I,) of each item
+    fits: Sequence[FittedSettings]  # of each fold
+    strengths: NDArray[np.float64]  # (I,) that the fold's gate gives
+    bare: Flags  # (I,)
+    fixed: Flags  # (I,)
+    adaptive: Flags  # (I,)
+    scores: Scores  # (I,) by the fold's heads
+    silent: Scores  # (I,) the same of the silent twins
+
+
 class Search:
     """All settings tried on stored activations; fits on some rows, judges on others."""
 
@@ -94,7 +108,7 @@ class Search:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def correct_at(self, intervention: Intervention) -> Flags:
-        """(S, I): whether the decisive token is right at each strength, full vocabulary."""
+        """(S, I): whether a right token leads at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
             rows = np.arange(len(self.items))
@@ -180,8 +194,8 @@ class Search:
                 best_rank, best = rank, gate
         return best, best_rank
 
-    def held_out(self) -> dict[str, Any]:
-        """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
+    def held_out(self) -> OutsideFold:
+        """Settings fitted on four fifths of the clips and judged on the fifth, five times."""
         count = len(self.items)
         fold = folds(self.clips)
         fits: list[FittedSettings] = []
@@ -203,8 +217,14 @@ class Search:
             tried = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
-        figures = self._figures(bare, fixed, adaptive, scores, silent)
-        return {**figures, "nulls": self._nulls(fold, fits, strengths)}
+        return OutsideFold(fold, fits, strengths, bare, fixed, adaptive, scores, silent)
+
+    def held_out_figures(self, outside: OutsideFold) -> dict[str, Any]:
+        """Figures outside the fold, and those of random choices beside them."""
+        figures = self.figures(
+            outside.bare, outside.fixed, outside.adaptive, outside.scores, outside.silent
+        )
+        return {**figures, "nulls": self._nulls(outside.fold, outside.fits, outside.strengths)}
 
     def _nulls(
         self,
@@ -236,7 +256,7 @@ class Search:
             "halves": nulls.stability(self.clips, self._head_data),
         }
 
-    def _figures(
+    def figures(
         self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
     ) -> dict[str, Any]:
         """Held-out accuracy by wording, gains with intervals, and AUROC of the score."""

@@ -54,7 +54,7 @@ def test_what_was_put_is_there_next_time(tmp_path: Path, columns: Columns) -> No
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["differences", "mass", "right", "first_token"])
+@pytest.mark.parametrize("name", ["differences", "mass", "right", "right_tokens"])
 def test_a_row_that_was_not_written_whole_is_missing(
     tmp_path: Path, columns: Columns, name: str
 ) -> None:

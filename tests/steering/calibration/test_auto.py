@@ -22,9 +22,11 @@ from steering.calibration.auto import (
     profile_folder,
 )
 from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.prompt_trial import PromptTrial
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
+from steering.model.prompt_style import STYLES
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
 from steering.synthetic.data import write_items
@@ -128,8 +130,10 @@ def test_a_profile_that_grew_is_that_of_all_its_items(
     copied: AudioModel, made: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     data = write_items(tmp_path / "items", split="calibration", count=ITEMS, seed=auto._SEED)
-    calibrate(copied, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC)
     grown = profile_folder(made[0], copied, ITEMS) / "profile"
+    trial = PromptTrial(**load_profile(grown).calibration["prompt_trial"])
+    asked = replace(copied, prompt_style=STYLES[trial.style])
+    calibrate(asked, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC, trial=trial)
     for name in ("profile.json", "profile.safetensors"):
         assert (grown / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
