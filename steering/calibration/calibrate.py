@@ -79,7 +79,8 @@ def calibrate(
         out: folder of the profile.
         workers: processes that share the items; more than one needs Ray.
         calibrated_on: origin of the items, written into the profile.
-        progress: called with the items done and all items.
+        progress: called with the items done and all items, and again while answers are confirmed;
+            an exception from it ends the work.
         skip_faulty: leave items with faults out, and count them in the profile.
         keep_evidence: keep `OUT.evidence` when the profile is saved.
         trial: how the model's prompt style was chosen, written into the profile.

@@ -19,7 +19,8 @@ from steering.model.one_thread import one_thread
 from steering.model.prompt_style import LISTED, OPTION_ONLY, PLAIN
 from steering.prefill import prefill
 
-TRIAL_ITEMS = 24
+TRIAL_ITEMS = 16
+GOOD_ENOUGH = 0.75  # share right in the model's own style: no other is tried
 MIN_BETTER_ITEMS = 3  # more than the model's own style has right: fewer are chance
 
 
@@ -35,19 +36,24 @@ class PromptTrial:
 def try_styles(
     model: AudioModel, items: Sequence[Item], after_each: Callable[[int, int], None]
 ) -> PromptTrial:
-    """Ask some neutral items in every style, unsteered, and choose the one with most right.
+    """Ask some neutral items, unsteered, in the model's own style and, if that is not GOOD_ENOUGH,
+    in every other, and choose the one with most right.
 
     `after_each` is called with the answers given and all answers; an exception from it ends the
     work.
     """
     styles = list(dict.fromkeys((model.prompt_style, PLAIN, OPTION_ONLY, LISTED)))
     neutral = [item for item in items if item.wording in ("", "neutral")][:TRIAL_ITEMS]
-    right = dict.fromkeys((style.name for style in styles), 0)
+    right: dict[str, int] = {}
     with one_thread(model):
-        for n, item in enumerate(neutral):
-            for k, style in enumerate(styles):
-                right[style.name] += _is_right(replace(model, prompt_style=style), item)
-                after_each(n * len(styles) + k + 1, len(neutral) * len(styles))
+        for k, style in enumerate(styles):
+            asked = replace(model, prompt_style=style)
+            right[style.name] = 0
+            for n, item in enumerate(neutral):
+                right[style.name] += _is_right(asked, item)
+                after_each(k * len(neutral) + n + 1, len(neutral) * len(styles))
+            if right[model.prompt_style.name] >= GOOD_ENOUGH * len(neutral):
+                break
     own = right[model.prompt_style.name]
     best = max(right, key=lambda name: right[name])  # of equals the first
     chosen = best if right[best] >= own + MIN_BETTER_ITEMS else model.prompt_style.name

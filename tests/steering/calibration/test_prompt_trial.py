@@ -39,6 +39,14 @@ def test_neutral_items_are_asked_in_every_style(
     assert reported == [(n + 1, neutral * len(STYLES)) for n in range(neutral * len(STYLES))]
 
 
+def test_no_other_style_is_tried_where_the_own_one_does_well(
+    untrained: AudioModel, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_trial, "_is_right", right_from(PLAIN.name, 6))
+    trial = try_styles(untrained, items, lambda *_: None)
+    assert trial == PromptTrial(PLAIN.name, 3, {PLAIN.name: 3})
+
+
 @pytest.mark.parametrize(("right", "chosen"), [(6, LISTED.name), (4, PLAIN.name)])
 def test_another_style_must_be_clearly_better(
     untrained: AudioModel,
