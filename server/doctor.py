@@ -21,7 +21,9 @@ from steering.model import loading, memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import find, only_config
 from steering.model.families import family_of
+from steering.model.memory_plan import MemoryPlan
 from steering.self_test import self_test
+from steering.silence_cache import TOP_FRAMES, Ladder
 
 SILENCES = {
     "ladder": "cut from a few lengths, mostly cached",
@@ -75,17 +77,23 @@ def _memory(settings: Settings) -> Iterator[Check]:
         f"{plan.kv_bytes_a_token[dtype]:,} bytes a token in {dtype}; a row of {tokens} tokens"
         f" {_gb(row_bytes)}, {rows} rows {_gb(rows * row_bytes)}",
     )
-    yield Check(
-        "memory: silence cache",
-        True,
-        f"30 s of silence are {plan.silence_tokens} tokens, at most"
-        f" {_gb(plan.silence_bytes(dtype))} an entry; the cache holds at most"
-        f" {_gb(settings.silence_cache_bytes)}",
-    )
+    yield Check("memory: silence cache", True, _silences(settings, plan, dtype))
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     devices.append(torch.device("cpu"))
     free = [f"{device} {_gb(memory_plan.free_bytes(device))}" for device in devices]
     yield Check("memory: free", True, ", ".join(free))
+
+
+def _silences(settings: Settings, plan: MemoryPlan, dtype: str) -> str:
+    """The silences behind one prompt's words, at most all layers deep."""
+    limit, token_bytes = settings.silence_cache_bytes, plan.kv_bytes_a_token[dtype]
+    ladder = Ladder.within(limit, token_bytes, plan.audio_tokens, TOP_FRAMES)
+    tokens = ladder.tokens(plan.audio_tokens, TOP_FRAMES)
+    return (
+        f"{len(list(ladder.rungs(TOP_FRAMES)))} lengths up to 30 s, each"
+        f" {2 ** (1 / ladder.steps):.2f} times the next shorter: {tokens} tokens, at most"
+        f" {_gb(tokens * token_bytes)}; the cache holds at most {_gb(limit)}"
+    )
 
 
 def _gb(size: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,7 +18,6 @@ from steering.model.families import Family
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
-_SILENCE_FRAMES = 3000  # 30 s of sound, at Whisper's 100 mel frames a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,11 @@ class MemoryPlan:
     parameters: int  # of what is loaded: of an Omni model the thinker without its eyes
     weight_bytes: Mapping[str, int]
     kv_bytes_a_token: Mapping[str, int]  # keys and values of all layers
-    silence_tokens: int  # audio tokens of 30 s
+    audio_tokens: Callable[[int], int]  # of a number of mel frames
 
     def row_bytes(self, dtype: str, tokens: int) -> int:
         """Keys and values of one answer's row of a number of tokens."""
         return self.kv_bytes_a_token[dtype] * tokens
-
-    def silence_bytes(self, dtype: str) -> int:
-        """One entry of the silence cache: 30 s of silence, at most all layers deep."""
-        return self.row_bytes(dtype, self.silence_tokens)
 
 
 def plan(family: Family, whole_config: Any) -> MemoryPlan:
@@ -58,7 +54,7 @@ def plan(family: Family, whole_config: Any) -> MemoryPlan:
         weights[name] = int((count - linear) * 2 + linear * bytes_each)
     keys = {name: pairs * dtype.itemsize for name, dtype in DTYPES.items()}
     keys |= dict.fromkeys(QUANTIZED, pairs * 2)
-    return MemoryPlan(count, weights, keys, family.audio_tokens(config, _SILENCE_FRAMES))
+    return MemoryPlan(count, weights, keys, partial(family.audio_tokens, config))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from steering.kv_slots import KVSlots
 from steering.model import memory_plan
 from steering.model.families import family_of
 from steering.model.loading import load
+from steering.silence_cache import Ladder
 from tests.steering import tiny
 
 # The real checkpoints' sizes, written into transformers' own configs.
@@ -33,13 +34,13 @@ REAL: dict[str, tuple[dict[str, Any], float, int, int]] = {
         },
         8.40e9,
         524_288,
-        750,
+        1488,
     ),
     "Qwen2_5OmniConfig": (
         {"thinker_config": {"text_config": {"tie_word_embeddings": False}}},
         8.26e9,
         57_344,
-        750,
+        1488,
     ),
     "Qwen3OmniMoeConfig": (
         {
@@ -56,7 +57,7 @@ REAL: dict[str, tuple[dict[str, Any], float, int, int]] = {
         },
         31.2e9,
         98_304,
-        390,
+        774,
     ),
 }
 
@@ -75,8 +76,7 @@ def test_the_plan_of_a_real_size(name: str) -> None:
     assert plan.weight_bytes["float32"] == 4 * plan.parameters
     assert plan.weight_bytes["4bit"] < plan.weight_bytes["8bit"] < plan.weight_bytes["bfloat16"]
     assert plan.kv_bytes_a_token["bfloat16"] == kv_bytes
-    assert plan.silence_tokens == tokens
-    assert plan.silence_bytes("bfloat16") == kv_bytes * tokens
+    assert Ladder().tokens(plan.audio_tokens, 3000) == tokens
 
 
 @pytest.mark.parametrize("name", tiny.WHOLE)
