@@ -38,7 +38,7 @@ Penalty = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws.")]
 LongClip = Annotated[
     LongAudio | None,
-    typer.Option(help="For a file longer than the model's window; as deployed if not given."),
+    typer.Option(help="For a file longer than is heard as one; as deployed if not given."),
 ]
 Url = Annotated[str, typer.Option(help="The server.", envvar="ALLEARS_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="The server's key.", envvar="ALLEARS_API_KEY")]
@@ -69,6 +69,9 @@ def ask(
     min_p: MinP = None,
     penalty: Penalty = None,
     seed: Seed = None,
+    effect: Annotated[
+        bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
+    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -96,6 +99,8 @@ def ask(
         options["include"] = [*options["include"], "unsteered"]
     if silence:
         options["include"] = [*options["include"], "silence"]
+    if effect:
+        options["include"] = [*options["include"], "effect"]
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         answer = ears.ask(sound, question, **options)
@@ -122,7 +127,7 @@ def listen(
     options: ListeningOptions = {
         "choices": choice or None,
         "long_audio": long_audio,
-        "include": ["timeline", "silence"],
+        "include": ["timeline", "silence", "effect"],
     }
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):

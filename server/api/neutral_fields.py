@@ -186,7 +186,7 @@ TRANSCRIPTION: Mapping[str, Extra] = {
     **_neutral_only("no times of words are made", timestamp_granularities=([],)),
     **_neutral_only("there are no log-probabilities of transcripts", include=([],)),
     **_neutral_only(
-        "a clip longer than the model's window is cut by `long_audio`", chunking_strategy=("auto",)
+        "a clip longer than is heard as one is cut by `long_audio`", chunking_strategy=("auto",)
     ),
     **_neutral_only(
         "speakers are not told apart",

@@ -19,6 +19,7 @@ from server.api.requests import (
     AudioChatRequest,
     ChatMessage,
     Choices,
+    Include,
     LongAudio,
     MaxTokens,
     MinP,
@@ -72,12 +73,12 @@ class ChatCompletionRequest(StrictModel):
         default=None, description="null: adaptive, live direction"
     )
     choices: Choices | None = Field(default=None, description="the answer is one of these")
-    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(
+    include: list[Include] = Field(
         default=[], max_length=16, description="more to see in `listening` and `steering`"
     )
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
 
     top_k: TopK | None = None

@@ -217,6 +217,7 @@ Stop = Annotated[
     StopList, BeforeValidator(_stop_list, json_schema_input_type=StopString | StopList)
 ]
 LongAudio = Literal["refuse", "cut", "window"]
+Include = Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]
 
 
 class SteeringOptions(StrictModel):
@@ -247,9 +248,11 @@ class ListeningRequest(StrictModel):
     choices: Choices | None = Field(default=None, description="the answer is one of these")
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
-    include: list[Literal["timeline", "heads", "silence"]] = Field(default=[], max_length=16)
+    include: list[Literal["timeline", "heads", "silence", "effect"]] = Field(
+        default=[], max_length=16
+    )
     """more to see in `listening`"""
 
 
@@ -285,9 +288,7 @@ class AudioChatRequest(ListeningRequest):
     )
     stream: bool = False
     """send the answer in pieces, as server-sent events"""
-    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
-        default=[], max_length=16
-    )
+    include: list[Include] = Field(default=[], max_length=16)  # type: ignore[assignment]
     """more to see in `listening` and `steering`"""
 
 

@@ -243,12 +243,13 @@ async def livez() -> dict[str, str]:
     summary="Is the model ready?",
     responses={503: {"model": ErrorReport}},
 )
-async def readyz(deployment: CurrentDeployment) -> dict[str, str]:
+async def readyz(deployment: CurrentDeployment) -> dict[str, str | dict[str, str]]:
     """The model has answered a question, and more may be asked; `reason` says why answers stay bare
-    where they do.
+    where they do, `switched_off` which features were found wrong and are done in a slower way.
     """
-    refusal = steering_refusal(deployment.ready().runtime)
-    return {"status": "ready"} if refusal is None else {"status": "ready", "reason": refusal}
+    runtime = deployment.ready().runtime
+    found = {"reason": steering_refusal(runtime), "switched_off": runtime.switched_off}
+    return {"status": "ready"} | {name: value for name, value in found.items() if value}
 
 
 @router.get(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from steering.model.checkpoint import (
     first_line,
 )
 from steering.model.families import Family, family_of
-from steering.model.memory_plan import DTYPES, QUANTIZED
+from steering.model.memory_plan import DTYPES, QUANTIZED, ModelSizes
 from steering.model.prompt_style import style_of
 from steering.taps import ATTENTION
 
@@ -35,6 +36,17 @@ _UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
 _TIED = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 _NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
 log = logging.getLogger("allears")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, and the memory that is free there."""
+
+    device: torch.device  # of its inputs
+    kind: str  # dtype of its weights, or 8bit, 4bit
+    where: str
+    free: int
+    through_host: bool  # whether its weights are in the host's memory first
 
 
 def load(
@@ -70,19 +82,16 @@ def load(
     family = family_of(config.model_type)
     check_bare(name, folder)
     check_whole(name, folder)
-    place = _device("auto" if device == SPREAD else device)
-    kind, reason = _dtype(dtype, place)
     _check_options(adapter, quantize)
-    _check_memory(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
+    placed = placement(device, dtype, quantize)
+    place, (kind, reason) = placed.device, _dtype(dtype, placed.device)
+    _check_memory(name, memory_plan.sizes(family, config), placed)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
         network = _network(family, config, folder, kind, place, device, quantize)
-        with omni.talker_unseen():
-            processor = family.processor_class().from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
+    processor = read_processor(name, family, folder)
     print_of = fingerprint(folder)
     if adapter is not None:
         network, print_of = _with_adapter(network, adapter, print_of)
@@ -228,19 +237,45 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
         )
 
 
-def _check_memory(
-    name: str, family: Family, config: Any, place: torch.device, kind: str, *, spread: bool
-) -> None:
+def placement(device: str, dtype: str, quantize: str | None) -> Placement:
+    """Where a model of these options goes. Raises ModelError for a device that can't be used."""
+    first = _device("auto" if device == SPREAD else device)
+    kind, free = quantize or _name_of(_dtype(dtype, first)[0]), memory_plan.free_bytes(first)
+    if device != SPREAD:
+        through_host = first.type == "cuda" and quantize is None
+        return Placement(first, kind, str(first), free, through_host)
+    cards = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    free = sum(memory_plan.free_bytes(card) for card in [*cards, torch.device("cpu")])
+    return Placement(first, kind, "all cards and the CPU", free, through_host=False)
+
+
+def _check_memory(name: str, of: ModelSizes, placed: Placement) -> None:
     """Raise ModelError if the weights do not fit into free memory."""
-    needed = memory_plan.plan(family, config).weight_bytes[kind]
-    free = memory_plan.free_bytes(place)
-    if spread:
-        cards = range(torch.cuda.device_count())
-        free = memory_plan.free_bytes(torch.device("cpu"))
-        free += sum(memory_plan.free_bytes(torch.device("cuda", i)) for i in cards)
-    where = "all cards and the CPU" if spread else str(place)
+    needed = of.weight_bytes[placed.kind]
+    what = f"{name}: weights in {placed.kind} on {placed.where}"
     remedy = "use a smaller dtype, quantize to 8bit or 4bit, or device spread over several cards"
-    memory_plan.require(needed, free, f"{name}: weights in {kind} on {where}", remedy)
+    memory_plan.require(needed, placed.free, what, remedy)
+    if placed.through_host:
+        check_host(name, of, placed)
+
+
+def check_host(name: str, of: ModelSizes, placed: Placement) -> str:
+    """The host's memory while weights pass through it. Raises ModelError if it is short."""
+    needed, free = of.weight_bytes[placed.kind], memory_plan.free_bytes(torch.device("cpu"))
+    what = f"{name}: weights, which pass through the host's memory while they are loaded,"
+    memory_plan.require(needed, free, what, "free host memory, or quantize to 8bit or 4bit")
+    return f"{memory_plan.gigabytes(needed)} of {memory_plan.gigabytes(free)} free on the host"
+
+
+def read_processor(name: str, family: Family, folder: Path) -> Any:
+    """The processor in a folder. ModelError if it is unusable."""
+    try:
+        with omni.talker_unseen():
+            return family.processor_class().from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: no usable processor in {folder}: {error}") from error
 
 
 def _device(wanted: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def test_ask_and_listen_print_words_or_json(running_url: str, file: Path) -> Non
         assert "┃ 0.60 is listening" in text, "the threshold of the profile"
         assert "0 to 1.0 s" in text
         assert set("▁▂▃▄▅▆▇█") & set(text)
+        assert re.search(r"effect +\d+\.\d\d bits", text)
+    assert " bits" not in run("ask", *words).stdout
+    assert " bits" in run("ask", *words, "--effect").stdout
     for command in ("ask", "listen"):
         body = json.loads(run(command, *words, "--json").stdout)
         assert body["listening"]["score"] > 0

@@ -109,6 +109,45 @@ def test_rows_that_come_and_go_write_what_they_write_alone(
     assert len({tuple(tokens) for tokens in expected}) == len(jobs), "each says something else"
 
 
+@pytest.mark.parametrize("intervention", [NORM, FIRST], ids=["norm", "first"])
+def test_an_answer_takes_over_the_row_of_another_to_its_prompt(
+    model: AudioModel, intervention: Intervention
+) -> None:
+    """Steered, then bare, then steered again, beside a row that goes on."""
+    heard, other = (prefill(model, prompt(model, seconds)) for seconds in (0.7, 1.1))
+    steered = directed(model, heard, 1, 2.0, intervention)
+    sampling = Sampling(max_tokens=6, ignore_end=True)
+    long = Sampling(max_tokens=16, ignore_end=True)
+    plans = (steered, UNSTEERED, steered)
+    expected = [list(generate(model, heard, plan, sampling)) for plan in plans]
+    beside = list(generate(model, other, UNSTEERED, long))
+    slots = KVSlots(model, 2, 200, intervention)
+
+    def begin(result: PrefillResult, plan: SteeringPlan) -> Row:
+        row = Row(plan, sampling)
+        row.token = sample_rows(steered_logits(model, result.final[None], plan, 0), [row])[0]
+        return row
+
+    row, neighbour = begin(heard, plans[0]), begin(other, UNSTEERED)
+    slots.admit(row, heard)
+    slots.admit(neighbour, other)
+    heard.free_cache()
+    assert not heard.has_cache
+    written, by_neighbour = list[list[int]](), [neighbour.token]
+    for plan in plans:
+        if written:
+            before, row = row, begin(heard, plan)
+            slots.hand_over(before, row, heard)
+            assert before.slot == -1
+        written.append([row.token])
+        for _ in range(5):
+            slots.step()
+            written[-1].append(row.token)
+            by_neighbour.append(neighbour.token)
+    assert written == expected
+    assert by_neighbour == beside
+
+
 def test_bare_rows_beside_steered_ones_are_the_generate_of_transformers(
     model: AudioModel, oracle: Any
 ) -> None:

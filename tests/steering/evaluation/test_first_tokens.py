@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 
 from steering.calibration.activations import build_item_prompt, load_item_clip, record
-from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
+from steering.decision import effect_bits
+from steering.evaluation.first_tokens import FirstTokens, divergence, effects, one_token
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
 from steering.model.audio_model import AudioModel
@@ -48,14 +50,29 @@ def test_a_first_token_is_that_of_the_answer_given(
     given = [answered(grouped, item, s, mode) for item, s in zip(items, strengths, strict=True)]
     known = one_token(grouped, items, mode)
     assert known.rows.tolist() == list(range(6))
-    tokens = FirstTokens(grouped, record(grouped, items), replace(known, wanted=np.array(given)))
-    assert tokens.right(HOW, strengths).all()
+    recorded = record(grouped, items)
+    recorded = replace(recorded, deciding=recorded.final)  # the first token decides
+
+    def tokens(wanted: list[int]) -> FirstTokens:
+        right = np.array([[-1, token] for token in wanted])
+        wanted_of = replace(known, wanted=np.array(wanted))
+        return FirstTokens(grouped, replace(recorded, right_tokens=right), wanted_of)
+
+    assert tokens(given).right(HOW, strengths).all()
+    options = known.options or [[token + 1] for token in given]
     wrong = [
-        next(o for o in (*options, token + 1) if o != token)
-        for token, options in zip(given, known.options, strict=True)
+        next(o for o in others if o != token) for token, others in zip(given, options, strict=True)
     ]
-    others = replace(known, wanted=np.array(wrong))
-    assert not FirstTokens(grouped, record(grouped, items), others).right(HOW, strengths).any()
+    assert not tokens(wrong).right(HOW, strengths).any()
+
+
+def test_options_of_several_tokens_are_judged_where_answers_are_written(
+    grouped: AudioModel, items: tuple[Item, ...]
+) -> None:
+    recorded = record(grouped, items)
+    known = one_token(grouped, items, "generate")
+    bare = FirstTokens(grouped, recorded, known).right(HOW, np.zeros(len(items)))
+    np.testing.assert_array_equal(bare, recorded.right)
 
 
 def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
@@ -64,7 +81,7 @@ def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
     shared = replace(item("shared"), choices=("dog", "dog bell", "cow"))
     short = replace(item("a"), choices=("dog", "cow", "bell"))
     items = [short, long, longer, shared]
-    assert one_token(grouped, items, "generate").rows.tolist() == [0, 2]
+    assert one_token(grouped, items, "generate").rows.tolist() == [0, 1, 2, 3]
     assert one_token(grouped, items, "choices").rows.tolist() == [0]
 
 
@@ -74,15 +91,19 @@ def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...
     assert tokens.right(HOW, np.zeros(0)).shape == (0,)
 
 
-def test_the_divergence_is_jensen_and_shannons(
+def test_divergence_and_effect_are_those_of_two_passes(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
-    divergences = divergence(grouped, record(grouped, items))
+    recorded = record(grouped, items)
+    divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
+        heard, silent = (prefill(grouped, each) for each in (prompt, silent_twin(grouped, prompt)))
         p, q = (
-            logits(grouped, prefill(grouped, branch).final[None])[0].softmax(-1).double().numpy()
-            for branch in (prompt, silent_twin(grouped, prompt))
+            logits(grouped, each.final[None])[0].softmax(-1).double().numpy()
+            for each in (heard, silent)
         )
+        assert bits[i] == pytest.approx(entropy(p, q, base=2), rel=1e-3)
+        assert bits[i] == pytest.approx(effect_bits(grouped, heard, silent), rel=1e-3)
         assert divergences[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
     assert (divergences > 0).all()

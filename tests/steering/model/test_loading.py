@@ -25,7 +25,7 @@ from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.prefill import prefill
-from steering.self_test import self_test
+from steering.verification.self_test import self_test
 from tests.steering import tiny
 from tests.steering.examples import full_pass, prompt
 
