@@ -110,6 +110,7 @@ def test_models_are_listed_as_openai_lists_them(server: Any) -> None:
     assert model["id"] == "tiny"
     assert model["object"] == "model"
     assert model["created"] > 0
+    assert model["generation_defaults"] == {}, "its generation_config.json has none"
 
 
 @pytest.mark.parametrize(
