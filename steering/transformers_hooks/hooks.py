@@ -294,9 +294,7 @@ class ListeningHooks:
         states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
         final = self._last_states[self.model.num_layers - 1][row]
         no_cache: Any = None  # the twin reads none
-        heard = PrefillResult(
-            attention, states, final, no_cache, len(prompt.tokens), prompt.tokens
-        )
+        heard = PrefillResult(attention, states, final, no_cache, len(prompt.tokens), prompt.tokens)
         self._twin_runs = True
         try:
             contrast = contrast_with_silence(
