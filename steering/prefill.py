@@ -30,6 +30,16 @@ class PrefillResult:
     final: Tensor  # (D,) residual of the last token after the last layer run, before the norm
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
+    tokens: Tensor  # (T,) int64 of the prompt, on the CPU
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether an answer can still be generated from it."""
+        return bool(self.cache.layers)
+
+    def free_cache(self) -> None:
+        """Free the keys and values, once they stand in a slot."""
+        self.cache.layers.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +270,8 @@ def prefill_beside(
     if not whole:
         states, _ = run_layers(model, states, places, None, cache, first=depth, wanted="last")
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, length), silent
+    heard = PrefillResult(attention, kept[0], states[0, -1], cache, length, prompt.tokens)
+    return heard, silent
 
 
 def _question(model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head]) -> Follower:
@@ -310,7 +321,7 @@ def _run_tapped(
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio), prompt.tokens)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ class ListeningOptions(TypedDict, total=False):
 
     messages: Sequence[Mapping[str, Any]] | None  # an OpenAI message list, instead of the question
     choices: Sequence[str] | None  # the answer is one of these
-    long_audio: LongAudio | None  # for a clip longer than the model's window
+    long_audio: LongAudio | None  # for a clip longer than is heard as one
     include: Sequence[Literal["timeline", "heads", "silence", "effect"]]
 
 
@@ -34,7 +34,10 @@ class Options(TypedDict, total=False):
     include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]]
     max_tokens: int
     temperature: float
-    top_p: float
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
     seed: int | None
     stop: Sequence[str]
 

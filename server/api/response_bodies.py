@@ -29,6 +29,7 @@ from steering import decision
 from steering.audio.clip import Clip
 from steering.clip_attribution import ClipAttribution
 
+_ROUNDING_SECONDS = 0.001  # that resampling may add or take
 _DIGITS = 6  # of scores and seconds: what is beyond is noise
 
 
@@ -165,7 +166,7 @@ def _steering(answer: Answer) -> Steering:
 
 
 def _truncated(clip: Clip, heard_seconds: float) -> bool:
-    return clip.seconds > heard_seconds
+    return clip.submitted_seconds - heard_seconds > _ROUNDING_SECONDS
 
 
 def _audio(answer: Answer) -> list[AudioHeard]:
@@ -193,7 +194,7 @@ def _warnings(answer: Answer) -> list[str]:
         if _truncated(clip, heard):
             warnings.append(
                 f"clip {i} is {clip.submitted_seconds:.2f} s long; the model hears the first"
-                f" {heard:g} s. Send the rest as another clip"
+                f' {heard:g} s. Send the rest in another request, or long_audio "window"'
             )
         warnings += [f"clip {i}: {warning}" for warning in clip.warnings]
         if not clip.samples.any():

@@ -22,6 +22,8 @@ from steering.silence_cache import Ladder, SilenceCache
 log = logging.getLogger("allears")
 
 EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
+RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
+FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -63,6 +65,17 @@ class Runtime:
     def twin_depth(self, *, effect: bool = False) -> int:
         """Number of layers that a silent twin is run through, all where its effect is wanted."""
         return _twin_depth(self.model, self.profile, effect=effect)
+
+    @property
+    def switched_off(self) -> dict[str, str]:
+        """Features found wrong, which are done in a slower and right way, each with its fault."""
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        return {feature: fault for feature, fault in faults.items() if fault}
+
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip heard as one: the model's window, or what a row without text holds."""
+        return min(self.model.max_clip_seconds, self.slots.tokens * self.model.hop_seconds)
 
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.audio.decode_pool import RESULTS
 from server.engine.engine import Engine
 from server.engine.messages import Answer
+from server.engine.runtime import FEATURES
 from server.listening_log.drift import drift, expected_not_listening
 from server.listening_log.records import ListeningLog, Record
 from server.listening_log.writer import DatabaseLog
@@ -132,8 +134,21 @@ def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, st
     held.set_function(lambda: engine.runtime.silence_cache.held_bytes)
     limit = Gauge("allears_queue_limit_requests", "Requests that may wait", registry=own)
     limit.set(engine.queue_limit_requests)
+    off = Gauge(
+        "allears_switched_off",
+        "1: the feature was found wrong, and a slower, right way is taken",
+        ["feature"],
+        registry=own,
+    )
+    for feature in FEATURES:
+        off.labels(feature).set_function(partial(_is_off, engine, feature))
     info = Gauge("allears_model_info", "What is served; always 1", list(model_info), registry=own)
     info.labels(**model_info).set(1)
+
+
+def _is_off(engine: Engine, feature: str) -> float:
+    """1 if a feature was switched off, else 0."""
+    return float(feature in engine.runtime.switched_off)
 
 
 def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog) -> None:

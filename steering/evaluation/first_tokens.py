@@ -20,6 +20,7 @@ from steering.decision import divergence_bits
 from steering.evaluation.arms import Strengths
 from steering.items import Item
 from steering.model.audio_model import AudioModel
+from steering.model.token_healing import continuations
 from steering.readout import Intervention, logits, pool
 
 Flags = NDArray[np.bool_]
@@ -36,7 +37,10 @@ class OneToken:
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """Items whose answer, or for `choices` every option, is a single token unlike the others."""
+    """Items whose answer, or for `choices` every option, is a single token unlike the others.
+
+    Options that join the prompt's end are read one token earlier: their items are left out.
+    """
     tokenizer = model.processor.tokenizer
     rows, options, wanted = [], [], []
     for i, item in enumerate(items):
@@ -44,6 +48,7 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
         own = ids[item.choices.index(item.answer)]
         firsts = [each[0] for each in ids]
         alone = len(own) == 1 and firsts.count(own[0]) == 1
+        alone = alone and not (mode == "choices" and continuations(model, item.choices).removed)
         if alone and (mode == "generate" or all(len(each) == 1 for each in ids)):
             rows.append(i)
             options.append([] if mode == "generate" else firsts)

@@ -149,6 +149,16 @@ class ListeningHooks:
         return self._only.score
 
     @property
+    def percentile(self) -> float:
+        """Where that score stands in the profile's calibration set."""
+        return self._only.percentile
+
+    @property
+    def silence_score(self) -> float | None:
+        """The score of the only prompt's silent twin; None where none was run."""
+        return self._only.silence_score
+
+    @property
     def strength(self) -> float:
         """Strength of the only answer; 0 is bare."""
         return self._only.strength
@@ -283,7 +293,8 @@ class ListeningHooks:
         profile = self.profile
         states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
         final = self._last_states[self.model.num_layers - 1][row]
-        heard = PrefillResult(attention, states, final, None, len(prompt.tokens))  # type: ignore[arg-type]  # the twin reads no cache
+        no_cache: Any = None  # the twin reads none
+        heard = PrefillResult(attention, states, final, no_cache, len(prompt.tokens), prompt.tokens)
         self._twin_runs = True
         try:
             contrast = contrast_with_silence(

@@ -35,6 +35,11 @@ def test_ask_and_listen_print_words_or_json(running_url: str, file: Path) -> Non
     assert asked.exit_code == 0
     assert "strength 0.5" in asked.stdout
     assert "bare" in asked.stdout
+    greedy = json.loads(run("ask", *words[:4], "--json").stdout)["answer"]
+    sharp = ["--temperature", "2", "--top-k", "1", "--top-p", "1", "--min-p", "0", "--seed", "1"]
+    assert json.loads(run("ask", *words[:4], "--json", *sharp).stdout)["answer"] == greedy
+    penalty = ["--json", "--repetition-penalty", "1.8"]
+    assert json.loads(run("ask", *words[:4], *penalty).stdout)["answer"] != greedy
     listened = run("listen", *words)
     assert listened.exit_code == 0
     for text in (asked.stdout, listened.stdout):

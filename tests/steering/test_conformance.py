@@ -28,7 +28,7 @@ from steering.generation import (
     steered_logits,
 )
 from steering.heads import Verdicts, listening_score
-from steering.kv_slots import KVSlots, Row
+from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model import families as families
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
@@ -75,6 +75,24 @@ class Case:
         added = self.model.family is AUDIO_FLAMINGO_3
         name = "input_features_mask" if added else "feature_attention_mask"
         return full_pass(self.oracle, example, answer, name)
+
+    def generated(self, example: Prompt, count: int, **more: Any) -> list[int]:
+        """So many greedy tokens by the oracle's own `generate`."""
+        added = self.model.family is AUDIO_FLAMINGO_3
+        mask = "input_features_mask" if added else "feature_attention_mask"
+        features = {"input_features": example.log_mels, mask: feature_mask(example)}
+        tokens = example.tokens[None]
+        out = self.oracle.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            **features,
+            **more,
+        )
+        ids: list[int] = out[0, tokens.shape[1] :].tolist()
+        return ids
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -348,6 +366,33 @@ def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...])
     together = written_together(model, heards, sampling)
     for heard, plan, ids in zip(heards, plans(model, heards), together, strict=True):
         assert ids == list(generate(model, heard, plan, sampling))
+
+
+PENALTIES = (1.1, 1.4, 1.0, 0.8)
+
+
+def test_a_full_batch_with_penalties_is_generate_row_by_row(case: Case) -> None:
+    """Qwen2-Audio's own penalty, a stronger one, none, and its opposite, side by side."""
+    model, count = case.model, 7
+    prompts = [prompt(model, 0.2 + 0.05 * i, text=f"{QUESTION} {i}?") for i in range(30)]
+    rows = [
+        Row(UNSTEERED, Sampling(count, repetition_penalty=PENALTIES[i % len(PENALTIES)]))
+        for i in range(len(prompts))
+    ]
+    slots, written = KVSlots(model, len(rows), 256, HOW), []
+    for row, example in zip(rows, prompts, strict=True):
+        heard = prefill(model, example)
+        sample_first(model, heard, row)
+        slots.admit(row, heard)
+        written.append([row.token])
+    for _ in range(count - 1):
+        slots.step()
+        for row, ids in zip(rows, written, strict=True):
+            ids.append(row.token)
+    for row, example, ids in zip(rows, prompts, written, strict=True):
+        assert ids == case.generated(example, count, repetition_penalty=row.sampling.penalty)
+    plain = [case.generated(example, count) for example in prompts[:4]]
+    assert plain[2] == written[2] and plain != written[:4], "penalties change answers"
 
 
 def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:

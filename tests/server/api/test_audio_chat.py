@@ -229,6 +229,18 @@ def test_sampling_follows_its_seed(server: Any, audio: dict[str, str]) -> None:
     )
 
 
+def test_filters_and_penalty_have_their_effect(server: Any, audio: dict[str, str]) -> None:
+    for steering in ({}, {"steer": True, "steering": {"strength": 0.5}}):
+        more: dict[str, Any] = {"max_tokens": 12, **steering}
+        greedy = chat(server, audio, **more)["answer"]
+        for sharp in ({"top_k": 1}, {"min_p": 1}):
+            assert chat(server, audio, temperature=2, **sharp, **more)["answer"] == greedy
+        assert chat(server, audio, repetition_penalty=1.8, **more)["answer"] != greedy
+        choosing = {**more, "choices": CHOICES}
+        penalised = chat(server, audio, repetition_penalty=1.8, **choosing)
+        assert penalised["choices"] == chat(server, audio, **choosing)["choices"]
+
+
 def test_a_stop_string_ends_the_answer(server: Any, audio: dict[str, str]) -> None:
     whole = chat(server, audio, max_tokens=12)["answer"]
     middle = whole[len(whole) // 2]
