@@ -270,7 +270,8 @@ def prefill_beside(
     if not whole:
         states, _ = run_layers(model, states, places, None, cache, first=depth, wanted="last")
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, length), silent
+    heard = PrefillResult(attention, kept[0], states[0, -1], cache, length, prompt.tokens)
+    return heard, silent
 
 
 def _question(model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head]) -> Follower:

@@ -215,7 +215,7 @@ def _contrast(
     if len(prefix.pairs) == model.num_layers:
         cache = TwinCache(prefix.pairs, silent.pairs)
         attention, states, final = silent.attention, silent.states, silent.final
-        whole = PrefillResult(attention, states, final, cache, heard.length)
+        whole = PrefillResult(attention, states, final, cache, heard.length, heard.tokens)
     differences = heard.states - silent.states
     return SilenceContrast(differences, silent.attention, prefix.from_cache, whole)
 

@@ -119,7 +119,8 @@ def confirm(search: Search, outside: OutsideFold, generate: Generate) -> Confirm
     if steered.any():
         interventions = [outside.fits[k].intervention for k in outside.fold[rows[steered]]]
         strengths = outside.strengths[rows[steered], None]
-        adaptive[steered] = generate(search.activations, rows[steered], interventions, strengths)[:, 0]
+        answers = generate(search.activations, rows[steered], interventions, strengths)  # (N, 1)
+        adaptive[steered] = answers[:, 0]
     record = {
         "items": len(rows),
         "bare": _side_by_side(outside.bare[rows], bare),

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from server import cli, demo_command
 from server.settings import Settings, option
 from steering.model import checkpoint, memory_plan
-from tests.steering.verification.planted_faults import FAULTS
 from tests.hub import running_hub
+from tests.steering.verification.planted_faults import FAULTS
 
 runner = CliRunner()
 

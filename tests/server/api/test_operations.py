@@ -16,7 +16,6 @@ from server.app import create_app
 from server.engine import engine
 from server.engine.answering import answer_question
 from server.settings import NO_LOG, Settings
-from server.telemetry import served_model
 from steering.errors import ModelError
 from steering.kv_slots import KVSlots
 from steering.model.checkpoint import public_name
