@@ -12,7 +12,7 @@ import numpy as np
 
 from server.engine.engine import Engine
 from server.engine.messages import Question
-from server.engine.runtime import NO_PROFILE, Runtime
+from server.engine.runtime import NO_PROFILE, Runtime, prepare_silence
 from server.errors import LoadingCancelled
 from server.settings import Settings
 from server.threads import run_in_daemon_thread
@@ -61,6 +61,8 @@ async def start_engine(settings: Settings, progress: Progress, runtime: Runtime 
         runtime = await run_in_daemon_thread(
             lambda: load_runtime(settings, progress.report), LOADING_THREAD
         )
+    prepared = runtime
+    await run_in_daemon_thread(lambda: prepare_silence(prepared, progress.report), LOADING_THREAD)
     engine = Engine(
         runtime,
         queue_limit_requests=settings.queue_limit_requests,
@@ -126,8 +128,7 @@ def find_profile(
 def _first_question(runtime: Runtime) -> Question:
     """A question about quiet noise, which the model must answer for the server to be ready.
 
-    The clip fills the model's window, so that the silence of the longest clips is cached from the
-    start, and a lack of memory is found at start.
+    The clip fills the model's window, so that a lack of memory is found at start.
     """
     rate_hz = runtime.model.sample_rate_hz
     room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds

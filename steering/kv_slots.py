@@ -87,8 +87,7 @@ class KVSlots(Cache):
     @staticmethod
     def bytes_of(model: AudioModel, rows: int, tokens: int) -> int:
         """Memory that so many rows of so many tokens take."""
-        item = torch.empty(0, dtype=model.dtype).element_size()
-        return 2 * model.num_layers * rows * model.num_kv_heads * tokens * model.head_dim * item
+        return rows * tokens * model.token_bytes(model.num_layers)
 
     @property
     def free_slots(self) -> int:

@@ -77,6 +77,11 @@ class Profile:
         """The layers whose differences make the direction."""
         return self.intervention.layers
 
+    @property
+    def depth(self) -> int:
+        """Number of layers down to the deepest that a silent twin is run to."""
+        return 1 + max(*self.layers, *(layer for layer, _ in self.heads))
+
     def percentile(self, score: float) -> float:
         """Share of the calibration set with a lower score, in [0, 1]."""
         return float(np.interp(score, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))

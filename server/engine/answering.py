@@ -1,4 +1,4 @@
-"""One question's answer, in order: prompt, prefill, silence twin, decision, steered readout, text.
+"""One question's answer, in order: prompt, silence, prefill, decision, steered readout, text.
 
 `prepare_prompt` makes the prompt, without the network. `answer_question` is a generator of events:
 Started once it knows how far the model listened, then Pieces of the answer's text as they come and,
@@ -36,7 +36,12 @@ from steering.prompt import (
     silent_twin,
     with_choices,
 )
-from steering.silence import SilenceContrast, contrast_with_silence
+from steering.silence import (
+    SilenceContrast,
+    SilentPrefix,
+    prefill_with_silence,
+    silent_prefix,
+)
 
 
 def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
@@ -83,15 +88,14 @@ def answer_once(
     model, profile = runtime.model, runtime.profile
     began_at = time.perf_counter()
 
-    # 1. One pass over the prompt, with taps on the specialist heads.
+    # 1. Silence up to the question, mostly kept, where a live direction or its score is wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
-    tapped, layers = (measured.heads, measured.layers) if measured else ((), ())
-    prefilled = prefill(model, prompt, heads=tapped, layers=layers)
-    after_prefill = time.perf_counter()
-
-    # 2. The silence twin, where a live direction or its score is wanted.
-    contrast = _contrast(runtime, question, prompt, prefilled)
+    silence = _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
+
+    # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
+    prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    after_prefill = time.perf_counter()
 
     # 3. Listening score, strength, plan.
     silence_attention = contrast.silence_attention if contrast else None
@@ -132,9 +136,9 @@ def answer_once(
         completion_tokens=reply.tokens,
         timings=Timings(
             queue_seconds=0.0,  # the engine knows
-            prefill_seconds=after_prefill - began_at,
-            silence_seconds=after_silence - after_prefill if contrast else 0.0,
-            decode_seconds=after_decode - after_silence,
+            prefill_seconds=after_prefill - after_silence,
+            silence_seconds=after_silence - began_at if silence else 0.0,
+            decode_seconds=after_decode - after_prefill,
             silence_cache=("hit" if contrast.from_cache else "miss") if contrast else None,
         ),
         began_at=began_at,
@@ -143,29 +147,33 @@ def answer_once(
     yield Finished(answer)
 
 
-def _contrast(
-    runtime: Runtime, question: Question, prompt: Prompt, prefilled: PrefillResult
-) -> SilenceContrast | None:
-    """The prompt's contrast with silence, if steering or the question wants it."""
-    model, profile = runtime.model, runtime.profile
+def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
+    """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
+    profile = runtime.profile
     if profile is None or not prompt.clips:
         return None
     live, clip = wants_silence(profile, question.steering), question.contrast_clip
-    if live and clip is not None:
-        _check_clip_index(clip, prompt)
-        return contrast_clip(
-            model, prompt, prefilled, clip, heads=profile.heads, layers=profile.layers
-        )
-    if live or question.with_silence:
-        return contrast_with_silence(
-            model,
-            prompt,
-            prefilled,
-            heads=profile.heads,
-            layers=profile.layers,
-            silence_cache=runtime.silence_cache,
-        )
-    return None
+    if not (question.with_silence or live) or (live and clip is not None):
+        return None
+    return silent_prefix(runtime.model, prompt, runtime.silence_cache, profile.depth)
+
+
+def _prefill(
+    runtime: Runtime, question: Question, prompt: Prompt, silence: SilentPrefix | None
+) -> tuple[PrefillResult, SilenceContrast | None]:
+    """The pass over the prompt, and its contrast with silence, if one is wanted."""
+    model, profile = runtime.model, runtime.profile
+    if profile is None or not prompt.clips:
+        return prefill(model, prompt), None
+    heads, layers = profile.heads, profile.layers
+    if silence is not None:
+        return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
+    prefilled = prefill(model, prompt, heads=heads, layers=layers)
+    if question.contrast_clip is None or not wants_silence(profile, question.steering):
+        return prefilled, None
+    _check_clip_index(question.contrast_clip, prompt)
+    index = question.contrast_clip
+    return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
 
 
 def _decide(

@@ -37,9 +37,9 @@ class Timings:
     queue_seconds: float
     """wait for a place in the model's batch"""
     prefill_seconds: float
-    """run of the prompt"""
+    """run of the prompt, and of the silent twin's question beside it"""
     silence_seconds: float
-    """run of the silent twin"""
+    """run of the silent twin up to the question, where it was not cached"""
     decode_seconds: float
     """run of the answer's tokens"""
     silence_cache: Literal["hit", "miss"] | None

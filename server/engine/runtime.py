@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from steering.audio.clip import Clip
 from steering.decision import refusal
 from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
-from steering.silence import SilenceCache
+from steering.prompt import build_question
+from steering.silence import make_ahead
+from steering.silence_cache import Ladder, SilenceCache
+
+log = logging.getLogger("allears")
 
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
 FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
@@ -43,7 +51,14 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
+        silence_cache = SilenceCache(silence_cache_bytes)
+        silence_cache.longest_ahead = longest = longest_frames(model, tokens)
+        if profile is not None:
+            size = model.token_bytes(profile.depth)
+            silence_cache.ladder = Ladder.within(
+                silence_cache_bytes, size, model.audio_tokens, longest
+            )
+        return cls(model, profile, silence_cache, slots, no_profile_reason)
 
     @property
     def switched_off(self) -> dict[str, str]:
@@ -62,3 +77,38 @@ class Runtime:
 def steering_refusal(runtime: Runtime) -> str | None:
     """Why this deployment steers no answer, in plain words; None where it may steer."""
     return runtime.no_profile_reason if runtime.profile is None else refusal(runtime.profile)
+
+
+def longest_frames(model: AudioModel, tokens: int) -> int:
+    """Mel frames of the longest clip that the model and a row of so many tokens take."""
+    extractor = model.processor.feature_extractor
+    seconds = tokens * model.hop_seconds
+    return min(model.window_frames, int(seconds * model.sample_rate_hz / extractor.hop_length))
+
+
+def prepare_silence(runtime: Runtime, on_progress: Callable[[str], None]) -> None:
+    """Make all silences behind the template's own words, for as long as the runtime lives.
+
+    An exception from `on_progress` cancels the work.
+    """
+    model, profile, kept = runtime.model, runtime.profile, runtime.silence_cache
+    if profile is None or refusal(profile):
+        return
+    rate_hz = model.sample_rate_hz
+    clip = Clip(np.zeros(rate_hz, np.float32), rate_hz, 1.0, rate_hz, 1)
+    prompt = build_question(model, [clip], "What do you hear?")
+    words = prompt.tokens[: int(prompt.audio_mask.nonzero()[0])]
+    kept.pinned = words.numpy().tobytes()
+    kept.want(kept.pinned, profile.depth, model.window_frames)
+    rungs = len(kept.ahead)
+    while kept.ahead:
+        on_progress(f"making silences: {len(kept.ahead)} of {rungs} left")
+        make_ahead(model, kept)
+    log.info(
+        "silences: %d of %d lengths, each %.2f times the next shorter, %.1f of %.1f MB",
+        len(kept),
+        rungs,
+        2 ** (1 / kept.ladder.steps) if kept.ladder.steps else 1,
+        kept.held_bytes / 1e6,
+        kept.limit_bytes / 1e6,
+    )

@@ -20,7 +20,7 @@ from steering.generation import (
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, next_state
 from steering.prompt import Prompt
-from steering.silence import KVPairs
+from steering.taps import KVPairs
 
 LISTEN_CAREFULLY = "Listen carefully and trust only what you hear. "
 

@@ -80,6 +80,16 @@ class AudioModel:
         extractor = self.processor.feature_extractor
         return float(extractor.chunk_length / self.audio_tokens(int(extractor.nb_max_frames)))
 
+    @property
+    def window_frames(self) -> int:
+        """Mel frames of the longest clip."""
+        samples = int(self.max_clip_seconds * self.sample_rate_hz)
+        return -(-samples // int(self.processor.feature_extractor.hop_length))
+
+    def token_bytes(self, depth: int) -> int:
+        """Bytes of one token's keys and values in so many layers."""
+        return 2 * depth * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     def audio_tokens(self, frames: int) -> int:
         """Number of audio tokens for a number of mel frames."""
         return self.family.audio_tokens(self.network.config, frames)

@@ -11,7 +11,8 @@ from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import build_question
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 from steering.verification.rows import RAW, check_decode, check_rows, check_steering, tokens_needed
 from steering.verification.trial import ERRORS, QUESTION, Trial, check_prompt, noise
 

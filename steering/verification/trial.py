@@ -14,7 +14,8 @@ from steering.generation import UNSTEERED, steered_logits
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, embed
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 from steering.taps import Head
 from steering.verification.findings import Finding, distance, logit_distance, tolerance
 from steering.verification.plain_transformers import PlainPass, plain_pass

@@ -32,10 +32,19 @@ from steering.model.loading import load
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
 from steering.readout import Intervention, pool, steer
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence, prefill_with_silence, silent_prefix
+from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import ATTENTION, Head
 from tests.steering import tiny
-from tests.steering.examples import QUESTION, clip, every_head, feature_mask, full_pass, prompt
+from tests.steering.examples import (
+    QUESTION,
+    clip,
+    every_head,
+    feature_mask,
+    full_pass,
+    hearing_silence,
+    prompt,
+)
 from tests.steering.model.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 
 HEADS: tuple[Head, ...] = ((1, 3), (0, 2), (1, 0))
@@ -162,7 +171,7 @@ def test_taps_are_eager_attentions_and_states_the_residuals(case: Case, shape: s
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str) -> None:
-    model, prefixes = case.model, SilenceCache(1 << 30)
+    model, prefixes = case.model, SilenceCache(1 << 30, Ladder(0))
     example = example_prompt(model, shape)
     heard = prefill(model, example, layers=LAYERS)
     loud, quiet = case.full(example), case.full(silent_twin(model, example))
@@ -178,6 +187,29 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
         torch.testing.assert_close(contrast.differences, difference, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(contrast.silence_attention, eager, atol=1e-5, rtol=0)
     assert difference.norm(dim=-1).min() > 0.01, "there is a difference to get right"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silence_cut_from_a_rung_is_a_full_pass_about_it(case: Case, shape: str) -> None:
+    """By a second pass and beside the prompt, in one; windowed encoders included."""
+    model, ladder = case.model, Ladder(1)
+    example, prefixes = example_prompt(model, shape), SilenceCache(1 << 30, ladder)
+    heard = prefill(model, example, heads=HEADS, layers=LAYERS)
+    quiet = prefill(hearing_silence(model, ladder), example, heads=HEADS, layers=LAYERS)
+    second = contrast_with_silence(
+        model, example, heard, heads=HEADS, layers=LAYERS, silence_cache=prefixes
+    )
+    for depth in (2, model.num_layers):
+        prefix = silent_prefix(model, example, prefixes, depth)
+        beside, contrast = prefill_with_silence(model, example, prefix, heads=HEADS, layers=LAYERS)
+        torch.testing.assert_close(beside.attention, heard.attention, atol=1e-5, rtol=0)
+        torch.testing.assert_close(beside.final, heard.final, atol=1e-4, rtol=1e-4)
+        for one in (second, contrast):
+            expected = heard.states - quiet.states
+            torch.testing.assert_close(one.differences, expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(one.silence_attention, quiet.attention, atol=1e-5, rtol=0)
+    assert contrast.final is not None
+    torch.testing.assert_close(contrast.final, quiet.final, atol=1e-4, rtol=1e-4)
 
 
 def random_direction(model: AudioModel, seed: int = 3) -> Tensor:

@@ -26,7 +26,8 @@ from steering.prefill import PrefillResult, prefill, run_layers
 from steering.profile import Profile, save
 from steering.prompt import build_question
 from steering.readout import Intervention, pool
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 from steering.strength import Gate
 from steering.transformers_hooks.hooks import ListeningHooks
 from tests.steering.examples import clip
