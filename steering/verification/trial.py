@@ -108,7 +108,9 @@ def _rounding(
     return Rounding(
         embedded=distance(again.embedded[None], plain.embedded[None]),
         logits=logit_distance(again.logits, plain.logits),
-        differences=distance(again.residuals - quiet.residuals, plain.residuals - silent.residuals),
+        differences=distance(
+            (again.residuals - quiet.residuals)[None], (plain.residuals - silent.residuals)[None]
+        ),
     )
 
 
