@@ -80,7 +80,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     Raises ModelError, ProfileError, or an exception from `on_progress`.
     """
     model = load_from(settings)
-    trial = self_test(model)
+    tested = self_test(model)
     profile = find_profile(settings, model, on_progress)
     rows, tokens = settings.max_batch_rows, settings.max_context_tokens
     context_tokens = min(tokens, int(model.text_config.max_position_embeddings))
@@ -97,8 +97,9 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=rows,
         tokens=tokens,
+        found_wrong=tested.found_wrong,
     )
-    check_slots(trial, runtime.slots)
+    check_slots(tested.trial, runtime.slots)
     return runtime
 
 

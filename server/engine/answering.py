@@ -42,6 +42,7 @@ from steering.silence import (
     prefill_with_silence,
     silent_prefix,
 )
+from steering.verification.self_test import ONE_PASS
 
 
 def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
@@ -167,7 +168,10 @@ def _prefill(
         return prefill(model, prompt), None
     heads, layers = profile.heads, profile.layers
     if silence is not None:
-        return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
+        one_pass = ONE_PASS not in runtime.found_wrong
+        return prefill_with_silence(
+            model, prompt, silence, heads=heads, layers=layers, one_pass=one_pass
+        )
     prefilled = prefill(model, prompt, heads=heads, layers=layers)
     if question.contrast_clip is None or not wants_silence(profile, question.steering):
         return prefilled, None

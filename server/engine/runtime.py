@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from steering.profile import Profile
 from steering.prompt import build_question
 from steering.silence import make_ahead
 from steering.silence_cache import Ladder, SilenceCache
+from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")
 
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
-FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
+FEATURES = (RECORDED_STEPS, *SLOWER.values())  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -36,6 +38,9 @@ class Runtime:
     silence_cache: SilenceCache
     slots: KVSlots
     no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
+    found_wrong: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # features, and what the start-up check saw
 
     @classmethod
     def of(
@@ -47,6 +52,7 @@ class Runtime:
         rows: int = 16,
         tokens: int = 2048,
         no_profile_reason: str = NO_PROFILE,
+        found_wrong: Mapping[str, str] = MappingProxyType({}),
     ) -> Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
@@ -58,12 +64,14 @@ class Runtime:
             silence_cache.ladder = Ladder.within(
                 silence_cache_bytes, size, model.audio_tokens, longest
             )
-        return cls(model, profile, silence_cache, slots, no_profile_reason)
+        if CUT_SILENCE in found_wrong:
+            silence_cache.ladder = Ladder(0)
+        return cls(model, profile, silence_cache, slots, no_profile_reason, found_wrong)
 
     @property
     def switched_off(self) -> dict[str, str]:
         """Features found wrong, which are done in a slower and right way, each with its fault."""
-        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded, **self.found_wrong}
         return {feature: fault for feature, fault in faults.items() if fault}
 
     def make_room(self) -> None:
