@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,9 +37,7 @@ class Runtime:
     silence_cache: SilenceCache
     slots: KVSlots
     no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
-    found_wrong: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # features, and what the start-up check saw
+    found_wrong: dict[str, str] = field(default_factory=dict)  # features that a start-up check saw
 
     @classmethod
     def of(
@@ -52,7 +49,7 @@ class Runtime:
         rows: int = 16,
         tokens: int = 2048,
         no_profile_reason: str = NO_PROFILE,
-        found_wrong: Mapping[str, str] = MappingProxyType({}),
+        found_wrong: Mapping[str, str] | None = None,
     ) -> Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
@@ -64,9 +61,10 @@ class Runtime:
             silence_cache.ladder = Ladder.within(
                 silence_cache_bytes, size, model.audio_tokens, longest
             )
-        if CUT_SILENCE in found_wrong:
+        wrong = dict(found_wrong or {})
+        if CUT_SILENCE in wrong:
             silence_cache.ladder = Ladder(0)
-        return cls(model, profile, silence_cache, slots, no_profile_reason, found_wrong)
+        return cls(model, profile, silence_cache, slots, no_profile_reason, wrong)
 
     @property
     def switched_off(self) -> dict[str, str]:

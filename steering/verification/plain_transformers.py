@@ -71,7 +71,7 @@ def plain_pass(
     def keep_embedded(module: Any, args: Any, options: dict[str, Any]) -> Any:
         given = options["inputs_embeds"]
         if heard is not None:
-            given = given.masked_scatter(audio[..., None], heard.to(given.device, given.dtype))
+            given = given.masked_scatter(audio[..., None], heard.repeat(copies, 1).to(given))
         embedded.append(given[0, :length].float().cpu())
         return args, {**options, "inputs_embeds": given}
 

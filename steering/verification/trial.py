@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,7 +68,9 @@ class Trial:
         prompt, answer = build_question(model, clips, QUESTION), answer_tokens(model)
         layers = range(model.num_layers)
         plain = plain_pass(model, clips, QUESTION, answer)
-        silent = plain_pass(model, [clip.silent() for clip in clips], QUESTION)
+        silence, heard = [clip.silent() for clip in clips], _cut_silence(model, prompt)
+        silent = plain_pass(model, silence, QUESTION)
+        cut = plain_pass(model, silence, QUESTION, heard=heard)
         return cls(
             model=model,
             prompt=prompt,
@@ -77,8 +79,8 @@ class Trial:
             layers=tuple(layers),
             plain=plain,
             silent=silent,
-            cut=_cut_silence(model, prompt),
-            rounding=_rounding(model, clips, answer, plain, silent),
+            cut=cut,
+            rounding=_rounding(model, prompt, answer, plain, {silent: None, cut: heard}),
         )
 
     def allowed(self, rounding: float, floors: float = 1.0) -> float:
@@ -93,14 +95,13 @@ def noise(model: AudioModel, seconds: float, seed: int = 0) -> Clip:
     return Clip(samples.astype(np.float32), rate_hz, seconds, rate_hz, 1)
 
 
-def _cut_silence(model: AudioModel, prompt: Prompt) -> PlainPass:
-    """A plain pass about the first part of the silence that a ladder has for the clip's length."""
+def _cut_silence(model: AudioModel, prompt: Prompt) -> Tensor:
+    """(F, D) the first part of what transformers hears of the ladder's silence for the clip."""
     hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
     rung = LADDER.rung(int(prompt.mel_frames[0]), model.window_frames)
     longer = plain_pass(model, [noise(model, rung * hop_seconds).silent()], QUESTION)
     audio_token = model.family.audio_token_id(model.network.config)
-    heard = longer.embedded[longer.tokens == audio_token][: int(prompt.audio_mask.sum())]
-    return plain_pass(model, [clip.silent() for clip in prompt.clips], QUESTION, heard=heard)
+    return longer.embedded[longer.tokens == audio_token][: int(prompt.audio_mask.sum())]
 
 
 def answer_tokens(model: AudioModel) -> tuple[int, ...]:
@@ -111,10 +112,10 @@ def answer_tokens(model: AudioModel) -> tuple[int, ...]:
 
 def _rounding(
     model: AudioModel,
-    clips: Sequence[Clip],
+    prompt: Prompt,
     answer: Sequence[int],
     plain: PlainPass,
-    silent: PlainPass,
+    twins: Mapping[PlainPass, Tensor | None],
 ) -> Rounding:
     """Distances of the same passes by another kernel in a batch of two.
 
@@ -122,15 +123,17 @@ def _rounding(
     """
     if model.dtype == torch.float32 and model.device.type == "cpu":
         return Rounding()
-    again = plain_pass(model, clips, QUESTION, answer, kernel="sdpa", copies=2)
-    silence = [clip.silent() for clip in clips]
-    quiet = plain_pass(model, silence, QUESTION, kernel="sdpa", copies=2)
+    again = partial(plain_pass, model, text=QUESTION, kernel="sdpa", copies=2)
+    loud = again(prompt.clips, answer=answer)
+    silence = [clip.silent() for clip in prompt.clips]
+    apart = [
+        (loud.residuals - again(silence, heard=heard).residuals, plain.residuals - twin.residuals)
+        for twin, heard in twins.items()
+    ]
     return Rounding(
-        embedded=distance(again.embedded[None], plain.embedded[None]),
-        logits=logit_distance(again.logits, plain.logits),
-        differences=distance(
-            (again.residuals - quiet.residuals)[None], (plain.residuals - silent.residuals)[None]
-        ),
+        embedded=distance(loud.embedded[None], plain.embedded[None]),
+        logits=logit_distance(loud.logits, plain.logits),
+        differences=max(distance(ours[None], theirs[None]) for ours, theirs in apart),
     )
 
 
