@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,20 +21,16 @@ from tests.steering.model.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 NAMES = ["prompt ids", "encoder", "logits", "taps", "twin", "kept twin"]
 NAMES += ["cut silence", "one pass", "decode", "rows", "recorded step", "steering"]
 CHECKPOINTS = {**tiny.WHOLE, "r1_aqa": tiny.qwen2_audio, "audioflamingo3": audio_flamingo_3}
+CASES = [(name, "float32") for name in CHECKPOINTS]
+CASES += [(name, "bfloat16") for name in tiny.WHOLE] + [("qwen2_audio", "float16")]
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
-def folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    name = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(families.FAMILIES, AUDIO_FLAMINGO_3.name, AUDIO_FLAMINGO_3)
-        yield tiny.save(CHECKPOINTS[name], tmp_path_factory.mktemp("verified") / name)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_check_is_green(folder: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_every_check_is_green(
+    name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.FAMILIES, AUDIO_FLAMINGO_3.name, AUDIO_FLAMINGO_3)
+    folder = tiny.save(CHECKPOINTS[name], tmp_path / name)
     model = load(str(folder), device="cpu", dtype=dtype)
     findings = list(verify(model))
     assert [finding.name for finding in findings] == NAMES
