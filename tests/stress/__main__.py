@@ -82,7 +82,8 @@ def _page(parts: Sequence[dict[str, object]]) -> str:
         where = "" if part["machine"] == machine else f" {part['machine']},"
         machine = part["machine"]
         lines += [
-            f"**{part['part']}**: {part['date']},{where} {part['seconds']:,.0f} s, seed {part['seed']}",
+            f"**{part['part']}**: {part['date']},{where} {part['seconds']:,.0f} s,"
+            f" seed {part['seed']}",
             "",
         ]
         for check in part["checks"]:  # type: ignore[attr-defined]
