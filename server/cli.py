@@ -49,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-profile_app = typer.Typer(help="Look at listening profiles.", no_args_is_help=True)
+profile_app = typer.Typer(help="Look at listening profiles, and share them.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 
 
@@ -241,42 +241,8 @@ def bench(context: typer.Context) -> None:
 # ---- profile and doctor
 
 
-@profile_app.command("show")
-@one_line_errors
-def profile_show(
-    folder: Annotated[Path, typer.Argument(help="Folder of a listening profile.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
-) -> None:
-    """Show what a listening profile holds.
-
-    Example: allears profile show ./profile
-    """
-    from steering import profile as profiles  # torch is slow to import, and --help needs none
-
-    profile = profiles.load(folder)
-    if as_json:
-        typer.echo((folder / "profile.json").read_text(encoding="utf-8"))
-        return
-    table = Table(show_header=False, title=profile.name)
-    heads = ", ".join(f"{layer}.{head}" for layer, head in profile.heads)
-    rows = {
-        "model": f"{profile.model} ({profile.family}), revision {profile.revision or 'none'}",
-        "fingerprint": profile.fingerprint,
-        "heads (layer.head)": heads,
-        "layers": ", ".join(map(str, profile.layers)),
-        "gate": f"{asdict(profile.gate)}",
-        "fixed strength": f"{profile.fixed_strength:g}",
-        "max strength": f"{profile.max_strength:g}",
-        "calibrated on": profile.calibrated_on,
-        "verdicts": f"{asdict(profile.verdicts)}",
-        "calibration": json.dumps(dict(profile.calibration)),
-        "answers in full": profile.confirmed,
-        "held out": json.dumps(dict(profile.held_out)),
-        "versions": json.dumps(dict(profile.versions)),
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    Console().print(table)
+for _name, _command in steering_commands.PROFILE_COMMANDS.items():
+    profile_app.command(_name)(one_line_errors(_command))
 
 
 @profile_app.command("verify")
@@ -307,20 +273,32 @@ def profile_verify(
 def doctor(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Fetch and load the weights of a hub id, too.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold the model against plain transformers.")
+    ] = False,
 ) -> None:
     """Check what is installed, what memory the model takes, that it loads and its profile fits.
 
-    A folder that holds only a config.json gets its memory plan. Example: allears doctor
+    A folder that holds only a config.json gets its memory plan, and so does a hub id: of it only
+    small files are fetched. With --verify prompt, logits, taps, silent twin, decoding and steering
+    are compared with transformers' own on the same weights.
+    Example: allears doctor --model demo --verify
     """
     from server.doctor import run_checks  # torch is slow to import, and --help needs none
 
-    checks = list(run_checks(settings))
+    with Console(stderr=True).status("checking"):
+        checks = list(run_checks(settings, load=load, verified=verify))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        table = Table("check", "", "found")
+        table = Table("check", "", "found", *("measured", "allowed") * verify)
         for check in checks:
-            table.add_row(check.name, "ok" if check.ok else "FAILED", escape(check.found))
+            distances = (check.measured, check.allowed) * verify
+            figures = ("" if figure is None else f"{figure:.2g}" for figure in distances)
+            table.add_row(check.name, "ok" if check.ok else "FAILED", escape(check.found), *figures)
         Console().print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

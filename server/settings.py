@@ -67,8 +67,9 @@ class Settings(BaseSettings):
     profile: Text | None = None
     """folder or hub id of a listening profile, `auto` (made at first start from synthetic items
     and kept), or `none`; unset: the one shipped for the model, else `auto`"""
-    calibration_items: Annotated[int, Field(ge=40, le=100_000)] = 400
-    """synthetic items that `auto` makes a profile from, from 40"""
+    calibration_items: Annotated[int, Field(ge=40, le=100_000)] = 1600
+    """synthetic items that `auto` makes a profile from at most, from 40: a quarter of them, twice
+    as many while the heads found are no better than chance"""
     cache: Path | None = None
     """folder for profiles made by `auto`; unset: `allears` in the user's cache folder, which
     `XDG_CACHE_HOME` may name"""
@@ -143,11 +144,12 @@ class Settings(BaseSettings):
 
     max_audio_bytes: Annotated[int, Field(ge=1_000, le=2_000_000_000)] = 25_000_000
     """bytes of one audio file, from 1000; a whole request may hold 4/3 of it and 1 MB"""
-    max_audio_seconds: ClipSeconds = 300.0
-    """seconds of one clip, from 0.1; what is over the model's window is not heard"""
+    max_audio_seconds: ClipSeconds | None = None
+    """seconds of one clip, from 0.1; unset: whatever `max_audio_bytes` hold, as only what the
+    model hears is decoded"""
     long_audio: Literal["refuse", "cut", "window"] = "cut"
-    """`refuse`, `cut` or `window`: a clip over the model's window, where the request does not
-    say"""
+    """`refuse`, `cut` or `window`: a clip longer than the model's window or than its row holds,
+    where the request does not say"""
     max_long_audio_seconds: ClipSeconds = 300.0
     """seconds of a clip that is heard in windows, from 0.1"""
     max_audio_clips: Annotated[int, Field(ge=1, le=64)] = 8
@@ -163,7 +165,8 @@ class Settings(BaseSettings):
     # ---- memory, replicas, the end
 
     silence_cache_bytes: Annotated[int, Field(ge=0)] = 1_000_000_000
-    """bytes for keys and values of silent audio, from 0 (none are kept)"""
+    """bytes for keys and values of silences, from 0 (none are kept); with more, their lengths are
+    closer"""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     """copies of the model that answer, each with a GPU of its own where there are any; over 1
     needs `allears[ray]`"""

@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache
 
 from steering.model.audio_model import AudioModel
 from steering.prompt import Prompt, embed
-from steering.taps import Head, Taps
+from steering.taps import Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +30,26 @@ class PrefillResult:
     final: Tensor  # (D,) residual of the last token after the last layer run, before the norm
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
+    tokens: Tensor  # (T,) int64 of the prompt, on the CPU
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether an answer can still be generated from it."""
+        return bool(self.cache.layers)
+
+    def free_cache(self) -> None:
+        """Free the keys and values, once they stand in a slot."""
+        self.cache.layers.clear()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FollowerResult:
+    """The results of a prompt's question behind other keys and values than the prompt's own."""
+
+    attention: Tensor  # (N, F) float32: each tapped head on each audio token, from the last token
+    states: Tensor  # (K, D) residual of the last token after each of the kept layers
+    final: Tensor  # (D,) residual of the last token after the deepest layer run, before the norm
+    pairs: KVPairs  # keys and values of the question, of each layer run
 
 
 def run_layers(
@@ -40,17 +60,21 @@ def run_layers(
     cache: Cache | None,
     *,
     layers: Sequence[int] = (),
+    first: int = 0,
     depth: int | None = None,
-    wanted: Literal["states", "last", "keys"] = "states",
+    wanted: Literal["states", "behind", "last", "keys"] = "states",
     taps: Taps | None = None,
+    follower: Follower | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the decoder's layers, and keep residuals on the way.
 
     states (B, T, D), positions (B, T), mask (B, 1, T, S) bool, or None for causal self-attention
-    (and for one new token that sees the whole cache). Runs `depth` layers, all if None; of the
-    last one only what is `wanted`: all states, the last token's, or keys and values in the cache.
-    Returns (B, T, D) before the final norm (B, 1, D if less is wanted), and (B, K, D) after each
-    of `layers`.
+    (and for one new token that sees the whole cache). Runs the layers from `first` to before
+    `depth`, all if None; of the last one only what is `wanted`: all states, the last token's, or
+    keys and values in the cache. A follower's tokens come first; of them the last layer is run for
+    the last one only, unless all states are wanted, and `behind` are that and all states behind.
+    Returns (B, T, D) before the final norm (fewer if less is wanted), and (B, K, D) after each of
+    `layers`.
     """
     decoder = model.decoder
     rotary = decoder.rotary_emb(states, positions)
@@ -63,18 +87,25 @@ def run_layers(
         "use_cache": cache is not None,
         "position_embeddings": rotary,
         "taps": taps,
+        "follower": follower,
     }
-    for layer in range(depth):
+    followed = follower.tokens - 1 if follower else -1  # place of the follower's last token
+    ends = [-1] if states.shape[1] == followed + 1 or not follower else [followed, -1]
+    for layer in range(first, depth):
         if model.layer_devices:
             states, context = _to_device(states, context, model.layer_devices[layer])
         if layer == depth - 1 and wanted != "states":
+            places = slice(followed, None) if wanted == "behind" else ends
             states = _run_last_layer(
-                decoder.layers[layer], states, context, keys_only=wanted == "keys"
+                decoder.layers[layer], states, context, places, keys_only=wanted == "keys"
             )
+            followed = 0
         else:
             states = decoder.layers[layer](states, **context)
         if layer in layers:
             kept[layer] = states[:, -1].to(model.device)
+            if follower:
+                follower.states[layer] = states[:, followed].to(model.device)
     states = states.to(model.device)
     none = states.new_empty(len(states), 0, states.shape[-1])
     return states, torch.stack([kept[layer] for layer in layers], dim=1) if kept else none
@@ -101,13 +132,18 @@ def _to_device(
 
 
 def _run_last_layer(
-    layer: Any, states: Tensor, context: dict[str, Any], *, keys_only: bool
+    layer: Any,
+    states: Tensor,
+    context: dict[str, Any],
+    places: slice | list[int],
+    *,
+    keys_only: bool,
 ) -> Tensor:
-    """(B, 1, D) states of the last token after a layer, most of which is not run: no other token
-    goes through its feed-forward part, and none does where only keys and values are wanted.
+    """(B, n, D) states of the tokens at n places after a layer: no other token goes through its
+    feed-forward part, and none does where only keys and values are wanted.
     """
     attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(states), **context)
-    states = states[:, -1:] + attended[:, -1:]
+    states = states[:, places] + attended[:, places]
     if keys_only:
         return states
     return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
@@ -150,15 +186,115 @@ def continue_prefix(
     *,
     heads: Sequence[Head] = (),
     layers: Sequence[int] = (),
-    depth: int | None = None,
 ) -> PrefillResult:
     """The same where `cache` holds keys and values of the tokens before `start`, all audio among
-    them: only the text behind is run, and `depth` layers of it, all if None.
+    them: only the text behind is run.
     """
     tokens = prompt.tokens[start:].to(model.device)
     states = model.decoder.embed_tokens(tokens)[None]  # (1, T - start, D)
     mask = causal_mask(start, len(prompt.tokens), model.device)
-    return _run_tapped(model, prompt, states, mask, cache, heads, layers, depth)
+    return _run_tapped(model, prompt, states, mask, cache, heads, layers)
+
+
+@torch.inference_mode()
+def follow(
+    model: AudioModel,
+    prompt: Prompt,
+    pairs: KVPairs,
+    *,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+) -> FollowerResult:
+    """Run a prompt's question, the text behind its audio, behind kept keys and values.
+
+    `pairs` are of all tokens up to the end of the audio, of as many layers as are run.
+    """
+    tokens = prompt.tokens[prompt.audio_end :].to(model.device)
+    states = model.decoder.embed_tokens(tokens)[None]  # (1, Q, D)
+    follower = _question(model, prompt, pairs, heads)
+    positions = torch.arange(prompt.audio_end, len(prompt.tokens), device=model.device)[None]
+    cache = DynamicCache()  # of the question only
+    states, _ = run_layers(
+        model,
+        states,
+        positions,
+        None,
+        cache,
+        layers=layers,
+        depth=len(pairs),
+        wanted="last",
+        follower=follower,
+    )
+    ran: list[Any] = cache.layers
+    asked = [(layer.keys, layer.values) for layer in ran]
+    return _result_of(prompt, follower, heads, layers, states[0, 0], asked)
+
+
+@torch.inference_mode()
+def prefill_beside(
+    model: AudioModel,
+    prompt: Prompt,
+    pairs: KVPairs,
+    *,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+) -> tuple[PrefillResult, FollowerResult]:
+    """What `prefill` and `follow` give, from one pass: every weight is read once for both."""
+    own = embed(model, prompt)  # (1, T, D)
+    follower = _question(model, prompt, pairs, heads)
+    count, length = follower.tokens, len(prompt.tokens)
+    audio = prompt.audio_mask.to(model.device)  # (T,)
+    taps = Taps.on(heads, audio[None]) if heads else None
+    cache = DynamicCache(config=model.text_config)
+    places = torch.arange(length, device=model.device)[None]
+    depth = len(pairs)
+    whole = depth == model.num_layers
+    states, kept = run_layers(
+        model,
+        torch.cat([own[:, -count:], own], dim=1),
+        torch.cat([places[:, -count:], places], dim=1),
+        None,
+        cache,
+        layers=layers,
+        depth=depth,
+        wanted="last" if whole else "behind",
+        taps=taps,
+        follower=follower,
+    )
+    ran: list[Any] = cache.layers[:depth]
+    asked = [(layer.keys[:, :, :count], layer.values[:, :, :count]) for layer in ran]
+    silent = _result_of(prompt, follower, heads, layers, states[0, 0], asked)
+    for layer in ran:
+        layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
+    states = states[:, 1:]
+    if not whole:
+        states, _ = run_layers(model, states, places, None, cache, first=depth, wanted="last")
+    attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
+    heard = PrefillResult(attention, kept[0], states[0, -1], cache, length, prompt.tokens)
+    return heard, silent
+
+
+def _question(model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head]) -> Follower:
+    """The prompt's question as a follower of kept pairs."""
+    assert pairs[0][0].shape[2] == prompt.audio_end, (pairs[0][0].shape, prompt.audio_end)
+    taps = Taps.on(heads, prompt.audio_mask[None].to(model.device)) if heads else None
+    return Follower(len(prompt.tokens) - prompt.audio_end, pairs, taps)
+
+
+def _result_of(
+    prompt: Prompt,
+    follower: Follower,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+    final: Tensor,
+    pairs: KVPairs,
+) -> FollowerResult:
+    """What a pass left in its follower."""
+    audio, taps = prompt.audio_mask.to(final.device), follower.taps
+    attention = taps.rows(heads)[0][:, audio] if taps else final.new_empty(0, int(audio.sum()))
+    states = [follower.states[layer][0] for layer in layers]
+    kept = torch.stack(states) if states else final.new_empty(0, len(final))
+    return FollowerResult(attention, kept, final, pairs)
 
 
 def _run_tapped(
@@ -169,7 +305,6 @@ def _run_tapped(
     cache: Cache,
     heads: Sequence[Head],
     layers: Sequence[int],
-    depth: int | None = None,
 ) -> PrefillResult:
     """A pass over the last tokens of a prompt, whose embeddings (1, T', D) are `states`."""
     audio = prompt.audio_mask.to(model.device)  # (T,)
@@ -182,12 +317,11 @@ def _run_tapped(
         mask,
         cache,
         layers=layers,
-        depth=depth,
         wanted="last",
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio), prompt.tokens)
 
 
 @torch.inference_mode()

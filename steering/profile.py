@@ -10,14 +10,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -29,13 +29,19 @@ from steering.heads import Verdicts
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
+from steering.silence_cache import Ladder
 from steering.strength import Gate
 from steering.taps import Head
 
 SCHEMA_VERSION = 1
+Silence = Literal["ladder", "exact"]
+SILENCES: dict[Silence, str] = {
+    "ladder": "cut from a few lengths, mostly cached",
+    "exact": "of every clip's own length, mostly not cached",
+}
 AUTO = "auto"
 DEMO_PROFILE = Path(__file__).parent / "demo" / "profile"
-_JSON, _TENSORS = "profile.json", "profile.safetensors"
+RECORD_FILE, TENSORS_FILE = "profile.json", "profile.safetensors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +67,7 @@ class Profile:
     head_mean: NDArray[np.float32]  # (N,) audio mass of each specialist, mean over the set
     head_std: NDArray[np.float32]  # (N,) and its standard deviation
     refusal: str | None = None  # why this model is not steered, in plain words
+    silence: Silence = "ladder"  # what its silent twins were and are: cut, or as long as the clip
 
     @property
     def max_strength(self) -> float:
@@ -73,6 +80,12 @@ class Profile:
         return str(self.calibration.get("calibrated_on", "user data"))
 
     @property
+    def warning(self) -> str | None:
+        """What is doubtful about the heads, in plain words; None where nothing is."""
+        words: str | None = self.calibration.get("head_choice", {}).get("warning")
+        return words
+
+    @property
     def confirmed(self) -> str:
         """Predicted beside generated accuracy, in plain words."""
         generated = self.held_out.get("generated", {})
@@ -83,18 +96,44 @@ class Profile:
         """The layers whose differences make the direction."""
         return self.intervention.layers
 
+    @property
+    def ladder(self) -> Ladder:
+        """The lengths of silence that twins are cut from."""
+        return Ladder() if self.silence == "ladder" else Ladder(0)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers down to the deepest that a silent twin is run to."""
+        return 1 + max(*self.layers, *(layer for layer, _ in self.heads))
+
     def percentile(self, score: float) -> float:
         """Share of the calibration set with a lower score, in [0, 1]."""
         return float(np.interp(score, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles))))
 
 
 def save(profile: Profile, folder: Path) -> None:
-    """Write a profile folder, whole or not at all: a crash leaves the old one or none."""
+    """Write a profile folder, whole or not at all: a crash leaves the old one or none.
+
+    Raises ProfileError if the folder holds other files and no profile.
+    """
+
+    def write(partial: Path) -> None:
+        (partial / RECORD_FILE).write_text(json.dumps(_record(profile), indent=2) + "\n")
+        save_file(_tensors(profile), partial / TENSORS_FILE)
+
+    replace_folder(folder, write)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` writes in place of a profile folder, whole or not at all.
+
+    Raises ProfileError if the folder holds other files and no profile.
+    """
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (partial / _JSON).write_text(json.dumps(_record(profile), indent=2) + "\n")
-        save_file(_tensors(profile), partial / _TENSORS)
+        write(partial)
         partial.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -105,6 +144,17 @@ def save(profile: Profile, folder: Path) -> None:
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ProfileError unless a folder is missing or empty, or holds a profile."""
+    if folder.is_dir() and ((folder / RECORD_FILE).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise ProfileError(
+            f"{folder} is not a profile folder, and writing a profile there would delete what it"
+            " holds: name a new folder, or that of a profile"
+        )
 
 
 def load(folder: Path | str) -> Profile:
@@ -121,8 +171,8 @@ def load(folder: Path | str) -> Profile:
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / _JSON).read_text())
-        tensors = load_file(folder / _TENSORS)
+        record = json.loads((folder / RECORD_FILE).read_text())
+        tensors = load_file(folder / TENSORS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ProfileError(
             f"no usable profile in {folder}: {error}. Make one with `allears calibrate`"
@@ -163,19 +213,23 @@ def find(wanted: str | None, model: AudioModel) -> Profile | None:
     elif Path(wanted).is_dir() or wanted.count("/") != 1:
         folder = Path(wanted)
     else:
-        folder = _download(wanted)
+        folder = download(wanted)
     profile = load(folder)
     check_fits(profile, model)
     return profile
 
 
-def _download(hub_id: str) -> Path:
+def download(hub_id: str, revision: str | None = None) -> Path:
+    """The folder of a profile of the hub, in the hub's cache; ProfileError if there is none."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[_JSON, _TENSORS]))
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=[RECORD_FILE, TENSORS_FILE])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ProfileError(
             f"profile {hub_id!r} is not a folder here and can't be downloaded:"
-            f" {first_line(error)}. Check the id and the network, or give a folder"
+            f" {first_line(error)}. Check the id and the network, log in if it is private, or give"
+            " a folder"
         ) from error
 
 
@@ -186,14 +240,6 @@ def check_fits(profile: Profile, model: AudioModel) -> None:
             f"profile {profile.name!r} was made for {profile.model} with fingerprint"
             f" {profile.fingerprint}; {model.name} has {model.fingerprint}. Calibrate this model"
         )
-
-
-def push(profile_folder: Path, repository: str, *, private: bool = True) -> str:
-    """Upload a profile to a model hub as `repository`; returns its address."""
-    load(profile_folder)
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(folder_path=profile_folder, repo_id=repository))
 
 
 def _record(profile: Profile) -> dict[str, Any]:
@@ -212,12 +258,19 @@ def _record(profile: Profile) -> dict[str, Any]:
         "fixed_strength": profile.fixed_strength,
         "refusal": profile.refusal,
         "max_strength": profile.max_strength,
+        "silence": profile.silence,
         "verdicts": asdict(profile.verdicts),
         "calibrated_on": profile.calibrated_on,
         "calibration": dict(profile.calibration),
         "held_out": dict(profile.held_out),
         "versions": dict(profile.versions),
     }
+
+
+def _silence(value: str) -> Silence:
+    if value not in get_args(Silence):
+        raise ValueError(f"silence is {value!r}, not one of {', '.join(get_args(Silence))}")
+    return cast(Silence, value)
 
 
 def _tensors(profile: Profile) -> dict[str, Tensor]:
@@ -256,4 +309,5 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         head_mean=tensors["head_mean"].numpy(),
         head_std=tensors["head_std"].numpy(),
         refusal=record.get("refusal"),
+        silence=_silence(record.get("silence", "exact")),  # of older profiles it was
     )

@@ -1,30 +1,44 @@
-"""The silence twin: the same prompt about silence of the same length, made cheap.
+"""The silence twin: the same prompt about silence, made cheap.
 
-Requests with the same words before the audio and the same durations share everything up to the
-end of the audio, so keys and values of that silent prefix are kept, and only the question is run
-against them; only as deep as the deepest layer asked for, and without logits. The result is the
-full second pass within float tolerance. Source: arXiv 2603.06854, audio-silence direction.
+A clip's twin is the first F tokens of the shortest rung of a ladder of silences that is as long as
+the clip. Attention in the decoder is causal, so keys and values of "words before the clip, then a
+rung" are also those of any shorter cut: a few kept entries serve every length, as views. Only the
+question is run behind them, beside the prompt or after it, as deep as asked and without logits: the
+full second pass about that silence, within float tolerance. Only the encoder knew how long it was;
+where every length is a rung, it was as long as the clip.
+Source: arXiv 2603.06854, audio-silence direction; the ladder is ours.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, causal_mask, continue_prefix, run_layers
+from steering.prefill import (
+    FollowerResult,
+    PrefillResult,
+    follow,
+    prefill,
+    prefill_beside,
+    run_layers,
+)
 from steering.prompt import Prompt, silent_mels
-from steering.taps import Head
+from steering.silence_cache import SilenceCache, SilenceKey
+from steering.taps import Follower, Head, KVPairs
 
-SilenceKey = tuple[bytes, tuple[int, ...], int]  # prefix tokens, mel frames of each clip, depth
-KVPairs = list[tuple[Tensor, Tensor]]  # one pair a layer: (1, H, P, d)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SilentPrefix:
+    """Keys and values of a prompt's twin up to the end of its audio."""
+
+    pairs: KVPairs  # of each layer down to the deepest asked for; none for a prompt without audio
+    from_cache: bool  # whether they were at hand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,115 +48,127 @@ class SilenceContrast:
     differences: Tensor  # (K, D) residual of the prompt minus that of its silent twin, a layer each
     silence_attention: Tensor  # (N, F) float32: the tapped heads on the silent audio tokens
     from_cache: bool  # whether the silent prefix was at hand
-    final: Tensor | None = None  # (D,) the twin's last residual, before the norm, if asked for
+    silent: PrefillResult | None = None  # the twin's own pass, if it went through all layers
 
 
-class SilenceCache:
-    """Keys and values of silent prefixes, and the encoder's features of silence, in bounded bytes.
+class TwinCache(Cache):
+    """Keys and values of a twin: kept silence, then its question; read, and never written to."""
 
-    Least recently used out first. The encoder's features serve every prompt of their duration, so
-    they stay when the prefixes they were made for go; they take an eighth of the limit at most.
-    Used by one thread. An entry larger than the limit is not kept.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        self._kept: OrderedDict[SilenceKey, KVPairs] = OrderedDict()
-        self._features: OrderedDict[int, Tensor] = OrderedDict()  # mel frames -> (F, D)
-
-    def get(self, key: SilenceKey) -> KVPairs | None:
-        """The pairs of a prefix, or None; they become the most recently used."""
-        pairs = self._kept.get(key)
-        if pairs is not None:
-            self._kept.move_to_end(key)
-        return pairs
-
-    def longest_prefix(self, key: SilenceKey) -> KVPairs | None:
-        """The pairs of the longest prefix that `key` continues, or None."""
-        tokens, frames, depth = key
-        starts = [
-            kept
-            for kept in self._kept
-            if kept[2] == depth
-            and tokens.startswith(kept[0])
-            and frames[: len(kept[1])] == kept[1]
-            and len(kept[0]) < len(tokens)
-        ]
-        return self.get(max(starts, key=lambda kept: len(kept[0]))) if starts else None
-
-    def put(self, key: SilenceKey, pairs: KVPairs) -> None:
-        """Keep the pairs of a prefix and let the oldest go until all fit."""
-        size = _bytes(pairs)
-        if size > self.limit_bytes or key in self._kept:
-            return
-        self._make_room(size)
-        self._kept[key] = pairs
-        self.held_bytes += size
-
-    def features(self, frames: int) -> Tensor | None:
-        """(F, D) that the encoder makes of so many mel frames of silence, or None."""
-        features = self._features.get(frames)
-        if features is not None:
-            self._features.move_to_end(frames)
-        return features
-
-    def put_features(self, frames: int, features: Tensor) -> None:
-        """Keep the encoder's features (F, D) of so many mel frames of silence."""
-        size, limit = features.nbytes, self.limit_bytes // 8
-        if size > limit or frames in self._features:
-            return
-        while size + sum(kept.nbytes for kept in self._features.values()) > limit:
-            self._forget_features()
-        self._make_room(size)
-        self._features[frames] = features
-        self.held_bytes += size
-
-    def _make_room(self, size: int) -> None:
-        while self.held_bytes + size > self.limit_bytes:
-            if self._kept:
-                _, oldest = self._kept.popitem(last=False)
-                self.held_bytes -= _bytes(oldest)
-            else:
-                self._forget_features()
-
-    def _forget_features(self) -> None:
-        _, oldest = self._features.popitem(last=False)
-        self.held_bytes -= oldest.nbytes
-
-    def clear(self) -> None:
-        """Forget all of it."""
-        self._kept.clear()
-        self._features.clear()
-        self.held_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-
-def _bytes(pairs: KVPairs) -> int:
-    return sum(t.numel() * t.element_size() for pair in pairs for t in pair)
-
-
-class _PrefixCache(Cache):
-    """The cache of a pass behind kept keys and values, which are read and never written to."""
-
-    def __init__(self, pairs: KVPairs | None, *, keep: bool) -> None:
+    def __init__(self, *parts: KVPairs) -> None:
         super().__init__(layers=[])
-        self.pairs, self.keep = pairs, keep
-        self.joined: KVPairs = []  # of each layer that was run, if they are to be kept
+        self.parts = parts
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens of prefix and question."""
+        return sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """(1, H, P + T, d) keys and values of a layer: the kept ones, then the new."""
-        new = (key_states, value_states)
-        if self.pairs is not None:
-            kept = self.pairs[layer_idx]
-            new = (torch.cat([kept[0], new[0]], dim=2), torch.cat([kept[1], new[1]], dim=2))
-        if self.keep:
-            self.joined.append(new)
+        """(1, H, T + N, d) keys and values of a layer, those of N new tokens last."""
+        keys, values = zip(*(pairs[layer_idx] for pairs in self.parts), strict=True)
+        return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
+
+
+def silent_prefix(
+    model: AudioModel, prompt: Prompt, silence_cache: SilenceCache, depth: int
+) -> SilentPrefix:
+    """Find or make the keys and values of a prompt's silent twin, as views of kept ones."""
+    if not prompt.audio_mask.any():  # nothing to be silent about
+        return SilentPrefix((), from_cache=False)
+    longest, frames = model.window_frames, [int(n) for n in prompt.mel_frames]
+    *counts, last = [model.audio_tokens(n) for n in frames]
+    words = prompt.tokens[: prompt.audio_end - last]
+    rungs = tuple(silence_cache.ladder.rung(n, longest) for n in frames)
+    key = SilenceKey(words.numpy().tobytes(), rungs, tuple(counts))
+    pairs = silence_cache.get(key, depth)
+    from_cache = pairs is not None
+    if pairs is None:
+        pairs = _run_prefix(model, key, depth, silence_cache)
+        silence_cache.put(key, pairs)
+        if not counts:
+            silence_cache.want(key.tokens, depth, longest)
+    end = prompt.audio_end
+    return SilentPrefix([(k[:, :, :end], v[:, :, :end]) for k, v in pairs[:depth]], from_cache)
+
+
+def make_ahead(model: AudioModel, silence_cache: SilenceCache) -> None:
+    """Make the next entry that may be asked for, if there is free room for it."""
+    key, depth = silence_cache.ahead.pop()
+    tokens = len(key.tokens) // 8 + model.audio_tokens(key.rungs[-1])
+    free = silence_cache.limit_bytes - silence_cache.held_bytes
+    if silence_cache.get(key, depth) is None and tokens * model.token_bytes(depth) <= free:
+        silence_cache.put(key, _run_prefix(model, key, depth, silence_cache))
+
+
+@torch.inference_mode()
+def _run_prefix(
+    model: AudioModel, key: SilenceKey, depth: int, silence_cache: SilenceCache
+) -> KVPairs:
+    """Keys and values of everything up to the end of the last clip's whole rung.
+
+    What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
+    """
+    token_id = model.family.audio_token_id(model.network.config)
+    features = [_silent_features(model, rung, silence_cache) for rung in key.rungs]
+    words = torch.frombuffer(bytearray(key.tokens), dtype=torch.int64)
+    tokens = torch.cat([words, torch.full((len(features[-1]),), token_id)]).to(model.device)
+    audio = tokens == token_id  # (P,)
+    states = model.decoder.embed_tokens(tokens)[None]
+    silence = [f[:n] for f, n in zip(features, (*key.counts, len(features[-1])), strict=True)]
+    states[:, audio] = torch.cat(silence).to(states.device, states.dtype)
+    clips, whole = silence_cache.beginning(key, depth)
+    start = int(audio.nonzero()[sum(key.counts[:clips]) - 1]) + 1 if clips else 0
+    kept = [(k[:, :, :start], v[:, :, :start]) for k, v in whole[:depth]]
+    follower = Follower(len(tokens) - start, kept) if clips else None
+    positions = torch.arange(start, len(tokens), device=model.device)[None]
+    cache = DynamicCache()  # of the new tokens only
+    ran: list[Any] = cache.layers
+    run_layers(
+        model,
+        states[:, start:],
+        positions,
+        None,
+        cache,
+        depth=depth,
+        wanted="keys",
+        follower=follower,
+    )
+    new = [(layer.keys, layer.values) for layer in ran]
+    if not clips:
         return new
+    return [
+        (torch.cat([k, more_k], dim=2), torch.cat([v, more_v], dim=2))
+        for (k, v), (more_k, more_v) in zip(kept, new, strict=True)
+    ]
+
+
+def _silent_features(model: AudioModel, frames: int, silence_cache: SilenceCache) -> Tensor:
+    """(F, D) that the encoder makes of silence of so many mel frames."""
+    features = silence_cache.features(frames)
+    if features is None:
+        hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
+        log_mels = silent_mels(model, [frames * hop_seconds]).to(model.device, model.dtype)
+        (encoded,) = model.family.hear(model.network, log_mels, torch.tensor([frames]))
+        features = encoded.clone()  # its own memory: the encoder's output is longer
+        silence_cache.put_features(frames, features)
+    return features
+
+
+def prefill_with_silence(
+    model: AudioModel,
+    prompt: Prompt,
+    prefix: SilentPrefix,
+    *,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+) -> tuple[PrefillResult, SilenceContrast]:
+    """What `prefill` and `contrast_with_silence` give, from one pass through the layers."""
+    if not prefix.pairs:
+        heard = prefill(model, prompt, heads=heads, layers=layers)
+        return heard, _without_audio(heard)
+    heard, silent = prefill_beside(model, prompt, prefix.pairs, heads=heads, layers=layers)
+    return heard, _contrast(model, heard, silent, prefix)
 
 
 @torch.inference_mode()
@@ -165,77 +191,35 @@ def contrast_with_silence(
         heads: whose attention on the silent audio is read.
         layers: whose residuals at the last token are compared.
         silence_cache: silent prefixes at hand; a new one is kept there.
-        to_readout: run the twin through all layers, so that its final residual is known.
+        to_readout: run the twin through all layers, so that what it would answer is known.
 
     Returns:
-        Differences (K, D), attention (N, F), and the final residual (D,) with `to_readout`.
+        Differences (K, D), attention (N, F), and the twin's own pass with `to_readout`.
         Source: arXiv 2603.06854, audio-silence direction: two passes, the clip and silence of its
         duration.
     """
-    states = prefilled.states
-    assert len(states) == len(layers), (states.shape, layers)
-    if not prompt.audio_mask.any():  # nothing to be silent about
-        final = prefilled.final if to_readout else None
-        none = prefilled.attention[:, :0]
-        return SilenceContrast(torch.zeros_like(states), none, from_cache=False, final=final)
-    deepest = 1 + max([*layers, *(layer for layer, _ in heads)])
+    assert len(prefilled.states) == len(layers), (prefilled.states.shape, layers)
+    deepest = 1 + max([*layers, *(layer for layer, _ in heads)], default=0)
     depth = model.num_layers if to_readout else deepest
-    end = prompt.audio_end
-    prefix = prompt.tokens[:end].numpy().tobytes()
-    key = (prefix, tuple(int(frames) for frames in prompt.mel_frames), depth)
-    pairs = silence_cache.get(key)
-    from_cache = pairs is not None
-    if pairs is None:
-        pairs = _run_prefix(model, prompt, key, silence_cache)
-        silence_cache.put(key, pairs)
-    kv_cache = _PrefixCache(pairs, keep=False)
-    silent = continue_prefix(model, prompt, end, kv_cache, heads=heads, layers=layers, depth=depth)
-    final = silent.final if to_readout else None
-    return SilenceContrast(states - silent.states, silent.attention, from_cache, final)
+    prefix = silent_prefix(model, prompt, silence_cache, depth)
+    if not prefix.pairs:
+        return _without_audio(prefilled)
+    silent = follow(model, prompt, prefix.pairs, heads=heads, layers=layers)
+    return _contrast(model, prefilled, silent, prefix)
 
 
-def _run_prefix(
-    model: AudioModel, prompt: Prompt, key: SilenceKey, silence_cache: SilenceCache
-) -> KVPairs:
-    """Keys and values of everything up to the end of the silent audio.
-
-    What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
-    """
-    _, mel_frames, depth = key
-    kept = silence_cache.longest_prefix(key)
-    start = 0 if kept is None else kept[0][0].shape[2]
-    end = prompt.audio_end
-    tokens, audio = prompt.tokens[start:end], prompt.audio_mask[start:end]
-    first_clip = _clips_before(model, mel_frames, int(prompt.audio_mask[:start].sum()))
-    states = model.decoder.embed_tokens(tokens.to(model.device))[None]
-    features = [
-        _silent_features(model, prompt, clip, silence_cache)
-        for clip in range(first_clip, len(mel_frames))
-    ]
-    states[:, audio.to(model.device)] = torch.cat(features).to(states.device, states.dtype)
-    positions = torch.arange(start, end, device=model.device)[None]
-    kv_cache = _PrefixCache(kept, keep=True)
-    mask = None if kept is None else causal_mask(start, end, model.device)
-    run_layers(model, states, positions, mask, kv_cache, depth=depth, wanted="keys")
-    return kv_cache.joined
+def _contrast(
+    model: AudioModel, heard: PrefillResult, silent: FollowerResult, prefix: SilentPrefix
+) -> SilenceContrast:
+    whole: PrefillResult | None = None
+    if len(prefix.pairs) == model.num_layers:
+        cache = TwinCache(prefix.pairs, silent.pairs)
+        attention, states, final = silent.attention, silent.states, silent.final
+        whole = PrefillResult(attention, states, final, cache, heard.length, heard.tokens)
+    differences = heard.states - silent.states
+    return SilenceContrast(differences, silent.attention, prefix.from_cache, whole)
 
 
-def _clips_before(model: AudioModel, mel_frames: Sequence[int], audio_tokens: int) -> int:
-    """Number of clips in the first so many audio tokens."""
-    ends = accumulate(model.audio_tokens(frames) for frames in mel_frames)
-    return sum(end <= audio_tokens for end in ends)
-
-
-def _silent_features(
-    model: AudioModel, prompt: Prompt, clip: int, silence_cache: SilenceCache
-) -> Tensor:
-    """(F, D) that the encoder makes of silence as long as one of the clips."""
-    mel_frames = prompt.mel_frames[clip : clip + 1]  # (1,)
-    features = silence_cache.features(int(mel_frames))
-    if features is None:
-        log_mels = silent_mels(model, prompt.heard_seconds[clip : clip + 1])
-        log_mels = log_mels.to(model.device, model.dtype)
-        (encoded,) = model.family.hear(model.network, log_mels, mel_frames)
-        features = encoded.clone()  # its own memory: the encoder's output is longer
-        silence_cache.put_features(int(mel_frames), features)
-    return features
+def _without_audio(heard: PrefillResult) -> SilenceContrast:
+    none = heard.attention[:, :0]
+    return SilenceContrast(torch.zeros_like(heard.states), none, from_cache=False, silent=heard)

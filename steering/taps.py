@@ -8,7 +8,7 @@ the call; nothing is stored on the model. Source: arXiv 2603.06854, audio attent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "allears_sdpa"  # the name under which transformers finds `tapped_attention`
 
 Head = tuple[int, int]  # (layer, head), both from 0
+KVPairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, a pair a layer: each (1, H, P, d)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +50,20 @@ class Taps:
         return torch.stack(rows, dim=1)
 
 
+@dataclass(slots=True, eq=False)
+class Follower:
+    """The first Q tokens of a pass, which follow kept keys and values and see no other token.
+
+    They share every linear layer with the tokens behind them, so that weights are read once for
+    both; only attention tells the two apart.
+    """
+
+    tokens: int  # Q
+    pairs: KVPairs  # of the P tokens that they follow; read, never written to
+    taps: Taps | None = None
+    states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, D) of their last token
+
+
 def tapped_attention(
     module: nn.Module,
     query: Tensor,
@@ -57,33 +72,83 @@ def tapped_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     taps: Taps | None = None,
+    follower: Follower | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """SDPA attention of transformers; fills `taps` on the way, if the pass has any."""
+    if follower is not None:
+        count = follower.tokens
+        (q, query), (k, key), (v, value) = (
+            t.tensor_split([count], dim=2) for t in (query, key, value)
+        )
+        followed = _follow(module, q, k, v, scaling, follower)
+        if not query.shape[2]:
+            return followed, None
+        output, _ = tapped_attention(module, query, key, value, None, scaling, taps, **options)
+        return torch.cat([followed, output], dim=1), None
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
     layer: int = module.layer_idx  # type: ignore[assignment]
     if taps is not None and layer in taps.heads:
         heads = taps.heads[layer].to(query.device)  # a layer may be on a card of its own
-        mass = last_row(query, key, attention_mask, scaling, heads).to(taps.audio.device)
+        mass = last_row(query, [key], attention_mask, scaling, heads).to(taps.audio.device)
         taps.read[layer] = mass * taps.audio[:, None, :]
     return output, None
 
 
+def _follow(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    follower: Follower,
+) -> Tensor:
+    """(1, Q, H, d): attention of Q tokens on the kept keys and on their own; fills the taps."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = follower.pairs[layer]
+    scale, taps = scaling or query.shape[-1] ** -0.5, follower.taps
+    if taps is not None and layer in taps.heads:
+        heads = taps.heads[layer].to(query.device)
+        mass = last_row(query, [keys, key], None, scale, heads).to(taps.audio.device)
+        taps.read[layer] = mass * taps.audio[:, None, :]
+    kept, count = keys.shape[2], key.shape[2]
+    seen = query.new_ones(count, count, dtype=torch.bool).tril()  # (Q, Q)
+    if query.dtype != torch.float32:  # scores in half precision would be too coarse: SDPA's are not
+        seen = torch.cat([seen.new_ones(count, kept), seen], dim=1)[None, None]
+        joined = (torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
+        output, _ = sdpa_attention_forward(module, query, *joined, seen, scaling=scale)
+        return output
+    # Float32 is of CPUs, where to join the long kept keys with the new ones would cost more.
+    groups = query.shape[1] // key.shape[1]
+    grouped = (query * scale).unflatten(1, (-1, groups)).flatten(2, 3)  # (1, H / groups, g Q, d)
+    own = (grouped @ key.transpose(2, 3)).unflatten(2, (groups, count))  # (1, H / groups, g, Q, Q)
+    own = own.masked_fill(~seen, torch.finfo(own.dtype).min).flatten(2, 3)
+    shares = torch.cat([grouped @ keys.transpose(2, 3), own], dim=-1).softmax(-1)
+    both: Tensor = shares[..., :kept] @ values + shares[..., kept:] @ value
+    attended: Tensor = both.unflatten(2, (groups, count)).flatten(1, 2).transpose(1, 2)
+    return attended
+
+
 def last_row(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, heads: Tensor
+    query: Tensor,
+    keys: Sequence[Tensor],
+    mask: Tensor | None,
+    scaling: float | None,
+    heads: Tensor,
 ) -> Tensor:
     """(B, h, T) float32: attention probabilities of `heads` from the last query to every key.
 
-    query (B, H, Q, d), key (B, H / groups, T, d); mask (B, 1, Q, T), bool (true is seen) or added.
+    query (B, H, Q, d); keys (B, H / groups, T, d), in parts one after the other; mask (B, 1, Q, T),
+    bool (true is seen) or added.
     """
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // keys[0].shape[1]
     q = query[:, heads, -1:].float()  # (B, h, 1, d)
-    k = key[:, heads // groups].float()  # (B, h, T, d)
+    k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()  # (B, h, T, d)
     scores = (q @ k.transpose(2, 3)).squeeze(2) * (scaling or query.shape[-1] ** -0.5)
     if mask is not None:
-        row = mask[:, :, -1, : key.shape[2]]  # (B, 1, T)
+        row = mask[:, :, -1, : k.shape[2]]  # (B, 1, T)
         hidden = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row
     return scores.softmax(-1)

@@ -20,7 +20,7 @@ import torch
 from deploy.capacity.stage_times import Quantiles, StageTimes
 from deploy.capacity.traffic import RequestOutcome, TimedRequest
 from steering.errors import AllEarsError
-from steering.silence import SilenceCache
+from steering.silence_cache import Ladder, SilenceCache, SilenceKey
 
 try:
     import simpy
@@ -31,6 +31,7 @@ except ImportError as error:
 
 Routing = Literal["random", "least_loaded", "by_length"]
 ROUTINGS: tuple[Routing, ...] = ("random", "least_loaded", "by_length")
+_WINDOW_FRAMES = 3000  # mel frames of 30 s
 Process = Generator[simpy.Event, Any, None]
 
 
@@ -43,6 +44,7 @@ class FleetSettings:
     queue_limit: int = 64
     queue_timeout_seconds: float = 30.0
     silence_cache_bytes: int = 1_000_000_000
+    silence_steps: int = 1  # lengths of silence a doubling, as in steering/silence_cache.py
     workers: int = 1  # cores of a replica beside the one of its engine
     prompts_by_workers: bool = False  # as on a card
     enter_between_steps: int = 4  # questions at most, as in server/engine/engine.py
@@ -88,7 +90,8 @@ class SimulatedReplica:
 
     def __post_init__(self) -> None:
         self.workers = simpy.Resource(self.env, capacity=self.fleet.workers)
-        self.silence_cache = SilenceCache(self.fleet.silence_cache_bytes)
+        ladder = Ladder(self.fleet.silence_steps)
+        self.silence_cache = SilenceCache(self.fleet.silence_cache_bytes, ladder)
         self.wake_up = self.env.event()
         self.env.process(self._engine())
 
@@ -192,17 +195,15 @@ class SimulatedReplica:
 
     def _twin(self, sent: TimedRequest) -> str:
         """Look the silent twin up in the cache, and store it, as `contrast_with_silence` does."""
-        frames = round(100 * sent.clip_seconds)
-        key = (sent.system_prompt.to_bytes(4, "big"), (frames,), 0)
-        if self.silence_cache.get(key) is not None:
+        kept, frames = self.silence_cache, round(100 * sent.clip_seconds)
+        rung = kept.ladder.rung(frames, max(frames, _WINDOW_FRAMES))
+        key = SilenceKey(sent.system_prompt.to_bytes(4, "big"), (rung,))
+        if kept.get(key) is not None:
             return "hit"
-        known = self.silence_cache.features(frames) is not None
+        known = kept.features(rung) is not None
         if not known:
-            self.silence_cache.put_features(
-                frames, _blank(self.times.feature_bytes(sent.clip_seconds))
-            )
-        pair = (_blank(self.times.entry_bytes(sent.clip_seconds)), _blank(0))
-        self.silence_cache.put(key, [pair])
+            kept.put_features(rung, _blank(self.times.feature_bytes(rung / 100)))
+        kept.put(key, [(_blank(self.times.entry_bytes(rung / 100)), _blank(0))])
         return "miss" if known else "cold"
 
 

@@ -38,7 +38,8 @@ from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_prompt
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 
 ROWS = (1, 2, 4, 8, 16)
 _TOKENS = 64  # of an answer: steps read the prompt's keys, and half of these on average

@@ -21,6 +21,7 @@ from server.bench.arms import ARMS, Bench
 from server.bench.load import in_own_thread, one_at_a_time, through_engine
 from server.bench.models import bench_model
 from server.bench.rooflines import different_directions, rooflines
+from server.bench.traffic import real_traffic, traffic_ratios, traffic_table
 from steering.prompt import build_prompt
 
 _ROUNDS = {"demo": 9, "mid": 5, "real": 5}
@@ -68,6 +69,7 @@ def measure(
     prompt = in_own_thread(lambda: build_prompt(subject.model, subject.messages(0)))
     bounds_of = None if scale_down else model  # the model whose bounds apply
     runs = in_own_thread(lambda: _rounds(bench, rounds))
+    traffic = in_own_thread(lambda: real_traffic(bench, model, scale_down=scale_down))
     load = _load(bench, (rounds + 2) // 3, concurrency)
     results: dict[str, Any] = {
         "model": model,
@@ -84,7 +86,12 @@ def measure(
         "legend": {arm: text for arm, (text, _) in ARMS.items()},
         "arms": figures.summary(runs),
         "load": {name: figures.spread(rates) for name, rates in load.items()},
-        "ratios": figures.ratios(runs, bounds_of) + _load_ratios(load, bounds_of),
+        "traffic": traffic,
+        "ratios": [
+            *figures.ratios(runs, bounds_of),
+            *traffic_ratios(traffic, bounds_of),
+            *_load_ratios(load, bounds_of),
+        ],
         "runs": runs,
     }
     if model == "real":
@@ -109,7 +116,7 @@ def report(results: dict[str, Any]) -> str:
     run = f"{results['rounds']} rounds, {results['clock']} clock"
     head = f"{results['model']}: {size}\n{prompt}\n{machine}; {run}"
     load = [figures.load_table] if results["load"] else []
-    tables = (figures.arms_table, *load, figures.ratios_table)
+    tables = (figures.arms_table, traffic_table, *load, figures.ratios_table)
     return "\n\n".join([head, *(table(results) for table in tables)])
 
 

@@ -24,8 +24,9 @@ from steering.evaluation.baselines import audio_aware_decoding
 from steering.generation import Sampling
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_prompt, silent_twin
-from steering.silence import SilenceCache
+from steering.silence_cache import SilenceCache
 
+_ROOM_TOKENS = 128  # of a row, for words before the clip
 BARE, STEERED = SteeringRequest(), SteeringRequest(steer=True)
 
 
@@ -59,7 +60,9 @@ class Bench:
     ) -> Bench:
         """A bench for answers of `tokens` tokens, up to `rows` at once."""
         length = len(build_prompt(subject.model, subject.messages(0)).tokens) + tokens
-        runtime = Runtime.of(subject.model, subject.profile, rows=rows, tokens=length + 16)
+        runtime = Runtime.of(
+            subject.model, subject.profile, rows=rows, tokens=length + _ROOM_TOKENS
+        )
         return cls(subject, runtime, replace(runtime, profile=None), tokens, clock)
 
     def now(self) -> float:
@@ -91,7 +94,8 @@ def _bare(bench: Bench, seed: int) -> Run:
 
 
 def _cold(bench: Bench, seed: int) -> Run:
-    empty = SilenceCache(bench.runtime.silence_cache.limit_bytes)
+    kept = bench.runtime.silence_cache
+    empty = SilenceCache(kept.limit_bytes, kept.ladder)
     return _answered(
         bench, replace(bench.runtime, silence_cache=empty), bench.question(seed, STEERED)
     )
@@ -118,6 +122,16 @@ def _calibrated(bench: Bench, seed: int) -> Run:
 
 
 def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
+    return _run_of(bench, runtime, question)[0]
+
+
+def first_token(bench: Bench, runtime: Runtime, question: Question) -> tuple[float, Answer]:
+    """Seconds to the first token of an answer, and the answer."""
+    run, answer = _run_of(bench, runtime, question)
+    return run.first_token_seconds, answer
+
+
+def _run_of(bench: Bench, runtime: Runtime, question: Question) -> tuple[Run, Answer]:
     """One question by itself, with a decode step wherever it waits for one."""
     start = bench.now()
     prompt = prepare_prompt(runtime, question)
@@ -138,7 +152,7 @@ def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
     total = bench.now() - start
     assert answer is not None and answer.steering.applied == question.steering.steer, answer
     assert answer.completion_tokens == question.sampling.max_tokens, answer.completion_tokens
-    return _run(first - (prepared - start), first, total, answer.completion_tokens)
+    return _run(first - (prepared - start), first, total, answer.completion_tokens), answer
 
 
 # ---- others

@@ -25,7 +25,7 @@ class Bound:
 
 FIRST = "first_token_seconds"
 BOUNDS = (
-    Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.06, ("mid",)),
+    Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.05, ("mid",)),
     Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.05, ("real",)),
     Bound(
         "taps / no taps, first token", "bare", "bare_without_profile", FIRST, "<=", 1.01, ("mid",)

@@ -30,6 +30,7 @@ from server.engine.mailbox import Mailbox
 from server.engine.messages import Answer, Question, with_queue_time
 from server.engine.runtime import Runtime
 from server.errors import EngineStopped, QueueFull, QueueTimeout, RequestTimeout
+from steering.silence import make_ahead
 
 log = logging.getLogger("allears")
 
@@ -193,7 +194,8 @@ class Engine:
     def _work(self) -> None:
         """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step.
 
-        A waiting prompt is prepared before each admission. With nothing to do it sleeps in 2.
+        A waiting prompt is prepared before each admission. With nothing to do it makes a silence
+        that the next question may need, if one is wanted, or sleeps in 2.
         """
         try:
             while not self._closing:
@@ -205,6 +207,8 @@ class Engine:
                 self._drop_cancelled()
                 if self._running:
                     self._step()  # 3
+                elif self.runtime.silence_cache.ahead and not (self._ready or self._unprepared):
+                    self._make_ahead()
         except BaseException as error:  # whatever it is: nobody runs torch any more
             self.fault = error
             log.critical("the thread that runs the model has ended", exc_info=error)
@@ -263,9 +267,17 @@ class Engine:
                     return None
                 if self._ready and len(self._running) < self.runtime.slots.rows:
                     return self._ready.popleft()
-                if self._running or self._unprepared:
+                if self._running or self._unprepared or self.runtime.silence_cache.ahead:
                     return None
                 self._wake_up.wait()
+
+    def _make_ahead(self) -> None:
+        """Make one silence; without room for it none is, until another is wanted."""
+        try:
+            make_ahead(self.runtime.model, self.runtime.silence_cache)
+        except Exception as error:
+            self._make_room_after(error)
+            log.warning("a silence could not be made ahead: %s", error)
 
     def _step(self) -> None:
         """One decode step for all rows; then each job runs to where it needs the next."""

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from steering.audio.clip import Clip
 from steering.decision import refusal
 from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
-from steering.silence import SilenceCache
+from steering.prompt import build_question
+from steering.silence import make_ahead
+from steering.silence_cache import Ladder, SilenceCache
 
+log = logging.getLogger("allears")
+
+EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
+RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
+FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -41,7 +52,30 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        return cls(model, profile, SilenceCache(silence_cache_bytes), slots, no_profile_reason)
+        ladder = profile.ladder if profile else Ladder(0)  # nobody found out if a coarse one does
+        silence_cache = SilenceCache(silence_cache_bytes, ladder)
+        silence_cache.longest_ahead = longest = longest_frames(model, tokens)
+        if profile is not None and profile.ladder.steps:
+            size = model.token_bytes(_twin_depth(model, profile))
+            silence_cache.ladder = Ladder.within(
+                silence_cache_bytes, size, model.audio_tokens, longest
+            )
+        return cls(model, profile, silence_cache, slots, no_profile_reason)
+
+    def twin_depth(self, *, effect: bool = False) -> int:
+        """Number of layers that a silent twin is run through, all where its effect is wanted."""
+        return _twin_depth(self.model, self.profile, effect=effect)
+
+    @property
+    def switched_off(self) -> dict[str, str]:
+        """Features found wrong, which are done in a slower and right way, each with its fault."""
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        return {feature: fault for feature, fault in faults.items() if fault}
+
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip heard as one: the model's window, or what a row without text holds."""
+        return min(self.model.max_clip_seconds, self.slots.tokens * self.model.hop_seconds)
 
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""
@@ -51,6 +85,52 @@ class Runtime:
             torch.cuda.empty_cache()
 
 
+def _twin_depth(model: AudioModel, profile: Profile | None, *, effect: bool = False) -> int:
+    if profile is None or effect or EFFECT_OF_STEERED:
+        return model.num_layers
+    return profile.depth
+
+
 def steering_refusal(runtime: Runtime) -> str | None:
     """Why this deployment steers no answer, in plain words; None where it may steer."""
     return runtime.no_profile_reason if runtime.profile is None else refusal(runtime.profile)
+
+
+def longest_frames(model: AudioModel, tokens: int) -> int:
+    """Mel frames of the longest clip that the model and a row of so many tokens take."""
+    extractor = model.processor.feature_extractor
+    seconds = tokens * model.hop_seconds
+    return min(model.window_frames, int(seconds * model.sample_rate_hz / extractor.hop_length))
+
+
+def prepare_silence(runtime: Runtime, on_progress: Callable[[str], None]) -> None:
+    """Make all silences behind the template's own words, for as long as the runtime lives.
+
+    An exception from `on_progress` cancels the work.
+    """
+    model, profile, kept = runtime.model, runtime.profile, runtime.silence_cache
+    if profile is None or refusal(profile):
+        return
+    if not kept.ladder.steps:
+        log.warning(
+            "silence of every clip's own length is run: profile %s asks for it", profile.name
+        )
+        return
+    rate_hz = model.sample_rate_hz
+    clip = Clip(np.zeros(rate_hz, np.float32), rate_hz, 1.0, rate_hz, 1)
+    prompt = build_question(model, [clip], "What do you hear?")
+    words = prompt.tokens[: int(prompt.audio_mask.nonzero()[0])]
+    kept.pinned = words.numpy().tobytes()
+    kept.want(kept.pinned, runtime.twin_depth(), model.window_frames)
+    rungs = len(kept.ahead)
+    while kept.ahead:
+        on_progress(f"making silences: {len(kept.ahead)} of {rungs} left")
+        make_ahead(model, kept)
+    log.info(
+        "silences: %d of %d lengths, each %.2f times the next shorter, %.1f of %.1f MB",
+        len(kept),
+        rungs,
+        2 ** (1 / kept.ladder.steps),
+        kept.held_bytes / 1e6,
+        kept.limit_bytes / 1e6,
+    )

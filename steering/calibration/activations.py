@@ -1,13 +1,14 @@
 """Activations of a model on a data set: every head and layer, on the clip and on its silence.
 
-Each item costs one prefill of its clip and one of its silent twin. Since an intervention acts only
+Each item costs one prefill of its clip and one of silence as long; the twin that is cut from a kept
+silence costs little more. Since an intervention acts only
 on the readout, every setting of it can be tried on these vectors without another pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ from steering.model.one_thread import one_thread
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, silent_twin, with_choices
 from steering.readout import Intervention, logits, pool
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 from steering.taps import Head
 
 ACTIVATIONS_VERSION = 2  # goes up when the numbers of the same item change
 ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
 _BLOCK_ITEMS = 256
+SILENCE_BYTES = 1_000_000_000  # for keys and values of silences
 
 ActivationRow = tuple[Any, ...]  # one item's values, in the order of Activations' fields
 
@@ -43,22 +47,25 @@ class Activations:
     """Recorded numbers of I items, one row an item."""
 
     mass: NDArray[np.float32]  # (I, L * H) audio mass of every head on the clip
-    silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin
-    differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the silent twin
+    silent_mass: NDArray[np.float32]  # (I, L * H) the same on the silent twin, cut from a ladder's
+    differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on that twin
     final: NDArray[np.float32]  # (I, D) last residual at the first answer token
     deciding: NDArray[np.float32]  # (I, D) the same at the decisive token, mostly the first
     right_tokens: NDArray[np.int64]  # (I, N) tokens that are right there, -1 behind the last
     right: NDArray[np.bool_]  # (I,) whether the bare greedy answer is right, by MMAU's rule
     form: NDArray[np.int64]  # (I,) of that answer, a place in FORMS
     top_probability: NDArray[np.float32]  # (I,) of the likeliest token at the decisive one, bare
+    exact_differences: NDArray[np.float32] | None = None  # (I, L, D) from silence of its own length
+    exact_mass: NDArray[np.float32] | None = None  # (I, L * H) of the heads on that silence
+    seconds: NDArray[np.float32] | None = None  # (I,) of the clip, as far as it is heard
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Activations:
         """The activations of some items, without the differences.
 
         For a real model those are gigabytes on disk: index `differences[rows, layer]` directly.
         """
-        small = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != _LARGE}
-        return replace(self, **small, differences=self.differences[:0])
+        small = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.default is MISSING}
+        return replace(self, **{**small, _LARGE: self.differences[:0]})
 
     def scores(self, heads: Sequence[Head], heads_a_layer: int) -> NDArray[np.float32]:
         """(I,) listening scores by a set of heads."""
@@ -117,6 +124,9 @@ def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type
         "right": ((), np.bool_),
         "form": ((), np.int64),
         "top_probability": ((), np.float32),
+        "exact_differences": ((model.num_layers, model.hidden_size), np.float32),
+        "exact_mass": (heads, np.float32),
+        "seconds": ((), np.float32),
     }
 
 
@@ -146,12 +156,13 @@ def record_items(
     model: AudioModel, items: Sequence[Item], wanted: Iterable[int]
 ) -> Iterator[tuple[int, ActivationRow]]:
     """Index and row of each wanted item, one after the other, in this process."""
+    silence_cache = SilenceCache(SILENCE_BYTES)
     for index in wanted:
-        yield index, record_item(model, items[index])
+        yield index, record_item(model, items[index], silence_cache)
 
 
-def record_item(model: AudioModel, item: Item) -> ActivationRow:
-    """The row of one item: a pass over its clip, a pass over its silence, a greedy answer.
+def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> ActivationRow:
+    """The row of one item: a pass over its clip, both silent twins, a greedy answer.
 
     On a CPU it runs in one thread, so that the numbers are the same, to the last bit, for any
     number of cores and worker processes.
@@ -160,7 +171,10 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
     with one_thread(model):
         prompt = build_item_prompt(model, item, load_item_clip(model, item))
         heard = prefill(model, prompt, heads=heads, layers=layers)
-        silent = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        exact = prefill(model, silent_twin(model, prompt), heads=heads, layers=layers)
+        twin = contrast_with_silence(
+            model, prompt, heard, heads=heads, layers=layers, silence_cache=silence_cache
+        )
         ids = list(generate(model, heard, UNSTEERED, ANSWER))
         answer, lettered = decode_answer(model, ids), model.prompt_style.lettered
         decisive = find_decisive_token(model, item, heard, ids)
@@ -171,12 +185,15 @@ def record_item(model: AudioModel, item: Item) -> ActivationRow:
             first = logits(model, state[None])[0].softmax(-1)
         return (
             heard.attention.sum(-1).cpu().numpy(),
-            silent.attention.sum(-1).cpu().numpy(),
-            (heard.states - silent.states).float().cpu().numpy(),
+            twin.silence_attention.sum(-1).cpu().numpy(),
+            twin.differences.float().cpu().numpy(),
             heard.final.float().cpu().numpy(),
             state.float().cpu().numpy(),
             right_tokens,
             np.bool_(answered_right(answer, item, lettered=lettered)),
             np.int64(FORMS.index(form_of(answer, item.choices, lettered=lettered))),
             np.float32(first.max().item()),
+            (heard.states - exact.states).float().cpu().numpy(),
+            exact.attention.sum(-1).cpu().numpy(),
+            np.float32(sum(prompt.heard_seconds)),
         )

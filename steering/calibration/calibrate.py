@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration.activations import Activations, head_columns, pooled_directions
-from steering.calibration.collecting import Progress, fill, open_store_for, versions
+from steering.calibration.collecting import (
+    Progress,
+    fill,
+    open_store_for,
+    take_over,
+    versions,
+)
 from steering.calibration.confirmation import (
     AnswerGenerator,
     Generate,
@@ -27,11 +33,13 @@ from steering.calibration.data_checks import check_items
 from steering.calibration.option_mentions import FORMS
 from steering.calibration.prompt_trial import PromptTrial
 from steering.calibration.search import FOLDS, FittedSettings, Search
+from steering.calibration.twin_choice import likeness, with_exact_twins
 from steering.errors import DataError
 from steering.heads import Verdicts
 from steering.items import DataSet
+from steering.measures import paired_gain
 from steering.model.audio_model import AudioModel
-from steering.profile import Profile, save
+from steering.profile import Profile, Silence, check_replaceable, save
 
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
@@ -84,8 +92,10 @@ def calibrate(
         DataError: faults in the data, all of them, before the first pass; or all answers are right
             or all wrong. From synthetic items a profile that refuses to steer is made instead.
         AudioError: a clip can't be used.
+        ProfileError: `out` holds other files and no profile.
         ModelError: the readout has no norm and matrix that can be steered, or workers fail.
     """
+    check_replaceable(out)
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
         fill(store, model, dataset.items, workers, progress)
@@ -96,14 +106,49 @@ def calibrate(
             activations,
             calibrated_on=calibrated_on,
             trial=trial,
-            generate=AnswerGenerator(
-                model, dataset.items, activations, _still_wanted(progress, dataset)
-            ),
+            generate=AnswerGenerator(model, dataset.items, _still_wanted(progress, dataset)),
         )
         save(profile, out)
         if not keep_evidence:
             store.remove()
     return profile
+
+
+def beats_chance(
+    model: AudioModel,
+    data: Path,
+    audio_root: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    earlier: Path | None = None,
+) -> bool | None:
+    """Record the activations of items, and judge the heads that would be chosen on them.
+
+    What is recorded stays in `OUT.evidence`, for `calibrate`.
+
+    Args:
+        model: the model to calibrate.
+        data: items; `audio_root` holds their clips.
+        out: folder of the profile that `calibrate` would write.
+        progress: called with the items done and all items.
+        earlier: evidence folder of the first of these items; what fits is moved from there, and the
+            folder is deleted.
+
+    Returns:
+        Whether the choice of heads is above chance; None where all answers are right or all wrong.
+
+    Raises:
+        DataError: faults in the data.
+    """
+    dataset = check_items(data, audio_root)
+    with open_store_for(model, dataset, out) as store:
+        if earlier is not None:
+            take_over(store, model, dataset, earlier)
+        fill(store, model, dataset.items, 1, progress)
+        choice = Search(model, store.activations(), dataset.items).head_choice()
+    above: bool | None = choice.get("above_chance")
+    return above
 
 
 def fit_profile(
@@ -120,8 +165,18 @@ def fit_profile(
     `generate` answers items in full, to confirm what one token of each predicts; None leaves that
     out.
     """
+    silence: Silence = "ladder"
     search = Search(model, activations, dataset.items)
+    compared: dict[str, Any] = {}
+    if activations.exact_differences is not None:
+        exact = Search(model, with_exact_twins(activations), dataset.items)
+        compared["gain_of_exact"] = gain = _gain_of_exact(exact, search)
+        if gain and gain[1] > 0:  # what the ladder saves costs right answers
+            silence, search = "exact", exact
     best, held_out, refusal = _fitted(search, calibrated_on, generate)
+    if compared:
+        compared |= likeness(activations, best.intervention, best.heads, model.num_heads)
+    activations = search.activations
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.num_heads)
@@ -151,9 +206,11 @@ def fit_profile(
             **({"prompt_trial": asdict(trial)} if trial else {}),
             "answer_forms": _forms(activations),
             "heads_optimise": search.goal,
+            "head_choice": search.head_choice(),
             "folds": FOLDS,
             "settings_tried": search.tried,
             "not_searched": _NOT_SEARCHED,
+            "silence": compared,
         },
         held_out=held_out,
         versions=versions(),
@@ -162,6 +219,7 @@ def fit_profile(
         head_mean=mass.mean(0).astype(np.float32),
         head_std=mass.std(0).astype(np.float32),
         refusal=refusal,
+        silence=silence,
     )
 
 
@@ -193,6 +251,17 @@ def _fitted(
             held_out |= figures
         held_out["generated"] = confirmation.record
     return best, held_out, _refusal(held_out)
+
+
+def _gain_of_exact(exact: Search, ladder: Search) -> list[float]:
+    """Gain and 95 % interval, in points, of steering by exact twins over the ladder's, each by its
+    own settings and outside the fold; empty if none could be judged.
+    """
+    try:
+        gain = paired_gain(exact.held_out().adaptive, ladder.held_out().adaptive)
+    except DataError:
+        return []
+    return [round(100 * x, 2) for x in gain]
 
 
 def _forms(activations: Activations) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from steering.calibration.activations import (
@@ -46,8 +47,9 @@ GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 Flags = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 Strengths = NDArray[np.float64]
-# Rows (N,), the intervention of each, strengths (N, G) -> (N, G) whether the answers are right.
-Generate = Callable[[Rows, Sequence[Intervention], Strengths], Flags]
+# Activations, rows (N,), the intervention of each, strengths (N, G) -> (N, G) whether the answers
+# are right.
+Generate = Callable[[Activations, Rows, Sequence[Intervention], Strengths], Flags]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,25 +58,30 @@ class AnswerGenerator:
 
     model: AudioModel
     items: Sequence[Item]
-    activations: Activations
     after_each: Callable[[], None] = lambda: None  # an exception from it ends the work
 
     def __call__(
-        self, rows: Rows, interventions: Sequence[Intervention], strengths: Strengths
+        self,
+        activations: Activations,
+        rows: Rows,
+        interventions: Sequence[Intervention],
+        strengths: Strengths,
     ) -> Flags:
         """(N, G) whether the answers are right: one pass over each clip, then G answers."""
         right = np.zeros(strengths.shape, bool)
         with one_thread(self.model):
             bar = tqdm(rows, "answering", disable=None)
             for n, (row, intervention) in enumerate(zip(bar, interventions, strict=True)):
-                right[n] = self._row(int(row), intervention, strengths[n])
+                direction = pooled_directions(activations, intervention, np.array([row]))[0]
+                right[n] = self._row(int(row), direction, intervention, strengths[n])
                 self.after_each()
         return right
 
-    def _row(self, row: int, intervention: Intervention, strengths: Strengths) -> list[bool]:
+    def _row(
+        self, row: int, direction: Tensor, intervention: Intervention, strengths: Strengths
+    ) -> list[bool]:
         model, item = self.model, self.items[row]
         heard = prefill(model, build_item_prompt(model, item, load_item_clip(model, item)))
-        direction = pooled_directions(self.activations, intervention, np.array([row]))[0]
         plans = [
             SteeringPlan(direction.to(model.device), float(strength), intervention)
             for strength in strengths
@@ -112,7 +119,8 @@ def confirm(search: Search, outside: OutsideFold, generate: Generate) -> Confirm
     if steered.any():
         interventions = [outside.fits[k].intervention for k in outside.fold[rows[steered]]]
         strengths = outside.strengths[rows[steered], None]
-        adaptive[steered] = generate(rows[steered], interventions, strengths)[:, 0]
+        answers = generate(search.activations, rows[steered], interventions, strengths)  # (N, 1)
+        adaptive[steered] = answers[:, 0]
     record = {
         "items": len(rows),
         "bare": _side_by_side(outside.bare[rows], bare),
@@ -135,7 +143,8 @@ def fit_on_generated(
     """
     rows = confirmation.rows
     grid = np.array(GRID)
-    right = generate(rows, [best.intervention] * len(rows), np.tile(grid, (len(rows), 1)))
+    interventions = [best.intervention] * len(rows)
+    right = generate(search.activations, rows, interventions, np.tile(grid, (len(rows), 1)))
     tried = np.column_stack([search.activations.right[rows], right]).T  # (1 + G, N)
     distance = np.abs(STRENGTHS[:, None] - np.array([0.0, *grid]))
     at_strengths = tried[distance.argmin(1)]  # (S, N)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.activations import ActivationRow, record_item
+from steering.calibration.activations import SILENCE_BYTES, ActivationRow, record_item
 from steering.errors import AllEarsError, ModelError
 from steering.items import Item
 from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
 from steering.model.memory_plan import DTYPES
+from steering.silence_cache import SilenceCache
 
 _ITEMS_IN_HAND = 2  # of a worker: one in work and one waiting, so that it is never idle
 _MAX_ATTEMPTS = 3  # at one item: it may be what ends the workers
@@ -32,6 +33,7 @@ class CalibrationWorker:
         self, name: str, revision: str | None, device: str, dtype: str, style: str
     ) -> None:
         self.model = loading.load(name, revision=revision, device=device, dtype=dtype, style=style)
+        self._silence_cache = SilenceCache(SILENCE_BYTES)
 
     def fingerprint(self) -> str:
         """Fingerprint of the loaded checkpoint."""
@@ -39,7 +41,7 @@ class CalibrationWorker:
 
     def row(self, item: Item) -> ActivationRow:
         """The row of one item."""
-        return record_item(self.model, item)
+        return record_item(self.model, item, self._silence_cache)
 
 
 @dataclass(slots=True, eq=False)

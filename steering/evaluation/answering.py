@@ -28,7 +28,7 @@ from steering.evaluation.baselines import (
     text_only_direction,
 )
 from steering.evaluation.journal import Journal
-from steering.evaluation.shared_audio import copy_kv_prefix, prefill_on_prefix, silent_kv_prefix
+from steering.evaluation.shared_audio import copy_kv_prefix, prefill_on_prefix
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -43,7 +43,9 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.silence import KVPairs, SilenceCache
+from steering.silence import silent_prefix
+from steering.silence_cache import SilenceCache
+from steering.taps import KVPairs
 
 _SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
@@ -96,7 +98,7 @@ class ArmRunner:
     ) -> None:
         self.model, self.profile, self.items = model, profile, items
         self.activations, self.arm_strengths, self.options = activations, arm_strengths, options
-        self.silence_cache = SilenceCache(_SILENCE_BYTES)
+        self.silence_cache = SilenceCache(_SILENCE_BYTES, profile.ladder)
         self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:
@@ -119,7 +121,7 @@ class ArmRunner:
         model, item, layers = self.model, self.items[i], range(self.model.num_layers)
         clip = load_item_clip(model, item)
         prompt = self._prompt(item, clip)
-        silence = silent_kv_prefix(model, prompt, self.silence_cache)
+        silence = silent_prefix(model, prompt, self.silence_cache, model.num_layers).pairs
         heard = prefill(model, prompt, layers=layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=layers)
         instructed = self._prompt(item, clip, LISTEN_CAREFULLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from steering.evaluation.shared_audio import prefill_on_prefix
 from steering.generation import (
     UNSTEERED,
-    ChoiceStates,
     Sampling,
     choice_probabilities,
     crop_to_prompt,
@@ -20,7 +20,7 @@ from steering.generation import (
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, next_state
 from steering.prompt import Prompt
-from steering.silence import KVPairs
+from steering.taps import KVPairs
 
 LISTEN_CAREFULLY = "Listen carefully and trust only what you hear. "
 
@@ -68,7 +68,7 @@ def audio_aware_choices(
         )
         return (1 + weight) * audio - weight * silence
 
-    return choice_probabilities(ChoiceStates(branches[0].tokens, both), contrast)
+    return choice_probabilities(replace(branches[0], states=both), contrast)
 
 
 def text_only_direction(

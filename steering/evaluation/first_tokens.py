@@ -7,7 +7,7 @@ any spelling; of options, those whose options are one token each are judged, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.calibration.activations import Activations
+from steering.decision import divergence_bits
 from steering.evaluation.arms import Strengths
 from steering.items import Item
 from steering.model.audio_model import AudioModel
+from steering.model.token_healing import continuations
 from steering.readout import Intervention, logits, pool
 
 Flags = NDArray[np.bool_]
@@ -35,7 +37,10 @@ class OneToken:
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """All items or, for `choices`, those whose options are single tokens unlike the right one."""
+    """All items or, for `choices`, those whose options are single tokens unlike the right one.
+
+    Options that join the prompt's end are read one token earlier: their items are left out.
+    """
     if mode == "generate":
         return OneToken(np.arange(len(items)), [], np.zeros(0, np.int64))
     tokenizer = model.processor.tokenizer
@@ -44,7 +49,8 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
         ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in item.choices]
         own = ids[item.choices.index(item.answer)]
         firsts = [each[0] for each in ids]
-        if firsts.count(own[0]) == 1 and all(len(each) == 1 for each in ids):
+        alone = firsts.count(own[0]) == 1 and all(len(each) == 1 for each in ids)
+        if alone and not continuations(model, item.choices).removed:
             rows.append(i)
             options.append(firsts)
             wanted.append(own[0])
@@ -105,6 +111,25 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
     """(I,) in [0, ln 2]: Jensen-Shannon divergence of the first token's distribution on the clip
     and on its silence.
     """
+    return _compare_with_silence(model, activations, _jensen_shannon)
+
+
+def effects(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
+    """(I,) effect of each clip on the bare model's first token, over the vocabulary, in bits."""
+    return _compare_with_silence(model, activations, divergence_bits)
+
+
+def _jensen_shannon(heard: Tensor, silent: Tensor) -> Tensor:
+    """(N,) divergence of log-probabilities (N, V)."""
+    middle = torch.logaddexp(heard, silent) - float(np.log(2))
+    halves = [(p.exp() * (p - middle)).sum(-1) for p in (heard, silent)]
+    return 0.5 * (halves[0] + halves[1])
+
+
+def _compare_with_silence(
+    model: AudioModel, activations: Activations, compare: Callable[[Tensor, Tensor], Tensor]
+) -> NDArray[np.float64]:
+    """(I,) figures of the first token's log-probabilities on each clip and on its silence."""
     blocks = []
     last = model.num_layers - 1
     with torch.inference_mode():
@@ -112,11 +137,9 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
             block = slice(start, start + _ROWS)
             final = torch.from_numpy(activations.final[block])
             silent = final - torch.from_numpy(activations.differences[block, last])
-            log_probabilities = [
+            heard, silence = (
                 logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
                 for states in (final, silent)
-            ]
-            middle = torch.logaddexp(*log_probabilities) - float(np.log(2))
-            halves = [(p.exp() * (p - middle)).sum(-1) for p in log_probabilities]
-            blocks.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
+            )
+            blocks.append(compare(heard, silence).double().cpu().numpy())
     return np.concatenate(blocks)

@@ -13,10 +13,9 @@ import torch
 from transformers import DynamicCache
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, continue_prefix, prefill
-from steering.prompt import Prompt, silent_twin
-from steering.silence import KVPairs, SilenceCache
-from steering.taps import Head
+from steering.prefill import PrefillResult, continue_prefix
+from steering.prompt import Prompt
+from steering.taps import Head, KVPairs
 
 
 def copy_kv_prefix(heard: PrefillResult, end: int) -> KVPairs:
@@ -43,15 +42,3 @@ def prefill_on_prefix(
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
     return continue_prefix(model, prompt, end, cache, heads=heads, layers=layers)
-
-
-def silent_kv_prefix(model: AudioModel, prompt: Prompt, silence_cache: SilenceCache) -> KVPairs:
-    """Keys and values of a prompt's silent twin up to the audio's end, kept for its duration."""
-    end = prompt.audio_end
-    frames = tuple(int(count) for count in prompt.mel_frames)
-    key = (prompt.tokens[:end].numpy().tobytes(), frames, model.num_layers)
-    pairs = silence_cache.get(key)
-    if pairs is None:
-        pairs = copy_kv_prefix(prefill(model, silent_twin(model, prompt)), end)
-        silence_cache.put(key, pairs)
-    return pairs

@@ -11,6 +11,8 @@ import torch
 from steering.model.families import Family
 from steering.model.prompt_style import PLAIN, PromptStyle
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioModel:
@@ -80,9 +82,26 @@ class AudioModel:
         extractor = self.processor.feature_extractor
         return float(extractor.chunk_length / self.audio_tokens(int(extractor.nb_max_frames)))
 
+    @property
+    def window_frames(self) -> int:
+        """Mel frames of the longest clip."""
+        samples = int(self.max_clip_seconds * self.sample_rate_hz)
+        return -(-samples // int(self.processor.feature_extractor.hop_length))
+
+    def token_bytes(self, depth: int) -> int:
+        """Bytes of one token's keys and values in so many layers."""
+        return 2 * depth * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     def audio_tokens(self, frames: int) -> int:
         """Number of audio tokens for a number of mel frames."""
         return self.family.audio_tokens(self.network.config, frames)
+
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """What the checkpoint's generation_config.json says of sampling, by `generate`'s names."""
+        config = self.network.generation_config
+        values = {name: getattr(config, name, None) for name in _SAMPLING}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -48,6 +48,11 @@ def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path
     return folder, folder.name
 
 
+def public_name(name: str) -> str:
+    """`demo` and hub ids as they are, the last part of a path: what others may see of a name."""
+    return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
+
+
 def check_whole(name: str, folder: Path) -> None:
     """Raise ModelError unless every weight file of the index is present, whole and safe."""
     index = folder / _INDEX
@@ -103,6 +108,21 @@ def check_bare(name: str, folder: Path) -> None:
             f"{name}: {folder} holds an {ADAPTER_CONFIG}; serve the model it was made for, and give"
             " this folder with --adapter, or take the file away"
         )
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a model on the hub, not of a folder or of the embedded one."""
+    return name != DEMO and not Path(name).is_dir()
+
+
+def weight_files(folder: Path) -> tuple[int, int]:
+    """Number of weight files and their bytes, by the index; zeros without one."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return 0, 0
+    record = json.loads(index.read_text())
+    size = int(record.get("metadata", {}).get("total_size", 0))
+    return len(set(record["weight_map"].values())), size
 
 
 def only_config(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from steering.audio.clip import Clip
 from steering.generation import SteeringPlan
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
-from steering.prompt import Prompt, build_question
+from steering.prompt import Prompt, build_question, silent_mels
 from steering.readout import Intervention
+from steering.silence_cache import Ladder
 from steering.taps import Head
 
 RATE_HZ = 16_000
@@ -36,6 +37,22 @@ def clip(seconds: float = 1.0, seed: int = 0) -> Clip:
 def prompt(model: AudioModel, *seconds: float, text: str = QUESTION) -> Prompt:
     """A question about one chirp for each length given, one of 1 s if none is."""
     return build_question(model, [clip(s, seed=i) for i, s in enumerate(seconds or (1.0,))], text)
+
+
+def hearing_silence(model: AudioModel, ladder: Ladder) -> AudioModel:
+    """The model, to which every clip sounds like as many tokens of the ladder's silence."""
+    family = model.family
+
+    def hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
+        silences = []
+        for count in frames.tolist():
+            rung = ladder.rung(count, model.window_frames)
+            quiet = silent_mels(model, [rung / 100])
+            (whole,) = family.hear(network, quiet.to(mels), torch.tensor([rung]))
+            silences.append(whole[: model.audio_tokens(count)])
+        return silences
+
+    return replace(model, family=replace(family, hear=hear))
 
 
 def every_head(model: AudioModel) -> list[Head]:

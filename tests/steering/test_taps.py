@@ -182,7 +182,7 @@ def test_the_last_row_is_a_softmax_over_the_keys_seen() -> None:
     query = torch.tensor([[[[9.0, 9.0], [1.0, 2.0]], [[9.0, 9.0], [0.0, 1.0]]]])  # (1, 2, 2, 2)
     key = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]]])  # (1, 1, 3, 2): a shared key head
     seen = torch.tensor([[[[True, False, False], [True, True, False]]]])
-    row = last_row(query, key, seen, 0.5, torch.tensor([1, 0]))
+    row = last_row(query, [key], seen, 0.5, torch.tensor([1, 0]))
     e = torch.e
     by_hand = torch.tensor(
         [
@@ -201,12 +201,12 @@ def test_an_added_mask_hides_what_a_boolean_one_hides() -> None:
     seen[..., 0] = True
     added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     heads = torch.tensor([0, 3])
-    by_flag = last_row(query, key, seen, None, heads)
-    torch.testing.assert_close(last_row(query, key, added, None, heads), by_flag)
-    torch.testing.assert_close(by_flag, last_row(query, key, seen, 8**-0.5, heads))
+    by_flag = last_row(query, [key], seen, None, heads)
+    torch.testing.assert_close(last_row(query, [key], added, None, heads), by_flag)
+    torch.testing.assert_close(by_flag, last_row(query, [key], seen, 8**-0.5, heads))
 
 
 def test_without_a_mask_the_last_query_sees_every_key() -> None:
     query, key = torch.zeros(1, 2, 1, 4), torch.randn(1, 2, 6, 4)
-    row = last_row(query, key, None, None, torch.tensor([0, 1]))
+    row = last_row(query, [key], None, None, torch.tensor([0, 1]))
     torch.testing.assert_close(row, torch.full((1, 2, 6), 1 / 6))

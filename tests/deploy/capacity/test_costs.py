@@ -19,7 +19,8 @@ from steering.kv_slots import KVSlots, Row
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_question
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 
 DEPTH = 3  # layers that the twin runs
 ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

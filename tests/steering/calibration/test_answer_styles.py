@@ -56,8 +56,8 @@ def test_one_token_says_what_the_whole_answer_says(
     predicted = strength_intervals(model, recorded, intervention, rows).correct_at(
         strengths[:, None], intervention
     )
-    generate = AnswerGenerator(model, items, recorded)
-    generated = generate(rows, [intervention] * FEW, np.tile(strengths, (FEW, 1))).T
+    generate = AnswerGenerator(model, items)
+    generated = generate(recorded, rows, [intervention] * FEW, np.tile(strengths, (FEW, 1))).T
     np.testing.assert_array_equal(predicted, generated)
     np.testing.assert_array_equal(generated[0], recorded.right)
     assert not generated[0].all() and generated[1].sum() > generated[0].sum()

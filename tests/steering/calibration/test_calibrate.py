@@ -102,6 +102,9 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         right=right,
         form=np.zeros(ITEMS, np.int64),
         top_probability=np.ones(ITEMS, np.float32),
+        exact_differences=differences.astype(np.float32),
+        exact_mass=silent.astype(np.float32),
+        seconds=np.linspace(0.3, 25, ITEMS).astype(np.float32),
     )
 
 
@@ -135,6 +138,27 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
     assert deaf > 0.3 and heard < deaf / 8, "a listening model is left alone"
     assert profile.verdicts.of(0.72) == "listening"
     assert profile.verdicts.of(0.2) == "not_listening"
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_silence_as_long_as_the_clip_is_taken_only_if_it_gains_more(
+    untrained: AudioModel, better: bool
+) -> None:
+    recorded = activations(untrained, helps=True)
+    if better:
+        noise = activations(untrained, helps=False).differences
+        recorded = replace(recorded, differences=noise)
+    profile = fit_profile(untrained, dataset(), recorded)
+    assert profile.silence == ("exact" if better else "ladder")
+    assert bool(profile.ladder.steps) == (not better)
+    figures = profile.calibration["silence"]
+    gain, low, high = figures["gain_of_exact"]
+    assert low <= gain <= high and (low > 0) == better
+    assert profile.held_out["gain_balanced"][1] > 0, "it is fitted on what it is served with"
+    cosine = figures["cosine_with_exact"]
+    assert sum(band["items"] for band in cosine) == ITEMS
+    assert all((band["lowest"] > 0.999) == (not better) for band in cosine)
+    assert [band["from_seconds"] for band in cosine] == [0, 0.5, 1, 2, 5, 10, 20]
 
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:

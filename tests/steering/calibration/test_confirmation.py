@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from steering.calibration.activations import Activations
 from steering.calibration.calibrate import fit_profile
 from steering.calibration.confirmation import GRID, Generate
 from steering.calibration.search import Search, nearest
@@ -25,6 +26,7 @@ def generator(
     calls = []
 
     def generate(
+        _: Activations,
         rows: NDArray[np.int64],
         interventions: Sequence[Intervention],
         strengths: NDArray[np.float64],
@@ -72,6 +74,7 @@ def test_where_they_part_the_gate_is_fitted_on_what_was_generated(untrained: Aud
     assert profile.fixed_strength > alone.fixed_strength + 0.3
     scores = planted.scores(profile.heads, untrained.num_heads)
     served = generate(
+        planted,
         np.arange(ITEMS),
         [profile.intervention] * ITEMS,
         profile.gate.strengths(scores)[:, None],

@@ -23,7 +23,8 @@ from steering.prefill import prefill
 from steering.profile import Profile, find
 from steering.prompt import silent_mels
 from steering.readout import pool
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
 from steering.synthetic.data import write_items
 from tests.steering.examples import full_pass, generated
 

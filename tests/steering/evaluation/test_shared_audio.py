@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import torch
 
-from steering.evaluation.shared_audio import copy_kv_prefix, prefill_on_prefix, silent_kv_prefix
+from steering.evaluation.shared_audio import copy_kv_prefix, prefill_on_prefix
 from steering.generation import UNSTEERED, Sampling, generate
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import build_question, silent_twin
-from steering.silence import SilenceCache
+from steering.silence import silent_prefix
+from steering.silence_cache import Ladder, SilenceCache
 from tests.steering.examples import QUESTION, clip, every_head, keys_and_values
 
 SHORT = Sampling(max_tokens=5)
@@ -44,14 +45,10 @@ def test_what_is_written_behind_kept_keys_leaves_them_as_they_were(model: AudioM
     assert all(torch.equal(copied, keys) for copied, (keys, _) in zip(before, pairs, strict=True))
 
 
-def test_silence_of_a_duration_is_run_once(model: AudioModel) -> None:
-    prefixes = SilenceCache(10**8)
-    first, second = (build_question(model, [clip(0.8, seed=i)], f"{QUESTION} {i}") for i in (1, 2))
-    longer = build_question(model, [clip(1.1)], QUESTION)
-    pairs = silent_kv_prefix(model, first, prefixes)
-    assert silent_kv_prefix(model, second, prefixes) is pairs
-    assert silent_kv_prefix(model, longer, prefixes) is not pairs
-    assert len(prefixes) == 2
+def test_a_prompt_over_a_silent_prefix_is_a_prompt_about_silence(model: AudioModel) -> None:
+    prefixes = SilenceCache(10**8, Ladder(0))
+    second = build_question(model, [clip(0.8)], QUESTION)
+    pairs = silent_prefix(model, second, prefixes, model.num_layers).pairs
     whole = prefill(model, silent_twin(model, second), layers=(0,))
     heard = prefill_on_prefix(model, second, pairs, layers=(0,))
     torch.testing.assert_close(heard.final, whole.final, atol=1e-5, rtol=1e-4)
