@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
@@ -111,7 +112,7 @@ def _run_prefix(
     """
     token_id = model.family.audio_token_id(model.network.config)
     features = [_silent_features(model, rung, silence_cache) for rung in key.rungs]
-    words = torch.frombuffer(bytearray(key.tokens), dtype=torch.int64)
+    words = torch.from_numpy(np.frombuffer(key.tokens, np.int64).copy())  # maybe none
     tokens = torch.cat([words, torch.full((len(features[-1]),), token_id)]).to(model.device)
     audio = tokens == token_id  # (P,)
     states = model.decoder.embed_tokens(tokens)[None]

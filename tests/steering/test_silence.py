@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -205,6 +206,19 @@ def test_silence_does_not_differ_from_its_twin(untrained: AudioModel) -> None:
 
 
 # ---- who shares a prefix
+
+
+def test_a_prompt_may_begin_with_its_clip(untrained: AudioModel) -> None:
+    """As in a user's own `generate`, where no template puts words before it."""
+    whole = prompt(untrained, 0.7)
+    first = int(whole.audio_mask.nonzero()[0])
+    asked = replace(whole, tokens=whole.tokens[first:], audio_mask=whole.audio_mask[first:])
+    heard = prefill(untrained, asked, heads=[(0, 1)], layers=(1,))
+    for _ in range(2):
+        twin = contrast_with_silence(
+            untrained, asked, heard, heads=[(0, 1)], layers=(1,), silence_cache=SilenceCache(10**8)
+        )
+        assert twin.differences.isfinite().all()
 
 
 def test_other_words_after_shorter_audio_share_it(untrained: AudioModel) -> None:
