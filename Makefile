@@ -19,7 +19,7 @@ LOCK        ?= lock/develop.txt
 UPGRADE     ?=
 
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.allears-ready
 # Two processes, each with one thread for arithmetic: threads of several would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -308,20 +308,32 @@ def profile_verify(
 def doctor(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Fetch and load the weights of a hub id, too.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold the model against plain transformers.")
+    ] = False,
 ) -> None:
     """Check what is installed, what memory the model takes, that it loads and its profile fits.
 
-    A folder that holds only a config.json gets its memory plan. Example: allears doctor
+    A folder that holds only a config.json gets its memory plan, and so does a hub id: of it only
+    small files are fetched. With --verify prompt, logits, taps, silent twin, decoding and steering
+    are compared with transformers' own on the same weights.
+    Example: allears doctor --model demo --verify
     """
     from server.doctor import run_checks  # torch is slow to import, and --help needs none
 
-    checks = list(run_checks(settings))
+    with Console(stderr=True).status("checking"):
+        checks = list(run_checks(settings, load=load, verified=verify))
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        table = Table("check", "", "found")
+        table = Table("check", "", "found", *("measured", "allowed") * verify)
         for check in checks:
-            table.add_row(check.name, "ok" if check.ok else "FAILED", escape(check.found))
+            distances = (check.measured, check.allowed) * verify
+            figures = ("" if figure is None else f"{figure:.2g}" for figure in distances)
+            table.add_row(check.name, "ok" if check.ok else "FAILED", escape(check.found), *figures)
         Console().print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -98,14 +99,16 @@ class Deployment:
 
     def audio_policy(self, engine: Engine) -> AudioPolicy:
         """Audio that this deployment accepts."""
-        model, settings = engine.runtime.model, self.settings
+        runtime, settings = engine.runtime, self.settings
+        seconds = settings.max_audio_seconds
         return AudioPolicy(
-            rate_hz=model.sample_rate_hz,
+            rate_hz=runtime.model.sample_rate_hz,
             limits=AudioLimits(
-                max_bytes=settings.max_audio_bytes, max_seconds=settings.max_audio_seconds
+                max_bytes=settings.max_audio_bytes,
+                max_seconds=math.inf if seconds is None else seconds,
             ),
             max_clips=settings.max_audio_clips,
-            window_seconds=model.max_clip_seconds,
+            window_seconds=runtime.window_seconds,
             max_long_seconds=settings.max_long_audio_seconds,
             long_audio=settings.long_audio,
         )

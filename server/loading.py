@@ -14,6 +14,7 @@ from server.engine.engine import Engine
 from server.engine.messages import Question
 from server.engine.runtime import NO_PROFILE, Runtime, prepare_silence
 from server.errors import LoadingCancelled
+from server.memory_check import check_memory
 from server.settings import Settings
 from server.threads import run_in_daemon_thread
 from steering import profile as profiles
@@ -22,13 +23,11 @@ from steering.calibration import auto
 from steering.calibration.auto import NoProfile
 from steering.decision import SteeringRequest
 from steering.generation import Sampling
-from steering.kv_slots import KVSlots
-from steering.model import memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.profile import Profile
 from steering.prompt import Message
-from steering.self_test import self_test
+from steering.verification.self_test import check_slots, self_test
 
 log = logging.getLogger("allears")
 
@@ -75,29 +74,24 @@ async def start_engine(settings: Settings, progress: Progress, runtime: Runtime 
 
 
 def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
-    """Model and profile that the settings name.
+    """Model and profile that the settings name, if memory holds them and their rows.
 
     Raises ModelError, ProfileError, or an exception from `on_progress`.
     """
+    log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
-    self_test(model)
+    trial = self_test(model)
     profile = find_profile(settings, model, on_progress)
-    rows, tokens = settings.max_batch_rows, settings.max_context_tokens
-    context_tokens = min(tokens, int(model.text_config.max_position_embeddings))
-    memory_plan.require(
-        KVSlots.bytes_of(model, rows, context_tokens),
-        memory_plan.free_bytes(model.device),
-        f"keys and values of {rows} rows of {tokens} tokens",
-        "lower ALLEARS_MAX_BATCH_ROWS or ALLEARS_MAX_CONTEXT_TOKENS",
-    )
-    return Runtime.of(
+    runtime = Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,
         no_profile_reason=profile.reason if isinstance(profile, NoProfile) else NO_PROFILE,
         silence_cache_bytes=settings.silence_cache_bytes,
-        rows=rows,
-        tokens=tokens,
+        rows=settings.max_batch_rows,
+        tokens=settings.max_context_tokens,
     )
+    check_slots(trial, runtime.slots)
+    return runtime
 
 
 def load_from(settings: Settings) -> AudioModel:
@@ -130,7 +124,7 @@ def _first_question(runtime: Runtime) -> Question:
     """
     rate_hz = runtime.model.sample_rate_hz
     room_seconds = runtime.slots.tokens // 3 * runtime.model.hop_seconds
-    seconds = min(runtime.model.max_clip_seconds, room_seconds)
+    seconds = min(runtime.window_seconds, room_seconds)
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate_hz)) * 0.01
     clip = Clip(noise.astype(np.float32), rate_hz, seconds, rate_hz, 1)
     message = Message("user", (clip, "What do you hear?"))

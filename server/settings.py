@@ -143,11 +143,12 @@ class Settings(BaseSettings):
 
     max_audio_bytes: Annotated[int, Field(ge=1_000, le=2_000_000_000)] = 25_000_000
     """bytes of one audio file, from 1000; a whole request may hold 4/3 of it and 1 MB"""
-    max_audio_seconds: ClipSeconds = 300.0
-    """seconds of one clip, from 0.1; what is over the model's window is not heard"""
+    max_audio_seconds: ClipSeconds | None = None
+    """seconds of one clip, from 0.1; unset: whatever `max_audio_bytes` hold, as only what the
+    model hears is decoded"""
     long_audio: Literal["refuse", "cut", "window"] = "cut"
-    """`refuse`, `cut` or `window`: a clip over the model's window, where the request does not
-    say"""
+    """`refuse`, `cut` or `window`: a clip longer than the model's window or than its row holds,
+    where the request does not say"""
     max_long_audio_seconds: ClipSeconds = 300.0
     """seconds of a clip that is heard in windows, from 0.1"""
     max_audio_clips: Annotated[int, Field(ge=1, le=64)] = 8

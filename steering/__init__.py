@@ -7,8 +7,11 @@ A name is imported when it is first asked for: importing the package is quick, t
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from steering.cpu_threads import limit_threads
 
 if TYPE_CHECKING:
     from steering.calibration.calibrate import calibrate
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from steering.profile import Profile
     from steering.profile import load as load_profile
     from steering.transformers_hooks.hooks import listening
+
+if "torch" not in sys.modules:
+    limit_threads()
 
 __all__ = ["Profile", "calibrate", "evaluate", "listening", "load", "load_profile"]
 

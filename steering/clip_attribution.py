@@ -63,7 +63,7 @@ def contrast_clip(
     """One clip minus its silence, the other clips sounding. A whole second pass."""
     twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
     differences = prefilled.states - twin.states
-    return SilenceContrast(differences, twin.attention, from_cache=False, final=twin.final)
+    return SilenceContrast(differences, twin.attention, from_cache=False, silent=twin)
 
 
 @torch.inference_mode()

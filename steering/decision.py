@@ -1,30 +1,34 @@
 """The decision: attention becomes a score and a verdict, the score a strength, the strength a plan.
 
-`measure` says how far the model listens, `decide` how its answer is steered or why it is not. The
-server's engine, the `listening` context manager and evaluation decide here: what is evaluated is
-what is served. Source: arXiv 2603.06854, listening score and intervention; verdict, percentile and
-the strength that follows the score are ours.
+`measure` says how far the model listens, `effect_bits` what that did to its answer, `decide` how
+the answer is steered or why it is not. The server's engine, the `listening` context manager and
+evaluation decide here: what is evaluated is what is served. Source: arXiv 2603.06854, listening
+score and intervention; verdict, percentile, effect and the strength after the score are ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from steering import heads
 from steering.clip_attribution import ClipAttribution, clip_scores
 from steering.errors import RequestError
-from steering.generation import UNSTEERED, SteeringPlan
+from steering.generation import UNSTEERED, SteeringPlan, score_choices
 from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.readout import pool, relative_norm
+from steering.readout import logits, pool, relative_norm
 
 Direction = Literal["request", "calibrated"]
+_LEAST_PROBABILITY = 1e-30  # of a token that a distribution rules out: the effect stays finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Listening:
     hop_seconds: float  # of the audio for each step of the timeline
     heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
     clips: tuple[ClipAttribution, ...] = ()
+    effect_bits: float | None = None  # of the sound on the bare answer, where a twin was run
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,40 @@ def measure(
         heads=tuple((layer, head, mass) for (layer, head), mass in pairs),
         clips=clip_scores(model, prompt, timeline),
     )
+
+
+@torch.inference_mode()
+def effect_bits(
+    model: AudioModel, heard: PrefillResult, silent: PrefillResult, choices: Sequence[str] = ()
+) -> float:
+    """Measure what the sound did to the bare model's answer, in bits: KL(heard || silent) / ln 2.
+
+    Args:
+        model: the model.
+        heard: the prompt's prefill.
+        silent: that of its silent twin, through all layers.
+        choices: texts that the answer may be. The distribution is then theirs, as `score_choices`
+            gives it; without them that of the first answer token, over the vocabulary.
+
+    Returns:
+        0 where the sound changes nothing; below 100, since no probability counts as less than
+        1e-30.
+    """
+    if choices:
+        shares = [score_choices(model, each, UNSTEERED, choices) for each in (heard, silent)]
+        log_probabilities = torch.tensor(shares, dtype=torch.float64).log()  # (2, choices)
+    else:
+        finals = torch.stack([heard.final, silent.final])
+        log_probabilities = logits(model, finals).log_softmax(-1)  # (2, V)
+    return float(divergence_bits(log_probabilities[0], log_probabilities[1]))
+
+
+def divergence_bits(heard: Tensor, silent: Tensor) -> Tensor:
+    """(...) KL divergence in bits of natural log-probabilities (..., V): heard from silent."""
+    least = float(np.log(_LEAST_PROBABILITY))
+    heard, silent = heard.clamp_min(least), silent.clamp_min(least)
+    nats = (heard.exp() * (heard - silent)).sum(-1)
+    return nats.clamp_min(0.0) / float(np.log(2.0))  # rounding may leave less than 0
 
 
 def refusal(profile: Profile) -> str | None:

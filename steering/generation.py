@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering.model.audio_model import AudioModel
+from steering.model.token_healing import Continuations, continuations
 from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
 
@@ -27,17 +29,38 @@ UNSTEERED = SteeringPlan()
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Options of sampling: temperature 0 is greedy, whatever the checkpoint's own default is."""
+    """How the tokens of an answer are chosen.
+
+    Temperature 0, the default, is greedy. What is None is the checkpoint's own value if tokens are
+    drawn; a greedy answer is plain argmax, as calibration measures it, unless a penalty is given.
+    """
 
     max_tokens: int = 64
     temperature: float = 0.0
-    top_p: float = 1.0
+    top_p: float | None = None
     seed: int | None = None
     ignore_end: bool = False  # go on past end tokens, to measure answers of one length
+    top_k: int | None = None  # 0: all
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def of(self, model: AudioModel) -> Sampling:
+        """The same with numbers in the place of None."""
+        own = model.generation_defaults if self.temperature > 0 else {}
+        missing = {k: own.get(k, x) for k, x in _NO_EFFECT.items() if getattr(self, k) is None}
+        return replace(self, **missing)
+
+    @property
+    def penalty(self) -> float:
+        """The repetition penalty; 1, which changes nothing, without one."""
+        return self.repetition_penalty or 1.0
 
     def is_end(self, token: int, model: AudioModel) -> bool:
         """Whether a token is the end of the answer."""
         return not self.ignore_end and token in model.eos_token_ids
+
+
+_NO_EFFECT: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def steered_logits(model: AudioModel, final: Tensor, plan: SteeringPlan, step: int) -> Tensor:
@@ -66,12 +89,15 @@ def generate(
         Token ids, an end token included if one comes within `max_tokens`.
     """
     crop_to_prompt(prefilled)
+    sampling = sampling.of(model)
     random = torch.Generator(device="cpu")
     random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
-    final = prefilled.final
+    final, written = prefilled.final, prefilled.tokens
     for step in range(sampling.max_tokens):
-        token = sample(steered_logits(model, final[None], plan, step)[0], sampling, random)
+        row = steered_logits(model, final[None], plan, step)
+        (token,) = sample(penalised_after(row, written, sampling), [sampling], [random])
         yield token
+        written = torch.cat([written, torch.tensor([token])])
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
         final = next_state(model, prefilled, token)
@@ -84,15 +110,100 @@ def crop_to_prompt(prefilled: PrefillResult) -> None:
         prefilled.cache.crop(-added)
 
 
-def sample(row: Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    """A token from logits (V,): the largest, or by temperature from the smallest set of top_p."""
-    if sampling.temperature == 0:
-        return int(row.argmax())
-    below = (row - row.max()).cpu().double()  # at most 0: no temperature is too small to divide by
-    ordered, tokens = (below / sampling.temperature).softmax(-1).sort(descending=True)
-    before = ordered.cumsum(-1) - ordered
-    kept = ordered * (before < sampling.top_p)  # the first always stays
-    return int(tokens[torch.multinomial(kept, 1, generator=random)])
+@torch.inference_mode()
+def sample(
+    rows: Tensor, samplings: Sequence[Sampling], randoms: Sequence[torch.Generator]
+) -> list[int]:
+    """A token for each row of logits (B, V): the likeliest, or one drawn by its own generator."""
+    tokens = rows.argmax(-1)
+    drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if drawn:
+        shares, among = token_probabilities(rows[drawn], [samplings[i] for i in drawn])
+        seeds = [torch.randint(1 << 62, (1,), generator=randoms[i]) for i in drawn]
+        noise = _noise(torch.stack(seeds).to(rows.device), among)
+        first = (shares / noise).argmax(-1, keepdim=True)  # (N, 1)
+        tokens[drawn] = among.gather(-1, first)[:, 0]
+    ids: list[int] = tokens.tolist()
+    return ids
+
+
+def _noise(seeds: Tensor, tokens: Tensor) -> Tensor:
+    """(B, W) float64 exponential noise of each token (B, W) by its row's seed (B, 1) int64.
+
+    The first of a race at the tokens' shares is drawn by them. A token's noise is its own, so that
+    a row that a batch rounds otherwise, or sorts otherwise, draws the same. Source: SplitMix64.
+    """
+    x = seeds + tokens * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ (x >> shift) & ((1 << 64 - shift) - 1)) * factor
+    uniform = ((x >> 11) & ((1 << 53) - 1)).double().add(0.5) * 2.0**-53  # in (0, 1)
+    return -uniform.log()
+
+
+def token_probabilities(rows: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor]:
+    """What tokens are drawn from: temperature, then top_k, top_p and min_p, each of what is left.
+
+    Args:
+        rows: (B, V) logits.
+        samplings: of each row, none of them greedy.
+
+    Returns:
+        (B, W) float64 shares in ascending order, and the (B, W) int64 tokens that have them; W is
+        as many as any row's top_k leaves. Tokens that are as likely as the last of top_k stay.
+        Source: the order and the definitions of transformers' `generate`.
+    """
+    columns = [[s.temperature, 1 - (s.top_p or 1.0), s.min_p or 0.0] for s in samplings]
+    values = torch.tensor(columns, dtype=torch.float64, device=rows.device)  # (B, 3)
+    temperature, tail, floor = values.split(1, dim=-1)
+    ordered, tokens = _likeliest(rows, [s.top_k or 0 for s in samplings])
+    below = (ordered - ordered[:, -1:]).double()  # at most 0: any temperature divides it
+    shares = (below / temperature).softmax(-1)
+    kept = shares.cumsum(-1) > tail
+    kept[:, -1] = True  # the likeliest always stays
+    return shares * (kept & (shares >= floor * shares[:, -1:])), tokens
+
+
+def _likeliest(scores: Tensor, limits: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits (B, V) in ascending order, -inf below each row's limit (0: none), and their tokens.
+
+    Only as many columns as the largest limit needs are sorted.
+    """
+    size = scores.shape[-1]
+    counts = [min(limit, size) if limit > 0 else size for limit in limits]
+    tokens = torch.arange(size, device=scores.device).expand_as(scores)
+    if (most := max(counts)) < size:
+        last = scores.topk(most).values[:, -1:]
+        width = int((scores >= last).sum(-1).max())  # more than `most` where some are equal
+        tokens = scores.topk(width).indices.sort(-1).values
+        scores = scores.gather(-1, tokens)
+    ordered, order = scores.sort(stable=True)
+    firsts = torch.tensor(counts, device=scores.device)[:, None]
+    last = ordered.gather(-1, ordered.shape[-1] - firsts)  # (B, 1) the least that stays
+    return ordered.masked_fill(ordered < last, float("-inf")), tokens.gather(-1, order)
+
+
+def penalised(rows: Tensor, seen: Tensor, penalties: Tensor) -> Tensor:
+    """Logits (B, V), less likely by penalties (B,) where a token is `seen` (B, V) bool.
+
+    Source: arXiv 1909.05858, section 4.1, as transformers has it: negative logits are multiplied.
+    """
+    by = penalties[:, None]
+    return torch.where(seen, torch.where(rows < 0, rows * by, rows / by), rows)
+
+
+def penalised_after(row: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (1, V) of one answer, by its penalty on the tokens (T,) of its prompt and itself."""
+    if sampling.penalty == 1.0:
+        return row
+    penalties = torch.tensor([sampling.penalty], device=row.device)
+    return penalised(row, seen(tokens, row.shape[-1]).to(row.device)[None], penalties)
+
+
+def seen(tokens: Tensor, size: int) -> Tensor:
+    """(V,) bool: which of a vocabulary are among tokens (T,), also those of audio."""
+    marks = torch.zeros(size, dtype=torch.bool)
+    marks[tokens[tokens < size]] = True
+    return marks
 
 
 @torch.inference_mode()
@@ -101,8 +212,8 @@ def score_choices(
 ) -> list[float]:
     """Score the choices as answers: softmax of the mean log-probability of their tokens.
 
-    The end token is left out. All choices run in one pass over the prompt's keys and values, side
-    by side, each seeing the prompt and itself.
+    The end token is left out, and sampling takes no part. All choices run in one pass over the
+    prompt's keys and values, side by side, each seeing the prompt and itself.
 
     Args:
         model: the model.
@@ -123,7 +234,7 @@ def score_choices(
 class ChoiceStates:
     """Final residuals that the choices' tokens are read from, the same however they are steered."""
 
-    tokens: list[list[int]]  # of each choice
+    texts: Continuations  # the choices
     states: list[Tensor]  # (K, D) of each choice: final residuals that its K tokens follow
 
 
@@ -132,15 +243,17 @@ def read_choices(
     model: AudioModel, prefilled: PrefillResult, choices: Sequence[str]
 ) -> ChoiceStates:
     """The states that every token of the choices is read from, in one pass at most."""
-    tokenizer = model.processor.tokenizer
-    tokens = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
-    states = [[prefilled.final] for _ in tokens]
-    rest = [(c, k) for c, ids in enumerate(tokens) for k in range(len(ids) - 1)]  # inputs
-    if rest:
-        finals = _side_by_side(model, prefilled, tokens, rest)
-        for (choice, _), final in zip(rest, finals, strict=True):
-            states[choice].append(final)
-    return ChoiceStates(tokens, [torch.stack(each) for each in states])
+    texts = continuations(model, choices)
+    kept = prefilled.length - len(texts.removed)
+    assert prefilled.tokens[kept:].tolist() == texts.removed, "the prompt is of another style"
+    last = [(-1, 0, int(prefilled.tokens[kept - 1]))] if texts.removed else []
+    inputs = [(c, k + 1, id) for c, ids in enumerate(texts.tokens) for k, id in enumerate(ids[:-1])]
+    finals = list(_side_by_side(model, prefilled, kept, last + inputs))
+    first = finals.pop(0) if texts.removed else prefilled.final
+    states = [[first] for _ in choices]
+    for (choice, _, _), final in zip(inputs, finals, strict=True):
+        states[choice].append(final)
+    return ChoiceStates(texts, [torch.stack(each) for each in states])
 
 
 @torch.inference_mode()
@@ -163,32 +276,38 @@ def mean_log_probabilities(
 
 
 def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
-    """Mean log-probability of each choice's tokens."""
-    sums = [0.0] * len(read.tokens)
-    for step in range(max(map(len, read.tokens))):
-        rows = [c for c, ids in enumerate(read.tokens) if len(ids) > step]
-        states = torch.stack([read.states[c][step] for c in rows])
-        log_probabilities = logits_at(states, step).log_softmax(-1)
-        for row, choice in enumerate(rows):
-            sums[choice] += float(log_probabilities[row, read.tokens[choice][step]])
-    return [total / len(ids) for total, ids in zip(sums, read.tokens, strict=True)]
+    """Mean log-probability of each choice's tokens; those of the prompt's end add to the first."""
+    texts = read.texts
+    sums = [0.0] * len(texts.tokens)
+    steps: dict[int, list[tuple[int, int]]] = {}  # choices and their tokens
+    for choice, (ids, forced) in enumerate(zip(texts.tokens, texts.forced, strict=True)):
+        for k in range(len(ids)):
+            steps.setdefault(max(0, k - forced), []).append((choice, k))
+    for step, places in steps.items():
+        rows = logits_at(torch.stack([read.states[c][k] for c, k in places]), step)
+        log_probabilities = texts.open_boundary(rows, places).log_softmax(-1)
+        for row, (choice, k) in enumerate(places):
+            sums[choice] += float(log_probabilities[row, texts.tokens[choice][k]])
+    return [total / length for total, length in zip(sums, texts.lengths(), strict=True)]
 
 
 def _side_by_side(
-    model: AudioModel,
-    prefilled: PrefillResult,
-    tokens: Sequence[Sequence[int]],
-    rest: list[tuple[int, int]],
+    model: AudioModel, prefilled: PrefillResult, kept: int, inputs: list[tuple[int, int, int]]
 ) -> Tensor:
-    """(N, D) final residuals at token k of choice c, for each (c, k) of `rest`."""
+    """(N, D) final residuals at tokens behind the first `kept` ones of a prompt.
+
+    An input is a choice, its token's distance from the last kept token, and the token. Choice -1 is
+    that last token itself, run again where others behind it are taken back; all choices see it.
+    """
+    if not inputs:
+        return prefilled.final.new_empty(0, model.hidden_size)
     crop_to_prompt(prefilled)
     device = model.device
-    choice = torch.tensor([c for c, _ in rest], device=device)  # (N,)
-    offset = torch.tensor([k for _, k in rest], device=device)  # (N,) in its choice
-    inputs = torch.tensor([[tokens[c][k] for c, k in rest]], device=device)
-    own = (choice[:, None] == choice[None]) & (offset[:, None] >= offset[None])  # (N, N)
-    prompt = torch.ones(len(rest), prefilled.length, dtype=torch.bool, device=device)
-    mask = torch.cat([prompt, own], dim=1)[None, None]
-    states = model.decoder.embed_tokens(inputs)
-    positions = (prefilled.length + offset)[None]
+    choice, offset, tokens = torch.tensor(inputs, device=device).unbind(-1)  # (N,) each
+    again = choice == -1
+    own = ((choice[:, None] == choice) | again) & (offset[:, None] >= offset)  # (N, N)
+    seen_tokens = torch.arange(prefilled.length, device=device) < kept - int(again.any())
+    mask = torch.cat([seen_tokens.expand(len(inputs), -1), own], dim=1)[None, None]
+    states = model.decoder.embed_tokens(tokens[None])
+    positions = (kept - 1 + offset)[None]
     return run_layers(model, states, positions, mask, prefilled.cache)[0][0]

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from steering.generation import Sampling, SteeringPlan, sample, steered_logits
+from steering.generation import (
+    Sampling,
+    SteeringPlan,
+    penalised,
+    penalised_after,
+    sample,
+    seen,
+    steered_logits,
+)
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, run_layers
 from steering.readout import Intervention, logits
@@ -75,12 +83,16 @@ class KVSlots(Cache):
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)  # (R,)
         self.directions = torch.zeros(rows, model.hidden_size, device=device)  # (R, D) float32
         self.strengths = torch.zeros(rows, device=device)  # (R,) float32
+        self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
+        vocabulary = int(model.text_config.vocab_size)
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
         self.active: list[Row] = []  # the row in each slot in use
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
         self._slot_indices = torch.arange(rows, device=device)  # (R,)
         self._positions = torch.arange(tokens, device=device)  # (S,)
         self._size = (0, 0)  # rows and tokens that the running step reads
         self.use_cuda_graphs = on_cuda and not model.layer_devices  # not across cards
+        self.why_not_recorded = ""  # the fault for which recorded steps were switched off
         self._graphs = CudaGraphs()
 
     @staticmethod
@@ -101,15 +113,30 @@ class KVSlots(Cache):
         for layer, cached in enumerate(layers):
             self.store[layer, 0, slot, :, :length] = cached.keys[0, :, :length]
             self.store[layer, 1, slot, :, :length] = cached.values[0, :, :length]
-        self.lengths[slot] = length
+        self.active.append(row)
+        self._begin(row, slot, prefilled)
+
+    def hand_over(self, row: Row, other: Row, prefilled: PrefillResult) -> None:
+        """Give a row's slot to another answer to the same prompt, whose keys and values stay."""
+        slot, row.slot = row.slot, -1
+        self.active[slot] = other
+        self._begin(other, slot, prefilled)
+
+    def _begin(self, row: Row, slot: int, prefilled: PrefillResult) -> None:
+        """Let a row begin in a slot that holds its prompt."""
+        self.lengths[slot] = prefilled.length
         steered = row.plan.direction is not None and not (
             self.intervention and self.intervention.tokens == "first"
         )
         self.strengths[slot] = row.plan.strength if steered else 0.0
         if row.plan.direction is not None:
             self.directions[slot] = row.plan.direction
-        row.slot, row.length = slot, length
-        self.active.append(row)
+        row.slot, row.length = slot, prefilled.length
+        row.sampling = row.sampling.of(self.model)
+        self.penalties[slot] = row.sampling.penalty
+        if row.sampling.penalty != 1.0:
+            marks = seen(prefilled.tokens, self.seen.shape[-1])
+            self.seen[slot] = marks.to(self.seen.device)
 
     def release(self, row: Row) -> None:
         """Free a row's slot; the last row moves into it."""
@@ -118,7 +145,8 @@ class KVSlots(Cache):
         if last is not row:
             slot, length = row.slot, last.length
             self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
-            for values in (self.lengths, self.directions, self.strengths):
+            kept = (self.lengths, self.directions, self.strengths, self.penalties, self.seen)
+            for values in kept:
                 values[slot] = values[freed]
             self.active[slot] = last
             last.slot = slot
@@ -126,17 +154,30 @@ class KVSlots(Cache):
         self.strengths[freed] = 0.0
         row.slot = -1
 
-    def step(self) -> None:
-        """Sample the next token of every row, all in one pass."""
+    def step(self) -> Tensor:
+        """Sample the next token of every row, all in one pass.
+
+        Returns the logits (B, V) they are sampled from, valid until the next step.
+        """
         rows = len(self.active)
         if not rows:  # a question only let others go first
-            return
+            return self.store.new_empty(0)
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
         self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
-        sampled = sample_rows(self._logits(size)[:rows], self.active)
+        rows_logits = self._logits(size)[:rows]
+        sampled = sample_rows(self._penalised(rows_logits), self.active)
         for row, token in zip(self.active, sampled, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
         self.lengths[:rows] += 1
+        return rows_logits
+
+    def _penalised(self, rows_logits: Tensor) -> Tensor:
+        """Logits (B, V) by the rows' penalties, in one go for all, where any row has one."""
+        if all(row.sampling.penalty == 1.0 for row in self.active):
+            return rows_logits
+        rows = len(rows_logits)
+        self.seen[self._slot_indices[:rows], self._tokens[:rows, 0]] = True
+        return penalised(rows_logits, self.seen[:rows], self.penalties[:rows])
 
     def warm_up(self) -> None:
         """Capture steps as long as the last one for any number of rows, while no slot is in use."""
@@ -151,8 +192,7 @@ class KVSlots(Cache):
         bucket = _KV_BUCKET_TOKENS
         if self.bucketing:
             rows = min(1 << (rows - 1).bit_length(), self.rows)
-            doubled = 1 << kv_length.bit_length()
-            bucket = max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+            bucket = _graph_bucket(kv_length)
         return rows, min(-(-kv_length // bucket) * bucket, self.tokens)
 
     @torch.inference_mode()
@@ -162,9 +202,15 @@ class KVSlots(Cache):
             try:
                 return self._graphs.run(size, lambda: self._decode(size))
             except GraphCaptureFailed as error:
-                log.warning("decoding goes on without CUDA graphs, slower: %s", error)
-                self.use_cuda_graphs = False
+                self.record_no_steps(str(error))
         return self._decode(size)
+
+    def record_no_steps(self, reason: str) -> None:
+        """Go on with steps of exact sizes that are not recorded: slower, and right."""
+        log.warning("decoding goes on without recorded steps, slower: %s", reason)
+        self.use_cuda_graphs = self.bucketing = False
+        self._graphs = CudaGraphs()  # frees their memory
+        self.why_not_recorded = reason
 
     def _decode(self, size: Size) -> Tensor:
         """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""
@@ -190,6 +236,22 @@ class KVSlots(Cache):
         keys[slots, :, positions] = key_states[:, :, 0].to(keys.device)
         values[slots, :, positions] = value_states[:, :, 0].to(keys.device)
         return keys[:, :, :kv_length].to(card), values[:, :, :kv_length].to(card)
+
+
+def _graph_bucket(kv_length: int) -> int:
+    """What the length of a captured step is rounded up to a multiple of."""
+    doubled = 1 << kv_length.bit_length()
+    return max(_GRAPH_BUCKET_TOKENS, doubled // (2 * _GRAPH_BUCKETS_PER_DOUBLING))
+
+
+def captured_rows(rows: int, tokens: int) -> int:
+    """Rows of all steps that may be captured, together: each keeps logits of its own."""
+    lengths, length = 0, 1
+    while length <= tokens:
+        bucket = _graph_bucket(length)
+        length = -(-length // bucket) * bucket + 1
+        lengths += 1
+    return lengths * sum({min(1 << power, rows) for power in range(rows.bit_length() + 1)})
 
 
 class GraphCaptureFailed(Exception):
@@ -231,13 +293,16 @@ class CudaGraphs:
         return graph, out
 
 
-def sample_rows(rows_logits: Tensor, rows: list[Row]) -> list[int]:
-    """A token for each row from logits (B, V): greedy ones in one go, the others by their own."""
-    tokens: list[int] = rows_logits.argmax(-1).tolist()
-    for i, row in enumerate(rows):
-        if row.sampling.temperature > 0:
-            tokens[i] = sample(rows_logits[i], row.sampling, row.random)
-    return tokens
+def sample_rows(rows_logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """A token for each row from logits (B, V)."""
+    return sample(rows_logits, [row.sampling for row in rows], [row.random for row in rows])
+
+
+def sample_first(model: AudioModel, prefilled: PrefillResult, row: Row) -> None:
+    """Give a row its first token, from its prompt's last state."""
+    row.sampling = row.sampling.of(model)
+    first = steered_logits(model, prefilled.final[None], row.plan, 0)  # (1, V)
+    (row.token,) = sample_rows(penalised_after(first, prefilled.tokens, row.sampling), [row])
 
 
 @torch.inference_mode()
@@ -247,9 +312,8 @@ def generate_batch(
     """Token ids of several answers, each to a prefilled prompt and by a plan of its own."""
     rows = [Row(plan, sampling) for _, plan in answers]
     token_ids: list[list[int]] = [[] for _ in rows]
-    for row, (prefilled, plan) in zip(rows, answers, strict=True):
-        first = steered_logits(slots.model, prefilled.final[None], plan, 0)  # (1, V)
-        row.token = sample_rows(first, [row])[0]
+    for row, (prefilled, _) in zip(rows, answers, strict=True):
+        sample_first(slots.model, prefilled, row)
         slots.admit(row, prefilled)
     while slots.active:
         for row, ids in zip(rows, token_ids, strict=True):

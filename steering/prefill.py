@@ -30,6 +30,16 @@ class PrefillResult:
     final: Tensor  # (D,) residual of the last token after the last layer run, before the norm
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
+    tokens: Tensor  # (T,) int64 of the prompt, on the CPU
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether an answer can still be generated from it."""
+        return bool(self.cache.layers)
+
+    def free_cache(self) -> None:
+        """Free the keys and values, once they stand in a slot."""
+        self.cache.layers.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +49,7 @@ class FollowerResult:
     attention: Tensor  # (N, F) float32: each tapped head on each audio token, from the last token
     states: Tensor  # (K, D) residual of the last token after each of the kept layers
     final: Tensor  # (D,) residual of the last token after the deepest layer run, before the norm
+    pairs: KVPairs  # keys and values of the question, of each layer run
 
 
 def run_layers(
@@ -202,18 +213,21 @@ def follow(
     states = model.decoder.embed_tokens(tokens)[None]  # (1, Q, D)
     follower = _question(model, prompt, pairs, heads)
     positions = torch.arange(prompt.audio_end, len(prompt.tokens), device=model.device)[None]
+    cache = DynamicCache()  # of the question only
     states, _ = run_layers(
         model,
         states,
         positions,
         None,
-        None,
+        cache,
         layers=layers,
         depth=len(pairs),
         wanted="last",
         follower=follower,
     )
-    return _result_of(prompt, follower, heads, layers, states[0, 0])
+    ran: list[Any] = cache.layers
+    asked = [(layer.keys, layer.values) for layer in ran]
+    return _result_of(prompt, follower, heads, layers, states[0, 0], asked)
 
 
 @torch.inference_mode()
@@ -247,15 +261,17 @@ def prefill_beside(
         taps=taps,
         follower=follower,
     )
-    silent = _result_of(prompt, follower, heads, layers, states[0, 0])
     ran: list[Any] = cache.layers[:depth]
+    asked = [(layer.keys[:, :, :count], layer.values[:, :, :count]) for layer in ran]
+    silent = _result_of(prompt, follower, heads, layers, states[0, 0], asked)
     for layer in ran:
         layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
     states = states[:, 1:]
     if not whole:
         states, _ = run_layers(model, states, places, None, cache, first=depth, wanted="last")
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, length), silent
+    heard = PrefillResult(attention, kept[0], states[0, -1], cache, length, prompt.tokens)
+    return heard, silent
 
 
 def _question(model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head]) -> Follower:
@@ -271,13 +287,14 @@ def _result_of(
     heads: Sequence[Head],
     layers: Sequence[int],
     final: Tensor,
+    pairs: KVPairs,
 ) -> FollowerResult:
     """What a pass left in its follower."""
     audio, taps = prompt.audio_mask.to(final.device), follower.taps
     attention = taps.rows(heads)[0][:, audio] if taps else final.new_empty(0, int(audio.sum()))
     states = [follower.states[layer][0] for layer in layers]
     kept = torch.stack(states) if states else final.new_empty(0, len(final))
-    return FollowerResult(attention, kept, final)
+    return FollowerResult(attention, kept, final, pairs)
 
 
 def _run_tapped(
@@ -304,7 +321,7 @@ def _run_tapped(
         taps=taps,
     )
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
-    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio))
+    return PrefillResult(attention, kept[0], states[0, -1], cache, len(audio), prompt.tokens)
 
 
 @torch.inference_mode()

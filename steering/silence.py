@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from steering.model.audio_model import AudioModel
 from steering.prefill import (
@@ -48,7 +48,26 @@ class SilenceContrast:
     differences: Tensor  # (K, D) residual of the prompt minus that of its silent twin, a layer each
     silence_attention: Tensor  # (N, F) float32: the tapped heads on the silent audio tokens
     from_cache: bool  # whether the silent prefix was at hand
-    final: Tensor | None = None  # (D,) the twin's last residual, if it was run through all layers
+    silent: PrefillResult | None = None  # the twin's own pass, if it went through all layers
+
+
+class TwinCache(Cache):
+    """Keys and values of a twin: kept silence, then its question; read, and never written to."""
+
+    def __init__(self, *parts: KVPairs) -> None:
+        super().__init__(layers=[])
+        self.parts = parts
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens of prefix and question."""
+        return sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(1, H, T + N, d) keys and values of a layer, those of N new tokens last."""
+        keys, values = zip(*(pairs[layer_idx] for pairs in self.parts), strict=True)
+        return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
 
 
 def silent_prefix(
@@ -172,15 +191,15 @@ def contrast_with_silence(
         heads: whose attention on the silent audio is read.
         layers: whose residuals at the last token are compared.
         silence_cache: silent prefixes at hand; a new one is kept there.
-        to_readout: run the twin through all layers, so that its final residual is known.
+        to_readout: run the twin through all layers, so that what it would answer is known.
 
     Returns:
-        Differences (K, D), attention (N, F), and the final residual (D,) with `to_readout`.
+        Differences (K, D), attention (N, F), and the twin's own pass with `to_readout`.
         Source: arXiv 2603.06854, audio-silence direction: two passes, the clip and silence of its
         duration.
     """
     assert len(prefilled.states) == len(layers), (prefilled.states.shape, layers)
-    deepest = 1 + max([*layers, *(layer for layer, _ in heads)])
+    deepest = 1 + max([*layers, *(layer for layer, _ in heads)], default=0)
     depth = model.num_layers if to_readout else deepest
     prefix = silent_prefix(model, prompt, silence_cache, depth)
     if not prefix.pairs:
@@ -192,13 +211,15 @@ def contrast_with_silence(
 def _contrast(
     model: AudioModel, heard: PrefillResult, silent: FollowerResult, prefix: SilentPrefix
 ) -> SilenceContrast:
-    final = silent.final if len(prefix.pairs) == model.num_layers else None
+    whole: PrefillResult | None = None
+    if len(prefix.pairs) == model.num_layers:
+        cache = TwinCache(prefix.pairs, silent.pairs)
+        attention, states, final = silent.attention, silent.states, silent.final
+        whole = PrefillResult(attention, states, final, cache, heard.length, heard.tokens)
     differences = heard.states - silent.states
-    return SilenceContrast(differences, silent.attention, prefix.from_cache, final)
+    return SilenceContrast(differences, silent.attention, prefix.from_cache, whole)
 
 
 def _without_audio(heard: PrefillResult) -> SilenceContrast:
     none = heard.attention[:, :0]
-    return SilenceContrast(
-        torch.zeros_like(heard.states), none, from_cache=False, final=heard.final
-    )
+    return SilenceContrast(torch.zeros_like(heard.states), none, from_cache=False, silent=heard)

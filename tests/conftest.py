@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -226,6 +227,17 @@ def serving(
 def serve_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], str]]]:
     """The context manager that runs a server."""
     return serving
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint laid out as on the hub, by its name there."""
+    from tests.steering import hub_folders, hub_vocabulary
+
+    if not hub_vocabulary.ARCHIVE.is_file():
+        pytest.skip("the vocabulary of the hub's checkpoints is missing; .ci/run fetches it")
+    parent = tmp_path_factory.mktemp("hub")
+    return functools.cache(lambda name: hub_folders.build(name, parent))
 
 
 # ---- a PostgreSQL of our own

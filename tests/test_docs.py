@@ -119,9 +119,9 @@ def defined(body: Sequence[ast.stmt], prefix: str = "") -> Iterator[str]:
 
 
 def places() -> list[tuple[str, str, str]]:
-    """The rows of "Where is ...?" of docs/structure.md: question, file, name."""
+    """The lines of "Where is ...?" of docs/structure.md: question, file, name."""
     (section,) = (s for s in STRUCTURE.split("\n## ") if s.startswith("Where is"))
-    return re.findall(r"^\| (.+) \| `(\S+)` \| `(\S+)` \|$", section, re.MULTILINE)
+    return re.findall(r"^- (.+): `(\S+)`, `(\S+)`$", section, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("question", "file", "name"), places(), ids=lambda cell: str(cell))

@@ -30,6 +30,7 @@ ORDER = {
         ("api",),
         ("deployment",),
         ("loading", "telemetry"),
+        ("memory_check",),
         ("settings",),
         ("engine", "audio", "listening_log", "access"),
         ("errors", "threads"),
@@ -38,7 +39,7 @@ ORDER = {
         ("cli",),
         ("evaluation", "demo"),
         ("calibration",),
-        ("transformers_hooks", "synthetic"),
+        ("transformers_hooks", "synthetic", "verification"),
         ("",),  # the method's own files, at the top
         ("model",),
         ("taps", "audio"),

@@ -27,9 +27,18 @@ QuestionText = Annotated[str, typer.Argument(help="What to ask about it.")]
 Choices = Annotated[
     list[str] | None, typer.Option("--choice", help="One possible answer; repeat it.")
 ]
+Temperature = Annotated[float, typer.Option(help="0: the likeliest token each time.")]
+TopP = Annotated[float | None, typer.Option(help="Draw among tokens that reach this sum.")]
+TopK = Annotated[int | None, typer.Option(help="Draw among so many tokens; 0: among all.")]
+MinP = Annotated[float | None, typer.Option(help="Draw among tokens this near the likeliest.")]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="Above 1: what was said comes less easily again."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draws.")]
 LongClip = Annotated[
     LongAudio | None,
-    typer.Option(help="For a file longer than the model's window; as deployed if not given."),
+    typer.Option(help="For a file longer than is heard as one; as deployed if not given."),
 ]
 Url = Annotated[str, typer.Option(help="The server.", envvar="ALLEARS_URL")]
 ApiKey = Annotated[str | None, typer.Option(help="The server's key.", envvar="ALLEARS_API_KEY")]
@@ -54,6 +63,15 @@ def ask(
     silence: Annotated[
         bool, typer.Option("--silence", help="Answer as much silence as well.")
     ] = False,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    penalty: Penalty = None,
+    seed: Seed = None,
+    effect: Annotated[
+        bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
+    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -70,11 +88,19 @@ def ask(
         "choices": choice or None,
         "long_audio": long_audio,
         "include": ["timeline"],
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": penalty,
+        "seed": seed,
     }
     if steer:
         options["include"] = [*options["include"], "unsteered"]
     if silence:
         options["include"] = [*options["include"], "silence"]
+    if effect:
+        options["include"] = [*options["include"], "effect"]
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         answer = ears.ask(sound, question, **options)
@@ -101,7 +127,7 @@ def listen(
     options: ListeningOptions = {
         "choices": choice or None,
         "long_audio": long_audio,
-        "include": ["timeline", "silence"],
+        "include": ["timeline", "silence", "effect"],
     }
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):

@@ -17,8 +17,8 @@ class ListeningOptions(TypedDict, total=False):
 
     messages: Sequence[Mapping[str, Any]] | None  # an OpenAI message list, instead of the question
     choices: Sequence[str] | None  # the answer is one of these
-    long_audio: LongAudio | None  # for a clip longer than the model's window
-    include: Sequence[Literal["timeline", "heads", "silence"]]
+    long_audio: LongAudio | None  # for a clip longer than is heard as one
+    include: Sequence[Literal["timeline", "heads", "silence", "effect"]]
 
 
 class Options(TypedDict, total=False):
@@ -31,10 +31,13 @@ class Options(TypedDict, total=False):
     strength: float | Literal["adaptive"]
     direction: Literal["request", "calibrated"]
     clip: int | None  # contrast only this clip with silence; None: all
-    include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips"]]
+    include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]]
     max_tokens: int
     temperature: float
-    top_p: float
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
     seed: int | None
     stop: Sequence[str]
 

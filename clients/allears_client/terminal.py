@@ -59,6 +59,13 @@ def sparkline(timeline: Sequence[float], width: int = _WIDTH) -> str:
 
 
 def _add_listening(grid: Table, listening: Listening) -> None:
+    _add_score(grid, listening)
+    if listening.effect_bits is not None:
+        effect = Text(f"{listening.effect_bits:.2f} bits", "bold")
+        grid.add_row("effect", effect.append(" between the sound and silence", "dim"))
+
+
+def _add_score(grid: Table, listening: Listening) -> None:
     if listening.score is None:
         grid.add_row("listening", "unknown: the server has no listening profile")
         return

@@ -27,9 +27,7 @@ _NO_REASONING = "the model does not reason apart from its answer"
 # Of the sampling and the prompt: vLLM's, SGLang's, llama.cpp's, and OpenAI's where it has them.
 SAMPLING: Mapping[str, Extra] = {
     **_neutral_only(
-        "of sampling there are temperature and top_p",
-        top_k=(-1, 0),
-        min_p=(0,),
+        "of sampling there are temperature, top_p, top_k and min_p",
         top_a=(0,),
         typical_p=(1,),
         tfs_z=(1,),
@@ -39,10 +37,9 @@ SAMPLING: Mapping[str, Extra] = {
         dynatemp_range=(0,),
     ),
     **_neutral_only(
-        "there are no penalties",
+        "of penalties there is repetition_penalty",
         frequency_penalty=(0,),
         presence_penalty=(0,),
-        repetition_penalty=(1,),
         repeat_penalty=(1,),
         length_penalty=(1,),
         dry_multiplier=(0,),
@@ -189,7 +186,7 @@ TRANSCRIPTION: Mapping[str, Extra] = {
     **_neutral_only("no times of words are made", timestamp_granularities=([],)),
     **_neutral_only("there are no log-probabilities of transcripts", include=([],)),
     **_neutral_only(
-        "a clip longer than the model's window is cut by `long_audio`", chunking_strategy=("auto",)
+        "a clip longer than is heard as one is cut by `long_audio`", chunking_strategy=("auto",)
     ),
     **_neutral_only(
         "speakers are not told apart",

@@ -19,11 +19,16 @@ from server.api.requests import (
     AudioChatRequest,
     ChatMessage,
     Choices,
+    Include,
     LongAudio,
     MaxTokens,
+    MinP,
+    RepetitionPenalty,
     Seed,
     SteeringOptions,
     Stop,
+    TopK,
+    TopP,
 )
 from server.api.strict_model import Extra, StrictModel
 from steering.errors import RequestError
@@ -68,13 +73,20 @@ class ChatCompletionRequest(StrictModel):
         default=None, description="null: adaptive, live direction"
     )
     choices: Choices | None = Field(default=None, description="the answer is one of these")
-    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(
+    include: list[Include] = Field(
         default=[], max_length=16, description="more to see in `listening` and `steering`"
     )
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
+
+    top_k: TopK | None = None
+    """draw among so many of the most likely tokens; 0 or -1: among all"""
+    min_p: MinP | None = None
+    """draw among tokens at least this times as likely as the likeliest"""
+    repetition_penalty: RepetitionPenalty | None = None
+    """as in /v1/audio-chat"""
 
     # with their effect
     max_completion_tokens: MaxTokens | None = Field(
@@ -89,7 +101,7 @@ class ChatCompletionRequest(StrictModel):
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="0, which is greedy, unless given: OpenAI's is 1"
     )
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     """draw among the most likely tokens whose probabilities reach this sum"""
     seed: Seed | None = None
     """seed of the random draws; null: another one each time"""

@@ -139,8 +139,7 @@ def complete(
             operation["security"] = [{"key": []}] if keyed else [{"key": []}, {}]
     for path, example in _examples(model).items():
         content = document["paths"][path]["post"]["requestBody"]["content"]
-        media = "application/json" if "application/json" in content else "multipart/form-data"
-        content[media]["example"] = example
+        content["application/json"]["example"] = example
     return document
 
 
@@ -181,7 +180,7 @@ def _fields(schema: dict[str, Any], **files: dict[str, Any]) -> dict[str, Any]:
     """The schema of a form's fields, with its files."""
     properties = {name: _without_null(field) for name, field in schema["properties"].items()}
     properties |= files
-    properties = {name: field for name, field in properties.items() if field.get("enum") != []}
+    properties = {name: field for name, field in properties.items() if field.get("enum") != [None]}
     return {**schema, "properties": properties, "additionalProperties": False}
 
 
@@ -190,15 +189,13 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in field.items() if key != "anyOf"}
     if "default" in rest and rest["default"] is None:
         del rest["default"]
-    if "enum" in rest:
-        rest["enum"] = [value for value in rest["enum"] if value is not None]
     if not kinds:
         return rest
     return {**rest, **kinds[0]} if len(kinds) == 1 else {**rest, "anyOf": kinds}
 
 
 def _examples(model: str) -> dict[str, Any]:
-    """A body for each POST route that is answered as it stands."""
+    """A body for each POST route of JSON that is answered as it stands."""
     audio = {"data": base64.b64encode(_tone_wav()).decode(), "format": "wav"}
     question = "What do you hear?"
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
@@ -210,7 +207,6 @@ def _examples(model: str) -> dict[str, Any]:
             "max_completion_tokens": 16,
         },
         "/v1/listening-score": {"audio": audio, "question": question},
-        "/v1/audio/transcriptions": {"file": "@clip.wav", "model": model, "max_tokens": 16},
     }
 
 

@@ -82,10 +82,11 @@ async def decode_clip(pool: DecodePool, name: str, data: bytes, policy: AudioPol
         raise in_field(UnsupportedAudio(f"{name}: {error}"), name) from None
     except AudioError as error:
         raise in_field(AudioError(f"{name}: {error}"), name) from None
-    if policy.long_audio == "refuse" and clip.seconds > policy.window_seconds:
+    if policy.long_audio == "refuse" and clip.submitted_seconds > policy.window_seconds:
         too_long = AudioTooLarge(
-            f"{name}: the audio is {clip.seconds:,.2f} s long and the model's window is"
-            f' {policy.window_seconds:g} s: send a shorter clip, or long_audio "window" or "cut"'
+            f"{name}: the audio is {clip.submitted_seconds:,.2f} s long and the window is"
+            f" {policy.window_seconds:g} s (the model's, or what a row holds): send a shorter clip,"
+            ' or long_audio "window" or "cut"'
         )
         raise in_field(too_long, name)
     return clip
@@ -115,7 +116,8 @@ def make_question(
         messages=messages,
         choices=tuple(choice.strip() for choice in body.choices or ()),
         with_silence="silence" in body.include,
-        windowed=policy.long_audio == "window",
+        long_audio=policy.long_audio,
+        with_effect="effect" in body.include,
         generate=False,
     )
     return _to_answer(question, body) if isinstance(body, AudioChatRequest) else question
@@ -129,7 +131,15 @@ def _to_answer(question: Question, body: AudioChatRequest) -> Question:
         question,
         generate=True,
         steering=SteeringRequest(body.steer, strength, steering.direction),
-        sampling=Sampling(body.max_tokens, body.temperature, body.top_p, body.seed),
+        sampling=Sampling(
+            body.max_tokens,
+            body.temperature,
+            body.top_p,
+            body.seed,
+            top_k=body.top_k,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+        ),
         stop=tuple(body.stop),
         with_unsteered="unsteered" in body.include,
         with_clips="clips" in body.include,

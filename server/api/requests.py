@@ -40,6 +40,10 @@ def _whole(value: Any) -> Any:
 
 MaxTokens = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # capped later, never refused
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=-1, le=1_000_000), BeforeValidator(_whole)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=2)]
 ClipIndex = Annotated[int, Field(ge=0, le=63), BeforeValidator(_whole)]
 
 
@@ -213,6 +217,7 @@ Stop = Annotated[
     StopList, BeforeValidator(_stop_list, json_schema_input_type=StopString | StopList)
 ]
 LongAudio = Literal["refuse", "cut", "window"]
+Include = Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]
 
 
 class SteeringOptions(StrictModel):
@@ -243,9 +248,11 @@ class ListeningRequest(StrictModel):
     choices: Choices | None = Field(default=None, description="the answer is one of these")
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
-    include: list[Literal["timeline", "heads", "silence"]] = Field(default=[], max_length=16)
+    include: list[Literal["timeline", "heads", "silence", "effect"]] = Field(
+        default=[], max_length=16
+    )
     """more to see in `listening`"""
 
 
@@ -262,9 +269,17 @@ class AudioChatRequest(ListeningRequest):
     """longest answer, in tokens; above what this deployment allows, or what fits behind the
     prompt, the answer ends there with the finish_reason `length`"""
     temperature: float = Field(default=0.0, ge=0, le=2)
-    """0: the most likely token each time; more: more random"""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    """0: the most likely token each time; more: more random, and the sampling fields that are left
+    out are those of the checkpoint's generation_config.json, which GET /v1/models shows"""
+    top_p: TopP | None = None
     """draw among the most likely tokens whose probabilities reach this sum"""
+    top_k: TopK | None = None
+    """draw among so many of the most likely tokens; 0 or -1: among all"""
+    min_p: MinP | None = None
+    """draw among tokens at least this times as likely as the likeliest"""
+    repetition_penalty: RepetitionPenalty | None = None
+    """above 1: tokens of the prompt and the answer come less easily again, as in `generate` of
+    transformers; null: 1, or the checkpoint's own where tokens are drawn"""
     seed: Seed | None = None
     """seed of the random draws; null: another one each time"""
     stop: Stop = Field(
@@ -273,9 +288,7 @@ class AudioChatRequest(ListeningRequest):
     )
     stream: bool = False
     """send the answer in pieces, as server-sent events"""
-    include: list[Literal["timeline", "heads", "unsteered", "silence", "clips"]] = Field(  # type: ignore[assignment]
-        default=[], max_length=16
-    )
+    include: list[Include] = Field(default=[], max_length=16)  # type: ignore[assignment]
     """more to see in `listening` and `steering`"""
 
 

@@ -29,6 +29,7 @@ from steering import decision
 from steering.audio.clip import Clip
 from steering.clip_attribution import ClipAttribution
 
+_ROUNDING_SECONDS = 0.001  # that resampling may add or take
 _DIGITS = 6  # of scores and seconds: what is beyond is noise
 
 
@@ -116,6 +117,7 @@ def _listening(listening: decision.Listening, include: Collection[str]) -> Liste
         percentile=_round(listening.percentile),
         verdict=listening.verdict,  # type: ignore[arg-type]  # pydantic holds it to the four
         silence_score=_round(listening.silence_score),
+        effect_bits=_round(listening.effect_bits),
         threshold=_round(listening.threshold),
         hop_seconds=listening.hop_seconds,
         **extra,
@@ -148,6 +150,7 @@ def _windows(answer: Answer) -> dict[str, Any]:
             verdict=window.verdict,
             strength=window.strength,
             answer=window.answer,
+            effect_bits=_round(window.effect_bits),
         )
         for window in answer.windows
     ]
@@ -163,7 +166,7 @@ def _steering(answer: Answer) -> Steering:
 
 
 def _truncated(clip: Clip, heard_seconds: float) -> bool:
-    return clip.seconds > heard_seconds
+    return clip.submitted_seconds - heard_seconds > _ROUNDING_SECONDS
 
 
 def _audio(answer: Answer) -> list[AudioHeard]:
@@ -191,7 +194,7 @@ def _warnings(answer: Answer) -> list[str]:
         if _truncated(clip, heard):
             warnings.append(
                 f"clip {i} is {clip.submitted_seconds:.2f} s long; the model hears the first"
-                f" {heard:g} s. Send the rest as another clip"
+                f' {heard:g} s. Send the rest in another request, or long_audio "window"'
             )
         warnings += [f"clip {i}: {warning}" for warning in clip.warnings]
         if not clip.samples.any():

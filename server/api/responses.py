@@ -58,6 +58,8 @@ class WindowListening(ResponseModel):
     """steering strength of the window's answer"""
     answer: str
     """answer to the window alone"""
+    effect_bits: float | None
+    """effect of the window's sound on its bare answer, in bits; with steering or include effect"""
 
 
 class Listening(ResponseModel):
@@ -71,6 +73,10 @@ class Listening(ResponseModel):
     """the score in a word; unknown without a profile"""
     silence_score: float | None
     """score of the same question about silence; with steering or include silence"""
+    effect_bits: float | None
+    """what the sound did to the bare answer: KL divergence, in bits, of the first answer token, or
+    of the choices, on the audio from that on silence of the same length; with steering, include
+    effect or include silence"""
     threshold: float | None
     """score from which the verdict is listening"""
     hop_seconds: float

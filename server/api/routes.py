@@ -198,7 +198,7 @@ async def listening_score(
     "/v1/models", tags=["OpenAI"], summary="List the served model", responses=openapi.errors(503)
 )
 async def models(deployment: CurrentDeployment) -> dict[str, Any]:
-    """The model that is served, as OpenAI lists models."""
+    """The model that is served, as OpenAI lists models, with its checkpoint's sampling defaults."""
     return {"object": "list", "data": [_model(deployment)]}
 
 
@@ -216,9 +216,14 @@ async def model(deployment: CurrentDeployment, model: str) -> dict[str, Any]:
 
 
 def _model(deployment: Deployment) -> dict[str, Any]:
-    name = model_name(deployment.ready().runtime)
-    created = deployment.loaded_at
-    return {"id": name, "object": "model", "created": created, "owned_by": "allears"}
+    runtime = deployment.ready().runtime
+    return {
+        "id": model_name(runtime),
+        "object": "model",
+        "created": deployment.loaded_at,
+        "owned_by": "allears",
+        "generation_defaults": runtime.model.generation_defaults,
+    }
 
 
 def _check_model(name: str, served: str) -> None:
@@ -238,12 +243,13 @@ async def livez() -> dict[str, str]:
     summary="Is the model ready?",
     responses={503: {"model": ErrorReport}},
 )
-async def readyz(deployment: CurrentDeployment) -> dict[str, str]:
+async def readyz(deployment: CurrentDeployment) -> dict[str, str | dict[str, str]]:
     """The model has answered a question, and more may be asked; `reason` says why answers stay bare
-    where they do.
+    where they do, `switched_off` which features were found wrong and are done in a slower way.
     """
-    refusal = steering_refusal(deployment.ready().runtime)
-    return {"status": "ready"} if refusal is None else {"status": "ready", "reason": refusal}
+    runtime = deployment.ready().runtime
+    found = {"reason": steering_refusal(runtime), "switched_off": runtime.switched_off}
+    return {"status": "ready"} | {name: value for name, value in found.items() if value}
 
 
 @router.get(

@@ -53,7 +53,7 @@ class TranscriptionRequest(StrictModel):
     """steer the transcript towards the audio"""
     long_audio: LongAudio | None = Field(
         default=None,
-        description="what becomes of a clip longer than the model's window; null: as deployed",
+        description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
 
 

@@ -56,7 +56,7 @@ class DecodeJob:
 
     def sample_bytes(self, reply: Mapping[str, Any]) -> int:
         """Bytes of the samples that a reply announces; ValueError for more than possible."""
-        max_samples = math.ceil(self.limits.max_seconds * self.rate_hz) + 1
+        max_samples = math.ceil(self.limits.decoded_seconds * self.rate_hz) + 1
         if not 0 < int(reply["samples"]) <= max_samples:
             raise ValueError("too many samples")
         return int(reply["samples"]) * np.dtype(np.float32).itemsize

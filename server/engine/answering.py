@@ -15,14 +15,32 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from transformers import DynamicCache
 
+from server.engine.clip_room import (
+    clips_of,
+    cut_clips,
+    fits_row,
+    may_be_whole,
+    measure_room,
+    refuse_shortened,
+    replace_clips,
+)
 from server.engine.events import Event, Finished, Started
-from server.engine.long_audio import answer_windows, long_clip_index
+from server.engine.long_audio import answer_windows, long_clip
 from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
-from server.engine.text_generation import generate_text
+from server.engine.text_generation import generate_text, seat_for
 from steering.clip_attribution import contrast_clip, with_influence
-from steering.decision import Decision, Listening, decide, measure, unsteered, wants_silence
+from steering.decision import (
+    Decision,
+    Listening,
+    decide,
+    effect_bits,
+    measure,
+    unsteered,
+    wants_silence,
+)
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
@@ -43,26 +61,41 @@ from steering.silence import (
     silent_prefix,
 )
 
+_BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
+
 
 def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
     """Prepare the question's prompt: tokens and features, without the network, in any thread.
 
-    None if a clip is heard in windows: they are prepared one after the other.
-    Raises RequestError for a question that can't be asked or can never fit.
+    Clips that are longer than their room are cut. None if one is heard in windows: their prompts
+    are prepared one after the other. Raises RequestError for a question that can't be asked or can
+    never fit, AudioTooLarge for clips that are to be refused.
     """
-    if question.windowed and long_clip_index(question, runtime.model) is not None:
+    if may_be_whole(runtime, question):  # as a rule
+        prompt = _build(runtime, question)
+        if fits_row(runtime, question, prompt):
+            return prompt
+    room = measure_room(runtime, question, _text_tokens(runtime, question))
+    if question.long_audio == "window" and long_clip(room) is not None:
         return None
-    return _build_checked(runtime, question)
+    if question.long_audio == "refuse" and room.shortened:
+        refuse_shortened(room, question)
+    return _build(runtime, cut_clips(room, question))
 
 
-def _build_checked(runtime: Runtime, question: Question) -> Prompt:
+def _build(runtime: Runtime, question: Question) -> Prompt:
     choices = {f"choices.{i}": choice for i, choice in enumerate(question.choices)}
     refuse_control_tokens(runtime.model, choices)
-    prompt = build_prompt(
-        runtime.model, _messages_with_choices(question, runtime.model.prompt_style)
-    )
-    _check_length(runtime, prompt, question)
-    return prompt
+    return build_prompt(runtime.model, _messages_with_choices(question, runtime.model.prompt_style))
+
+
+def _text_tokens(runtime: Runtime, question: Question) -> int:
+    """Tokens of the prompt beside those of its clips."""
+    blips = {
+        clip: replace(clip, samples=clip.samples[:_BLIP_SAMPLES]) for clip in clips_of(question)
+    }
+    prompt = _build(runtime, replace_clips(question, blips))
+    return len(prompt.tokens) - int(prompt.audio_mask.sum())
 
 
 def answer_question(
@@ -74,9 +107,9 @@ def answer_question(
     """
     if prompt is None:
         return answer_windows(
-            runtime,
             question,
-            lambda part: answer_once(runtime, part, _build_checked(runtime, part)),
+            measure_room(runtime, question, _text_tokens(runtime, question)),
+            lambda part: answer_once(runtime, part, _build(runtime, part)),
         )
     return answer_once(runtime, question, prompt)
 
@@ -88,13 +121,16 @@ def answer_once(
     model, profile = runtime.model, runtime.profile
     began_at = time.perf_counter()
 
-    # 1. Silence up to the question, mostly kept, where a live direction or its score is wanted.
+    # 1. Silence up to the question, mostly kept, where a live direction, its score or the effect is
+    # wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
     silence = _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
 
     # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
     prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    if contrast and contrast.silent and not question.choices:  # nothing is read behind the twin
+        contrast = replace(contrast, silent=replace(contrast.silent, cache=DynamicCache()))
     after_prefill = time.perf_counter()
 
     # 3. Listening score, strength, plan.
@@ -104,25 +140,31 @@ def answer_once(
     steering = decision.steering
     yield Started(listening, steering)
 
-    # 4. The answer.
-    reply = yield from generate_text(runtime, prefilled, decision.plan, question)
-    after_decode = time.perf_counter()
+    # 4. The answer, and for comparison the unsteered one, in the same row.
+    with seat_for(runtime.slots, prefilled) as seat:
+        reply = unsteered = yield from generate_text(runtime, seat, decision.plan, question)
+        after_decode = time.perf_counter()
+        if question.with_unsteered and steering.applied:
+            unsteered = yield from generate_text(runtime, seat, UNSTEERED, question, pieces=False)
 
-    # 5. For comparison the unsteered answer, that of each clip's silence, and that of all silence.
-    unsteered = reply
-    if question.with_unsteered and steering.applied:
-        unsteered = yield from generate_text(runtime, prefilled, UNSTEERED, question, pieces=False)
+    # 5. For comparison the effect, and the answers about each clip's silence and about all silence.
+    # None of it makes the answer's first piece wait.
+    if contrast and contrast.silent:
+        effect = effect_bits(model, prefilled, contrast.silent, question.choices)
+        listening = replace(listening, effect_bits=effect)
     if question.with_clips and reply.text:
+        prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
         likelihood = partial(_log_probability, model, question, reply.text)
         clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
+    prefilled.free_cache()
     silent: str | None = None
     if question.with_silence and prompt.clips:
-        silent_prefilled = prefill(model, silent_twin(model, prompt))
-        silent_reply = yield from generate_text(
-            runtime, silent_prefilled, UNSTEERED, question, pieces=False
-        )
-        silent = silent_reply.text if question.generate else None
+        with seat_for(runtime.slots, prefill(model, silent_twin(model, prompt))) as seat:
+            about_silence = yield from generate_text(
+                runtime, seat, UNSTEERED, question, pieces=False
+            )
+        silent = about_silence.text if question.generate else None
     answer = Answer(
         id=question.id,
         text=reply.text,
@@ -149,13 +191,12 @@ def answer_once(
 
 def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
-    profile = runtime.profile
-    if profile is None or not prompt.clips:
+    live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
+    wanted = live or question.with_silence or question.with_effect
+    if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    live, clip = wants_silence(profile, question.steering), question.contrast_clip
-    if not (question.with_silence or live) or (live and clip is not None):
-        return None
-    return silent_prefix(runtime.model, prompt, runtime.silence_cache, profile.depth)
+    depth = runtime.twin_depth(effect=question.with_effect)
+    return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
 
 
 def _prefill(
@@ -163,13 +204,13 @@ def _prefill(
 ) -> tuple[PrefillResult, SilenceContrast | None]:
     """The pass over the prompt, and its contrast with silence, if one is wanted."""
     model, profile = runtime.model, runtime.profile
-    if profile is None or not prompt.clips:
-        return prefill(model, prompt), None
-    heads, layers = profile.heads, profile.layers
+    heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
         return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
     prefilled = prefill(model, prompt, heads=heads, layers=layers)
-    if question.contrast_clip is None or not wants_silence(profile, question.steering):
+    if profile is None or not prompt.clips or question.contrast_clip is None:
+        return prefilled, None
+    if not wants_silence(profile, question.steering):
         return prefilled, None
     _check_clip_index(question.contrast_clip, prompt)
     index = question.contrast_clip
@@ -209,16 +250,6 @@ def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Mess
     parts = list(last.parts)
     parts[text_index] = with_choices(str(parts[text_index]), question.choices, style)
     return (*before, replace(last, parts=tuple(parts)))
-
-
-def _check_length(runtime: Runtime, prompt: Prompt, question: Question) -> None:
-    """Raise RequestError unless the prompt and a token of an answer fit a slot."""
-    limit = runtime.slots.tokens - question.generate
-    if len(prompt.tokens) > limit:
-        raise RequestError(
-            f"the prompt has {len(prompt.tokens)} tokens, {int(prompt.audio_mask.sum())} of them"
-            f" audio; at most {limit} fit here: shorten the text, or send fewer or shorter clips"
-        )
 
 
 def _check_clip_index(index: int, prompt: Prompt) -> None:

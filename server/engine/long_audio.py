@@ -1,4 +1,6 @@
-"""A clip longer than the model's window: asked about window by window, one answer from all.
+"""A clip longer than is heard as one: asked about window by window, one answer from all.
+
+A window is as long as the model's own, or as the row has room for beside the text and other clips.
 
 The rule. With choices, each choice's score is the mean over windows of the logarithm of its
 probability, weighted by the window's listening score: a window that did not listen hardly counts.
@@ -16,50 +18,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from server.engine.clip_room import ClipRoom, clips_of, replace_clips
 from server.engine.events import Event, Finished, NeedsToken, Piece, Started
 from server.engine.messages import Answer, Question, Timings, WindowAnswer
-from server.engine.runtime import Runtime
-from steering.audio.clip import Clip
 from steering.audio.windows import Window, cut
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, Sampling
 from steering.kv_slots import Row
-from steering.model.audio_model import AudioModel
-from steering.prompt import Message
 
 Events = Generator[Event, None, None]
 _LEAST_PROBABILITY = 1e-30
 
 
-def long_clip_index(question: Question, model: AudioModel) -> int | None:
-    """Index of the clip that is longer than the window, None if there is none."""
-    long = [i for i, c in enumerate(clips_of(question)) if c.seconds > model.max_clip_seconds]
+def long_clip(room: ClipRoom) -> int | None:
+    """Index of the clip that is heard in windows, None if all are heard as one."""
+    long = room.shortened
     if len(long) > 1:
         raise RequestError(
-            f"clips {', '.join(map(str, long))} are longer than the model's window of"
-            f" {model.max_clip_seconds:g} s; one can be heard in windows: send one at a time",
+            f"clips {', '.join(map(str, long))} are longer than is heard as one,"
+            f" {max(room.heard_seconds):g} s here; one can be heard in windows: send one at a time",
             "audio",
         )
     return long[0] if long else None
 
 
-def clips_of(question: Question) -> list[Clip]:
-    """The clips of a question, in their order."""
-    return [part for m in question.messages for part in m.parts if isinstance(part, Clip)]
-
-
 def answer_windows(
-    runtime: Runtime, question: Question, answer_window: Callable[[Question], Events]
+    question: Question, room: ClipRoom, answer_window: Callable[[Question], Events]
 ) -> Events:
     """The events of one answer, made from an answer about each window."""
-    index = long_clip_index(question, runtime.model)
-    assert index is not None, "every clip fits the window"
-    whole = clips_of(question)[index]
-    windows = cut(whole, runtime.model.max_clip_seconds)
+    index = long_clip(room)
+    assert index is not None, "every clip is heard as one"
+    whole = room.clips[index]
+    windows = cut(whole, room.heard_seconds[index])
     answers: list[Answer] = []
     for window in windows:
         yield NeedsToken(Row(UNSTEERED, Sampling()))  # others go on before the next window
-        part = replace(question, messages=_replace_clip(question.messages, whole, window.clip))
+        part = replace_clips(question, {whole: window.clip})
         answers.append((yield from _last_answer(answer_window(part))))
     answer = _merge(question, index, windows, answers)
     yield Started(answer.listening, answer.steering)
@@ -80,14 +74,6 @@ def _last_answer(events: Events) -> Generator[NeedsToken, None, Answer]:
     raise AssertionError("a window ended without its Answer")
 
 
-def _replace_clip(messages: Sequence[Message], whole: Clip, window: Clip) -> tuple[Message, ...]:
-    """The messages with a window in the place of its clip."""
-    return tuple(
-        replace(m, parts=tuple(window if part is whole else part for part in m.parts))
-        for m in messages
-    )
-
-
 def _merge(
     question: Question, index: int, windows: Sequence[Window], answers: Sequence[Answer]
 ) -> Answer:
@@ -100,7 +86,7 @@ def _merge(
             [answer.probabilities for answer in answers], scores
         )
         text = question.choices[int(np.argmax(probabilities))]
-    clips = tuple(clips_of(question))
+    clips = clips_of(question)
     heard_seconds = list(best.prompt.heard_seconds)
     heard_seconds[index] = clips[index].seconds
     prompt = replace(
@@ -135,6 +121,7 @@ def _window_answer(index: int, window: Window, answer: Answer) -> WindowAnswer:
         verdict=answer.listening.verdict,
         strength=answer.steering.strength,
         answer=answer.text,
+        effect_bits=answer.listening.effect_bits,
     )
 
 

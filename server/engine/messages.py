@@ -25,8 +25,9 @@ class Question:
     with_unsteered: bool = False  # answer bare as well
     with_silence: bool = False  # answer the silent twin as well, and score it
     with_clips: bool = False  # find out which clip decided
+    with_effect: bool = False  # measure what the sound did to the answer, steered or not
     contrast_clip: int | None = None  # contrast this clip with its silence; None is all of them
-    windowed: bool = False  # hear a clip longer than the model's window in windows
+    long_audio: Literal["refuse", "cut", "window"] = "cut"  # a clip longer than a row hears as one
     generate: bool = True  # False: only listen
 
 
@@ -66,6 +67,7 @@ class WindowAnswer:
     verdict: str
     strength: float
     answer: str
+    effect_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

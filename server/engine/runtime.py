@@ -21,6 +21,9 @@ from steering.silence_cache import Ladder, SilenceCache
 
 log = logging.getLogger("allears")
 
+RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
+FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
+EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -49,14 +52,30 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        silence_cache = SilenceCache(silence_cache_bytes, profile.ladder if profile else None)
+        ladder = profile.ladder if profile else Ladder(0)  # nobody found out if a coarse one does
+        silence_cache = SilenceCache(silence_cache_bytes, ladder)
         silence_cache.longest_ahead = longest = longest_frames(model, tokens)
         if profile is not None and profile.ladder.steps:
-            size = model.token_bytes(profile.depth)
+            size = model.token_bytes(_twin_depth(model, profile))
             silence_cache.ladder = Ladder.within(
                 silence_cache_bytes, size, model.audio_tokens, longest
             )
         return cls(model, profile, silence_cache, slots, no_profile_reason)
+
+    def twin_depth(self, *, effect: bool = False) -> int:
+        """Number of layers that a silent twin is run through, all where its effect is wanted."""
+        return _twin_depth(self.model, self.profile, effect=effect)
+
+    @property
+    def switched_off(self) -> dict[str, str]:
+        """Features found wrong, which are done in a slower and right way, each with its fault."""
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        return {feature: fault for feature, fault in faults.items() if fault}
+
+    @property
+    def window_seconds(self) -> float:
+        """The longest clip heard as one: the model's window, or what a row without text holds."""
+        return min(self.model.max_clip_seconds, self.slots.tokens * self.model.hop_seconds)
 
     def make_room(self) -> None:
         """Free the silence cache, and give its memory back to the device."""
@@ -64,6 +83,12 @@ class Runtime:
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _twin_depth(model: AudioModel, profile: Profile | None, *, effect: bool = False) -> int:
+    if profile is None or effect or EFFECT_OF_STEERED:
+        return model.num_layers
+    return profile.depth
 
 
 def steering_refusal(runtime: Runtime) -> str | None:
@@ -96,7 +121,7 @@ def prepare_silence(runtime: Runtime, on_progress: Callable[[str], None]) -> Non
     prompt = build_question(model, [clip], "What do you hear?")
     words = prompt.tokens[: int(prompt.audio_mask.nonzero()[0])]
     kept.pinned = words.numpy().tobytes()
-    kept.want(kept.pinned, profile.depth, model.window_frames)
+    kept.want(kept.pinned, runtime.twin_depth(), model.window_frames)
     rungs = len(kept.ahead)
     while kept.ahead:
         on_progress(f"making silences: {len(kept.ahead)} of {rungs} left")

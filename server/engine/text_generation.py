@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ from tokenizers.decoders import DecodeStream
 from server.engine.events import NeedsToken, Piece
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.generation import SteeringPlan, score_choices, steered_logits
-from steering.kv_slots import Row, sample_rows
+from steering.generation import SteeringPlan, score_choices
+from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
 
@@ -29,9 +30,40 @@ class GeneratedText:
     first_token_at: float = 0.0  # by the performance counter
 
 
+@dataclass(slots=True, eq=False)
+class Seat:
+    """Where keys and values of a question's prompt are: in a cache of their own until its first row
+    is seated, then in that row's slot, which answers to the same prompt take over. Never in both.
+    """
+
+    slots: KVSlots
+    prefilled: PrefillResult
+    row: Row | None = None  # in the slot
+
+    def take(self, row: Row) -> None:
+        """Seat a row."""
+        if self.row is None:
+            self.slots.admit(row, self.prefilled)
+            self.prefilled.free_cache()
+        else:
+            self.slots.hand_over(self.row, row, self.prefilled)
+        self.row = row
+
+
+@contextmanager
+def seat_for(slots: KVSlots, prefilled: PrefillResult) -> Iterator[Seat]:
+    """A seat, which is free again afterwards."""
+    seat = Seat(slots, prefilled)
+    try:
+        yield seat
+    finally:
+        if seat.row is not None:
+            slots.release(seat.row)
+
+
 def generate_text(
     runtime: Runtime,
-    prefilled: PrefillResult,
+    seat: Seat,
     plan: SteeringPlan,
     question: Question,
     *,
@@ -41,11 +73,11 @@ def generate_text(
     if not question.generate:
         return GeneratedText(finish_reason="listen")
     if question.choices:
-        reply = _choose(runtime, prefilled, plan, question)
+        reply = _choose(runtime, seat.prefilled, plan, question)
         if pieces:
             yield Piece(reply.text)
         return reply
-    return (yield from _write_text(runtime, prefilled, plan, question, pieces))
+    return (yield from _write_text(runtime, seat, plan, question, pieces))
 
 
 def _choose(
@@ -61,30 +93,27 @@ def _choose(
 
 
 def _write_text(
-    runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question, pieces: bool
+    runtime: Runtime, seat: Seat, plan: SteeringPlan, question: Question, pieces: bool
 ) -> Generator[Piece | NeedsToken, None, GeneratedText]:
     """The text of at most max_tokens tokens, or as many as fit the slot, one by one."""
+    prefilled = seat.prefilled
     longest = min(question.sampling.max_tokens, runtime.slots.tokens - prefilled.length)
     row = Row(plan, question.sampling)
-    row.token = sample_rows(steered_logits(runtime.model, prefilled.final[None], plan, 0), [row])[0]
+    sample_first(runtime.model, prefilled, row)
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
-    try:
-        for step in range(longest):
-            if step:
-                if row.slot < 0:
-                    runtime.slots.admit(row, prefilled)
-                yield NeedsToken(row)
-            reply.tokens += 1
-            reply.first_token_at = reply.first_token_at or time.perf_counter()
-            text = assembler.add(row.token)
-            reply.text += text
-            if text and pieces:
-                yield Piece(text)
-            if assembler.ended:
-                return reply
-    finally:
-        if row.slot >= 0:
-            runtime.slots.release(row)
+    for step in range(longest):
+        if step:
+            if row.slot < 0:
+                seat.take(row)
+            yield NeedsToken(row)
+        reply.tokens += 1
+        reply.first_token_at = reply.first_token_at or time.perf_counter()
+        text = assembler.add(row.token)
+        reply.text += text
+        if text and pieces:
+            yield Piece(text)
+        if assembler.ended:
+            return reply
     reply.finish_reason = "length"
     rest = assembler.rest()
     reply.text += rest

@@ -1,7 +1,8 @@
 """The listening log's tables, and the SQL on them: SQLite or PostgreSQL, nothing else.
 
 The columns are the fields of Record. A record is written once however often it is tried: its id is
-unique. A database whose tables are of another VERSION is refused, never guessed at.
+unique. Tables of an older VERSION get the columns that they lack; those of any other are refused,
+never guessed at.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from server.errors import WrongDatabaseVersion
 from server.listening_log.records import Record
 
-VERSION = 1  # of the tables; another one with every change of Record
+VERSION = 2  # of the tables; another one with every change of Record
+_ADDED = {2: ("effect_bits",)}  # version -> columns that came with it, all nullable
 WRITE_ROWS = 500  # records of one transaction
 PRUNE_ROWS = 1000  # records of one removing transaction
 _CONNECT_SECONDS = 3
@@ -134,7 +136,10 @@ def _limit_postgresql(connection: Connection) -> None:
 
 
 def prepare(engine: Engine) -> None:
-    """Make the tables if there are none. Raises WrongDatabaseVersion and SQLAlchemy's errors."""
+    """Make the tables if there are none, and bring older ones up to this version.
+
+    Raises WrongDatabaseVersion and SQLAlchemy's errors.
+    """
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # one after the other
@@ -147,12 +152,22 @@ def prepare(engine: Engine) -> None:
         version = connection.execute(select(_version.c.version)).scalar_one_or_none()
         if version is None:
             connection.execute(insert(_version).values(version=VERSION))
-        elif version != VERSION:
+        elif version not in range(1, VERSION + 1):
             raise WrongDatabaseVersion(
                 f"its tables are of version {version}, and this allears knows version {VERSION};"
                 " run the version that made them, or name another database"
             )
+        else:
+            _upgrade(connection, version)
         connection.execute(update(_version).values(version=VERSION))  # fails if it may not write
+
+
+def _upgrade(connection: Connection, version: int) -> None:
+    """Add the columns that came after a version; its own writers never name them."""
+    for added in range(version + 1, VERSION + 1):
+        for name in _ADDED[added]:
+            kind = _records.c[name].type.compile(connection.dialect)
+            connection.execute(text(f"ALTER TABLE {_records.name} ADD COLUMN {name} {kind}"))
 
 
 def write(engine: Engine, records: Sequence[Record], replica: str) -> None:

@@ -40,6 +40,7 @@ class Record:
     decode_seconds: float = 0.0
     model: str = ""
     profile: str = "none"
+    effect_bits: float | None = None  # of the sound on the bare answer, where it was measured
 
 
 class ListeningLog(Protocol):
@@ -135,6 +136,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "not_listening_fraction": len(not_listening) / len(scores) if scores else None,
         "steered_fraction": len(steered) / len(answered) if answered else None,
         "mean_strength": _mean([record.strength for record in steered]),
+        "mean_effect_bits": _mean([r.effect_bits for r in records if r.effect_bits is not None]),
         "last": _brief(records[-1]) if records else None,
     }
 

@@ -129,7 +129,7 @@ async function askBoth() {
   for (const id of ["bare", "steered"]) empty($(id));
   const steering = JSON.stringify({ strength: wish.strength });
   const [bare, steered] = await Promise.all([
-    server.ask(formOf(wish, { include: "timeline" }), (piece) => grow("bare", piece)),
+    server.ask(formOf(wish, { include: "timeline,effect" }), (piece) => grow("bare", piece)),
     server.ask(formOf(wish, { include: "timeline", steer: "true", steering }), (piece) => grow("steered", piece)),
   ]);
   fill($("bare"), bare, `without steering, ${seconds(bare)}`);
@@ -137,7 +137,7 @@ async function askBoth() {
   showListening(bare.listening);
   const list = [...new Set([...bare.warnings, ...steered.warnings])];
   $("warnings").replaceChildren(...list.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-  $("said").textContent = `Bare: ${bare.answer}. Steered: ${steered.answer}. ${$("gauge").getAttribute("aria-valuetext")}`;
+  $("said").textContent = `Bare: ${bare.answer}. Steered: ${steered.answer}. ${$("gauge-words").textContent}`;
   showCode(wish);
 }
 
@@ -145,7 +145,7 @@ async function askAboutSilence() {
   const wish = asked();
   empty($("silent"));
   $("silent").hidden = false;
-  const found = await server.ask(formOf(wish, { include: "timeline,silence" }), () => {});
+  const found = await server.ask(formOf(wish, { include: "timeline,silence,effect" }), () => {});
   $("silent").querySelector(".text").textContent = found.silent_answer || "(nothing)";
   const score = found.listening.silence_score;
   $("silent").querySelector(".small").textContent = "the same question about as many seconds of silence"
@@ -233,12 +233,20 @@ function showListening(listening) {
     ? `Score ${score.toFixed(2)}; from ${threshold.toFixed(2)}, the mark, on, the model counts as listening.`
       + ` ${Math.round(100 * percentile)} % of the calibration clips score lower.`
     : "This server has no listening profile, so nothing is scored or steered.";
-  $("gauge-words").textContent = words;
+  const effect = effectInWords(listening.effect_bits);
+  $("effect").hidden = !effect;
+  $("effect").firstChild.textContent = effect ? `${listening.effect_bits.toFixed(2)} bits` : "";
+  $("gauge-words").textContent = words + effect;
   $("gauge").setAttribute("aria-valuenow", String(score ?? 0));
   $("gauge").setAttribute("aria-valuetext", words);
   $("legend").hidden = !listening.timeline?.length;
   $("wave").setAttribute("aria-label", inWords(sound, listening.timeline, listening.hop_seconds));
   show();
+}
+
+function effectInWords(bits) {
+  if (bits === null) return "";
+  return ` The sound moved the bare answer ${bits.toFixed(2)} bits away from the one about silence.`;
 }
 
 function showCode(wish) {

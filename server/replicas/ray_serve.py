@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to 
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # a replica's decoder is exec'ed; no notes
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log stays in Ray's session
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no late call starts a Ray of its own
 if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # not in Ray's own processes
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback, on Linux as well
     os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not 15
@@ -30,7 +31,7 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # not in Ray's
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RaySystemError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -174,6 +175,8 @@ class ServeReplicas:
 
     def status(self) -> ReplicaStatus:
         """The status in Serve."""
+        if not ray.is_initialized():  # Serve would start one
+            return ReplicaStatus(0, 0)
         application = serve.status().applications.get(APP)
         if application is None or REPLICA not in application.deployments:
             return ReplicaStatus(0, 0)
@@ -299,9 +302,15 @@ def _start(settings: Settings) -> DeploymentHandle[Any]:
 def _stop() -> None:
     """Stop Ray, or only our application on a cluster that ran before."""
     if ray.is_initialized():
+        logging.getLogger("asyncio").addFilter(_not_of_late_polls)
         if "RAY_ADDRESS" in os.environ:
             serve.delete(APP)
         ray.shutdown()
+
+
+def _not_of_late_polls(record: logging.LogRecord) -> bool:
+    """Drop what Serve's own polling raises when an update reaches it after the end of Ray."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], RaySystemError)
 
 
 def replica_application(settings: Settings) -> serve.Application:

@@ -31,4 +31,5 @@ def make_record(question: Question, answer: Answer, created: int, runtime: Runti
         **answer.timings.seconds(),
         model=model,
         profile=profile,
+        effect_bits=listening.effect_bits,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.audio.decode_pool import RESULTS
 from server.engine.engine import Engine
 from server.engine.messages import Answer
+from server.engine.runtime import FEATURES
 from server.listening_log.drift import drift, expected_not_listening
 from server.listening_log.records import ListeningLog, Record
 from server.listening_log.writer import DatabaseLog
@@ -18,6 +20,7 @@ from server.telemetry.merged_metrics import Samples, text
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
+_BITS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
@@ -33,6 +36,7 @@ class Metrics:
     tokens: Counter
     audio_seconds: Counter
     listening_score: Histogram
+    effect_bits: Histogram
     steering_strength: Histogram
     steered: Counter
     not_listening: Counter
@@ -81,6 +85,12 @@ def make_metrics() -> Metrics:
         listening_score=Histogram(
             "allears_listening_score", "Listening scores", registry=own, buckets=_SCORES
         ),
+        effect_bits=Histogram(
+            "allears_effect_bits",
+            "What the sound did to the bare answer, where a silent twin was run",
+            registry=own,
+            buckets=_BITS,
+        ),
         steering_strength=Histogram(
             "allears_steering_strength", "Strength of answers", registry=own, buckets=_STRENGTHS
         ),
@@ -124,8 +134,21 @@ def add_engine_gauges(metrics: Metrics, engine: Engine, model_info: dict[str, st
     held.set_function(lambda: engine.runtime.silence_cache.held_bytes)
     limit = Gauge("allears_queue_limit_requests", "Requests that may wait", registry=own)
     limit.set(engine.queue_limit_requests)
+    off = Gauge(
+        "allears_switched_off",
+        "1: the feature was found wrong, and a slower, right way is taken",
+        ["feature"],
+        registry=own,
+    )
+    for feature in FEATURES:
+        off.labels(feature).set_function(partial(_is_off, engine, feature))
     info = Gauge("allears_model_info", "What is served; always 1", list(model_info), registry=own)
     info.labels(**model_info).set(1)
+
+
+def _is_off(engine: Engine, feature: str) -> float:
+    """1 if a feature was switched off, else 0."""
+    return float(feature in engine.runtime.switched_off)
 
 
 def add_listening_gauges(metrics: Metrics, engine: Engine, records: ListeningLog) -> None:
@@ -171,6 +194,8 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
     metrics.audio_seconds.inc(record.audio_seconds)
     if record.score is not None:
         metrics.listening_score.observe(record.score)
+    if record.effect_bits is not None:
+        metrics.effect_bits.observe(record.effect_bits)
     if record.verdict == "not_listening":
         metrics.not_listening.inc()
     if timings.silence_cache is not None:

@@ -117,10 +117,15 @@ def _answer_fields(answer: Answer) -> dict[str, Any]:
     listening, steering = answer.listening, answer.steering
     return {
         **answer.timings.rounded().seconds(),
-        "score": None if listening.score is None else round(listening.score, _DIGITS),
+        "score": _rounded(listening.score),
+        "effect_bits": _rounded(listening.effect_bits),
         "verdict": listening.verdict,
         "strength": round(steering.strength, _DIGITS),
         "audio_seconds": round(sum(answer.prompt.heard_seconds), _DIGITS),
         "prompt_tokens": len(answer.prompt.tokens),
         "completion_tokens": answer.completion_tokens,
     }
+
+
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else round(figure, _DIGITS)

@@ -31,12 +31,13 @@ from steering.audio.clip import Clip
 from steering.audio.containers import recordings
 from steering.audio.limits import AudioLimits, check_bytes, check_seconds
 from steering.audio.mono import Section, mix
-from steering.audio.recording import Recording
+from steering.audio.recording import Findings, Recording
 from steering.errors import AudioError, AudioTooLarge
 
 log = logging.getLogger("allears")
 
 _MOST_WARNINGS = 12
+_ROUNDING_SECONDS = 1e-6
 
 
 @dataclass(slots=True, eq=False)
@@ -44,12 +45,17 @@ class Heard:
     """What was decoded, at the rates that it had."""
 
     sections: list[Section] = field(default_factory=list)
-    lengths: list[float] = field(default_factory=list)  # seconds of each recording
+    lengths: list[float] = field(default_factory=list)  # seconds of each recording, all counted
     notes: list[str] = field(default_factory=list)  # of what was not heard, or not as it was sent
 
     @property
     def seconds(self) -> float:
-        """Length of all."""
+        """Length of all, what was counted and not kept included."""
+        return sum(self.lengths)
+
+    @property
+    def kept_seconds(self) -> float:
+        """Length of what was kept."""
         return sum(section.seconds for section in self.sections)
 
 
@@ -57,8 +63,9 @@ def decode(data: bytes, *, rate_hz: int, limits: AudioLimits) -> Clip:
     """The clip in `data`, a whole audio file, at `rate_hz`.
 
     Channels are averaged, then the mean is resampled. All that can be decoded is heard, to the end
-    of the bytes: `submitted_seconds` says how many seconds those were, `warnings` what of the bytes
-    was not heard. Files that stand one behind the other are heard one after the other.
+    of the bytes or of `limits.kept_seconds`: `submitted_seconds` says how many seconds the bytes
+    hold, `warnings` what of them was not heard. Files that stand one behind the other are heard one
+    after the other.
 
     Raises AudioTooLarge for bytes or seconds over the limit, UnsupportedAudio for another format or
     codec, AudioError for all else: a damaged file, no samples, NaN or infinity, channels or rate
@@ -96,6 +103,10 @@ def _decoded(data: bytes, limits: AudioLimits) -> Heard:
         for recording in recordings(data, limits, heard.notes):
             heard.notes += recording.warnings
             _listen(recording, heard, limits)
+            if heard.seconds > limits.counted_seconds:
+                hours = limits.counted_seconds / 3600
+                heard.notes.append(f"it is longer than {hours:g} hours; how much was not counted")
+                break
     except AudioTooLarge:
         raise
     except AudioError as error:
@@ -110,28 +121,32 @@ def _decoded(data: bytes, limits: AudioLimits) -> Heard:
     if len(heard.lengths) > 1:
         lengths = ", ".join(f"{seconds:.2f}" for seconds in heard.lengths[:5])
         more = ", ..." if len(heard.lengths) > 5 else ""
+        whole = "; all are heard" * (heard.seconds - heard.kept_seconds < _ROUNDING_SECONDS)
         heard.notes.append(
-            f"it is {len(heard.lengths)} recordings one behind the other ({lengths}{more} s); all"
-            " are heard"
+            f"it is {len(heard.lengths)} recordings one behind the other ({lengths}{more} s){whole}"
         )
     return heard
 
 
 def _listen(recording: Recording, heard: Heard, limits: AudioLimits) -> None:
     """Add a recording to what was heard."""
-    before = heard.seconds
-    left = replace(limits, max_seconds=limits.max_seconds - before)
+    before, findings = heard.seconds, Findings()
+    left = replace(
+        limits,
+        max_seconds=limits.max_seconds - before,
+        kept_seconds=max(0.0, limits.kept_seconds - before),
+    )
     reader = pyav_reader if recording.reader == "pyav" else soundfile_reader
     try:
         try:
-            sections = mix(reader.blocks(recording, left, heard.notes), left)
+            sections = mix(reader.blocks(recording, left, findings), left)
         except AudioTooLarge:
             raise
         except AudioError:
             if reader is pyav_reader or not recording.demuxer:
                 raise
-            reader = pyav_reader
-            sections = mix(reader.blocks(recording, left, heard.notes), left)
+            reader, findings = pyav_reader, Findings(findings.notes)
+            sections = mix(reader.blocks(recording, left, findings), left)
         alone = {
             index: channel
             for index, section in enumerate(sections)
@@ -139,13 +154,14 @@ def _listen(recording: Recording, heard: Heard, limits: AudioLimits) -> None:
         }
         if alone:  # once more, for which the mean need not be kept beside every channel
             del sections
-            sections = mix(reader.blocks(recording, left, []), left, alone)
+            sections = mix(reader.blocks(recording, left, Findings()), left, alone)
     except AudioTooLarge:
         check_seconds(limits.max_seconds + before, limits, counted=False)
         raise
-    heard.notes += _changes(sections)
+    heard.notes += [*findings.notes, *_changes(sections)]
     heard.sections += sections
-    heard.lengths.append(heard.seconds - before)
+    heard.lengths.append(sum(s.seconds for s in sections) + findings.seconds_behind)
+    check_seconds(heard.seconds, limits)
 
 
 def _changes(sections: list[Section]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def open_flac(data: bytes, start: int, limits: AudioLimits) -> Recording:
     check_layout(info.channels, info.rate_hz, limits)
     second = _SECOND_FILE.search(data, info.audio)
     stop = second.start() if second else len(data)
-    first, last = _first_and_last(data, info, stop, limits)
+    first, last, stop = _first_and_last(data, info, stop, limits)
     warnings = []
     end, total = _frame_end(data, last, stop, info), last.sample + last.size - first.sample
     if end is None:
@@ -61,7 +61,7 @@ def open_flac(data: bytes, start: int, limits: AudioLimits) -> Recording:
         )
     if total == 0:
         raise _no_frame()
-    if total < info.frames:
+    if total < min(info.frames, limits.counted_seconds * info.rate_hz):
         warnings.append(
             f"its header announces {info.frames / info.rate_hz:,.2f} s, and"
             f" {total / info.rate_hz:.2f} s are there"
@@ -94,8 +94,10 @@ def _stream_info(data: bytes, start: int) -> StreamInfo:
 
 def _first_and_last(
     data: bytes, info: StreamInfo, stop: int, limits: AudioLimits
-) -> tuple[FlacFrame, FlacFrame]:
-    """The first frame, and the last of those that go on where the one before it ends."""
+) -> tuple[FlacFrame, FlacFrame, int]:
+    """The first frame, the last of those that go on where the one before it ends, and the byte at
+    which to stop: what is beyond the seconds that are counted is not looked at.
+    """
     first = last = None
     others = 0
     for match in _SYNC.finditer(data, info.audio, stop):
@@ -105,6 +107,8 @@ def _first_and_last(
             if others > _MOST_OTHERS:
                 break
             continue
+        if first and last and head.sample - first.sample > limits.counted_seconds * info.rate_hz:
+            return first, last, head.start
         last = head
         first = first or head
         seconds = (last.sample + last.size - first.sample) / info.rate_hz
@@ -113,7 +117,7 @@ def _first_and_last(
             check_seconds(max(announced, seconds), limits, counted=announced >= seconds)
     if first is None or last is None:
         raise _no_frame()
-    return first, last
+    return first, last, stop
 
 
 def _no_frame() -> AudioError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from steering.errors import AudioError, AudioTooLarge
 
 ALLOWED = "WAV, FLAC, OGG, MP3, AIFF, M4A or WebM"
+_COUNTED_SECONDS = 4 * 3600.0  # a hostile file could hold weeks, and counting takes time
 CONVERT = "convert it, for example with `ffmpeg -i INPUT -ac 1 -ar 16000 OUTPUT.wav`"
 
 
@@ -18,6 +20,7 @@ class AudioLimits:
 
     max_bytes: int = 25_000_000
     max_seconds: float = 30.0
+    kept_seconds: float = math.inf  # what stands behind is counted, and not decoded
     min_seconds: float = 0.05  # shorter than one audio token of the model is not audio to it
     max_channels: int = 8
     min_rate_hz: int = 4_000
@@ -26,7 +29,17 @@ class AudioLimits:
     @property
     def max_decoded_bytes(self) -> int:
         """Bytes of the longest waveform ever held: mono float32 at the highest rate."""
-        return int(self.max_seconds * self.max_rate_hz) * np.dtype(np.float32).itemsize
+        return int(self.decoded_seconds * self.max_rate_hz) * np.dtype(np.float32).itemsize
+
+    @property
+    def decoded_seconds(self) -> float:
+        """Seconds of the longest waveform ever held."""
+        return min(self.max_seconds, self.kept_seconds)
+
+    @property
+    def counted_seconds(self) -> float:
+        """Seconds beyond which a length is not counted any further."""
+        return max(self.kept_seconds, _COUNTED_SECONDS)
 
 
 def check_bytes(count: int, limits: AudioLimits) -> None:

@@ -157,6 +157,8 @@ def open_mpeg(data: bytes, start: int, limits: AudioLimits) -> Recording:
         at = begin + head.size
         seconds = (walk.count - _TRIMMED_FRAMES) * head.samples / head.rate_hz
         check_seconds(seconds, limits, counted=False)
+        if seconds > limits.counted_seconds:
+            break
     return _recording(data, walk, at + walk.cut_bytes)
 
 

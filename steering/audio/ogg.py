@@ -166,10 +166,13 @@ def _counted(
     check_layout(layout.channels, layout.rate_hz, limits)
     ends, total = [_NONE_ENDS] * len(pages), 0
     for index, packet in stream:
-        total += layout.samples(packet)
-        ends[index] = total
         seconds = (total - layout.skipped) / layout.clock_hz - _LONGEST_PAGE_SECONDS
         check_seconds(seconds, limits, counted=False)
+        if seconds > limits.counted_seconds and ends[index] == _NONE_ENDS:  # a page begins
+            pages, ends = pages[:index], ends[:index]
+            break
+        total += layout.samples(packet)
+        ends[index] = total
     total, ends = _trimmed(pages, ends, total)
     total -= layout.skipped
     check_seconds(total / layout.clock_hz, limits)

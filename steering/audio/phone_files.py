@@ -138,16 +138,19 @@ def _side_by_side(
     limits: AudioLimits,
 ) -> tuple[bytes, int, tuple[str, ...]]:
     """Frames from a byte on, the byte behind them, and warnings about what was left out."""
-    spans, skipped, warnings = [], 0, []
-    most = limits.max_seconds / _SHORTEST_FRAME_SECONDS
+    spans: list[slice] = []  # of frames that touch
+    count, skipped, warnings = 0, 0, []
     while at < len(data) and end_of_tags(data, at) < len(data):
         size = size_at(at)
         if size and at + size <= len(data):
-            spans.append(slice(at, at + size))
-            check_seconds(
-                0 if len(spans) <= most else limits.max_seconds + 1, limits, counted=False
-            )
-            at += size
+            if spans and spans[-1].stop == at:
+                spans[-1] = slice(spans[-1].start, at + size)
+            else:
+                spans.append(slice(at, at + size))
+            count, at = count + 1, at + size
+            check_seconds(count * _SHORTEST_FRAME_SECONDS, limits, counted=False)
+            if count * _SHORTEST_FRAME_SECONDS > limits.counted_seconds:
+                break
             continue
         behind = None if size else next_frame(at + 1)
         if size:

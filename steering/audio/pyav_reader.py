@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.audio.limits import CONVERT, AudioLimits, check_layout
-from steering.audio.recording import Block, Recording, damaged
+from steering.audio.recording import Block, Findings, Recording, damaged
 from steering.errors import AudioError, UnsupportedAudio
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def is_installed() -> bool:
     return True
 
 
-def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Iterator[Block]:
-    """The samples of a recording, decoded as they are taken; what is not heard goes to `notes`.
+def blocks(recording: Recording, limits: AudioLimits, findings: Findings) -> Iterator[Block]:
+    """The samples of a recording that are kept, decoded as they are taken.
 
     Raises UnsupportedAudio for another codec, and where the extra is not installed; AudioError for
     a damaged file, and for channels or a rate outside the limits.
@@ -74,7 +74,7 @@ def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Itera
             **_lenient(av.__version__),
             io_open=_refuse,
         ) as container:
-            yield from _decoded(container, recording, limits, notes)
+            yield from _decoded(container, recording, limits, findings)
     except (av.error.FFmpegError, PermissionError) as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError from None
@@ -92,19 +92,38 @@ def _refuse(*_: Any) -> NoReturn:
 
 
 def _decoded(
-    container: InputContainer, recording: Recording, limits: AudioLimits, notes: list[str]
+    container: InputContainer, recording: Recording, limits: AudioLimits, findings: Findings
 ) -> Iterator[Block]:
-    """The first sound track, and notes about what of it could not be had."""
-    stream = _sound_track(container, recording, limits, notes)
+    """The first sound track as far as it is kept, and what of it could not be had."""
+    stream = _sound_track(container, recording, limits, findings.notes)
     tally = _Tally()
     for frame in _frames(container, stream, tally):
         samples = _floats(frame)
         check_layout(samples.shape[1], frame.sample_rate, limits)
+        kept = samples[: int(min(len(samples), tally.seconds_left(limits) * frame.sample_rate))]
+        if len(kept):
+            yield Block(frame.sample_rate, kept)
+        if len(kept) < len(samples):
+            cut = (len(samples) - len(kept)) / frame.sample_rate
+            findings.seconds_behind = cut + _seconds_behind(container, stream, tally, limits)
+            return
         tally.add(frame)
-        yield Block(frame.sample_rate, samples)
     if not tally.heard:
         raise damaged(recording.container, len(recording.payload))
-    notes += tally.notes(_announced_seconds(container, stream, recording))
+    findings.notes += tally.notes(_announced_seconds(container, stream, recording))
+
+
+def _seconds_behind(
+    container: InputContainer, stream: AudioStream, tally: _Tally, limits: AudioLimits
+) -> float:
+    """Seconds of the packets that come next, which are not decoded."""
+    seconds = 0.0
+    for packet in container.demux(stream):
+        if packet.duration and packet.time_base:
+            seconds += float(packet.duration * packet.time_base)
+        if tally.heard + seconds > limits.counted_seconds:
+            break
+    return seconds
 
 
 def _sound_track(
@@ -138,6 +157,10 @@ class _Tally:
     damaged_packets: int = 0
     damaged_seconds: float = 0.0
     stopped: bool = False  # by an error of the container
+
+    def seconds_left(self, limits: AudioLimits) -> float:
+        """Seconds of those to come that are kept."""
+        return limits.kept_seconds - self.heard
 
     def add(self, frame: AudioFrame) -> None:
         """Count a frame that was heard."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +25,14 @@ class Recording:
     zeros: int = 0  # to be read behind the payload: libsndfile takes lengths from the file's size
     bytes_per_second: float = 0.0  # of samples, where they are of one size
     warnings: tuple[str, ...] = ()  # what of it is not heard, or not as the header says
+
+
+@dataclass(slots=True, eq=False)
+class Findings:
+    """What a reader finds out beside the samples."""
+
+    notes: list[str] = field(default_factory=list)  # of what is not heard, or not as it was sent
+    seconds_behind: float = 0.0  # behind those that were kept
 
 
 class Block(NamedTuple):

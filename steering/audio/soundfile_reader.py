@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from steering.audio.limits import AudioLimits, check_layout, check_seconds
-from steering.audio.recording import Block, Recording, damaged
+from steering.audio.recording import Block, Findings, Recording, damaged
 
 _FORMATS = {
     "WAV": ("WAV", "WAVEX", "RF64"), "FLAC": ("FLAC",), "FLAC in OGG": ("FLAC",), "OGG": ("OGG",),
@@ -52,8 +52,8 @@ class _Padded:
         return self._at
 
 
-def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Iterator[Block]:
-    """The samples of a recording, decoded as they are taken; what is not heard goes to `notes`.
+def blocks(recording: Recording, limits: AudioLimits, findings: Findings) -> Iterator[Block]:
+    """The samples of a recording that are kept, decoded as they are taken.
 
     Raises AudioError for a damaged file and for channels or a rate outside the limits,
     AudioTooLarge for more seconds than allowed. A block is overwritten by the next one.
@@ -71,14 +71,15 @@ def blocks(recording: Recording, limits: AudioLimits, notes: list[str]) -> Itera
             frames = file.frames if recording.frames is None else recording.frames
             check_seconds(frames / file.samplerate, limits)
             block = np.empty((_BLOCK_FRAMES, file.channels), np.float32)
-            left = frames
+            kept = left = int(min(frames, limits.kept_seconds * file.samplerate))
+            findings.seconds_behind = (frames - kept) / file.samplerate
             while left > 0 and len(samples := file.read(min(left, _BLOCK_FRAMES), out=block)):
                 left -= len(samples)
                 yield Block(file.samplerate, samples)
             if left > _TOLD_SECONDS * file.samplerate:
-                notes.append(
-                    f"of {frames / file.samplerate:.2f} s,"
-                    f" {(frames - left) / file.samplerate:.2f} s could be decoded"
+                findings.notes.append(
+                    f"of {kept / file.samplerate:.2f} s,"
+                    f" {(kept - left) / file.samplerate:.2f} s could be decoded"
                 )
     except soundfile.SoundFileError:
         raise damaged(recording.container, len(recording.payload)) from None

@@ -1,9 +1,9 @@
 """Self-calibration: a profile from synthetic items, for a model without one.
 
 The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
-folder, one entry for each checkpoint, dtype, profile schema and number of items:
+folder, one entry for each checkpoint, dtype, prompt style, profile schema and number of items:
 
-    profiles/<fingerprint>-<dtype>-schema<N>-<items>items/
+    profiles/<fingerprint>-<dtype>-<style>-schema<N>-<items>items/
         profile/        the profile
         refusal.json    or the reason why there is none
         items/          the sounds, while they are needed
@@ -50,7 +50,8 @@ def is_wanted(profile: str | None, model: AudioModel) -> bool:
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     """The cache folder of a model's profile from a number of items."""
     dtype = str(model.dtype).removeprefix("torch.")
-    name = f"{model.fingerprint}-{dtype}-schema{SCHEMA_VERSION}-{items}items"
+    kind = f"{dtype}-{model.prompt_style.name}"
+    name = f"{model.fingerprint}-{kind}-schema{SCHEMA_VERSION}-{items}items"
     return cache / "profiles" / name
 
 

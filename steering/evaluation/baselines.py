@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from steering.evaluation.shared_audio import prefill_on_prefix
 from steering.generation import (
     UNSTEERED,
-    ChoiceStates,
     Sampling,
     choice_probabilities,
     crop_to_prompt,
@@ -68,7 +68,7 @@ def audio_aware_choices(
         )
         return (1 + weight) * audio - weight * silence
 
-    return choice_probabilities(ChoiceStates(branches[0].tokens, both), contrast)
+    return choice_probabilities(replace(branches[0], states=both), contrast)
 
 
 def text_only_direction(

@@ -20,6 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
 from steering.errors import AllEarsError
@@ -27,6 +30,7 @@ from steering.evaluation.answering import AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
+from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
 from steering.evaluation.predictions import prediction, write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
@@ -129,6 +133,7 @@ def _results(
     )
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
+    effect = effects(model, activations)
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "profile": profile.name,
@@ -142,7 +147,7 @@ def _results(
         "versions": versions(),
         "arms": arm_figures(items, right, seed),
         "parts": part_figures(items, right, seed),
-        "listening": listening_figures(model, profile, items, activations, seed),
+        "listening": listening_figures(model, profile, items, activations, effect, seed),
         "correlation_map": correlation_map(model, items, activations),
         "first_tokens": control_figures(
             model, profile, items, activations, constants, arm_strengths, seed
@@ -151,7 +156,8 @@ def _results(
     for arm, texts in outputs.items():
         write_predictions(out / f"predictions.{arm}.json", items, texts)
     write_whole(
-        out / "items.csv", _items_csv(model, profile, dataset, activations, arm_strengths, right)
+        out / "items.csv",
+        _items_csv(model, profile, dataset, activations, effect, arm_strengths, right),
     )
     write_whole(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     write_report(out, results, ReportDetails(model, profile, items, activations, outputs, right))
@@ -203,15 +209,17 @@ def _items_csv(
     profile: Profile,
     dataset: DataSet,
     activations: Activations,
+    effect: NDArray[np.float64],
     arm_strengths: ArmStrengths,
     right: Mapping[str, Flags],
 ) -> str:
-    """CSV: score, silent score and strength of every item, and which arms answered it right."""
+    """CSV: score, silent score, effect and strength of every item, and which arms were right."""
     header, *rows = item_rows(
         right,
         {
             "score": activations.scores(profile.heads, model.num_heads).round(5),
             "silent_score": activations.silent_scores(profile.heads, model.num_heads).round(5),
+            "effect_bits": effect.round(4),
             "strength": arm_strengths.by_arm["adaptive"].round(4),
         },
     )

@@ -7,7 +7,7 @@ answer; items with longer ones are left out here and counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.calibration.activations import Activations
+from steering.decision import divergence_bits
 from steering.evaluation.arms import Strengths
 from steering.items import Item
 from steering.model.audio_model import AudioModel
+from steering.model.token_healing import continuations
 from steering.readout import Intervention, logits, pool
 
 Flags = NDArray[np.bool_]
@@ -35,7 +37,10 @@ class OneToken:
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """Items whose answer, or for `choices` every option, is a single token unlike the others."""
+    """Items whose answer, or for `choices` every option, is a single token unlike the others.
+
+    Options that join the prompt's end are read one token earlier: their items are left out.
+    """
     tokenizer = model.processor.tokenizer
     rows, options, wanted = [], [], []
     for i, item in enumerate(items):
@@ -43,6 +48,7 @@ def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
         own = ids[item.choices.index(item.answer)]
         firsts = [each[0] for each in ids]
         alone = len(own) == 1 and firsts.count(own[0]) == 1
+        alone = alone and not (mode == "choices" and continuations(model, item.choices).removed)
         if alone and (mode == "generate" or all(len(each) == 1 for each in ids)):
             rows.append(i)
             options.append([] if mode == "generate" else firsts)
@@ -102,6 +108,25 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
     """(I,) in [0, ln 2]: Jensen-Shannon divergence of the first token's distribution on the clip
     and on its silence.
     """
+    return _compare_with_silence(model, activations, _jensen_shannon)
+
+
+def effects(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
+    """(I,) effect of each clip on the bare model's first token, over the vocabulary, in bits."""
+    return _compare_with_silence(model, activations, divergence_bits)
+
+
+def _jensen_shannon(heard: Tensor, silent: Tensor) -> Tensor:
+    """(N,) divergence of log-probabilities (N, V)."""
+    middle = torch.logaddexp(heard, silent) - float(np.log(2))
+    halves = [(p.exp() * (p - middle)).sum(-1) for p in (heard, silent)]
+    return 0.5 * (halves[0] + halves[1])
+
+
+def _compare_with_silence(
+    model: AudioModel, activations: Activations, compare: Callable[[Tensor, Tensor], Tensor]
+) -> NDArray[np.float64]:
+    """(I,) figures of the first token's log-probabilities on each clip and on its silence."""
     blocks = []
     last = model.num_layers - 1
     with torch.inference_mode():
@@ -109,11 +134,9 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
             block = slice(start, start + _ROWS)
             final = torch.from_numpy(activations.final[block])
             silent = final - torch.from_numpy(activations.differences[block, last])
-            log_probabilities = [
+            heard, silence = (
                 logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
                 for states in (final, silent)
-            ]
-            middle = torch.logaddexp(*log_probabilities) - float(np.log(2))
-            halves = [(p.exp() * (p - middle)).sum(-1) for p in log_probabilities]
-            blocks.append((0.5 * (halves[0] + halves[1])).double().cpu().numpy())
+            )
+            blocks.append(compare(heard, silence).double().cpu().numpy())
     return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""How well the listening score separates items, and whether the choice of heads matters to it."""
+"""How well score and effect separate items, and whether the choice of heads matters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ RANDOM_SETS = 60
 
 
 def listening_figures(
-    model: AudioModel, profile: Profile, items: Sequence[Item], activations: Activations, seed: int
+    model: AudioModel,
+    profile: Profile,
+    items: Sequence[Item],
+    activations: Activations,
+    effect: NDArray[np.float64],
+    seed: int,
 ) -> dict[str, Any]:
     """AUROC of the listening score: right against wrong within each cue, clip against silence.
 
-    Beside it the model's own top probability, and random sets of as many heads.
+    Beside it the effect in bits (I,), the model's own top probability, and random sets of as many
+    heads.
     """
     scores = activations.scores(profile.heads, model.num_heads)
     silent = activations.silent_scores(profile.heads, model.num_heads)
@@ -38,6 +44,7 @@ def listening_figures(
         cues[cue] = {
             "items": int(rows.sum()),
             "auroc": rounded(auroc(scores[rows], right)),
+            "effect": rounded(auroc(effect[rows], right)),
             "top_probability": rounded(auroc(top, right)),
             **_beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
         }
@@ -48,6 +55,7 @@ def listening_figures(
         "right_wrong": rounded(auroc(scores, activations.right)),
         "right_wrong_within_wording": {
             "auroc": rounded(own),
+            "effect": rounded(auroc_within_strata(effect, activations.right, strata)),
             **_beside(own, others),
             "random_each": [rounded(other) for other in sorted(others)],
         },

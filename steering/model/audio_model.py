@@ -11,6 +11,8 @@ import torch
 from steering.model.families import Family
 from steering.model.prompt_style import PLAIN, PromptStyle
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioModel:
@@ -93,6 +95,13 @@ class AudioModel:
     def audio_tokens(self, frames: int) -> int:
         """Number of audio tokens for a number of mel frames."""
         return self.family.audio_tokens(self.network.config, frames)
+
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """What the checkpoint's generation_config.json says of sampling, by `generate`'s names."""
+        config = self.network.generation_config
+        values = {name: getattr(config, name, None) for name in _SAMPLING}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

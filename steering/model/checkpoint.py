@@ -105,6 +105,21 @@ def check_bare(name: str, folder: Path) -> None:
         )
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a name is that of a model on the hub, not of a folder or of the embedded one."""
+    return name != DEMO and not Path(name).is_dir()
+
+
+def weight_files(folder: Path) -> tuple[int, int]:
+    """Number of weight files and their bytes, by the index; zeros without one."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return 0, 0
+    record = json.loads(index.read_text())
+    size = int(record.get("metadata", {}).get("total_size", 0))
+    return len(set(record["weight_map"].values())), size
+
+
 def only_config(folder: Path) -> bool:
     """Whether a folder holds a config and no weights at all."""
     return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))

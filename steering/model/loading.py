@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 
 from steering.errors import ModelError
-from steering.model import memory_plan
+from steering.model import memory_plan, omni
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import (
     ADAPTER_CONFIG,
@@ -26,14 +27,26 @@ from steering.model.checkpoint import (
     first_line,
 )
 from steering.model.families import Family, family_of
-from steering.model.memory_plan import DTYPES, QUANTIZED
+from steering.model.memory_plan import DTYPES, QUANTIZED, ModelSizes
 from steering.model.prompt_style import style_of
 from steering.taps import ATTENTION
 
 SPREAD = "spread"
 _UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
+_TIED = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 _NOT_QUANTIZED = ["lm_head", "model.audio_tower", "model.multi_modal_projector"]
 log = logging.getLogger("allears")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes, and the memory that is free there."""
+
+    device: torch.device  # of its inputs
+    kind: str  # dtype of its weights, or 8bit, 4bit
+    where: str
+    free: int
+    through_host: bool  # whether its weights are in the host's memory first
 
 
 def load(
@@ -69,31 +82,30 @@ def load(
     family = family_of(config.model_type)
     check_bare(name, folder)
     check_whole(name, folder)
-    place = _device("auto" if device == SPREAD else device)
-    kind, reason = _dtype(dtype, place)
     _check_options(adapter, quantize)
-    _check_memory(name, family, config, place, quantize or _name_of(kind), spread=device == SPREAD)
+    placed = placement(device, dtype, quantize)
+    place, (kind, reason) = placed.device, _dtype(dtype, placed.device)
+    _check_memory(name, memory_plan.sizes(family, config), placed)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
         network = _network(family, config, folder, kind, place, device, quantize)
-        processor = family.processor_class().from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
+    processor = read_processor(name, family, folder)
     print_of = fingerprint(folder)
     if adapter is not None:
         network, print_of = _with_adapter(network, adapter, print_of)
     network = network.eval().requires_grad_(False)
     family.decoder(network).config._attn_implementation = ATTENTION
     first = family.decoder(network).embed_tokens.weight.device
+    places = _places(family.decoder(network), first) if device == SPREAD else ()
+    where = ", ".join(dict.fromkeys(map(str, (first, *places))))
     size = sum(p.numel() for p in network.parameters()) / 1e6
     log.info(
         "loaded %s, revision %s: %s, %.1f M parameters on %s, %s because %s%s, prompt style %s",
-        *(name, commit or "none (a local folder)", family.name, size, device, _name_of(kind)),
+        *(name, commit or "none (a local folder)", family.name, size, where, _name_of(kind)),
         *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
     )
-    places = _places(family.decoder(network), first) if device == SPREAD else ()
     return AudioModel(
         name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
     )
@@ -106,8 +118,15 @@ def _places(decoder: Any, first: torch.device) -> tuple[torch.device, ...]:
 
 
 def read_config(name: str, folder: Path) -> Any:
-    """The config in a folder; no code of the checkpoint is run. ModelError if it is unusable."""
+    """The config in a folder, of an Omni its thinker's; no code of the checkpoint is run.
+
+    The talker is never loaded, and transformers would warn of token ids that are not its own.
+    ModelError if the config is unusable.
+    """
     try:
+        whole, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+        if thinker := omni.thinker_part(whole):
+            return AutoConfig.for_model(**thinker)
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: no usable config.json in {folder} ({error})") from error
@@ -131,7 +150,7 @@ def _network(
     if quantize is not None:
         placed.setdefault("device_map", {"": str(place)})
         placed["quantization_config"] = _quantization(quantize, dtype)
-    network, report = family.network_class().from_pretrained(
+    network, report = _tied_as_its_text(family, part).from_pretrained(
         folder,
         config=part,
         dtype=dtype,
@@ -154,6 +173,18 @@ def _network(
             " read here: turn use_sliding_window off in its config.json"
         )
     return network if placed else network.to(place)
+
+
+def _tied_as_its_text(family: Family, part: Any) -> Any:
+    """The network's class, with `part` changed so that a readout which its text_config ties to the
+    embeddings is tied: transformers looks for that at the top of a config only.
+    """
+    network_class = family.network_class()
+    if not getattr(family.text_config(part), "tie_word_embeddings", False):
+        return network_class
+    part.tie_word_embeddings = True
+    parts = {"__module__": network_class.__module__, "_tied_weights_keys": _TIED}
+    return type(network_class.__name__, (network_class,), parts)
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -206,19 +237,45 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
         )
 
 
-def _check_memory(
-    name: str, family: Family, config: Any, place: torch.device, kind: str, *, spread: bool
-) -> None:
+def placement(device: str, dtype: str, quantize: str | None) -> Placement:
+    """Where a model of these options goes. Raises ModelError for a device that can't be used."""
+    first = _device("auto" if device == SPREAD else device)
+    kind, free = quantize or _name_of(_dtype(dtype, first)[0]), memory_plan.free_bytes(first)
+    if device != SPREAD:
+        through_host = first.type == "cuda" and quantize is None
+        return Placement(first, kind, str(first), free, through_host)
+    cards = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    free = sum(memory_plan.free_bytes(card) for card in [*cards, torch.device("cpu")])
+    return Placement(first, kind, "all cards and the CPU", free, through_host=False)
+
+
+def _check_memory(name: str, of: ModelSizes, placed: Placement) -> None:
     """Raise ModelError if the weights do not fit into free memory."""
-    needed = memory_plan.plan(family, config).weight_bytes[kind]
-    free = memory_plan.free_bytes(place)
-    if spread:
-        cards = range(torch.cuda.device_count())
-        free = memory_plan.free_bytes(torch.device("cpu"))
-        free += sum(memory_plan.free_bytes(torch.device("cuda", i)) for i in cards)
-    where = "all cards and the CPU" if spread else str(place)
+    needed = of.weight_bytes[placed.kind]
+    what = f"{name}: weights in {placed.kind} on {placed.where}"
     remedy = "use a smaller dtype, quantize to 8bit or 4bit, or device spread over several cards"
-    memory_plan.require(needed, free, f"{name}: weights in {kind} on {where}", remedy)
+    memory_plan.require(needed, placed.free, what, remedy)
+    if placed.through_host:
+        check_host(name, of, placed)
+
+
+def check_host(name: str, of: ModelSizes, placed: Placement) -> str:
+    """The host's memory while weights pass through it. Raises ModelError if it is short."""
+    needed, free = of.weight_bytes[placed.kind], memory_plan.free_bytes(torch.device("cpu"))
+    what = f"{name}: weights, which pass through the host's memory while they are loaded,"
+    memory_plan.require(needed, free, what, "free host memory, or quantize to 8bit or 4bit")
+    return f"{memory_plan.gigabytes(needed)} of {memory_plan.gigabytes(free)} free on the host"
+
+
+def read_processor(name: str, family: Family, folder: Path) -> Any:
+    """The processor in a folder. ModelError if it is unusable."""
+    try:
+        with omni.talker_unseen():
+            return family.processor_class().from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: no usable processor in {folder}: {error}") from error
 
 
 def _device(wanted: str) -> torch.device:

@@ -4,6 +4,9 @@ loaded. Nothing of the talker or of the vision tower comes into memory.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +52,31 @@ def ears_only(processor_class: Any) -> Any:
 def thinker_config(whole: Any) -> Any:
     """The thinker's part of a checkpoint's config, or the config of a thinker saved by itself."""
     return getattr(whole, "thinker_config", whole)
+
+
+def thinker_part(whole: dict[str, Any]) -> dict[str, Any] | None:
+    """The thinker's part of a config.json, with its model_type; None for other checkpoints."""
+    part = whole.get("thinker_config")
+    return {"model_type": f"{whole['model_type']}_thinker", **part} if part else None
+
+
+@contextmanager
+def talker_unseen() -> Iterator[None]:
+    """While it lasts transformers says nothing of token ids beyond a vocabulary.
+
+    It reads the whole config again for a processor, and the talker's ids are those of the thinker,
+    in a vocabulary of its own; it is never loaded. The thinker's ids were looked at before.
+    """
+    logger = logging.getLogger("transformers.configuration_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "_token_id must be" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:

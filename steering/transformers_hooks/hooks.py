@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from steering.decision import (
     Steering,
     SteeringRequest,
     decide,
+    effect_bits,
     measure,
     strength_of,
     wants_silence,
@@ -61,6 +62,7 @@ class RowResult:
     silence_score: float | None  # of the silent twin; None where none was run
     timeline: NDArray[np.float32]  # (F,) sums to the score
     masses: NDArray[np.float32]  # (N,) audio mass of each of the profile's heads
+    effect_bits: float | None = None  # of the sound on the bare answer; None where no twin was run
 
 
 @contextmanager
@@ -147,6 +149,16 @@ class ListeningHooks:
         return self._only.score
 
     @property
+    def percentile(self) -> float:
+        """Where that score stands in the profile's calibration set."""
+        return self._only.percentile
+
+    @property
+    def silence_score(self) -> float | None:
+        """The score of the only prompt's silent twin; None where none was run."""
+        return self._only.silence_score
+
+    @property
     def strength(self) -> float:
         """Strength of the only answer; 0 is bare."""
         return self._only.strength
@@ -165,6 +177,11 @@ class ListeningHooks:
     def reason(self) -> str | None:
         """Why the only answer is bare; None where it is steered."""
         return self._only.reason
+
+    @property
+    def effect_bits(self) -> float | None:
+        """What the sound did to the bare answer's first token; None where no twin was run."""
+        return self._only.effect_bits
 
     @property
     def _only(self) -> RowResult:
@@ -209,6 +226,8 @@ class ListeningHooks:
 
     def on_readout(self, states: Tensor) -> Tensor:
         """(B, T, D) with the last position steered, from the states before or after the norm."""
+        if self._twin_runs:  # to the effect, which is the bare model's
+            return states
         if self._taps is not None:
             self._plan(self._taps, states[:, -1])
         assert self._strengths is not None
@@ -253,10 +272,12 @@ class ListeningHooks:
         profile, request = self.profile, self.request
         score = listening_score(attention.cpu().numpy())
         contrast: SilenceContrast | None = None
+        effect: float | None = None
         if wants_silence(profile, request) and strength_of(profile, request, score):
-            contrast = self._contrast(row, prompt, attention)
+            contrast, effect = self._contrast(row, prompt, attention)
         silence_attention = contrast.silence_attention if contrast else None
         listening = measure(self.model, profile, prompt, attention, silence_attention)
+        listening = replace(listening, effect_bits=effect)
         differences = contrast.differences if contrast else None
         decision = decide(profile, request, score, final, differences)
         direction = decision.plan.direction
@@ -265,22 +286,28 @@ class ListeningHooks:
         # a copy: out of inference mode
         return _row_result(listening, decision.steering), direction.clone().float()
 
-    def _contrast(self, row: int, prompt: Prompt, attention: Tensor) -> SilenceContrast:
-        """One row's contrast with silence, as cheap as the server's."""
+    def _contrast(
+        self, row: int, prompt: Prompt, attention: Tensor
+    ) -> tuple[SilenceContrast, float]:
+        """One row's contrast with silence, as cheap as the server's, and its effect in bits."""
         profile = self.profile
         states = torch.stack([self._last_states[layer][row] for layer in profile.layers])
-        length = len(prompt.tokens)
-        prefilled = PrefillResult(attention, states, states[-1], None, length)  # type: ignore[arg-type]  # the twin reads no cache
+        final = self._last_states[self.model.num_layers - 1][row]
+        no_cache: Any = None  # the twin reads none
+        heard = PrefillResult(attention, states, final, no_cache, len(prompt.tokens), prompt.tokens)
         self._twin_runs = True
         try:
-            return contrast_with_silence(
+            contrast = contrast_with_silence(
                 self.model,
                 prompt,
-                prefilled,
+                heard,
                 heads=profile.heads,
                 layers=profile.layers,
                 silence_cache=self._silence_cache,
+                to_readout=True,
             )
+            assert contrast.silent is not None
+            return contrast, effect_bits(self.model, heard, contrast.silent)
         finally:
             self._twin_runs = False
 
@@ -322,7 +349,7 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
     hook = network.register_forward_pre_hook(_ForwardHook(ears), with_kwargs=True)
     undo.callback(hook.remove)
     undo.callback(decoder.register_forward_pre_hook(tapped, with_kwargs=True).remove)
-    for layer in profile.layers:
+    for layer in {*profile.layers, ears.model.num_layers - 1}:  # the last one for the effect
         undo.callback(decoder.layers[layer].register_forward_hook(after_layer(layer)).remove)
     if profile.intervention.place == "before_norm":
         undo.callback(decoder.norm.register_forward_pre_hook(before_norm).remove)
@@ -366,4 +393,5 @@ def _row_result(listening: Listening, steering: Steering) -> RowResult:
         silence_score=listening.silence_score,
         timeline=listening.timeline,
         masses=np.array([mass for _, _, mass in listening.heads], np.float32),
+        effect_bits=listening.effect_bits,
     )

@@ -63,6 +63,8 @@ def test_an_answer_is_a_dataclass(ears: AllEars, sound: bytes) -> None:
     assert answer.steering.strength == 0.5
     assert answer.steering.unsteered_answer in ("dog", "cat")
     assert answer.silent_answer in ("dog", "cat")
+    effect = ears.listen(sound, QUESTION, choices=["dog", "cat"], include=["effect"])
+    assert answer.listening.effect_bits == effect.listening.effect_bits is not None
     assert len(answer.listening.timeline) == 25
     assert answer.raw["id"] == answer.id
     assert ears.listening_score(answer.id)["id"] == answer.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,20 @@ def test_ask_and_listen_print_words_or_json(running_url: str, file: Path) -> Non
     assert asked.exit_code == 0
     assert "strength 0.5" in asked.stdout
     assert "bare" in asked.stdout
+    greedy = json.loads(run("ask", *words[:4], "--json").stdout)["answer"]
+    sharp = ["--temperature", "2", "--top-k", "1", "--top-p", "1", "--min-p", "0", "--seed", "1"]
+    assert json.loads(run("ask", *words[:4], "--json", *sharp).stdout)["answer"] == greedy
+    penalty = ["--json", "--repetition-penalty", "1.8"]
+    assert json.loads(run("ask", *words[:4], *penalty).stdout)["answer"] != greedy
     listened = run("listen", *words)
     assert listened.exit_code == 0
     for text in (asked.stdout, listened.stdout):
         assert "┃ 0.60 is listening" in text, "the threshold of the profile"
         assert "0 to 1.0 s" in text
         assert set("▁▂▃▄▅▆▇█") & set(text)
+        assert re.search(r"effect +\d+\.\d\d bits", text)
+    assert " bits" not in run("ask", *words).stdout
+    assert " bits" in run("ask", *words, "--effect").stdout
     for command in ("ask", "listen"):
         body = json.loads(run(command, *words, "--json").stdout)
         assert body["listening"]["score"] > 0

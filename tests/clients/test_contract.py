@@ -32,6 +32,9 @@ EXAMPLES: Mapping[str, Any] = {
     "max_tokens": 8,
     "temperature": 0.5,
     "top_p": 0.5,
+    "top_k": 20,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
     "seed": 1,
     "stop": ["x"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import time
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 
 from server import cli, demo_command
 from server.settings import Settings, option
+from steering.model import checkpoint, memory_plan
+from tests.steering.verification.planted_faults import FAULTS
 
 runner = CliRunner()
 
@@ -174,7 +177,33 @@ def test_doctor_fails_where_a_check_does(checkpoint_folder: Path, tmp_path: Path
     assert "FAILED" in result.stdout
 
 
-def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
+def test_doctor_holds_a_model_against_transformers(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["doctor", "--model", str(checkpoint_folder), "--profile", "none", "--verify"]
+    result = run(*words, "--json")
+    checks = [c for c in json.loads(result.stdout) if c["name"].startswith("verify: ")]
+    assert result.exit_code == 0
+    assert len(checks) == 10
+    assert all(check["ok"] and check["measured"] <= check["allowed"] for check in checks)
+    (tap,) = (fault for fault in FAULTS if fault.caught[0] == "taps")
+    tap.plant(monkeypatch)
+    result = run(*words)
+    assert result.exit_code == 1
+    failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
+    assert failed and all(re.search(r"verify: (taps|(kept )?twin)", line) for line in failed)
+
+
+def test_doctor_verifies_no_model_without_weights(checkpoint_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint_folder / "config.json", tmp_path)
+    result = run("doctor", "--model", str(tmp_path), "--verify")
+    assert result.exit_code == 1
+    assert "no weights were loaded" in result.stdout
+
+
+def test_doctor_plans_memory_from_a_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sizes of Qwen2-Audio-7B: nothing of it is here, and nothing is allocated."""
     text = {
         "model_type": "qwen2",
@@ -187,7 +216,9 @@ def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
     }
     config = {"model_type": "qwen2_audio", "text_config": text, "audio_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = run("doctor", "--model", str(tmp_path), "--dtype", "bfloat16", "--json")
+    words = ["doctor", "--model", str(tmp_path), "--dtype", "bfloat16", "--device", "cpu", "--json"]
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 40_000_000_000)
+    result = run(*words)
     assert result.exit_code == 0
     findings = {check["name"]: check["found"] for check in json.loads(result.stdout)}
     assert findings["memory: weights"].startswith("8,397.1 M parameters: float32 33.59 GB")
@@ -199,8 +230,47 @@ def test_doctor_plans_memory_from_a_config_alone(tmp_path: Path) -> None:
     )
     assert "at most 780.1 MB" in silences
     assert "nothing was loaded" in findings["model"]
+    assert "rows 17.18 GB" in findings["memory: plan"]
+    assert "37.31 GB at most, of 40.00 GB free on cpu" in findings["memory: plan"]
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 24_000_000_000)
+    short = run(*words)
+    assert short.exit_code == 1
+    failed = {c["name"]: c["found"] for c in json.loads(short.stdout) if not c["ok"]}
+    assert failed["memory: plan"].startswith("short of 13.31 GB of memory: weights 16.79 GB")
+    assert "3 rows of 2048 tokens or 16 rows of" in failed["memory: plan"]
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     assert run("doctor", "--model", str(tmp_path)).exit_code == 1
+
+
+def test_doctor_reads_small_files_of_a_hub_id_and_weights_if_asked(
+    checkpoint_folder: Path, profile_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, fetched = tmp_path / "0123abc", list[bool]()
+    small.mkdir()
+    for file in checkpoint_folder.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, small)
+    index = {"metadata": {"total_size": 16_790_000_000}, "weight_map": {"a": "1", "b": "2"}}
+    (small / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        fetched.append("*.safetensors" in allow_patterns)
+        return str(checkpoint_folder if fetched[-1] else small)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    words = ["doctor", "--model", "org/name", "--device", "cpu", "--json"]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    found = {check["name"]: check["found"] for check in json.loads(result.stdout)}
+    assert not any(fetched)
+    assert "revision 0123abc: qwen2_audio" in found["model"]
+    assert "2 weight files of 16.79 GB are not fetched" in found["model"]
+    assert "profile" not in found
+    (small / "tokenizer.json").unlink()
+    assert run(*words).exit_code == 1, "no tokenizer"
+    loaded = run(*words, "--load", "--profile", str(profile_folder))
+    assert any(fetched)
+    assert {"model", "profile"} <= {check["name"] for check in json.loads(loaded.stdout)}
 
 
 def test_an_answer_does_not_wait_for_the_client_s_acknowledgement() -> None:

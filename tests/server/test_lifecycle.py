@@ -126,7 +126,7 @@ def refused_as_not_ready(server: Process) -> float | None:
 
 
 @pytest.mark.parametrize("fault", ["kill_thread", "lose_device"])
-def test_a_dead_model_is_unready_within_a_second_answers_all_and_exits_with_1(
+def test_a_dead_model_is_unready_at_once_answers_all_and_exits_with_1(
     run: Start, fault: str
 ) -> None:
     with run("--max-batch-rows", "2", fault=fault) as server:

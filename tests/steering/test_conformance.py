@@ -5,6 +5,7 @@ The last family is one that allears does not ship: tests/steering/model/added_fa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import kl_div
 from transformers import AutoConfig
 
+from steering.decision import effect_bits
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -25,7 +28,7 @@ from steering.generation import (
     steered_logits,
 )
 from steering.heads import Verdicts, listening_score
-from steering.kv_slots import KVSlots, Row
+from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model import families as families
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
@@ -72,6 +75,24 @@ class Case:
         added = self.model.family is AUDIO_FLAMINGO_3
         name = "input_features_mask" if added else "feature_attention_mask"
         return full_pass(self.oracle, example, answer, name)
+
+    def generated(self, example: Prompt, count: int, **more: Any) -> list[int]:
+        """So many greedy tokens by the oracle's own `generate`."""
+        added = self.model.family is AUDIO_FLAMINGO_3
+        mask = "input_features_mask" if added else "feature_attention_mask"
+        features = {"input_features": example.log_mels, mask: feature_mask(example)}
+        tokens = example.tokens[None]
+        out = self.oracle.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            **features,
+            **more,
+        )
+        ids: list[int] = out[0, tokens.shape[1] :].tolist()
+        return ids
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -189,6 +210,57 @@ def test_silence_differences_are_those_of_two_full_passes(case: Case, shape: str
     assert difference.norm(dim=-1).min() > 0.01, "there is a difference to get right"
 
 
+def log_probabilities(full: Any, ids: list[int]) -> Tensor:
+    """(N,) of an answer's tokens in a pass over the prompt and them."""
+    rows: Tensor = full.logits[-len(ids) - 1 : -1].log_softmax(-1)
+    return rows[range(len(ids)), ids]
+
+
+def bits_between(heard: Tensor, silent: Tensor) -> float:
+    """KL(heard || silent) / ln 2 of two rows of logits, by torch's own function."""
+    of_heard, of_silent = (row.double().log_softmax(-1) for row in (heard, silent))
+    nats = kl_div(of_silent, of_heard, log_target=True, reduction="sum")
+    return float(nats) / math.log(2)
+
+
+CHOICES = ("dog", "a brown cow", "a brown hen", "rain")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", ["one", "turns"])
+def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shape: str) -> None:
+    model, prefixes = case.model, SilenceCache(1 << 30, Ladder(0))
+    example = example_prompt(model, shape)
+    heard = prefill(model, example, layers=LAYERS)
+    twin = silent_twin(model, example)
+    expected = bits_between(case.full(example).logits[-1], case.full(twin).logits[-1])
+    means: list[list[float]] = [[], []]
+    for choice in CHOICES:
+        ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        for each, spoken in zip(means, (example, twin), strict=True):
+            each.append(float(log_probabilities(case.full(spoken, ids), ids).mean()))
+    of_choices = bits_between(torch.tensor(means[0]), torch.tensor(means[1]))
+    second = contrast_with_silence(
+        model,
+        example,
+        heard,
+        heads=HEADS,
+        layers=LAYERS,
+        silence_cache=prefixes,
+        to_readout=True,
+    )
+    prefix = silent_prefix(model, example, prefixes, model.num_layers)
+    beside, first = prefill_with_silence(model, example, prefix, heads=HEADS, layers=LAYERS)
+    for clip_pass, contrast in ((heard, second), (beside, first)):
+        assert contrast.silent is not None
+        found = effect_bits(model, clip_pass, contrast.silent)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        for _ in range(2):  # asked once and again: the twin's keys are only read
+            found = effect_bits(model, clip_pass, contrast.silent, CHOICES)
+            assert found == pytest.approx(of_choices, rel=2e-3, abs=1e-6)
+    assert expected > 1e-6, "there is an effect to get right"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silence_cut_from_a_rung_is_a_full_pass_about_it(case: Case, shape: str) -> None:
     """By a second pass and beside the prompt, in one; windowed encoders included."""
@@ -208,8 +280,8 @@ def test_silence_cut_from_a_rung_is_a_full_pass_about_it(case: Case, shape: str)
             expected = heard.states - quiet.states
             torch.testing.assert_close(one.differences, expected, atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(one.silence_attention, quiet.attention, atol=1e-5, rtol=0)
-    assert contrast.final is not None
-    torch.testing.assert_close(contrast.final, quiet.final, atol=1e-4, rtol=1e-4)
+    assert contrast.silent is not None
+    torch.testing.assert_close(contrast.silent.final, quiet.final, atol=1e-4, rtol=1e-4)
 
 
 def random_direction(model: AudioModel, seed: int = 3) -> Tensor:
@@ -296,6 +368,33 @@ def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...])
         assert ids == list(generate(model, heard, plan, sampling))
 
 
+PENALTIES = (1.1, 1.4, 1.0, 0.8)
+
+
+def test_a_full_batch_with_penalties_is_generate_row_by_row(case: Case) -> None:
+    """Qwen2-Audio's own penalty, a stronger one, none, and its opposite, side by side."""
+    model, count = case.model, 7
+    prompts = [prompt(model, 0.2 + 0.05 * i, text=f"{QUESTION} {i}?") for i in range(30)]
+    rows = [
+        Row(UNSTEERED, Sampling(count, repetition_penalty=PENALTIES[i % len(PENALTIES)]))
+        for i in range(len(prompts))
+    ]
+    slots, written = KVSlots(model, len(rows), 256, HOW), []
+    for row, example in zip(rows, prompts, strict=True):
+        heard = prefill(model, example)
+        sample_first(model, heard, row)
+        slots.admit(row, heard)
+        written.append([row.token])
+    for _ in range(count - 1):
+        slots.step()
+        for row, ids in zip(rows, written, strict=True):
+            ids.append(row.token)
+    for row, example, ids in zip(rows, prompts, written, strict=True):
+        assert ids == case.generated(example, count, repetition_penalty=row.sampling.penalty)
+    plain = [case.generated(example, count) for example in prompts[:4]]
+    assert plain[2] == written[2] and plain != written[:4], "penalties change answers"
+
+
 def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     model = case.model
     example = example_prompt(model, "one")
@@ -305,8 +404,7 @@ def test_choices_side_by_side_are_the_choices_alone(case: Case) -> None:
     means = []
     for choice in choices:
         ids = model.processor.tokenizer(choice, add_special_tokens=False)["input_ids"]
-        rows = case.full(example, ids).logits[-len(ids) - 1 : -1].log_softmax(-1)
-        means.append(float(rows[range(len(ids)), ids].mean()))
+        means.append(float(log_probabilities(case.full(example, ids), ids).mean()))
     expected = torch.tensor(means).softmax(-1).tolist()
     assert probabilities == pytest.approx(expected, abs=1e-4)
 

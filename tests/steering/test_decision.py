@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from steering.decision import SteeringRequest, decide, measure, refusal, wants_silence
+from steering.decision import (
+    SteeringRequest,
+    decide,
+    divergence_bits,
+    effect_bits,
+    measure,
+    refusal,
+    wants_silence,
+)
 from steering.errors import RequestError
 from steering.generation import UNSTEERED
 from steering.heads import audio_mass, listening_score
 from steering.model.audio_model import AudioModel
+from steering.prefill import prefill
 from steering.profile import Profile
-from steering.prompt import build_question
+from steering.prompt import build_question, silent_twin
 from steering.readout import Intervention, pool, relative_norm
 from steering.strength import Gate
 from tests.steering.examples import clip
@@ -116,3 +126,42 @@ def test_without_a_profile_nothing_is_measured(tiny_model: AudioModel) -> None:
     prompt = build_question(tiny_model, [clip(0.5)], "What is this?")
     listening = measure(tiny_model, None, prompt, torch.zeros(0, 13), None)
     assert (listening.score, listening.verdict, listening.clips) == (None, "unknown", ())
+
+
+def test_the_divergence_is_counted_in_bits_and_never_infinite() -> None:
+    even, sure, never = [0.25] * 4, [1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.25, 0.25]
+    rows = torch.tensor([sure, even, even, sure, never]).log()  # with -inf
+    others = torch.tensor([even, sure, even, sure, sure]).log()
+    bits = divergence_bits(rows, others)
+    assert bits[0] == pytest.approx(2.0)
+    assert 70 < bits[1] < 80, "three quarters of all that was ruled out"
+    assert bits[2:4].tolist() == [0.0, 0.0]
+    assert 90 < bits[4] < 100
+    close = torch.randn(64, 50_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    assert (divergence_bits(close, close + 1e-7) >= 0).all(), "rounding alone is no effect"
+
+
+def test_a_readout_in_few_bits_has_an_effect_too(untrained: AudioModel) -> None:
+    """Weights of bfloat16, and of whole numbers: logits that tie, some of them -inf."""
+    model = replace(untrained, network=deepcopy(untrained.network))
+    asked = build_question(model, [clip()], "What?")
+    heard = prefill(model, asked)
+    silent = prefill(model, silent_twin(model, asked))
+    exact = effect_bits(model, heard, silent)
+    readout = model.family.readout(model.network)
+    with torch.no_grad():
+        readout.weight.copy_(readout.weight.bfloat16())
+        assert effect_bits(model, heard, silent) == pytest.approx(exact, rel=0.05)
+        readout.weight.copy_((8 * readout.weight).round() / 8)
+    rule_out = readout.register_forward_hook(
+        lambda module, args, rows: torch.where(
+            torch.arange(rows.shape[-1]) % 3 == 0, -torch.inf, rows
+        )
+    )
+    try:
+        assert 0 < effect_bits(model, heard, silent) < 100
+        for choices in ((), ("a dog", "rain")):
+            assert 0 <= effect_bits(model, heard, silent, choices) < 100
+            assert effect_bits(model, heard, heard, choices) == 0
+    finally:
+        rule_out.remove()

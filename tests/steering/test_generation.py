@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from steering.generation import (
     UNSTEERED,
@@ -16,6 +17,7 @@ from steering.generation import (
     sample,
     score_choices,
     steered_logits,
+    token_probabilities,
 )
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
@@ -184,6 +186,24 @@ def test_a_steered_answer_is_the_naive_one(
     assert naive != generated(oracle, asked, 6), "the plan changes the answer"
 
 
+@pytest.mark.parametrize("intervention", [None, RAW, FIRST], ids=["bare", "every", "first"])
+def test_a_penalty_acts_on_steered_logits_as_on_bare_ones(
+    model: AudioModel, oracle: Any, intervention: Intervention | None
+) -> None:
+    asked = prompt(model)
+    heard = prefill(model, asked)
+    plan = plan_for(model, heard, 1.5, intervention) if intervention else UNSTEERED
+    penalise = RepetitionPenaltyLogitsProcessor(1.4)
+    naive: list[int] = []
+    for step in range(LENGTH):
+        last = naive_logits(oracle, asked, naive, plan, [step])
+        ids = torch.cat([asked.tokens, torch.tensor(naive, dtype=torch.int64)])[None]
+        naive.append(int(penalise(ids, last).argmax()))
+    sampling = Sampling(max_tokens=LENGTH, repetition_penalty=1.4)
+    assert list(generate(model, heard, plan, sampling)) == naive
+    assert list(generate(model, heard, plan, GREEDY)) != naive, "the penalty changes the answer"
+
+
 @torch.inference_mode()
 def naive_logits(
     network: Any, asked: Prompt, answer: Sequence[int], plan: SteeringPlan, steps: Sequence[int]
@@ -255,7 +275,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
     row = torch.tensor([0.0, 1.0, 2.0, -1.0])
     random = torch.Generator().manual_seed(0)
     sampling = Sampling(temperature=2.0)
-    drawn = torch.tensor([sample(row, sampling, random) for _ in range(4000)])
+    drawn = torch.tensor(sample(row.expand(4000, -1), [sampling] * 4000, [random] * 4000))
     expected = (row / 2.0).softmax(-1)
     torch.testing.assert_close(drawn.bincount(minlength=4) / 4000, expected, atol=0.03, rtol=0)
 
@@ -268,7 +288,63 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[in
     row = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
     random = torch.Generator().manual_seed(0)
     sampling = Sampling(temperature=1.0, top_p=top_p)
-    assert {sample(row, sampling, random) for _ in range(400)} == kept
+    assert set(sample(row.expand(400, -1), [sampling] * 400, [random] * 400)) == kept
+
+
+FILTERS = (
+    Sampling(temperature=0.7, top_p=0.5, top_k=20),  # as Qwen2-Audio's generation_config.json
+    Sampling(temperature=1.3, top_k=3),
+    Sampling(temperature=0.9, top_k=7, min_p=0.3),
+    Sampling(temperature=0.5, top_k=400, top_p=0.9, min_p=0.02),
+    Sampling(temperature=1.0, top_k=10_000),
+    Sampling(temperature=1.7, min_p=0.1),
+    Sampling(temperature=1.2, top_p=0.4),
+    Sampling(temperature=2.0, top_k=-1),
+)
+
+
+def by_transformers(model: AudioModel, row: Tensor, sampling: Sampling) -> Tensor:
+    """(V,) probabilities after the processors that `generate` makes of the same settings."""
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=max(0, sampling.top_k or 0),
+        top_p=sampling.top_p or 1.0,
+        min_p=sampling.min_p,
+    )
+    processors = model.network._get_logits_processor(config, input_ids_seq_length=1)
+    return processors(torch.zeros(1, 1, dtype=torch.int64), row[None]).softmax(-1)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["exact", "with ties"])
+@pytest.mark.parametrize("chosen", [FILTERS, FILTERS[:4]], ids=["all", "few are left"])
+def test_tokens_are_drawn_from_what_the_filters_of_transformers_leave(
+    untrained: AudioModel, chosen: Sequence[Sampling], dtype: torch.dtype
+) -> None:
+    logits = torch.randn(len(chosen), 3000, generator=torch.Generator().manual_seed(1))
+    rows = (3 * logits).to(dtype).float()
+    shares, tokens = token_probabilities(rows, chosen)
+    assert (shares.shape[-1] < 3000) == (chosen is not FILTERS), "no more is sorted than is needed"
+    found = torch.zeros(rows.shape, dtype=torch.float64).scatter(-1, tokens, shares)
+    expected = [by_transformers(untrained, row, s) for row, s in zip(rows, chosen, strict=True)]
+    for row, oracle_row in zip(found / found.sum(-1, keepdim=True), expected, strict=True):
+        assert torch.equal(row > 0, oracle_row > 0)
+        torch.testing.assert_close(row.float(), oracle_row, atol=1e-6, rtol=1e-4)
+
+
+def test_what_a_drawn_answer_leaves_open_is_the_checkpoints_own(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"temperature": 0.7, "top_p": 0.5, "top_k": 20, "repetition_penalty": 1.1}
+    config = GenerationConfig(**own)
+    monkeypatch.setattr(untrained.network, "generation_config", config)
+    assert untrained.generation_defaults == own
+    neutral = Sampling(top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
+    assert Sampling().of(untrained) == neutral, "greedy is plain argmax"
+    drawn = Sampling(temperature=1.0, top_p=0.9).of(untrained)
+    assert drawn == Sampling(
+        temperature=1.0, top_p=0.9, top_k=20, min_p=0.0, repetition_penalty=1.1
+    )
 
 
 # ---- choices

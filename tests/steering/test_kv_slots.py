@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, steered_logits
-from steering.kv_slots import KVSlots, Row, generate_batch, sample_rows
+from steering import kv_slots
+from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, penalised
+from steering.kv_slots import KVSlots, Row, generate_batch, sample_first
 from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
@@ -28,8 +29,8 @@ HOWS = (NORM, RAW, FIRST, KEPT)
 ANSWERS = (
     Sampling(max_tokens=9),
     Sampling(max_tokens=14, temperature=0.9, seed=5),
-    Sampling(max_tokens=6, temperature=1.7, top_p=0.8, seed=6),
-    Sampling(max_tokens=11, ignore_end=True),
+    Sampling(6, temperature=1.7, top_p=0.8, seed=6, top_k=90, min_p=0.01, repetition_penalty=1.1),
+    Sampling(max_tokens=11, ignore_end=True, repetition_penalty=1.4),
 )
 
 
@@ -76,8 +77,7 @@ def write(slots: KVSlots, jobs: Sequence[Job], seed: int) -> int:
         while waiting and slots.free_slots and rng.random() < 0.5:
             job = waiting.pop()
             row = Row(job.plan, job.sampling)
-            first = steered_logits(slots.model, job.heard.final[None], job.plan, 0)
-            row.token = sample_rows(first, [row])[0]
+            sample_first(slots.model, job.heard, row)
             slots.admit(row, job.heard)
             rows[id(row)] = (row, job)
         for name, (row, job) in list(rows.items()):
@@ -107,6 +107,45 @@ def test_rows_that_come_and_go_write_what_they_write_alone(
         assert write(slots, jobs, seed) > 2
         assert [job.written for job in jobs] == expected
     assert len({tuple(tokens) for tokens in expected}) == len(jobs), "each says something else"
+
+
+@pytest.mark.parametrize("intervention", [NORM, FIRST], ids=["norm", "first"])
+def test_an_answer_takes_over_the_row_of_another_to_its_prompt(
+    model: AudioModel, intervention: Intervention
+) -> None:
+    """Steered, then bare, then steered again, beside a row that goes on."""
+    heard, other = (prefill(model, prompt(model, seconds)) for seconds in (0.7, 1.1))
+    steered = directed(model, heard, 1, 2.0, intervention)
+    sampling = Sampling(max_tokens=6, ignore_end=True)
+    long = Sampling(max_tokens=16, ignore_end=True)
+    plans = (steered, UNSTEERED, steered)
+    expected = [list(generate(model, heard, plan, sampling)) for plan in plans]
+    beside = list(generate(model, other, UNSTEERED, long))
+    slots = KVSlots(model, 2, 200, intervention)
+
+    def begin(result: PrefillResult, plan: SteeringPlan) -> Row:
+        row = Row(plan, sampling)
+        row.token = sample_rows(steered_logits(model, result.final[None], plan, 0), [row])[0]
+        return row
+
+    row, neighbour = begin(heard, plans[0]), begin(other, UNSTEERED)
+    slots.admit(row, heard)
+    slots.admit(neighbour, other)
+    heard.free_cache()
+    assert not heard.has_cache
+    written, by_neighbour = list[list[int]](), [neighbour.token]
+    for plan in plans:
+        if written:
+            before, row = row, begin(heard, plan)
+            slots.hand_over(before, row, heard)
+            assert before.slot == -1
+        written.append([row.token])
+        for _ in range(5):
+            slots.step()
+            written[-1].append(row.token)
+            by_neighbour.append(neighbour.token)
+    assert written == expected
+    assert by_neighbour == beside
 
 
 def test_bare_rows_beside_steered_ones_are_the_generate_of_transformers(
@@ -291,7 +330,7 @@ def test_the_steps_use_steer_itself(model: AudioModel) -> None:
 # ---- side by side
 
 
-@pytest.mark.parametrize("sampling", ANSWERS, ids=["greedy", "seeded", "top_p", "no_end"])
+@pytest.mark.parametrize("sampling", ANSWERS, ids=["greedy", "seeded", "filtered", "penalty"])
 def test_write_together_is_generate_for_each_plan(model: AudioModel, sampling: Sampling) -> None:
     heard = prefill(model, prompt(model, 0.8))
     plans = [UNSTEERED, *(directed(model, heard, i, 0.6 * (i + 1), NORM) for i in range(3))]
@@ -300,3 +339,22 @@ def test_write_together_is_generate_for_each_plan(model: AudioModel, sampling: S
     for _ in range(2):
         assert generate_batch(slots, [(heard, plan) for plan in plans], sampling) == expected
         assert not slots.active
+
+
+def test_rows_that_ask_for_no_penalty_pay_for_none(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counted(rows: Tensor, *more: Tensor) -> Tensor:
+        passes.append(len(rows))
+        return penalised(rows, *more)
+
+    monkeypatch.setattr(kv_slots, "penalised", counted)
+    heard = prefill(untrained, prompt(untrained))
+    greedy = Sampling(max_tokens=4, ignore_end=True)
+    generate_batch(KVSlots(untrained, 3, 100, None), [(heard, UNSTEERED)] * 3, greedy)
+    assert not passes
+    asking = replace(greedy, repetition_penalty=1.2)
+    generate_batch(KVSlots(untrained, 3, 100, None), [(heard, UNSTEERED)] * 3, asking)
+    assert passes == [3] * 3, "one for all rows of a step"

@@ -184,15 +184,15 @@ def test_a_twin_may_run_to_the_readout(model: AudioModel) -> None:
         contrast = contrast_with_silence(
             model, asked, heard, heads=(), layers=(1,), silence_cache=prefixes, to_readout=True
         )
-        assert contrast.final is not None
-        torch.testing.assert_close(contrast.final, second.final, atol=1e-5, rtol=1e-5)
+        assert contrast.silent is not None
+        torch.testing.assert_close(contrast.silent.final, second.final, atol=1e-5, rtol=1e-5)
         expected = heard.states - second.states
         torch.testing.assert_close(contrast.differences, expected, atol=1e-5, rtol=1e-5)
-    assert contrasted(model, asked, prefixes).final is None, "not asked for"
+    assert contrasted(model, asked, prefixes).silent is None, "not asked for"
     assert len(prefixes) == 1, "the deeper one serves both"
     beside, contrast = one_pass(model, asked, prefixes, depth=model.num_layers)
-    assert contrast.final is not None
-    torch.testing.assert_close(contrast.final, second.final, atol=1e-5, rtol=1e-5)
+    assert contrast.silent is not None
+    torch.testing.assert_close(contrast.silent.final, second.final, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(beside.final, heard.final, atol=1e-5, rtol=1e-5)
 
 

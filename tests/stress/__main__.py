@@ -73,11 +73,16 @@ def _conditions() -> dict[str, str]:
 
 
 def _page(parts: Sequence[dict[str, object]]) -> str:
-    """The lists of docs/reliability.md: a line for each part and, below it, for each check."""
+    """The lists of docs/reliability.md: a line for each part, with the machine if it is
+    another one than the part before's, and, below it, for each check.
+    """
     lines: list[str] = []
+    machine: object = None
     for part in parts:
+        where = "" if part["machine"] == machine else f" {part['machine']},"
+        machine = part["machine"]
         lines += [
-            f"**{part['part']}**: {part['date']}, {part['machine']}, {part['seconds']:,.0f} s,"
+            f"**{part['part']}**: {part['date']},{where} {part['seconds']:,.0f} s,"
             f" seed {part['seed']}",
             "",
         ]

@@ -174,13 +174,11 @@ async def _send(
 
 
 def _body(number: int, data: bytes) -> dict[str, Any]:
+    fields = {"question": _QUESTION, "long_audio": ("cut", "refuse")[number // 4 % 2]}
     if number % 2:
-        return {
-            "files": {"audio": ("sound.wav", data, "audio/wav")},
-            "data": {"question": _QUESTION},
-        }
+        return {"files": {"audio": ("sound.wav", data, "audio/wav")}, "data": fields}
     audio = {"data": base64.b64encode(data).decode(), "format": ("wav", "mp3")[number // 2 % 2]}
-    return {"json": {"audio": audio, "question": _QUESTION}}
+    return {"json": {"audio": audio, **fields}}
 
 
 def fault(response: httpx.Response) -> str:

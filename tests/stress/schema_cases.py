@@ -2,7 +2,17 @@
 
 A case that is valid by the document is sent after these rules were applied to it, so that the check
 `positive_data_acceptance` holds: whatever keeps to the document and to these rules is answered.
-Cases that are to be refused are left as they are. docs/reliability.md lists the rules.
+Cases that are to be refused are left as they are. The rules:
+
+- a clip is an audio file; links are `data:` URIs, or go to allowed hosts;
+- clips stand beside the messages or in the user's messages, not both, at most max_audio_clips;
+- there is either `question` or `messages` (schemathesis calls both valid); the last message is the
+  user's, and has a text where there are `choices`;
+- texts, clips and `max_tokens` fit max_context_tokens, and no text holds a control token;
+- choices differ by more than spaces around them;
+- `steering.strength` is at most the profile's `max_strength`, `steering.clip` a clip that was sent;
+- of OpenAI's fields: `model` is the one served, `stream_options` comes with `stream`, `max_tokens`
+  and `max_completion_tokens` agree, `response_format` holds choices and stands without `choices`.
 """
 
 from __future__ import annotations
@@ -136,7 +146,7 @@ def _distinct(choices: list[str]) -> list[str]:
 
 def _steering(options: dict[str, Any]) -> dict[str, Any]:
     fields = dict(options)
-    if not isinstance(fields.get("strength", ""), str):
+    if isinstance(fields.get("strength"), int | float):
         fields["strength"] = min(fields["strength"], 0.5)
     if fields.get("clip") is not None:
         fields["clip"] = 0

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 
 from server.engine.runtime import Runtime
 
@@ -22,6 +27,10 @@ def chat(server: Any, audio: object, **more: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
+
+
+def as_json(sound: bytes) -> dict[str, str]:
+    return {"data": base64.b64encode(sound).decode()}
 
 
 def send_form(server: Any, files: list[bytes], fields: dict[str, Any]) -> httpx.Response:
@@ -59,7 +68,7 @@ def test_the_answer_has_every_field_of_the_contract(server: Any, audio: dict[str
     assert 0 < listening["score"] < 1
     assert 0 <= listening["percentile"] <= 1
     assert listening["verdict"] in ("not_listening", "partly_listening", "listening")
-    assert listening["silence_score"] is None
+    assert listening["silence_score"] is listening["effect_bits"] is None
     assert listening["threshold"] == 0.6
     assert listening["hop_seconds"] == pytest.approx(0.04)
     assert not {"timeline", "heads"} & listening.keys()
@@ -154,9 +163,9 @@ def test_steering_is_applied_and_reported(
     assert steering["unsteered_answer"] == bare["answer"]
     assert steering["answer_changed"] == (body["answer"] != bare["answer"])
     assert body["choices"] != bare["choices"]
-    assert body["listening"] == bare["listening"] | {
-        "silence_score": body["listening"]["silence_score"]
-    }
+    of_the_twin = {name: body["listening"][name] for name in ("silence_score", "effect_bits")}
+    assert body["listening"] == bare["listening"] | of_the_twin
+    assert (of_the_twin["effect_bits"] is None) == (direction == "calibrated")
     assert (body["timings"]["silence_cache"] is None) == (direction == "calibrated")
 
 
@@ -220,6 +229,18 @@ def test_sampling_follows_its_seed(server: Any, audio: dict[str, str]) -> None:
     )
 
 
+def test_filters_and_penalty_have_their_effect(server: Any, audio: dict[str, str]) -> None:
+    for steering in ({}, {"steer": True, "steering": {"strength": 0.5}}):
+        more: dict[str, Any] = {"max_tokens": 12, **steering}
+        greedy = chat(server, audio, **more)["answer"]
+        for sharp in ({"top_k": 1}, {"min_p": 1}):
+            assert chat(server, audio, temperature=2, **sharp, **more)["answer"] == greedy
+        assert chat(server, audio, repetition_penalty=1.8, **more)["answer"] != greedy
+        choosing = {**more, "choices": CHOICES}
+        penalised = chat(server, audio, repetition_penalty=1.8, **choosing)
+        assert penalised["choices"] == chat(server, audio, **choosing)["choices"]
+
+
 def test_a_stop_string_ends_the_answer(server: Any, audio: dict[str, str]) -> None:
     whole = chat(server, audio, max_tokens=12)["answer"]
     middle = whole[len(whole) // 2]
@@ -250,6 +271,7 @@ def test_without_a_profile_nothing_is_known_and_nothing_steered(
         "percentile": None,
         "verdict": "unknown",
         "silence_score": None,
+        "effect_bits": None,
         "threshold": None,
         "hop_seconds": pytest.approx(0.04),
     }
@@ -259,6 +281,83 @@ def test_without_a_profile_nothing_is_known_and_nothing_steered(
     assert summary["count"] == 1
     assert summary["mean"] is None
     assert summary["profile"] is None
+
+
+# ---- the effect
+
+
+@pytest.fixture(scope="module")
+def exact(start: Any, runtime: Runtime) -> Iterator[Any]:
+    """A server whose silences are as long as the clips, as transformers' own would be."""
+    assert runtime.profile is not None
+    profile = replace(runtime.profile, silence="exact")
+    with start(heard_by=Runtime.of(runtime.model, profile)) as server:
+        yield server
+
+
+def bits(heard: Any, silent: Any) -> float:
+    """KL divergence of the probabilities of choices, as two answers report them."""
+    p, q = ([float(c["probability"]) for c in body["choices"]] for body in (heard, silent))
+    return sum(a * math.log2(a / b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("choices", [CHOICES, ["a brown dog", "a brown cow", "rain"]])
+def test_the_effect_of_choices_is_told_by_asking_about_silence(
+    exact: Any, make_sound: Callable[..., bytes], choices: list[str]
+) -> None:
+    sound = make_sound(1.0)
+    samples, rate_hz = soundfile.read(io.BytesIO(sound))
+    zeros = io.BytesIO()
+    soundfile.write(zeros, np.zeros_like(samples), rate_hz, format="WAV", subtype="PCM_16")
+    clips = [as_json(sound), as_json(zeros.getvalue())]
+    expected = bits(*(chat(exact, clip, choices=choices) for clip in clips))
+    wishes: list[dict[str, Any]] = [
+        {"steer": True, "steering": {"strength": 0.7}},
+        {"steer": True, "steering": {"direction": "calibrated"}, "include": ["effect"]},
+        {"include": ["effect"]},
+        {"include": ["silence"]},
+    ]
+    for wish in wishes:
+        found = chat(exact, clips[0], choices=choices, **wish)["listening"]["effect_bits"]
+        assert found == pytest.approx(expected, rel=1e-3, abs=2e-6)
+        assert chat(exact, clips[1], choices=choices, **wish)["listening"]["effect_bits"] == 0
+    assert expected > 1e-5
+
+
+@pytest.mark.parametrize("choices", [None, CHOICES])
+def test_the_effect_needs_no_profile(
+    exact: Any, start: Any, runtime: Runtime, audio: dict[str, str], choices: list[str] | None
+) -> None:
+    wish = {"choices": choices, "include": ["effect"], "max_tokens": 1}
+    known = chat(exact, audio, **wish)["listening"]["effect_bits"]
+    body = {"audio": audio, "question": QUESTION, "choices": choices, "include": ["effect"]}
+    heard = exact.post("/v1/listening-score", json=body).json()["listening"]["effect_bits"]
+    with start(heard_by=Runtime.of(runtime.model, None)) as deaf:
+        bare = deaf.chat(audio=audio, question=QUESTION, **wish).json()
+        summary = deaf.get("/listening-score").json()
+        record = deaf.get("/listening-score", params={"request_id": bare["id"]}).json()
+        assert deaf.metric("allears_effect_bits_count") == 1
+        assert deaf.metric("allears_effect_bits_sum") == pytest.approx(known, abs=2e-6)
+    assert bare["listening"]["score"] is None
+    assert bare["timings"]["silence_cache"] == "miss"
+    assert bare["listening"]["effect_bits"] == pytest.approx(known, abs=2e-6)
+    assert heard == pytest.approx(known, abs=2e-6)
+    assert record["effect_bits"] == pytest.approx(known, abs=2e-6)
+    assert summary["mean_effect_bits"] == record["effect_bits"]
+    assert known > 1e-5
+
+
+def test_several_clips_have_one_effect_and_one_of_them_its_own(
+    server: Any, make_sound: Callable[..., bytes]
+) -> None:
+    clips = [as_json(make_sound(1.0)), as_json(make_sound(2.0))]
+    both, first = (
+        chat(server, clips, steer=True, steering={"strength": 0.5, "clip": clip}, max_tokens=1)
+        for clip in (None, 0)
+    )
+    assert both["listening"]["effect_bits"] > 0
+    assert first["listening"]["effect_bits"] > 0
+    assert both["listening"]["effect_bits"] != first["listening"]["effect_bits"]
 
 
 # ---- streaming

@@ -82,6 +82,11 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("max_tokens as text", {"max_tokens": "64"}, "max_tokens"),
     ("temperature over 2", {"temperature": 2.1}, "temperature"),
     ("top_p 0", {"top_p": 0}, "top_p"),
+    ("top_k -2", {"top_k": -2}, "top_k"),
+    ("top_k in parts", {"top_k": 2.5}, "top_k"),
+    ("min_p over 1", {"min_p": 1.1}, "min_p"),
+    ("repetition_penalty 0", {"repetition_penalty": 0}, "repetition_penalty"),
+    ("repetition_penalty over 2", {"repetition_penalty": 2.1}, "repetition_penalty"),
     ("huge seed", {"seed": 2**63}, "seed"),
     ("five stops", {"stop": list("abcde")}, "stop"),
     ("empty stop", {"stop": [""]}, "stop.0"),
@@ -180,7 +185,7 @@ def test_a_prompt_that_does_not_fit(start: Any, audio: dict[str, str]) -> None:
         message = refused(
             server.chat(audio=audio, question="What is it? " * 400), 422, "invalid_request", None
         )
-        assert "tokens" in message and "at most 2047 fit" in message
+        assert "a row of 2,048 holds 0.0 s" in message and "MAX_CONTEXT_TOKENS=" in message
 
 
 # ---- bodies

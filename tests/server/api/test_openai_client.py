@@ -78,7 +78,7 @@ def test_streaming_with_usage(client: OpenAI, messages: Any) -> None:
         max_tokens=8,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"steer": False},
+        extra_body={"steer": False, "include": ["effect"]},
     )
     chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -87,6 +87,7 @@ def test_streaming_with_usage(client: OpenAI, messages: Any) -> None:
     assert chunks[-1].usage == whole.usage
     extra: dict[str, Any] = chunks[-1].model_extra or {}
     assert extra["listening"]["score"] == (whole.model_extra or {})["listening"]["score"]
+    assert extra["listening"]["effect_bits"] > 0
 
 
 def test_the_stream_helper_and_parse(client: OpenAI, messages: Any) -> None:

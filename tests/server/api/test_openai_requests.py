@@ -41,7 +41,7 @@ def test_every_field_of_openais_is_known(complete: Any) -> None:
     fields = {**ChatCompletionRequest.model_fields, **ChatCompletionRequest.extras}
     missing = get_type_hints(CompletionCreateParamsBase).keys() - fields.keys()
     assert not missing, "OpenAI has new fields: heed, refuse or ignore each"
-    for name in ("top_k", "repetition_penalty", "extra"):
+    for name in ("top_a", "frequency_penalty", "extra"):
         response = complete(**{name: 2})
         assert response.status_code == 422
         assert response.json()["error"]["param"] == name
@@ -166,6 +166,9 @@ def test_sampling_fields_are_heeded(complete: Any) -> None:
     assert len(set(drawn.values())) > 1
     assert content(complete(max_tokens=12, temperature=2, seed=0)) == drawn[0]
     assert content(complete(max_tokens=12, temperature=2, top_p=1e-6)) == bare
+    assert content(complete(max_tokens=12, temperature=2, top_k=1)) == bare
+    assert content(complete(max_tokens=12, temperature=2, min_p=1)) == bare
+    assert content(complete(max_tokens=12, repetition_penalty=1.8)) != bare
 
 
 # ---- choices as a JSON schema

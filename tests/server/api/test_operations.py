@@ -6,14 +6,21 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from server.app import create_app
 from server.engine import engine
 from server.engine.answering import answer_question
+from server.settings import NO_LOG, Settings
 from server.telemetry import served_model
 from steering.errors import ModelError
+from steering.kv_slots import KVSlots
+from tests.server.conftest import Server
+from tests.steering.verification.planted_faults import FAULTS
 
 QUESTION = "Who sings?"
 
@@ -59,6 +66,42 @@ def test_a_server_that_could_not_load_says_so(start: Any, monkeypatch: pytest.Mo
         assert server.get("/livez").status_code == 200
     assert response.status_code == 503
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("fault", ["stale recorded step", "tap on another head"])
+def test_a_model_is_held_against_transformers_before_it_is_ready(
+    checkpoint_folder: Path,
+    audio: dict[str, str],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Steps are of rounded sizes, as on a card, where they are recorded."""
+    monkeypatch.setattr(KVSlots.__init__, "__kwdefaults__", {"rounded": True})
+    (planted,) = (known for known in FAULTS if known.name == fault)
+    planted.plant(monkeypatch)
+    settings = Settings(
+        model=str(checkpoint_folder), profile="none", listening_log_url=SecretStr(NO_LOG)
+    )
+    with Server(create_app(settings)).started(ready=False) as server:
+        deployment = server.deployment
+        server.wait_until(lambda: deployment.failed.is_set() or deployment.state == "ready")
+        ready = server.get("/readyz")
+        off = server.metric("allears_switched_off", feature="recorded_steps")
+        answer = server.chat(audio=audio, question=QUESTION, max_tokens=3)
+    assert (ready.status_code == 503) == (planted.start == "refused")
+    if planted.start == "refused":
+        assert "other than plain transformers, taps" in caplog.text
+        return
+    assert "other than eager steps" in ready.json()["switched_off"]["recorded_steps"]
+    assert off == 1
+    assert "without recorded steps" in caplog.text
+    assert answer.status_code == 200
+
+
+def test_nothing_is_switched_off_where_nothing_is_wrong(server: Any) -> None:
+    assert "switched_off" not in server.get("/readyz").json()
+    assert 'allears_switched_off{feature="recorded_steps"} 0.0' in server.get("/metrics").text
 
 
 def test_models_are_listed_as_openai_lists_them(server: Any) -> None:

@@ -84,10 +84,11 @@ def test_nulls_and_empty_fields_of_a_form_are_as_left_out(server: Any, sound: by
         response = server.post("/v1/audio-chat", files=files, data=fields)
         assert response.status_code == 200, response.text
     neutral = {"top_k": "-1", "repetition_penalty": "1.0", "skip_special_tokens": "true"}
+    neutral |= {"min_p": "0", "top_a": "0"}
     response = server.post("/v1/audio-chat", files=files, data={**fields, **neutral})
     assert response.status_code == 200, response.text
-    response = server.post("/v1/audio-chat", files=files, data={**fields, "top_k": "5"})
-    assert response.json()["error"]["param"] == "top_k"
+    response = server.post("/v1/audio-chat", files=files, data={**fields, "top_a": "5"})
+    assert response.json()["error"]["param"] == "top_a"
 
 
 def test_a_required_field_is_missing_where_it_is_null(server: Any) -> None:

@@ -40,7 +40,8 @@ def test_a_transcript_carries_listening(server: Any, sound: bytes) -> None:
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert "answer" not in body
     record = server.get("/listening-score", params={"request_id": body["id"]})
-    assert record.json()["score"] == pytest.approx(body["listening"]["score"], abs=1e-6)
+    for name in ("score", "effect_bits"):
+        assert record.json()[name] == pytest.approx(body["listening"][name], abs=1e-6)
 
 
 def test_text_is_the_transcript_alone(server: Any, sound: bytes) -> None:

@@ -86,6 +86,8 @@ def test_a_minute_in_windows(
     most = max(windows, key=lambda window: window["score"])
     assert body["listening"]["score"] == most["score"]
     assert body["steering"]["strength"] == pytest.approx(most["strength"], abs=1e-5)
+    assert body["listening"]["effect_bits"] == most["effect_bits"]
+    assert len({window["effect_bits"] for window in windows}) > 1
     assert body["usage"]["audio_tokens"] > 60 * 25, "overlaps were heard twice"
     if "choices" in more:
         assert sum(choice["probability"] for choice in body["choices"]) == pytest.approx(1)

@@ -102,7 +102,7 @@ def rows_of(log: DatabaseLog) -> int:
 def test_what_was_added_is_there_at_once_and_after_a_restart(url: str) -> None:
     first = record("a")
     nothing = record("b", score=None, percentile=None, direction=None, answer_changed=None)
-    added = [first, nothing, record("c", silence_score=0.5)]
+    added = [first, nothing, record("c", silence_score=0.5, effect_bits=7.5)]
     with log_at(url) as log:
         for added_record in added:
             log.add(added_record)
@@ -192,7 +192,7 @@ def test_the_columns_of_this_version(tmp_path: Path) -> None:
     described = [
         f"{column['name']} {column['type']}{' null' * column['nullable']}" for column in columns
     ]
-    assert database.VERSION == 1
+    assert database.VERSION == 2
     assert described == [
         "number INTEGER",
         "id TEXT",
@@ -215,7 +215,33 @@ def test_the_columns_of_this_version(tmp_path: Path) -> None:
         "decode_seconds DOUBLE",
         "model TEXT",
         "profile TEXT",
+        "effect_bits DOUBLE null",
     ]
+
+
+def test_tables_of_the_first_version_get_the_new_column(url: str) -> None:
+    old, new = record("old"), record("new", effect_bits=3.25)
+    with log_at(url) as log:
+        log.add(old)
+    engine = database.connect(database.parse(url))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE listening_log DROP COLUMN effect_bits"))
+        connection.execute(text("UPDATE listening_log_version SET version = 1"))
+    for _ in range(2):  # the second start finds tables of this version
+        with log_at(url) as log:
+            log.add(new)
+            wait_until(lambda log=log: not log.waiting)  # type: ignore[misc]
+            assert log.recent("demo", "mine") == [old, new]
+    with engine.begin() as connection:  # a writer of the first version, still running
+        columns = "id, replica, created, generated, verdict, steered, strength, audio_seconds"
+        rest = "answered, queue_seconds, prefill_seconds, silence_seconds, decode_seconds"
+        values = "'late', 'r', 1, true, 'unknown', false, 0, 1, 1, 0, 0, 0, 0, 'demo', 'mine'"
+        insert = f"INSERT INTO listening_log ({columns}, {rest}, model, profile) VALUES ({values})"
+        connection.execute(text(insert))
+    found = database.find(engine, "late")
+    engine.dispose()
+    assert found is not None
+    assert found.effect_bits is None
 
 
 def test_tables_of_another_version_are_refused(url: str) -> None:
@@ -223,7 +249,7 @@ def test_tables_of_another_version_are_refused(url: str) -> None:
         assert log._engine is not None
         with log._engine.begin() as connection:
             connection.execute(text("UPDATE listening_log_version SET version = 99"))
-    with pytest.raises(SettingsError, match="version 99, and this allears knows version 1"):
+    with pytest.raises(SettingsError, match="version 99, and this allears knows version 2"):
         database_log(Settings(listening_log_url=SecretStr(url)), lost.append).open()
 
 
@@ -497,7 +523,8 @@ def test_an_answer_s_numbers_are_in_its_record(start: Any, audio: Any, tmp_path:
     assert one["model"] == "tiny"
     assert one["profile"] == "tiny-profile"
     assert one["answer_changed"] == answer["steering"]["answer_changed"]
-    assert one["silence_score"] == pytest.approx(answer["listening"]["silence_score"], abs=1e-6)
+    for name in ("silence_score", "effect_bits"):
+        assert one[name] == pytest.approx(answer["listening"][name], abs=1e-6)
     assert one["prefill_seconds"] == pytest.approx(answer["timings"]["prefill_seconds"], abs=1e-6)
     assert one["decode_seconds"] == pytest.approx(answer["timings"]["decode_seconds"], abs=1e-6)
     assert abs(one["answered"] - time.time()) < 60

@@ -192,6 +192,12 @@ class TestInABrowser:
                 gauge.get_attribute("aria-valuetext") or ""
             )
             expect(page.locator("#threshold")).to_be_visible()
+            effect = page.locator("#effect")
+            expect(effect).to_have_text(re.compile(r"^\d+\.\d\d bits of effect$"))
+            bits = effect.inner_text().split()[0]
+            moved = page.get_by_text(f"moved the bare answer {bits} bits away from the one about")
+            expect(moved.first).to_be_visible()
+            expect(moved.last).to_have_id("said")  # for who does not see it
             pale = heat(page)
             assert max(pale) > min(pale) > 0
             picture = page.get_by_role("img", name="the model listened most between")

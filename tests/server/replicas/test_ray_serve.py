@@ -177,6 +177,17 @@ def test_sigterm_lets_running_requests_end_and_leaves_nothing(cluster: Cluster, 
     lines = [line for line in cluster.log.read_text().splitlines() if line.startswith("{")]
     assert any(json.loads(line).get("error_code") == "replica_lost" for line in lines)
     assert "Traceback" not in cluster.log.read_text()
+    assert "Started a local Ray" not in cluster.log.read_text()
+
+
+def test_no_late_call_starts_a_ray_of_its_own() -> None:
+    program = "import server.replicas.ray_serve as s, ray; r = s.ServeReplicas(None, s._stop)\n"
+    program += "r.stop(); assert r.status().ready == 0\n"
+    program += "try: ray.put(1)\nexcept Exception as error: print(type(error).__name__)\n"
+    program += "assert not ray.is_initialized()"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Error" in done.stdout
 
 
 # ---- without Ray

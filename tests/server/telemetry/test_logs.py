@@ -84,6 +84,7 @@ def test_a_request_is_one_line_with_what_it_cost(start: Any, audio: Any, lines: 
     for name in ("queue", "prefill", "silence", "decode"):
         assert first[f"{name}_seconds"] == answer["timings"][f"{name}_seconds"]
     assert first["score"] == pytest.approx(answer["listening"]["score"], abs=1e-5)
+    assert first["effect_bits"] == answer["listening"]["effect_bits"] > 0
     assert first["verdict"] == answer["listening"]["verdict"]
     assert first["strength"] == pytest.approx(answer["steering"]["strength"], abs=1e-5)
     assert first["audio_seconds"] == 1.0
@@ -94,6 +95,7 @@ def test_a_request_is_one_line_with_what_it_cost(start: Any, audio: Any, lines: 
     assert streamed["verdict"] == first["verdict"] and streamed["decode_seconds"] > 0
     assert (wrong["status"], wrong["error_code"]) == (422, "invalid_request")
     assert heard["route"] == "/v1/listening-score" and heard["score"] == first["score"]
+    assert heard["effect_bits"] is None
     assert "secret" not in json.dumps(lines()) and "some-key" not in json.dumps(lines())
 
 

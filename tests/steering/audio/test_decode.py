@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import struct
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -496,3 +498,53 @@ def test_mutated_files_are_heard_or_refused(seed: int) -> None:
                 continue
             assert np.isfinite(clip.samples).all()
             assert clip.submitted_seconds <= LIMITS.max_seconds
+
+
+# ---- a clip of which only the start is kept
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "OPUS", "MP3", "AIFF", "W64"])
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 48_000])
+def test_what_is_kept_is_what_would_be_heard_and_all_is_counted(
+    container: str, rate_hz: int
+) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * rate_hz).astype(np.float32)
+    opus = container == "OPUS"
+    name, subtype = ("OGG", "OPUS") if opus else (container, None)
+    data = encode(samples, rate_hz, container=name, subtype=subtype)
+    whole = heard(data)
+    start = heard(data, limits=replace(LIMITS, kept_seconds=2.0))
+    assert start.submitted_seconds == pytest.approx(whole.submitted_seconds, abs=1e-6)
+    assert len(start.samples) == pytest.approx(2 * RATE_HZ, abs=1)
+    sure = RATE_HZ  # beyond, the resampler hears where it was cut
+    np.testing.assert_array_equal(start.samples[:sure], whole.samples[:sure])
+    assert start.warnings == whole.warnings
+
+
+def test_files_one_behind_the_other_are_counted_and_kept_as_one() -> None:
+    data = encode(sine(RATE_HZ), container="MP3") + encode(sine(8_000), 8_000, container="MP3")
+    whole = heard(data)
+    start = heard(data, limits=replace(LIMITS, kept_seconds=0.5))
+    assert start.submitted_seconds == pytest.approx(whole.submitted_seconds, abs=1e-6)
+    assert len(start.samples) == RATE_HZ / 2
+    assert "2 recordings" in start.warnings[-1] and "heard" not in start.warnings[-1]
+
+
+def test_the_limit_holds_for_all_that_is_counted() -> None:
+    data = encode(np.repeat(sine(RATE_HZ), 4))
+    with pytest.raises(AudioTooLarge, match=r"4\.00 s long; at most 3 s"):
+        heard(data, limits=AudioLimits(max_seconds=3.0, kept_seconds=1.0))
+
+
+@pytest.mark.parametrize("bomb", [flac_silence, opus_silence], ids=["FLAC", "Opus"])
+def test_hours_are_cut_in_memory_for_what_is_kept(bomb: Callable[..., bytes]) -> None:
+    limits = AudioLimits(max_seconds=math.inf, kept_seconds=2.0)
+    data = bomb(hours=3)
+    assert peak_bytes(None, lambda: heard(data, limits=limits)) < 4e6
+    clip = heard(data, limits=limits)
+    assert clip.submitted_seconds == pytest.approx(3 * 3_600, abs=1)
+    assert clip.seconds == pytest.approx(2.0, abs=0.01)
+    weeks = bomb(hours=6)
+    clip = heard(weeks, limits=limits)
+    assert 4 * 3_600 < clip.submitted_seconds < 4.01 * 3_600
+    assert clip.warnings == ("it is longer than 4 hours; how much was not counted",)

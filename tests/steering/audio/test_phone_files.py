@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from typing import Any
 
@@ -151,6 +152,16 @@ def test_tags_that_are_not_text_are_no_matter(name: str) -> None:
 def test_more_seconds_than_allowed_are_refused(name: str) -> None:
     with pytest.raises(AudioTooLarge, match=r"longer than the 1\.5 s"):
         heard(WHOLE[name], limits=AudioLimits(max_seconds=1.5))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_kept_is_what_would_be_heard_and_all_is_counted(name: str) -> None:
+    whole = heard(WHOLE[name])
+    start = heard(WHOLE[name], limits=AudioLimits(max_seconds=math.inf, kept_seconds=1.0))
+    assert start.submitted_seconds == pytest.approx(whole.submitted_seconds, abs=0.1)
+    assert start.seconds == pytest.approx(1.0, abs=0.001)
+    np.testing.assert_array_equal(start.samples[:8_000], whole.samples[:8_000])
+    assert start.warnings == whole.warnings
 
 
 def test_a_length_that_lies_is_no_matter() -> None:

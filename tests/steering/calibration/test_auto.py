@@ -24,6 +24,7 @@ from steering.calibration.auto import (
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
+from steering.model.prompt_style import R1_AQA
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
 
@@ -97,7 +98,7 @@ def test_a_profile_is_made_marked_and_kept(
     assert load_profile(folder / "profile").heads == profile.heads
 
 
-def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioModel) -> None:
+def test_an_entry_belongs_to_one_checkpoint_dtype_style_schema_and_size(copied: AudioModel) -> None:
     cache = Path("cache")
     folder = profile_folder(cache, copied, 40)
     assert folder.parent == cache / "profiles"
@@ -106,8 +107,9 @@ def test_an_entry_belongs_to_one_checkpoint_dtype_schema_and_size(copied: AudioM
         profile_folder(cache, copied, 41),
         profile_folder(cache, replace(copied, fingerprint="f00d"), 40),
         profile_folder(cache, replace(copied, dtype=torch.bfloat16), 40),
+        profile_folder(cache, replace(copied, prompt_style=R1_AQA), 40),
     ]
-    assert len({folder, *others}) == 4
+    assert len({folder, *others}) == 5
 
 
 def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:

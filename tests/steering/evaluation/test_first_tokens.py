@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 
 from steering.calibration.activations import build_item_prompt, load_item_clip, record
-from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
+from steering.decision import effect_bits
+from steering.evaluation.first_tokens import FirstTokens, divergence, effects, one_token
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
 from steering.model.audio_model import AudioModel
@@ -74,15 +76,19 @@ def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...
     assert tokens.right(HOW, np.zeros(0)).shape == (0,)
 
 
-def test_the_divergence_is_jensen_and_shannons(
+def test_divergence_and_effect_are_those_of_two_passes(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
-    divergences = divergence(grouped, record(grouped, items))
+    recorded = record(grouped, items)
+    divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
+        heard, silent = (prefill(grouped, each) for each in (prompt, silent_twin(grouped, prompt)))
         p, q = (
-            logits(grouped, prefill(grouped, branch).final[None])[0].softmax(-1).double().numpy()
-            for branch in (prompt, silent_twin(grouped, prompt))
+            logits(grouped, each.final[None])[0].softmax(-1).double().numpy()
+            for each in (heard, silent)
         )
+        assert bits[i] == pytest.approx(entropy(p, q, base=2), rel=1e-3)
+        assert bits[i] == pytest.approx(effect_bits(grouped, heard, silent), rel=1e-3)
         assert divergences[i] == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-3)
     assert (divergences > 0).all()

@@ -10,8 +10,11 @@ import pytest
 from steering.evaluation.separation import RANDOM_SETS, correlation_map, listening_figures
 from steering.heads import correlations
 from steering.items import Item
+from steering.measures import auroc
 from steering.model.audio_model import AudioModel
 from tests.steering.evaluation.judging import HEADS, activations, item, profile_of
+
+EFFECT = np.random.default_rng(5).exponential(size=60)
 
 
 def conflicts(count: int) -> list[Item]:
@@ -21,7 +24,10 @@ def conflicts(count: int) -> list[Item]:
 
 def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> None:
     recorded = activations(grouped, 60)
-    figures = listening_figures(grouped, profile_of(grouped), conflicts(60), recorded, seed=0)
+    effect = EFFECT + recorded.right
+    figures = listening_figures(
+        grouped, profile_of(grouped), conflicts(60), recorded, effect, seed=0
+    )
     scores = recorded.scores(HEADS, grouped.num_heads)
     assert figures["clip_silence"] == 1.0
     assert figures["mean_right"] == pytest.approx(float(scores[recorded.right].mean()), abs=1e-4)
@@ -33,12 +39,19 @@ def test_listening_is_set_against_chance_and_confidence(grouped: AudioModel) -> 
         assert figure["auroc"] > 0.85 > figure["top_probability"]
         assert figure["random_mean"] < figure["auroc"]
         assert figure["above_random_share"] > 0.9
+    odd = np.arange(60) % 2 == 1
+    assert cues["strong"]["effect"] == pytest.approx(
+        auroc(effect[odd], recorded.right[odd]), abs=1e-4
+    )
+    assert 0.7 < figures["right_wrong_within_wording"]["effect"] < 1
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_what_can_not_be_measured_is_null(grouped: AudioModel, right: bool) -> None:
     alike = replace(activations(grouped, 8), right=np.full(8, right))
-    figures = listening_figures(grouped, profile_of(grouped), conflicts(8), alike, seed=0)
+    figures = listening_figures(
+        grouped, profile_of(grouped), conflicts(8), alike, EFFECT[:8], seed=0
+    )
     json.dumps(figures, allow_nan=False)
     assert figures["right_wrong"] is None
     assert (figures["mean_right"] is None) != right
@@ -50,7 +63,9 @@ def test_what_can_not_be_measured_is_null(grouped: AudioModel, right: bool) -> N
 
 def test_the_score_is_set_against_sixty_random_sets(grouped: AudioModel) -> None:
     recorded = activations(grouped, 60)
-    figures = listening_figures(grouped, profile_of(grouped), conflicts(60), recorded, seed=0)
+    figures = listening_figures(
+        grouped, profile_of(grouped), conflicts(60), recorded, EFFECT, seed=0
+    )
     within = figures["right_wrong_within_wording"]
     assert len(within["random_each"]) == RANDOM_SETS == 60
     assert within["random_each"] == sorted(within["random_each"])

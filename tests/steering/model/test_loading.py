@@ -10,19 +10,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from steering.errors import ModelError
 from steering.model import checkpoint as checkpoints
+from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.prefill import prefill
-from steering.self_test import self_test
+from steering.verification.self_test import self_test
 from tests.steering import tiny
 from tests.steering.examples import full_pass, prompt
 
@@ -63,6 +66,30 @@ def test_talker_vocoder_and_eyes_are_never_read(
     assert not any("visual" in key or "talker" in key for key in names)
     read = sum(t.nbytes for key, t in whole.items() if key not in unread)
     assert sum(p.nbytes for p in after.network.parameters()) == read
+
+
+def test_the_talkers_token_ids_are_no_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real Omni's talker has a small vocabulary, and ids beyond it."""
+    folder = tiny.save(tiny.WHOLE[OMNI[0]], tmp_path / "omni")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    ids = {"audio_start_token_id": 1, "audio_end_token_id": 2, "vision_start_token_id": 3}
+    config["thinker_config"].update(ids, vision_end_token_id=4)
+    config["talker_config"].update(dict.fromkeys(ids, 151_647))
+    file.write_text(json.dumps(config))
+    warn_again = cast(Any, transformers.configuration_utils.logger.warning_once).cache_clear
+    monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
+    warn_again()
+    caplog.clear()
+    model = load(str(folder), device="cpu")
+    assert "unexpected behavior" not in caplog.text
+    warn_again()
+    whole = AutoConfig.from_pretrained(folder)
+    assert "unexpected behavior" in caplog.text, "transformers itself warns"
+    assert loading.read_config("x", folder).to_dict() == whole.thinker_config.to_dict()
+    assert model.family.name == OMNI[0]
 
 
 @pytest.mark.parametrize("name", OMNI)
@@ -113,6 +140,32 @@ def test_weights_that_are_not_there_are_not_made_up(copy: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 weights are not in the checkpoint.*mlp\.up"):
         load(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize("name", tiny.WHOLE)
+def test_a_readout_that_only_the_text_config_ties_is_tied(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.save(tiny.WHOLE[name], tmp_path / name)
+    file, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    tensors = load_file(file)
+    del tensors[next(key for key in tensors if key.endswith("lm_head.weight"))]
+    save_file(tensors, file, metadata={"format": "pt"})
+    text = config.get("thinker_config", config)["text_config"]
+    for tied in (False, True):
+        text["tie_word_embeddings"] = tied
+        (folder / "config.json").write_text(json.dumps(config))
+        if not tied:
+            with pytest.raises(ModelError, match=r"lm_head\.weight"):
+                load(str(folder), device="cpu")
+    caplog.clear()
+    model = load(str(folder), device="cpu")
+    embeddings = model.decoder.embed_tokens.weight
+    assert model.family.readout(model.network).weight is embeddings
+    kept = {k: t for k, t in tensors.items() if "embed_tokens" in k and "talker" not in k}
+    assert torch.equal(embeddings, *kept.values())
+    assert "MISSING" not in caplog.text, "nothing is said to be made up"
+    self_test(model)
 
 
 def test_layers_that_see_less_than_everything_are_refused(copy: Path) -> None:
@@ -168,7 +221,7 @@ def test_what_was_loaded_is_in_the_log(checkpoint: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "allears"):
         load(str(checkpoint), device="cpu")
     assert "revision none (a local folder)" in caplog.text
-    assert "float32 because a CPU" in caplog.text
+    assert "on cpu, float32 because a CPU" in caplog.text
     assert "prompt style plain" in caplog.text
 
 

@@ -18,6 +18,7 @@ from transformers import AutoProcessor, LogitsProcessor, Qwen2AudioForConditiona
 
 from steering import listening
 from steering.audio.clip import Clip
+from steering.decision import effect_bits
 from steering.errors import AllEarsError, ModelError, ProfileError, RequestError
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, steered_logits
 from steering.heads import Verdicts, listening_score, timeline
@@ -124,6 +125,7 @@ class Own:
     score: float
     timeline: Any
     plan: SteeringPlan
+    effect_bits: float
 
 
 def own(model: AudioModel, profile: Profile, row: int, strength: float | None = None) -> Own:
@@ -131,15 +133,22 @@ def own(model: AudioModel, profile: Profile, row: int, strength: float | None = 
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     prefixes = SilenceCache(0)
     twin = contrast_with_silence(
-        model, prompt, heard, heads=profile.heads, layers=profile.layers, silence_cache=prefixes
+        model,
+        prompt,
+        heard,
+        heads=profile.heads,
+        layers=profile.layers,
+        silence_cache=prefixes,
+        to_readout=True,
     )
+    assert twin.silent is not None
     read = heard.attention.numpy()
     score = listening_score(read)
     strength = profile.gate.strength(score) if strength is None else strength
     plan = SteeringPlan(
         pool(twin.differences, profile.intervention), strength, profile.intervention
     )
-    return Own(heard, score, timeline(read), plan)
+    return Own(heard, score, timeline(read), plan, effect_bits(model, heard, twin.silent))
 
 
 def own_tokens(model: AudioModel, one: Own, plan: SteeringPlan | None = None) -> list[int]:
@@ -179,6 +188,8 @@ def test_one_prompt_is_heard_and_steered_as_on_our_own_path(
     assert ears.timeline.sum() == pytest.approx(ears.score, abs=1e-6)
     assert ears.verdict == profile.verdicts.of(expected.score)
     assert ears.reason is None
+    assert ears.effect_bits == pytest.approx(expected.effect_bits, rel=1e-3)
+    assert expected.effect_bits > 1e-4
     assert same(token_rows[0], own_tokens(model, expected))
     assert not same(token_rows[0], own_tokens(model, expected, UNSTEERED)), (
         "the strength must do something"
@@ -197,6 +208,7 @@ def test_each_row_of_a_batch_is_heard_and_steered_as_alone(
         assert heard.score == pytest.approx(alone.score, abs=1e-6)
         np.testing.assert_allclose(heard.timeline, alone.timeline, atol=1e-6)
         assert heard.silence_score is not None
+        assert heard.effect_bits == pytest.approx(alone.effect_bits, rel=1e-3)
         assert same(token_rows[row], own_tokens(model, alone))
     with pytest.raises(RequestError, match=r"ears\.rows"):
         _ = ears.score

@@ -1,0 +1,211 @@
+"""A trial: one question, run by allears and by transformers, and the checks of its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.audio.clip import Clip
+from steering.generation import UNSTEERED, steered_logits
+from steering.model.audio_model import AudioModel
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Prompt, build_question, embed
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
+from steering.taps import Head
+from steering.verification.findings import Finding, distance, logit_distance, tolerance
+from steering.verification.plain_transformers import PlainPass, plain_pass
+
+QUESTION = "What do you hear?"
+ANSWER = "It may be a dog that barks, far away."  # its first tokens, whatever the model would say
+ANSWER_TOKENS = 5
+_TAP_FLOORS = 3.0  # eager attention rounds scores and weights besides
+_CACHE_BYTES = 1 << 40  # whatever the model: one silence is kept
+ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Distances that rounding alone makes: transformers against itself, computed otherwise."""
+
+    embedded: float = 0.0
+    logits: float = 0.0
+    differences: float = 0.0  # of residuals, clip minus silence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A question about noise, the start of an answer, and what transformers makes of both."""
+
+    model: AudioModel
+    prompt: Prompt
+    answer: tuple[int, ...]
+    heads: tuple[Head, ...]  # every head
+    layers: tuple[int, ...]  # every layer
+    plain: PlainPass
+    silent: PlainPass  # of the same question about silence
+    rounding: Rounding
+
+    @classmethod
+    def of(cls, model: AudioModel, seconds: float = 1.0) -> Trial:
+        """A trial of a clip so long."""
+        clips = (noise(model, seconds),)
+        answer = answer_tokens(model)
+        layers = range(model.num_layers)
+        plain = plain_pass(model, clips, QUESTION, answer)
+        silent = plain_pass(model, [clip.silent() for clip in clips], QUESTION)
+        return cls(
+            model=model,
+            prompt=build_question(model, clips, QUESTION),
+            answer=answer,
+            heads=tuple((layer, head) for layer in layers for head in range(model.num_heads)),
+            layers=tuple(layers),
+            plain=plain,
+            silent=silent,
+            rounding=_rounding(model, clips, answer, plain, silent),
+        )
+
+    def allowed(self, rounding: float, floors: float = 1.0) -> float:
+        """The distance allowed on this model where rounding alone makes `rounding`."""
+        return tolerance(self.model.dtype, rounding, floors)
+
+
+def noise(model: AudioModel, seconds: float, seed: int = 0) -> Clip:
+    """A clip of quiet noise, another for every seed."""
+    rate_hz = model.sample_rate_hz
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * rate_hz)) * 0.05
+    return Clip(samples.astype(np.float32), rate_hz, seconds, rate_hz, 1)
+
+
+def answer_tokens(model: AudioModel) -> tuple[int, ...]:
+    """Tokens of an answer that is not the model's own."""
+    ids: list[int] = model.processor.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    return tuple(ids[:ANSWER_TOKENS])
+
+
+def _rounding(
+    model: AudioModel,
+    clips: Sequence[Clip],
+    answer: Sequence[int],
+    plain: PlainPass,
+    silent: PlainPass,
+) -> Rounding:
+    """Distances of the same passes by another kernel in a batch of two.
+
+    In float32 on a CPU they are far below the floor, and are not measured.
+    """
+    if model.dtype == torch.float32 and model.device.type == "cpu":
+        return Rounding()
+    again = plain_pass(model, clips, QUESTION, answer, kernel="sdpa", copies=2)
+    silence = [clip.silent() for clip in clips]
+    quiet = plain_pass(model, silence, QUESTION, kernel="sdpa", copies=2)
+    return Rounding(
+        embedded=distance(again.embedded[None], plain.embedded[None]),
+        logits=logit_distance(again.logits, plain.logits),
+        differences=distance(
+            (again.residuals - quiet.residuals)[None], (plain.residuals - silent.residuals)[None]
+        ),
+    )
+
+
+def attempt(name: str, allowed: float, compared: str, measure: Callable[[], float]) -> Finding:
+    """The finding of a check; what it raises is one, too."""
+    try:
+        return Finding(name, measure(), allowed, compared)
+    except ERRORS as error:
+        first = (str(error) or "no message").splitlines()[0]
+        return Finding(name, float("inf"), allowed, f"{type(error).__name__}: {first}")
+
+
+@torch.inference_mode()
+def check_prompt(trial: Trial) -> Iterator[Finding]:
+    """Prompt ids, what the encoder makes, logits, taps, and the silent twin."""
+    model, prompt, plain, rounding = trial.model, trial.prompt, trial.plain, trial.rounding
+    yield attempt(
+        "prompt ids",
+        0,
+        "tokens that differ from the processor's own",
+        lambda: float(_differing(prompt.tokens, plain.tokens)),
+    )
+    yield attempt(
+        "encoder",
+        trial.allowed(rounding.embedded),
+        "the decoder's input against transformers'",
+        lambda: distance(embed(model, prompt), plain.embedded[None]),
+    )
+    results: list[PrefillResult] = []
+
+    def logits() -> float:
+        results.append(prefill(model, prompt, heads=trial.heads, layers=trial.layers))
+        first = steered_logits(model, results[0].final[None], UNSTEERED, 0)
+        return logit_distance(first, plain.logits[:1])
+
+    yield attempt(
+        "logits",
+        trial.allowed(rounding.logits),
+        "after the last prompt token, against eager attention",
+        logits,
+    )
+    if not results:
+        return
+    heard = results[0]
+    yield attempt(
+        "taps",
+        trial.allowed(rounding.logits, _TAP_FLOORS),
+        "every head of every layer, against eager attention",
+        lambda: distance(_by_layer(trial, heard.attention), _on_audio(trial, plain)),
+    )
+    yield from _check_twin(trial, heard)
+
+
+def _check_twin(trial: Trial, heard: PrefillResult) -> Iterator[Finding]:
+    """The silent twin, made anew and from the cache, against a full second pass."""
+    silence_cache = SilenceCache(_CACHE_BYTES)
+    expected = trial.plain.residuals - trial.silent.residuals  # (L, D)
+    for name in ("twin", "kept twin"):
+
+        def measure(*, kept: bool = name.startswith("kept")) -> float:
+            twin = contrast_with_silence(
+                trial.model,
+                trial.prompt,
+                heard,
+                heads=trial.heads,
+                layers=trial.layers,
+                silence_cache=silence_cache,
+            )
+            if twin.from_cache != kept:
+                raise RuntimeError(f"from the cache: {twin.from_cache}")
+            return max(
+                distance(twin.differences[None], expected[None]),
+                distance(_by_layer(trial, twin.silence_attention), _on_audio(trial, trial.silent))
+                / _TAP_FLOORS,
+            )
+
+        yield attempt(
+            name,
+            trial.allowed(trial.rounding.differences),
+            "clip minus silence, against a full second pass",
+            measure,
+        )
+
+
+def _differing(ours: Tensor, theirs: Tensor) -> int:
+    """Number of places in which two prompts differ."""
+    shorter = min(len(ours), len(theirs))
+    return abs(len(ours) - len(theirs)) + int((ours[:shorter] != theirs[:shorter]).sum())
+
+
+def _by_layer(trial: Trial, attention: Tensor) -> Tensor:
+    """(L, H, F) from the attention (L x H, F) of every head."""
+    return attention.reshape(trial.model.num_layers, trial.model.num_heads, -1)
+
+
+def _on_audio(trial: Trial, plain: PlainPass) -> Tensor:
+    """(L, H, F) eager attention on the audio tokens."""
+    return plain.attention[:, :, trial.prompt.audio_mask]
