@@ -15,7 +15,7 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, embed
 from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import Head
 from steering.verification.findings import Finding, distance, logit_distance, tolerance
 from steering.verification.plain_transformers import PlainPass, plain_pass
@@ -166,7 +166,7 @@ def check_prompt(trial: Trial) -> Iterator[Finding]:
 
 def _check_twin(trial: Trial, heard: PrefillResult) -> Iterator[Finding]:
     """The silent twin, made anew and from the cache, against a full second pass."""
-    silence_cache = SilenceCache(_CACHE_BYTES)
+    silence_cache = SilenceCache(_CACHE_BYTES, Ladder(0))  # of the clip's own length
     expected = trial.plain.residuals - trial.silent.residuals  # (L, D)
     for name in ("twin", "kept twin"):
 

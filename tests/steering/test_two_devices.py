@@ -23,8 +23,9 @@ from steering.model.loading import load
 from steering.prefill import prefill
 from steering.profile import DEMO_PROFILE, Profile
 from steering.readout import Intervention, pool
-from steering.self_test import self_test
-from steering.silence import SilenceCache, contrast_with_silence
+from steering.silence import contrast_with_silence
+from steering.silence_cache import SilenceCache
+from steering.verification.self_test import self_test
 from tests.steering import tiny
 from tests.steering.examples import clip, prompt, write_items
 from tests.steering.stand_in_device import CARD, StandInCard, plugged_in
