@@ -23,7 +23,8 @@ from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import find, is_on_hub, only_config, weight_files
 from steering.model.families import family_of
-from steering.model.memory_plan import gigabytes
+from steering.model.memory_plan import ModelSizes, Wanted, gigabytes
+from steering.silence_cache import TOP_FRAMES, Ladder
 from steering.verification.self_test import self_test
 from steering.verification.verify import verify
 
@@ -99,18 +100,24 @@ def _memory(settings: Settings) -> Iterator[Check]:
         f" {wanted.tokens} tokens {gigabytes(row_bytes)}, {wanted.rows} rows"
         f" {gigabytes(wanted.rows * row_bytes)}",
     )
-    yield Check(
-        "memory: silence cache",
-        True,
-        f"30 s of silence are {sizes.silence_tokens} tokens, at most"
-        f" {gigabytes(sizes.silence_bytes(wanted.dtype))} an entry; the cache holds at most"
-        f" {gigabytes(wanted.silence_cache_bytes)}",
-    )
+    yield Check("memory: silence cache", True, _silences(sizes, wanted))
     yield _attempt("memory: plan", memory.fits)
     if placed.through_host:
         yield _attempt(
             "memory: while loading", lambda: loading.check_host(settings.model, sizes, placed)
         )
+
+
+def _silences(sizes: ModelSizes, wanted: Wanted) -> str:
+    """The silences behind one prompt's words, at most all layers deep."""
+    limit, token_bytes = wanted.silence_cache_bytes, sizes.kv_bytes_a_token[wanted.dtype]
+    ladder = Ladder.within(limit, token_bytes, sizes.audio_tokens, TOP_FRAMES)
+    tokens = ladder.tokens(sizes.audio_tokens, TOP_FRAMES)
+    return (
+        f"{len(list(ladder.rungs(TOP_FRAMES)))} lengths up to 30 s, each"
+        f" {2 ** (1 / ladder.steps):.2f} times the next shorter: {tokens} tokens, at most"
+        f" {gigabytes(tokens * token_bytes)}; the cache holds at most {gigabytes(limit)}"
+    )
 
 
 def _small_files(settings: Settings) -> str:

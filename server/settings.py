@@ -164,7 +164,8 @@ class Settings(BaseSettings):
     # ---- memory, replicas, the end
 
     silence_cache_bytes: Annotated[int, Field(ge=0)] = 1_000_000_000
-    """bytes for keys and values of silent audio, from 0 (none are kept)"""
+    """bytes for keys and values of silences, from 0 (none are kept); with more, their lengths are
+    closer"""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     """copies of the model that answer, each with a GPU of its own where there are any; over 1
     needs `allears[ray]`"""

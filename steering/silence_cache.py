@@ -12,7 +12,8 @@ from torch import Tensor
 
 from steering.taps import KVPairs
 
-_TOP_FRAMES, _DOUBLINGS = 3000, 6  # 30 s, at Whisper's 100 mel frames a second, down to 0.47 s
+TOP_FRAMES = 3000  # 30 s, at Whisper's 100 mel frames a second
+_DOUBLINGS = 6  # down to 0.47 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Ladder:
     def rungs(self, longest: int) -> Iterator[int]:
         """The rungs from the shortest to `longest`, the last one."""
         for step in count(-_DOUBLINGS * self.steps):
-            rung = min(math.ceil(_TOP_FRAMES * 2 ** (step / self.steps)), longest)
+            rung = min(math.ceil(TOP_FRAMES * 2 ** (step / self.steps)), longest)
             yield rung
             if rung == longest:
                 return

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from steering.model.families import Family
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
-_SILENCE_FRAMES = 3000  # 30 s of sound, at Whisper's 100 mel frames a second
+_FRAMES = 3000  # 30 s of sound, at Whisper's 100 mel frames a second
 _FLOAT_BYTES = 4
 _TOKENS_STEP = 64  # of the row lengths that are proposed
 _CONTAINER = Path("/sys/fs/cgroup")
@@ -38,7 +39,7 @@ class ModelSizes:
     parameters: int  # of what is loaded: of an Omni model the thinker without its eyes
     weight_bytes: Mapping[str, int]
     kv_bytes_a_token: Mapping[str, int]  # keys and values of all layers
-    silence_tokens: int  # audio tokens of 30 s
+    audio_tokens: Callable[[int], int]  # of a number of mel frames
     hidden_size: int
     vocabulary: int
     longest_row: int  # tokens that have positions
@@ -49,10 +50,6 @@ class ModelSizes:
     def row_bytes(self, dtype: str, tokens: int) -> int:
         """Keys and values of one answer's row of a number of tokens."""
         return self.kv_bytes_a_token[dtype] * tokens
-
-    def silence_bytes(self, dtype: str) -> int:
-        """One entry of the silence cache: 30 s of silence, at most all layers deep."""
-        return self.row_bytes(dtype, self.silence_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +100,17 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
         weights[name] = int((count - linear) * 2 + linear * bytes_each)
     keys = {name: pairs * dtype.itemsize for name, dtype in DTYPES.items()}
     keys |= dict.fromkeys(QUANTIZED, pairs * 2)
-    silence_tokens = family.audio_tokens(config, _SILENCE_FRAMES)
     return ModelSizes(
         parameters=count,
         weight_bytes=weights,
         kv_bytes_a_token=keys,
-        silence_tokens=silence_tokens,
+        audio_tokens=partial(family.audio_tokens, config),
         hidden_size=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         longest_row=int(text.max_position_embeddings),
         prefill_values_a_token=_prefill_values(text, width),
         encoder_values_a_frame=_encoder_values(network, [decoder, family.readout(network)]),
-        frames_a_token=_SILENCE_FRAMES / silence_tokens,
+        frames_a_token=_FRAMES / family.audio_tokens(config, _FRAMES),
     )
 
 

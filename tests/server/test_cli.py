@@ -224,7 +224,11 @@ def test_doctor_plans_memory_from_a_config_alone(
     assert findings["memory: weights"].startswith("8,397.1 M parameters: float32 33.59 GB")
     assert "bfloat16 16.79 GB" in findings["memory: weights"]
     assert "524,288 bytes a token in bfloat16" in findings["memory: keys and values"]
-    assert "750 tokens, at most 393.2 MB" in findings["memory: silence cache"]
+    silences = findings["memory: silence cache"]
+    assert silences.startswith(
+        "7 lengths up to 30 s, each 2.00 times the next shorter: 1488 tokens"
+    )
+    assert "at most 780.1 MB" in silences
     assert "nothing was loaded" in findings["model"]
     assert "rows 17.18 GB" in findings["memory: plan"]
     assert "37.31 GB at most, of 40.00 GB free on cpu" in findings["memory: plan"]

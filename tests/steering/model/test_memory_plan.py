@@ -18,6 +18,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.families import family_of
 from steering.model.loading import load
 from steering.model.memory_plan import ModelSizes, Wanted
+from steering.silence_cache import Ladder
 from tests.steering import tiny
 
 # The real checkpoints' sizes, written into transformers' own configs.
@@ -36,13 +37,13 @@ REAL: dict[str, tuple[dict[str, Any], float, int, int]] = {
         },
         8.40e9,
         524_288,
-        750,
+        1488,
     ),
     "Qwen2_5OmniConfig": (
         {"thinker_config": {"text_config": {"tie_word_embeddings": False}}},
         8.26e9,
         57_344,
-        750,
+        1488,
     ),
     "Qwen3OmniMoeConfig": (
         {
@@ -59,7 +60,7 @@ REAL: dict[str, tuple[dict[str, Any], float, int, int]] = {
         },
         31.2e9,
         98_304,
-        390,
+        774,
     ),
 }
 
@@ -78,8 +79,7 @@ def test_the_sizes_of_a_real_model(name: str) -> None:
     assert plan.weight_bytes["float32"] == 4 * plan.parameters
     assert plan.weight_bytes["4bit"] < plan.weight_bytes["8bit"] < plan.weight_bytes["bfloat16"]
     assert plan.kv_bytes_a_token["bfloat16"] == kv_bytes
-    assert plan.silence_tokens == tokens
-    assert plan.silence_bytes("bfloat16") == kv_bytes * tokens
+    assert Ladder().tokens(plan.audio_tokens, 3000) == tokens
 
 
 @pytest.mark.parametrize("name", tiny.WHOLE)
