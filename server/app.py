@@ -33,7 +33,7 @@ from server.listening_log.writer import DatabaseLog
 from server.settings import Settings, wrong_log
 from server.telemetry import tracing
 from server.telemetry.metrics import Metrics, add_log_gauges, make_metrics
-from server.telemetry.served_model import public_name
+from steering.model.checkpoint import public_name
 
 _DESCRIPTION = (
     "Ask an audio-language model, see how far the audio decided the answer, and steer it where it"

@@ -49,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-profile_app = typer.Typer(help="Look at listening profiles.", no_args_is_help=True)
+profile_app = typer.Typer(help="Look at listening profiles, and share them.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 
 
@@ -241,43 +241,8 @@ def bench(context: typer.Context) -> None:
 # ---- profile and doctor
 
 
-@profile_app.command("show")
-@one_line_errors
-def profile_show(
-    folder: Annotated[Path, typer.Argument(help="Folder of a listening profile.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
-) -> None:
-    """Show what a listening profile holds.
-
-    Example: allears profile show ./profile
-    """
-    from server.doctor import SILENCES  # torch is slow to import, and --help needs none
-    from steering import profile as profiles
-
-    profile = profiles.load(folder)
-    if as_json:
-        typer.echo((folder / "profile.json").read_text(encoding="utf-8"))
-        return
-    table = Table(show_header=False, title=profile.name)
-    heads = ", ".join(f"{layer}.{head}" for layer, head in profile.heads)
-    rows = {
-        "model": f"{profile.model} ({profile.family}), revision {profile.revision or 'none'}",
-        "fingerprint": profile.fingerprint,
-        "heads (layer.head)": heads,
-        "layers": ", ".join(map(str, profile.layers)),
-        "gate": f"{asdict(profile.gate)}",
-        "fixed strength": f"{profile.fixed_strength:g}",
-        "max strength": f"{profile.max_strength:g}",
-        "calibrated on": profile.calibrated_on,
-        "silence": f"{profile.silence}, {SILENCES[profile.silence]}",
-        "verdicts": f"{asdict(profile.verdicts)}",
-        "calibration": json.dumps(dict(profile.calibration)),
-        "held out": json.dumps(dict(profile.held_out)),
-        "versions": json.dumps(dict(profile.versions)),
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    Console().print(table)
+for _name, _command in steering_commands.PROFILE_COMMANDS.items():
+    profile_app.command(_name)(one_line_errors(_command))
 
 
 @profile_app.command("verify")

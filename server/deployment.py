@@ -151,6 +151,8 @@ class Deployment:
             refusal = steering_refusal(runtime)
             if refusal is not None:
                 log.warning("answers stay bare: %s", refusal)
+            if runtime.profile is not None and runtime.profile.warning is not None:
+                log.warning("listening scores say little: %s", runtime.profile.warning)
 
     def loading_failed(self, error: Exception) -> None:
         """Log why loading failed, and answer nothing from now on."""

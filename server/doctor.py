@@ -28,11 +28,6 @@ from steering.silence_cache import TOP_FRAMES, Ladder
 from steering.verification.self_test import self_test
 from steering.verification.verify import verify
 
-SILENCES = {
-    "ladder": "cut from a few lengths, mostly cached",
-    "exact": "of every clip's own length, mostly not cached",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -151,7 +146,8 @@ def _profile(settings: Settings, model: AudioModel) -> str:
         folder = auto.profile_folder(settings.cache_folder, model, settings.calibration_items)
         profile = auto.load_cached(folder, model)
         if profile is None:
-            return f"auto: not made yet, the first start makes it in {folder}"
+            reason = auto.out_of_reach(model)
+            return f"auto: {reason or f'not made yet, the first start makes it in {folder}'}"
         if isinstance(profile, auto.NoProfile):
             return f"auto: none, {profile.reason}"
     else:
@@ -160,7 +156,7 @@ def _profile(settings: Settings, model: AudioModel) -> str:
         return "none: listening scores are unknown and nothing is steered"
     return (
         f"{profile.name}: {len(profile.heads)} heads, max_strength {profile.max_strength:g},"
-        f" calibrated on {profile.calibrated_on}, silence {SILENCES[profile.silence]}"
+        f" calibrated on {profile.calibrated_on}, silence {profiles.SILENCES[profile.silence]}"
     )
 
 

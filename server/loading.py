@@ -81,7 +81,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
     trial = self_test(model)
-    profile = find_profile(settings, model, on_progress)
+    profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
     runtime = Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,

@@ -1,4 +1,4 @@
-"""The commands that need a model but no server: demo-data, calibrate, evaluate.
+"""The commands that need no server: demo-data, calibrate, evaluate, and those of profiles.
 
 Each imports what it needs when it runs: torch is slow to import, and `--help` needs none.
 """
@@ -6,16 +6,21 @@ Each imports what it needs when it runs: torch is slow to import, and `--help` n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steering.errors import ProfileError
+
+if TYPE_CHECKING:
+    from steering.profile import Profile
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Model = Annotated[str, typer.Option(help="`demo`, a hub id, or a folder.")]
@@ -29,6 +34,10 @@ AudioRoot = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, spread")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder or hub id.")]
+
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a listening profile.")]
+Repository = Annotated[str, typer.Argument(help="Repository of the hub, ORG/NAME.")]
 
 
 class Mode(StrEnum):
@@ -127,10 +136,11 @@ def calibrate_command(
     if as_json:
         Console().print_json((out / "profile.json").read_text())
         return
-    held_out = dict(profile.held_out)
-    rows = held_out.pop("nulls", {})
-    for title, figures in (("held out", held_out), ("nulls", rows), ("data", profile.calibration)):
-        Console().print(_pairs(title, figures))
+    for table in _figures(profile):
+        Console().print(table)
+    if profile.warning:
+        print(f"Warning: {profile.warning}.")
+    print(profile.confirmed)
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
@@ -197,10 +207,93 @@ def evaluate_command(
     print(f"the report: {out / 'report.html'}")
 
 
-def _pairs(title: str, values: Any) -> Table:
-    grid = Table("figure", "value", title=title)
+# ---- profiles
+
+
+def show_command(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
+) -> None:
+    """Show what a listening profile holds.
+
+    Example: allears profile show ./profile
+    """
+    from steering import profile as profiles
+
+    profile = profiles.load(folder)
+    if as_json:
+        typer.echo((folder / profiles.RECORD_FILE).read_text(encoding="utf-8"))
+        return
+    settings = {
+        "model": f"{profile.model} ({profile.family}), revision {profile.revision or 'none'}",
+        "fingerprint": profile.fingerprint,
+        "heads (layer.head)": ", ".join(f"{layer}.{head}" for layer, head in profile.heads),
+        "layers": ", ".join(map(str, profile.layers)),
+        "gate": asdict(profile.gate),
+        "fixed strength": f"{profile.fixed_strength:g}",
+        "max strength": f"{profile.max_strength:g}",
+        "refusal": profile.refusal or "none",
+        "warning": profile.warning or "none",
+        "answers in full": profile.confirmed,
+        "silence": f"{profile.silence}, {profiles.SILENCES[profile.silence]}",
+        "verdicts": asdict(profile.verdicts),
+        "versions": dict(profile.versions),
+    }
+    for table in (_pairs(profile.name, settings), *_figures(profile)):
+        Console().print(table)
+
+
+def push_command(
+    folder: Folder,
+    repository: Repository,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Of the profile, such as apache-2.0.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read a repository that is made.")
+    ] = False,
+) -> None:
+    """Upload a listening profile to the hub, with a card made from it.
+
+    Example: allears profile push ./profile ORG/NAME --license apache-2.0 --public
+    """
+    from steering.calibration import publishing
+
+    print(f"pushed to {publishing.push(folder, repository, public=public, licence=licence)}")
+
+
+def pull_command(
+    repository: Repository,
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Download a listening profile from the hub into a folder.
+
+    Example: allears profile pull ORG/NAME ./profile
+    """
+    from steering.calibration import publishing
+
+    profile = publishing.pull(repository, folder, revision=revision)
+    print(f"{folder}: profile {profile.name!r} of {profile.model}")
+
+
+# ---- tables
+
+
+def _figures(profile: Profile) -> Iterator[Table]:
+    """A profile's figures, as tables."""
+    held_out, data = dict(profile.held_out), dict(profile.calibration)
+    choice, rows = data.pop("head_choice", {}), held_out.pop("nulls", {})
+    titles = {"held out": held_out, "nulls": rows, "heads against chance": choice, "data": data}
+    for title, figures in titles.items():
+        if figures:
+            yield _pairs(title, figures)
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> Table:
+    grid = Table("figure", "value", title=escape(title))
     for key, value in values.items():
-        grid.add_row(key, value if isinstance(value, str) else json.dumps(value))
+        grid.add_row(key, escape(value if isinstance(value, str) else json.dumps(value)))
     return grid
 
 
@@ -208,4 +301,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo-data": demo_data_command,
     "calibrate": calibrate_command,
     "evaluate": evaluate_command,
+}
+PROFILE_COMMANDS: dict[str, Callable[..., None]] = {
+    "show": show_command,
+    "push": push_command,
+    "pull": pull_command,
 }

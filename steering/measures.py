@@ -12,13 +12,18 @@ from scipy.stats import binomtest, norm, rankdata
 Flags = NDArray[np.bool_]
 
 
-def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
-    """Probability that a positive scores higher than a negative, ties half; NaN without both."""
+def aurocs(scores: NDArray[np.floating], positive: Flags) -> NDArray[np.float64]:
+    """(N,) AUROC of each column of scores (I, N); ties count half, NaN without both kinds."""
     ups, downs = int(positive.sum()), int((~positive).sum())
     if not ups or not downs:
-        return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - ups * (ups + 1) / 2) / (ups * downs))
+        return np.full(scores.shape[1], np.nan)
+    ranks = rankdata(scores, axis=0)
+    return np.asarray((ranks[positive].sum(0) - ups * (ups + 1) / 2) / (ups * downs))
+
+
+def auroc(scores: NDArray[np.floating], positive: Flags) -> float:
+    """Probability that a positive scores higher than a negative, ties half; NaN without both."""
+    return float(aurocs(scores[:, None], positive)[0])
 
 
 def auroc_against_silence(scores: NDArray[np.floating], silent: NDArray[np.floating]) -> float:
@@ -26,17 +31,28 @@ def auroc_against_silence(scores: NDArray[np.floating], silent: NDArray[np.float
     return auroc(np.concatenate([scores, silent]), np.arange(2 * len(scores)) < len(scores))
 
 
-def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
-    """AUROC of right against wrong within strata, averaged by their number of pairs."""
+def groups_of(strata: Sequence[str]) -> list[NDArray[np.int64]]:
+    """The rows of each stratum."""
     labels = np.array(strata)
-    total, pairs = 0.0, 0
-    for label in np.unique(labels):
-        rows = labels == label
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def aurocs_within_groups(
+    scores: NDArray[np.floating], right: Flags, groups: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """(N,) AUROC of each column (I, N) within groups, averaged by their number of pairs."""
+    total, pairs = np.zeros(scores.shape[1]), 0
+    for rows in groups:
         weight = int(right[rows].sum()) * int((~right[rows]).sum())
         if weight:
-            total += weight * auroc(scores[rows], right[rows])
+            total += weight * aurocs(scores[rows], right[rows])
             pairs += weight
-    return total / pairs if pairs else float("nan")
+    return total / pairs if pairs else np.full(scores.shape[1], np.nan)
+
+
+def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequence[str]) -> float:
+    """AUROC of right against wrong within strata, averaged by their number of pairs."""
+    return float(aurocs_within_groups(scores[:, None], right, groups_of(strata))[0])
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:

@@ -10,14 +10,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -35,9 +35,13 @@ from steering.taps import Head
 
 SCHEMA_VERSION = 1
 Silence = Literal["ladder", "exact"]
+SILENCES: dict[Silence, str] = {
+    "ladder": "cut from a few lengths, mostly cached",
+    "exact": "of every clip's own length, mostly not cached",
+}
 AUTO = "auto"
 DEMO_PROFILE = Path(__file__).parent / "demo" / "profile"
-_JSON, _TENSORS = "profile.json", "profile.safetensors"
+RECORD_FILE, TENSORS_FILE = "profile.json", "profile.safetensors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +80,18 @@ class Profile:
         return str(self.calibration.get("calibrated_on", "user data"))
 
     @property
+    def warning(self) -> str | None:
+        """What is doubtful about the heads, in plain words; None where nothing is."""
+        words: str | None = self.calibration.get("head_choice", {}).get("warning")
+        return words
+
+    @property
+    def confirmed(self) -> str:
+        """Predicted beside generated accuracy, in plain words."""
+        generated = self.held_out.get("generated", {})
+        return str(generated.get("words", "none generated: the figures are of one token an item"))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers whose differences make the direction."""
         return self.intervention.layers
@@ -96,12 +112,28 @@ class Profile:
 
 
 def save(profile: Profile, folder: Path) -> None:
-    """Write a profile folder, whole or not at all: a crash leaves the old one or none."""
+    """Write a profile folder, whole or not at all: a crash leaves the old one or none.
+
+    Raises ProfileError if the folder holds other files and no profile.
+    """
+
+    def write(partial: Path) -> None:
+        (partial / RECORD_FILE).write_text(json.dumps(_record(profile), indent=2) + "\n")
+        save_file(_tensors(profile), partial / TENSORS_FILE)
+
+    replace_folder(folder, write)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` writes in place of a profile folder, whole or not at all.
+
+    Raises ProfileError if the folder holds other files and no profile.
+    """
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (partial / _JSON).write_text(json.dumps(_record(profile), indent=2) + "\n")
-        save_file(_tensors(profile), partial / _TENSORS)
+        write(partial)
         partial.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -112,6 +144,17 @@ def save(profile: Profile, folder: Path) -> None:
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ProfileError unless a folder is missing or empty, or holds a profile."""
+    if folder.is_dir() and ((folder / RECORD_FILE).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise ProfileError(
+            f"{folder} is not a profile folder, and writing a profile there would delete what it"
+            " holds: name a new folder, or that of a profile"
+        )
 
 
 def load(folder: Path | str) -> Profile:
@@ -128,8 +171,8 @@ def load(folder: Path | str) -> Profile:
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / _JSON).read_text())
-        tensors = load_file(folder / _TENSORS)
+        record = json.loads((folder / RECORD_FILE).read_text())
+        tensors = load_file(folder / TENSORS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ProfileError(
             f"no usable profile in {folder}: {error}. Make one with `allears calibrate`"
@@ -170,19 +213,23 @@ def find(wanted: str | None, model: AudioModel) -> Profile | None:
     elif Path(wanted).is_dir() or wanted.count("/") != 1:
         folder = Path(wanted)
     else:
-        folder = _download(wanted)
+        folder = download(wanted)
     profile = load(folder)
     check_fits(profile, model)
     return profile
 
 
-def _download(hub_id: str) -> Path:
+def download(hub_id: str, revision: str | None = None) -> Path:
+    """The folder of a profile of the hub, in the hub's cache; ProfileError if there is none."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[_JSON, _TENSORS]))
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=[RECORD_FILE, TENSORS_FILE])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ProfileError(
             f"profile {hub_id!r} is not a folder here and can't be downloaded:"
-            f" {first_line(error)}. Check the id and the network, or give a folder"
+            f" {first_line(error)}. Check the id and the network, log in if it is private, or give"
+            " a folder"
         ) from error
 
 
@@ -193,14 +240,6 @@ def check_fits(profile: Profile, model: AudioModel) -> None:
             f"profile {profile.name!r} was made for {profile.model} with fingerprint"
             f" {profile.fingerprint}; {model.name} has {model.fingerprint}. Calibrate this model"
         )
-
-
-def push(profile_folder: Path, repository: str, *, private: bool = True) -> str:
-    """Upload a profile to a model hub as `repository`; returns its address."""
-    load(profile_folder)
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(folder_path=profile_folder, repo_id=repository))
 
 
 def _record(profile: Profile) -> dict[str, Any]:

@@ -63,15 +63,15 @@ def ask(
     silence: Annotated[
         bool, typer.Option("--silence", help="Answer as much silence as well.")
     ] = False,
+    effect: Annotated[
+        bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
+    ] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     top_k: TopK = None,
     min_p: MinP = None,
     penalty: Penalty = None,
     seed: Seed = None,
-    effect: Annotated[
-        bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
-    ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,

@@ -116,8 +116,8 @@ def make_question(
         messages=messages,
         choices=tuple(choice.strip() for choice in body.choices or ()),
         with_silence="silence" in body.include,
-        long_audio=policy.long_audio,
         with_effect="effect" in body.include,
+        long_audio=policy.long_audio,
         generate=False,
     )
     return _to_answer(question, body) if isinstance(body, AudioChatRequest) else question

@@ -21,9 +21,9 @@ from steering.silence_cache import Ladder, SilenceCache
 
 log = logging.getLogger("allears")
 
+EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
 FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
-EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 

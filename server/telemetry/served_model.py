@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from server.engine.runtime import Runtime
 from steering.kv_slots import KVSlots
-
-
-def public_name(name: str) -> str:
-    """`demo` and hub ids as they are, the last part of a path."""
-    return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
+from steering.model.checkpoint import public_name
 
 
 def model_name(runtime: Runtime) -> str:

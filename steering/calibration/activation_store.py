@@ -50,6 +50,11 @@ class ActivationStore:
             column[index] = value
         self.checks[index] = self._check(index)
 
+    def copy_rows(self, other: ActivationStore) -> None:
+        """Put the rows that another store of the same items, or the first of them, has more."""
+        for index in set(np.flatnonzero(other.checks).tolist()) & set(self.missing()):
+            self.put(index, tuple(column[index] for column in other.columns.values()))
+
     def activations(self) -> Activations:
         """The activations of all items, memory-mapped; every item must be recorded."""
         assert not self.missing(), self.missing()
@@ -107,12 +112,18 @@ def open_store(
         lock.release()
 
 
-def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
-    """Raise DataError if the folder belongs to another model, data set or version."""
+def read_key(folder: Path) -> dict[str, Any]:
+    """The key of a folder's activations; empty if there is none, or a damaged one."""
     try:
         stored = json.loads((folder / _KEY).read_text())
-    except ValueError:
-        stored = {}
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
+    """Raise DataError if the folder belongs to another model, data set or version."""
+    stored = read_key(folder)
     if stored != key:
         names = sorted(n for n in {*stored, *key} if stored.get(n) != key.get(n))
         listed = "; ".join(f"{n} {stored.get(n)!r}, now {key.get(n)!r}" for n in names)

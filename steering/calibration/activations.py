@@ -20,9 +20,10 @@ from tqdm import tqdm
 from steering.audio.clip import Clip
 from steering.audio.decode import read_clip
 from steering.calibration.data_checks import FILE_LIMITS
-from steering.calibration.decisive_token import find_decisive_token, state_at
+from steering.calibration.decisive_token import MAX_RIGHT, find_decisive_token, state_at
+from steering.calibration.option_mentions import FORMS, answered_right, form_of
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
-from steering.items import Item, is_right
+from steering.items import Item
 from steering.model.audio_model import AudioModel
 from steering.model.one_thread import one_thread
 from steering.prefill import PrefillResult, prefill
@@ -50,9 +51,10 @@ class Activations:
     differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on that twin
     final: NDArray[np.float32]  # (I, D) last residual at the first answer token
     deciding: NDArray[np.float32]  # (I, D) the same at the decisive token, mostly the first
-    first_token: NDArray[np.int64]  # (I,) decisive token of the right answer
+    right_tokens: NDArray[np.int64]  # (I, N) tokens that are right there, -1 behind the last
     right: NDArray[np.bool_]  # (I,) whether the bare greedy answer is right, by MMAU's rule
-    top_probability: NDArray[np.float32]  # (I,) of the likeliest token there, bare
+    form: NDArray[np.int64]  # (I,) of that answer, a place in FORMS
+    top_probability: NDArray[np.float32]  # (I,) of the likeliest token at the decisive one, bare
     exact_differences: NDArray[np.float32] | None = None  # (I, L, D) from silence of its own length
     exact_mass: NDArray[np.float32] | None = None  # (I, L * H) of the heads on that silence
     seconds: NDArray[np.float32] | None = None  # (I,) of the clip, as far as it is heard
@@ -118,8 +120,9 @@ def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type
         "differences": ((model.num_layers, model.hidden_size), np.float32),
         "final": ((model.hidden_size,), np.float32),
         "deciding": ((model.hidden_size,), np.float32),
-        "first_token": ((), np.int64),
+        "right_tokens": ((MAX_RIGHT,), np.int64),
         "right": ((), np.bool_),
+        "form": ((), np.int64),
         "top_probability": ((), np.float32),
         "exact_differences": ((model.num_layers, model.hidden_size), np.float32),
         "exact_mass": (heads, np.float32),
@@ -172,9 +175,12 @@ def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> A
         twin = contrast_with_silence(
             model, prompt, heard, heads=heads, layers=layers, silence_cache=silence_cache
         )
-        answer = greedy_answer(model, heard)
-        decisive = find_decisive_token(model, item, answer)
+        ids = list(generate(model, heard, UNSTEERED, ANSWER))
+        answer, lettered = decode_answer(model, ids), model.prompt_style.lettered
+        decisive = find_decisive_token(model, item, heard, ids)
         state = state_at(model, heard, decisive.before)
+        right_tokens = np.full(MAX_RIGHT, -1, np.int64)
+        right_tokens[: len(decisive.right)] = decisive.right
         with torch.inference_mode():
             first = logits(model, state[None])[0].softmax(-1)
         return (
@@ -183,8 +189,9 @@ def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> A
             twin.differences.float().cpu().numpy(),
             heard.final.float().cpu().numpy(),
             state.float().cpu().numpy(),
-            np.int64(decisive.token),
-            np.bool_(is_right(answer, item.answer, item.choices)),
+            right_tokens,
+            np.bool_(answered_right(answer, item, lettered=lettered)),
+            np.int64(FORMS.index(form_of(answer, item.choices, lettered=lettered))),
             np.float32(first.max().item()),
             (heard.states - exact.states).float().cpu().numpy(),
             exact.attention.sum(-1).cpu().numpy(),

@@ -1,13 +1,19 @@
 """Self-calibration: a profile from synthetic items, for a model without one.
 
 The items are those of `allears demo-data`, whose answers are known. Profiles are kept in a cache
-folder, one entry for each checkpoint, dtype, prompt style, profile schema and number of items:
+folder, one entry for each checkpoint, dtype, prompt style, profile schema, way of judging and
+number of items allowed:
 
-    profiles/<fingerprint>-<dtype>-<style>-schema<N>-<items>items/
-        profile/        the profile
-        refusal.json    or the reason why there is none
-        items/          the sounds, while they are needed
-        lock            held by the process that calibrates; others wait for its result
+    profiles/<fingerprint>-<dtype>-<style>-schema<N>.<N>-<items>items/
+        profile/            the profile
+        refusal.json        or the reason why there is none
+        items/              the sounds, while they are needed
+        profile.evidence/   what was recorded of the items so far
+        earlier/            the same of fewer items, until it is moved there
+        lock                held by the process that calibrates; others wait for its result
+
+It begins with a quarter of the items allowed, and doubles them while the chosen heads are no better
+than chance. What was recorded is not recorded again.
 """
 
 from __future__ import annotations
@@ -17,20 +23,28 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.activations import ACTIVATIONS_VERSION
+from steering.calibration.calibrate import SYNTHETIC, beats_chance, calibrate
+from steering.calibration.collecting import Progress, store_folder
+from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.prompt_trial import kept_trial
 from steering.errors import DataError, ProfileError
+from steering.items import read
 from steering.model.audio_model import AudioModel
-from steering.model.checkpoint import DEMO
+from steering.model.checkpoint import DEMO, public_name
+from steering.model.prompt_style import STYLES
 from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
 from steering.synthetic.data import write_items
 
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
 _POLL_SECONDS = 0.5
+_FIRST_SHARE = 4  # of the items allowed, a quarter is tried first
+MOST_PARAMETERS_ON_A_CPU = 1_000_000_000  # of more, a profile takes a CPU many hours
 
 OnProgress = Callable[[str], None]  # an exception from it cancels the work
 
@@ -47,11 +61,26 @@ def is_wanted(profile: str | None, model: AudioModel) -> bool:
     return profile == AUTO or (profile is None and model.name != DEMO)
 
 
+def out_of_reach(model: AudioModel) -> str | None:
+    """Why no profile is made of this model here, and how to get one; None if one can be made."""
+    count = sum(parameter.numel() for parameter in model.network.parameters())
+    if model.device.type != "cpu" or count <= MOST_PARAMETERS_ON_A_CPU:
+        return None
+    name = public_name(model.name)
+    shown = name if "/" in name else "MODEL"
+    return (
+        f"not calibrated: {count / 1e9:.1f} B parameters on a CPU would take many hours. On a"
+        f" machine with a GPU run `allears calibrate --model {shown} --data ITEMS --out PROFILE`"
+        " and `allears profile push PROFILE ORG/NAME`; here serve with --profile ORG/NAME, or with"
+        " the folder that `allears profile pull ORG/NAME FOLDER` writes"
+    )
+
+
 def profile_folder(cache: Path, model: AudioModel, items: int) -> Path:
     """The cache folder of a model's profile from a number of items."""
     dtype = str(model.dtype).removeprefix("torch.")
-    kind = f"{dtype}-{model.prompt_style.name}"
-    name = f"{model.fingerprint}-{kind}-schema{SCHEMA_VERSION}-{items}items"
+    kind = f"{dtype}-{model.prompt_style.name}-schema{SCHEMA_VERSION}.{ACTIVATIONS_VERSION}"
+    name = f"{model.fingerprint}-{kind}-{items}items"
     return cache / "profiles" / name
 
 
@@ -75,10 +104,13 @@ def find_or_make(
 ) -> Profile | NoProfile:
     """The cached profile of a model, or a new one, which takes minutes and is cached.
 
+    It is made from at most `items` items; of a model that is `out_of_reach`, none is.
     `on_progress` gets a line for every step; an exception from it cancels the work, and the next
     call goes on from there. Raises ProfileError if the cache folder can't be written.
     """
     folder = profile_folder(cache, model, items)
+    if (reason := out_of_reach(model)) is not None:
+        return _load_undamaged(folder, model, on_progress) or NoProfile(reason)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder, on_progress):
@@ -126,26 +158,77 @@ def _make_profile(
 ) -> Profile | NoProfile:
     """A new profile, or the reason why there is none; either is saved in the entry."""
 
-    def report_clips(done: int, count: int) -> None:
-        on_progress(f"calibrating: {done} of {count} clips made")
+    def report_trial(done: int, count: int) -> None:
+        on_progress(f"calibrating: trying how to ask, {done} of {count} answers")
 
     def report_items(done: int, count: int) -> None:
         rest = "" if done < count else ", now choosing heads and strengths"
         on_progress(f"calibrating: {done} of {count} items{rest}")
 
-    data = folder / "items" / "items.json"
-    if not data.is_file():  # it is written last
-        write_items(
-            data.parent, split="calibration", count=items, seed=_SEED, progress=report_clips
-        )
-    out = folder / "profile"
+    data, out = folder / "items" / "items.json", folder / "profile"
+    _write_sounds(data, next(_counts(items)), on_progress)
+    trial = kept_trial(
+        folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
+    )
+    model = replace(model, prompt_style=STYLES[trial.style])
     try:
-        calibrate(model, data, data.parent, out, calibrated_on=SYNTHETIC, progress=report_items)
+        _record_enough(model, folder, items, on_progress, report_items)
+        calibrate(
+            model,
+            data,
+            data.parent,
+            out,
+            calibrated_on=SYNTHETIC,
+            progress=report_items,
+            trial=trial,
+        )
         profile: Profile | NoProfile = load(out)  # as every later start reads it
     except DataError as error:
         profile = _refuse(folder, items, error)
-    shutil.rmtree(data.parent)
+    for rest in (folder / "items", folder / "earlier", store_folder(out)):
+        shutil.rmtree(rest, ignore_errors=True)
     return profile
+
+
+def _record_enough(
+    model: AudioModel, folder: Path, items: int, on_progress: OnProgress, report_items: Progress
+) -> None:
+    """Record more and more items, up to a number, while the heads chosen on them are by chance."""
+    data, out, earlier = folder / "items" / "items.json", folder / "profile", folder / "earlier"
+    for count in _counts(items):
+        if _write_sounds(data, count, on_progress) > count:  # a run that was stopped was further
+            continue
+        above = beats_chance(model, data, data.parent, out, progress=report_items, earlier=earlier)
+        if above is not False or count == items:
+            return
+        on_progress(f"calibrating: heads chosen on {count} items are no better than chance")
+        os.replace(store_folder(out), earlier)
+
+
+def _write_sounds(data: Path, count: int, on_progress: OnProgress) -> int:
+    """The number of items whose sounds are there, which are written if they are fewer than asked.
+
+    Those that are there are written again, with the same bytes.
+    """
+
+    def report_clips(done: int, clips: int) -> None:
+        on_progress(f"calibrating: {done} of {clips} clips made")
+
+    written = len(json.loads(data.read_text())) if data.is_file() else 0
+    if written < count:
+        write_items(
+            data.parent, split="calibration", count=count, seed=_SEED, progress=report_clips
+        )
+    return max(written, count)
+
+
+def _counts(items: int) -> Iterator[int]:
+    """The numbers of items to try, one after the other."""
+    count = max(MIN_ITEMS, items // _FIRST_SHARE)
+    while count < items:
+        yield count
+        count *= 2
+    yield items
 
 
 def _refuse(folder: Path, items: int, error: DataError) -> NoProfile:

@@ -2,12 +2,13 @@
 
 1. `data_checks`: all faults of the data are found. 2. `collecting`: one pass over each clip and one
 over its silence are recorded. 3. `search`: all settings are tried on the recorded activations.
-4. The best become the profile; its figures are measured outside the fold.
+4. `confirmation`: the best really generate, outside the fold. 5. They become the profile.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.calibration.activations import Activations, head_columns, pooled_directions
-from steering.calibration.collecting import Progress, fill, open_store_for, versions
+from steering.calibration.collecting import (
+    Progress,
+    fill,
+    open_store_for,
+    take_over,
+    versions,
+)
+from steering.calibration.confirmation import (
+    AnswerGenerator,
+    Generate,
+    confirm,
+    fit_on_generated,
+)
 from steering.calibration.data_checks import check_items
+from steering.calibration.option_mentions import FORMS
+from steering.calibration.prompt_trial import PromptTrial
 from steering.calibration.search import FOLDS, FittedSettings, Search
 from steering.calibration.twin_choice import likeness, with_exact_twins
 from steering.errors import DataError
@@ -24,7 +39,7 @@ from steering.heads import Verdicts
 from steering.items import DataSet
 from steering.measures import paired_gain
 from steering.model.audio_model import AudioModel
-from steering.profile import Profile, Silence, save
+from steering.profile import Profile, Silence, check_replaceable, save
 
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
@@ -50,6 +65,7 @@ def calibrate(
     progress: Progress | None = None,
     skip_faulty: bool = False,
     keep_evidence: bool = False,
+    trial: PromptTrial | None = None,
 ) -> Profile:
     """Calibrate a model on items with known answers, and save its profile.
 
@@ -63,9 +79,11 @@ def calibrate(
         out: folder of the profile.
         workers: processes that share the items; more than one needs Ray.
         calibrated_on: origin of the items, written into the profile.
-        progress: called with the items done and all items.
+        progress: called with the items done and all items, and again while answers are confirmed;
+            an exception from it ends the work.
         skip_faulty: leave items with faults out, and count them in the profile.
         keep_evidence: keep `OUT.evidence` when the profile is saved.
+        trial: how the model's prompt style was chosen, written into the profile.
 
     Returns:
         The profile, as it was saved. Its max_strength is 0 if no gain was shown outside the fold.
@@ -74,16 +92,63 @@ def calibrate(
         DataError: faults in the data, all of them, before the first pass; or all answers are right
             or all wrong. From synthetic items a profile that refuses to steer is made instead.
         AudioError: a clip can't be used.
+        ProfileError: `out` holds other files and no profile.
         ModelError: the readout has no norm and matrix that can be steered, or workers fail.
     """
+    check_replaceable(out)
     dataset = check_items(data, audio_root, skip_faulty=skip_faulty)
     with open_store_for(model, dataset, out) as store:
         fill(store, model, dataset.items, workers, progress)
-        profile = fit_profile(model, dataset, store.activations(), calibrated_on=calibrated_on)
+        activations = store.activations()
+        profile = fit_profile(
+            model,
+            dataset,
+            activations,
+            calibrated_on=calibrated_on,
+            trial=trial,
+            generate=AnswerGenerator(model, dataset.items, _still_wanted(progress, dataset)),
+        )
         save(profile, out)
         if not keep_evidence:
             store.remove()
     return profile
+
+
+def beats_chance(
+    model: AudioModel,
+    data: Path,
+    audio_root: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    earlier: Path | None = None,
+) -> bool | None:
+    """Record the activations of items, and judge the heads that would be chosen on them.
+
+    What is recorded stays in `OUT.evidence`, for `calibrate`.
+
+    Args:
+        model: the model to calibrate.
+        data: items; `audio_root` holds their clips.
+        out: folder of the profile that `calibrate` would write.
+        progress: called with the items done and all items.
+        earlier: evidence folder of the first of these items; what fits is moved from there, and the
+            folder is deleted.
+
+    Returns:
+        Whether the choice of heads is above chance; None where all answers are right or all wrong.
+
+    Raises:
+        DataError: faults in the data.
+    """
+    dataset = check_items(data, audio_root)
+    with open_store_for(model, dataset, out) as store:
+        if earlier is not None:
+            take_over(store, model, dataset, earlier)
+        fill(store, model, dataset.items, 1, progress)
+        choice = Search(model, store.activations(), dataset.items).head_choice()
+    above: bool | None = choice.get("above_chance")
+    return above
 
 
 def fit_profile(
@@ -92,20 +157,26 @@ def fit_profile(
     activations: Activations,
     *,
     calibrated_on: Origin = USER_DATA,
+    generate: Generate | None = None,
+    trial: PromptTrial | None = None,
 ) -> Profile:
-    """The best profile for recorded activations; DataError as `calibrate`."""
+    """The best profile for recorded activations; DataError as `calibrate`.
+
+    `generate` answers items in full, to confirm what one token of each predicts; None leaves that
+    out.
+    """
     silence: Silence = "ladder"
     search = Search(model, activations, dataset.items)
-    best, held_out, refusal = _fitted(search, calibrated_on)
     compared: dict[str, Any] = {}
     if activations.exact_differences is not None:
-        compared = likeness(activations, best.intervention, best.heads, model.num_heads)
-        exact = with_exact_twins(activations)
-        compared["gain_of_exact"] = gain = _gain_of_exact(search, exact)
+        exact = Search(model, with_exact_twins(activations), dataset.items)
+        compared["gain_of_exact"] = gain = _gain_of_exact(exact, search)
         if gain and gain[1] > 0:  # what the ladder saves costs right answers
-            silence, activations = "exact", exact
-            search = Search(model, activations, dataset.items)
-            best, held_out, refusal = _fitted(search, calibrated_on)
+            silence, search = "exact", exact
+    best, held_out, refusal = _fitted(search, calibrated_on, generate)
+    if compared:
+        compared |= likeness(activations, best.intervention, best.heads, model.num_heads)
+    activations = search.activations
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.num_heads)
@@ -131,7 +202,11 @@ def fit_profile(
             "items": len(dataset.items),
             "left_out": dataset.left_out,
             "calibrated_on": calibrated_on,
+            "prompt_style": model.prompt_style.name,
+            **({"prompt_trial": asdict(trial)} if trial else {}),
+            "answer_forms": _forms(activations),
             "heads_optimise": search.goal,
+            "head_choice": search.head_choice(),
             "folds": FOLDS,
             "settings_tried": search.tried,
             "not_searched": _NOT_SEARCHED,
@@ -148,8 +223,14 @@ def fit_profile(
     )
 
 
+def _still_wanted(progress: Progress | None, dataset: DataSet) -> Callable[[], None]:
+    """Progress reported once more, so that it can stop the work while answers are confirmed."""
+    count = len(dataset.items)
+    return lambda: progress(count, count) if progress else None
+
+
 def _fitted(
-    search: Search, calibrated_on: str
+    search: Search, calibrated_on: str, generate: Generate | None
 ) -> tuple[FittedSettings, dict[str, Any], str | None]:
     """The best settings, their held-out figures, and the reason if steering is refused."""
     try:
@@ -159,24 +240,34 @@ def _fitted(
             raise
         return search.without_steering(), {}, f"no gain from steering could be shown: {error}"
     try:
-        held_out = search.held_out()
+        outside = search.held_out()
+        held_out = search.held_out_figures(outside)
     except DataError as error:
         return best, {}, f"no gain from steering could be shown outside the fold: {error}"
+    if generate:
+        confirmation = confirm(search, outside, generate)
+        if confirmation.parted:
+            best, figures = fit_on_generated(search, best, outside, confirmation, generate)
+            held_out |= figures
+        held_out["generated"] = confirmation.record
     return best, held_out, _refusal(held_out)
 
 
-def _gain_of_exact(search: Search, exact: Activations) -> list[float]:
+def _gain_of_exact(exact: Search, ladder: Search) -> list[float]:
     """Gain and 95 % interval, in points, of steering by exact twins over the ladder's, each by its
     own settings and outside the fold; empty if none could be judged.
     """
-    other = Search(search.model, exact, search.items)
     try:
-        other.held_out(with_nulls=False)
+        gain = paired_gain(exact.held_out().adaptive, ladder.held_out().adaptive)
     except DataError:
         return []
-    if not len(search.adaptive):
-        return []
-    return [round(100 * x, 2) for x in paired_gain(other.adaptive, search.adaptive)]
+    return [round(100 * x, 2) for x in gain]
+
+
+def _forms(activations: Activations) -> dict[str, int]:
+    """Number of bare answers in each form that occurs."""
+    counts = np.bincount(activations.form, minlength=len(FORMS))
+    return {form: int(count) for form, count in zip(FORMS, counts, strict=True) if count}
 
 
 def _refusal(held_out: dict[str, Any]) -> str | None:

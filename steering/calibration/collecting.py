@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from steering.calibration.activation_store import ActivationStore, open_store
+from steering.calibration.activation_store import ActivationStore, open_store, read_key
 from steering.calibration.activations import (
     ACTIVATIONS_VERSION,
     ANSWER,
@@ -20,8 +22,11 @@ from steering.calibration.activations import (
     record_items,
 )
 from steering.calibration.workers import rows_by_workers
+from steering.errors import DataError
 from steering.items import DataSet, Item
 from steering.model.audio_model import AudioModel
+
+_OF_ALL_ITEMS = ("data_sha256", "audio_sha256")  # parts of a key that no part of the items has
 
 Progress = Callable[[int, int], None]  # items done, all items
 
@@ -56,6 +61,22 @@ def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
         "prompt_style": model.prompt_style.name,
         **versions(),
     }
+
+
+def take_over(store: ActivationStore, model: AudioModel, dataset: DataSet, earlier: Path) -> None:
+    """Move into a store what an evidence folder holds of its first items, and delete the folder.
+
+    What another model, version or data set left there is only deleted.
+    """
+    stored = read_key(earlier)
+    count = int(stored.get("items", 0))
+    first = replace(dataset, items=dataset.items[:count])
+    own = {**_key(model, first), **{name: stored.get(name) for name in _OF_ALL_ITEMS}}
+    with suppress(DataError):  # damaged: its items are recorded anew
+        if stored == own:
+            with open_store(earlier, stored, column_layout(model), count) as before:
+                store.copy_rows(before)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def fill(

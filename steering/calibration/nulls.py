@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from steering.calibration.specialists import HeadData, auroc_of, choose_heads, half_of_clips
 from steering.errors import DataError
 from steering.measures import auroc_within_strata
-from steering.taps import Head
 
 RANDOM_SETS = 60
 RANDOM_LAYERS = 20
+SPLITS = 4
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float32]
@@ -99,26 +100,43 @@ def random_layers(
 
 
 def stability(
-    clips: NDArray[np.str_],
-    head_map: Callable[[NDArray[np.int64]], NDArray[np.float64]],
-    specialists: Callable[[NDArray[np.int64]], Sequence[Head]],
+    clips: NDArray[np.str_], head_data: Callable[[NDArray[np.int64]], HeadData]
 ) -> dict[str, Any]:
-    """Whether two halves of the clips find the same heads.
+    """Whether two halves of the clips find the same heads: means over SPLITS random halvings.
 
-    Rank correlation between the halves' head maps, and how many of the specialists they share.
+    Rank correlation between the halves' correlations of all heads, and by Spearman and Brown the
+    reliability that the whole has by it; the number of specialists of a half, and how many both
+    have; AUROC within strata of the heads of one half on the other half.
     """
-    names, which = np.unique(clips, return_inverse=True)
-    first = (np.random.default_rng(3).permutation(len(names)) % 2 == 0)[which]
-    halves = [np.flatnonzero(first), np.flatnonzero(~first)]
+    rng = np.random.default_rng(3)
+    figures = []
     with suppress(DataError):
-        ranks = [rankdata(head_map(rows)) for rows in halves]
-        first_heads, second_heads = (set(specialists(rows)) for rows in halves)
-        return {
-            "rank_correlation": _rounded(float(np.corrcoef(*ranks)[0, 1])),
-            "specialists": [len(first_heads), len(second_heads)],
-            "shared": len(first_heads & second_heads),
-        }
-    return {"note": "one half of the data has right or wrong answers only: not known"}
+        for _ in range(SPLITS):
+            first = half_of_clips(clips, rng)
+            halves = [head_data(np.flatnonzero(rows)) for rows in (first, ~first)]
+            choices = [choose_heads(half) for half in halves]
+            ranks = [rankdata(choice.r) for choice in choices]
+            sets = [set(choice.columns) for choice in choices]
+            across = [auroc_of(c, half) for c, half in zip(choices[::-1], halves, strict=True)]
+            figures.append(
+                (
+                    float(np.corrcoef(*ranks)[0, 1]),
+                    float(np.mean([len(columns) for columns in sets])),
+                    float(len(sets[0] & sets[1])),
+                    float(np.mean(across)),
+                )
+            )
+    if len(figures) < SPLITS:
+        return {"note": "one half of the data has right or wrong answers only: not known"}
+    correlation, size, shared, across_auroc = np.mean(figures, axis=0).tolist()
+    return {
+        "splits": SPLITS,
+        "rank_correlation": _rounded(correlation),
+        "reliability": _rounded(2 * max(correlation, 0.0) / (1 + max(correlation, 0.0))),
+        "specialists": round(size, 1),
+        "shared": round(shared, 1),
+        "auroc_across": _rounded(across_auroc),
+    }
 
 
 def _rounded(value: float) -> float:

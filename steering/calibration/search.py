@@ -5,7 +5,7 @@ Clips are grouped so that none is on both sides of a fold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 
 from steering.calibration import nulls
 from steering.calibration.activations import Activations, all_heads, head_columns
+from steering.calibration.specialists import (
+    MIN_HEADS,
+    HeadData,
+    against_chance,
+    audibility,
+    choose_heads,
+)
 from steering.calibration.strength_intervals import StrengthIntervals, strength_intervals
-from steering.heads import choose, correlations
+from steering.errors import DataError
+from steering.heads import choose
 from steering.items import Item
 from steering.measures import (
     auroc,
@@ -31,10 +39,6 @@ from steering.strength import Gate
 from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
-MIN_HEADS, MAX_HEADS = 4, 24
-MAX_CANDIDATES = 48  # heads among which specialists are chosen
-MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
-MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
 FOLDS = 5
 FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
@@ -54,6 +58,20 @@ class FittedSettings:
     fixed_strength: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OutsideFold:
+    """Every item judged by the settings that were fitted without its clip."""
+
+    fold: NDArray[np.int64]  # (I,) of each item
+    fits: Sequence[FittedSettings]  # of each fold
+    strengths: NDArray[np.float64]  # (I,) that the fold's gate gives
+    bare: Flags  # (I,)
+    fixed: Flags  # (I,)
+    adaptive: Flags  # (I,)
+    scores: Scores  # (I,) by the fold's heads
+    silent: Scores  # (I,) the same of the silent twins
+
+
 class Search:
     """All settings tried on stored activations; fits on some rows, judges on others."""
 
@@ -64,7 +82,7 @@ class Search:
         self.strata = [item.stratum for item in items]
         self.clips = np.array([str(item.audio) for item in items])  # (I,) path of each item's clip
         self.tried = 0  # settings, so far
-        self.adaptive = np.zeros(0, bool)  # (I,) right when steered, outside the fold, once judged
+        self._outside: OutsideFold | None = None  # once judged
         self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
@@ -91,7 +109,7 @@ class Search:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
     def correct_at(self, intervention: Intervention) -> Flags:
-        """(S, I): whether the decisive token is right at each strength, full vocabulary."""
+        """(S, I): whether a right token leads at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
         if key not in self._intervals:  # every scale and pooling is a multiple of the raw mean
             rows = np.arange(len(self.items))
@@ -124,41 +142,27 @@ class Search:
         return best
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
-        """The heads that best show whether the sound decided, and the correlation of each.
-
-        1. Candidates separate a clip from its silence on their own.
-        2. They are ranked by correlation with a right answer, within strata and, if the data names
-           wordings, on items whose text and sound disagree: only there does the answer show which
-           of the two was followed.
-        3. Greedy forward selection: from the first on, the head is added with which the mean of all
-           best separates right from wrong and clip from silence, as long as that gains something.
-
-        Source: arXiv 2603.06854, audio-specialist heads; steps 1 and 3 are ours.
-        """
-        everything = self.activations.select(rows)
-        audio_auroc = _audio_auroc(everything)
-        floor = min(MIN_AUDIBILITY, float(np.sort(audio_auroc)[-min(MIN_HEADS, len(audio_auroc))]))
-        conflicting = np.array([self.items[i].wording in ("", "conflict") for i in rows])
-        telling_rows = rows[conflicting] if conflicting.any() else rows
-        telling = self.activations.select(telling_rows)
-        strata = [self.strata[i] for i in telling_rows]
-        r = correlations(telling.mass, telling.right, strata)
-        ranked = choose(np.where(audio_auroc >= floor, r, -2.0), int((audio_auroc >= floor).sum()))
-
-        def quality(heads: list[int]) -> float:
-            self.tried += 1
-            score = telling.mass[:, heads].mean(1)
-            heard, silent = (m[:, heads].mean(1) for m in (everything.mass, everything.silent_mass))
-            right_wrong = auroc_within_strata(score, telling.right, strata)
-            return right_wrong + auroc_against_silence(heard, silent)
-
-        best = _greedy_forward_selection([int(i) for i in ranked[:MAX_CANDIDATES]], quality)
+        """The heads chosen on some items, and the correlation of each with a right answer."""
+        choice = choose_heads(self._head_data(rows))
+        self.tried += choice.tried
         names = all_heads(self.model)
-        return tuple(names[i] for i in best), tuple(float(r[i]) for i in best)
+        return tuple(names[i] for i in choice.columns), tuple(
+            float(choice.r[i]) for i in choice.columns
+        )
+
+    def head_choice(self) -> dict[str, Any]:
+        """Figures of the choice of heads on all items, beside those of chance."""
+        try:
+            return against_chance(self._head_data(np.arange(len(self.items))), len(self.items))
+        except DataError as error:
+            return {"note": str(error)}
+
+    def _head_data(self, rows: NDArray[np.int64]) -> HeadData:
+        return HeadData.of(self.activations.select(rows), [self.items[i] for i in rows])
 
     def without_steering(self) -> FittedSettings:
         """The settings if no answer tells heads apart: those that hear best, no steering."""
-        audio_auroc = _audio_auroc(self.activations)
+        audio_auroc = audibility(self.activations)
         best = choose(audio_auroc, min(MIN_HEADS, len(audio_auroc)))
         heads = tuple(all_heads(self.model)[i] for i in best)
         threshold = float(np.median(self.activations.scores(heads, self.model.num_heads)))
@@ -191,8 +195,14 @@ class Search:
                 best_rank, best = rank, gate
         return best, best_rank
 
-    def held_out(self, *, with_nulls: bool = True) -> dict[str, Any]:
-        """Figures of settings fitted on four fifths of the clips and judged on the fifth."""
+    def held_out(self) -> OutsideFold:
+        """Settings fitted on four fifths of the clips and judged on the fifth, five times."""
+        if self._outside is None:
+            self._outside = self._fit_folds()
+        return self._outside
+
+    def _fit_folds(self) -> OutsideFold:
+        """The same, not kept."""
         count = len(self.items)
         fold = folds(self.clips)
         fits: list[FittedSettings] = []
@@ -214,9 +224,14 @@ class Search:
             tried = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
-        figures = self._figures(bare, fixed, adaptive, scores, silent)
-        self.adaptive = adaptive
-        return {**figures, "nulls": self._nulls(fold, fits, strengths)} if with_nulls else figures
+        return OutsideFold(fold, fits, strengths, bare, fixed, adaptive, scores, silent)
+
+    def held_out_figures(self, outside: OutsideFold) -> dict[str, Any]:
+        """Figures outside the fold, and those of random choices beside them."""
+        figures = self.figures(
+            outside.bare, outside.fixed, outside.adaptive, outside.scores, outside.silent
+        )
+        return {**figures, "nulls": self._nulls(outside.fold, outside.fits, outside.strengths)}
 
     def _nulls(
         self,
@@ -238,10 +253,6 @@ class Search:
                     right += int(intervals.correct_at(strengths[rows], intervention).sum())
             return right / len(fold)
 
-        def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-            strata = [self.strata[i] for i in rows]
-            return correlations(activations.mass[rows], activations.right[rows], strata)
-
         return {
             "random_heads": nulls.random_heads(
                 activations.mass, activations.right, self.strata, fold, columns
@@ -249,10 +260,10 @@ class Search:
             "random_layers": nulls.random_layers(
                 self.model.num_layers, [fit.intervention.layers for fit in fits], share_right
             ),
-            "halves": nulls.stability(self.clips, head_map, lambda rows: self.specialists(rows)[0]),
+            "halves": nulls.stability(self.clips, self._head_data),
         }
 
-    def _figures(
+    def figures(
         self, bare: Flags, fixed: Flags, adaptive: Flags, scores: Scores, silent: Scores
     ) -> dict[str, Any]:
         """Held-out accuracy by wording, gains with intervals, and AUROC of the score."""
@@ -275,27 +286,6 @@ class Search:
             ),
             "auroc_clip_silence": round(auroc_against_silence(scores, silent), 4),
         }
-
-
-def _greedy_forward_selection(
-    candidates: list[int], quality: Callable[[list[int]], float]
-) -> list[int]:
-    """The first candidate, and further ones added one by one as long as each improves the set."""
-    chosen, best_quality = candidates[:1], -np.inf
-    while len(chosen) < min(MAX_HEADS, len(candidates)):
-        left = [head for head in candidates if head not in chosen]
-        qualities = [quality([*chosen, head]) for head in left]
-        best = int(np.argmax(qualities))  # of equals the most correlated
-        if len(chosen) >= MIN_HEADS and qualities[best] < best_quality + MIN_BETTER:
-            break
-        chosen, best_quality = [*chosen, left[best]], qualities[best]
-    return chosen
-
-
-def _audio_auroc(activations: Activations) -> NDArray[np.float64]:
-    """(L * H,) AUROC of each head alone, clip against silence."""
-    pairs = zip(activations.mass.T, activations.silent_mass.T, strict=True)
-    return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
 
 
 def net_accuracy(right: Flags, bare: Flags) -> float:

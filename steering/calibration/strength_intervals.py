@@ -4,10 +4,11 @@ The final norm only scales what it is given (RMSNorm: a gain for each channel, t
 factor for all), and so does `keep_norm`. A positive factor keeps the order of the logits, so along
 a direction every logit is a straight line in the strength, and the strengths at which one token is
 the likeliest of the whole vocabulary are an interval. One pass over the vocabulary gives its two
-ends, at the cost of trying a single strength.
+ends, at the cost of trying a single strength. Where several tokens are right, the strengths at
+which one of them wins are the union of each one's interval against all that are not right.
 
-1. `strength_intervals`: the interval of every item, along the mean difference of some layers.
-2. `winning_strengths`: the interval of a token, from states and directions.
+1. `strength_intervals`: the intervals of every item, along the mean difference of some layers.
+2. `winning_strengths`: the intervals of some tokens, from states and directions.
 3. `gains`: the final norm as a gain for each channel.
 """
 
@@ -31,10 +32,13 @@ _BLOCK_TOKENS = 8192  # (items, tokens) float32 of a block: 16 MB
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StrengthIntervals:
-    """Strengths at which the answer of each of I items is right, for one place of the direction."""
+    """Strengths at which each right token of each of I items wins, for one place of the direction.
 
-    least: NDArray[np.float64]  # (I,) of the raw mean direction, which is added this often
-    largest: NDArray[np.float64]  # (I,) to this often; under `least` where no strength is right
+    An answer is right in the union of its N intervals.
+    """
+
+    least: NDArray[np.float64]  # (I, N) of the raw mean direction, which is added this often
+    largest: NDArray[np.float64]  # (I, N) to this often; under `least` where no strength is right
     times: NDArray[np.float64]  # (I,) length of h over the length of the raw mean direction
 
     def correct_at(
@@ -45,7 +49,8 @@ class StrengthIntervals:
             times = strengths * self.times
         else:
             times = strengths * (len(intervention.layers) if intervention.pool == "sum" else 1)
-        return np.asarray((times >= self.least) & (times <= self.largest))
+        inside = (times[..., None] >= self.least) & (times[..., None] <= self.largest)
+        return np.asarray(inside.any(-1))
 
 
 def strength_intervals(
@@ -64,7 +69,7 @@ def strength_intervals(
         with torch.inference_mode():
             state = model.decoder.norm(final.to(model.dtype)).float()
         direction, length = raw, state.norm(dim=-1)
-    tokens = torch.from_numpy(activations.first_token[rows]).to(model.device)
+    tokens = torch.from_numpy(activations.right_tokens[rows]).to(model.device)
     least, largest = winning_strengths(model, state, direction, tokens)
     times = length / raw.norm(dim=-1).clamp_min(1e-12)
     return StrengthIntervals(*(x.double().cpu().numpy() for x in (least, largest, times)))
@@ -74,11 +79,12 @@ def strength_intervals(
 def winning_strengths(
     model: AudioModel, states: Tensor, directions: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(I,) and (I,): least and largest strength s >= 0 at which the token (I,) wins.
+    """(I, N) and (I, N): least and largest strength s >= 0 at which each right token (I, N) wins.
 
-    A token wins if its logit in W (states + s directions) is no lower than any other's; W is the
-    readout's matrix, states and directions (I, D) are its inputs. The least is over the largest if
-    the token never wins.
+    A token wins if its logit in W (states + s directions) is no lower than that of any token that
+    is not right; W is the readout's matrix, states and directions (I, D) are its inputs. The least
+    is over the largest if the token never wins, where there is none (-1), and where another right
+    one leads it at every strength.
     """
     matrix = model.family.readout(model.network).weight  # (V, D)
     blocks = zip(*(x.split(_BLOCK_ITEMS) for x in (states, directions, tokens)), strict=True)
@@ -94,22 +100,43 @@ def _block_ends(
     matrix: Tensor, states: Tensor, directions: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two ends for a block of items, the vocabulary block by block."""
-    own = matrix[tokens].float()  # (I, D)
-    level, slope = (own * states).sum(-1), (own * directions).sum(-1)  # (I,) of the token itself
-    least, largest = torch.zeros_like(level), torch.full_like(level, torch.inf)
+    own = matrix[tokens.clamp_min(0)].float()  # (I, N, D)
+    level = (own @ states[..., None])[..., 0]  # (I, N) of the right tokens at strength 0
+    slope = (own @ directions[..., None])[..., 0]  # (I, N) its rise by strength 1
+    needed = _leads_somewhere(level, slope, tokens >= 0)  # (I, N)
+    order = needed.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    order = order[:, : max(1, int(needed.sum(-1).max()))]  # (I, N') the needed ones first
+    level, slope = level.gather(-1, order), slope.gather(-1, order)
+    first, last = torch.zeros_like(level), torch.full_like(level, torch.inf)
     for start in range(0, len(matrix), _BLOCK_TOKENS):
         rivals = matrix[start : start + _BLOCK_TOKENS].float()  # (V', D)
-        lead = level[:, None] - states @ rivals.T  # (I, V') over each rival at strength 0
-        gained = slope[:, None] - directions @ rivals.T  # (I, V') of that lead by strength 1
+        height, rise = states @ rivals.T, directions @ rivals.T  # (I, V')
         column = tokens - start
-        rows = ((column >= 0) & (column < len(rivals))).nonzero()[:, 0]
-        lead[rows, column[rows]] = gained[rows, column[rows]] = 0.0  # not its own rival
-        crossing = -lead / gained
-        least = torch.maximum(least, crossing.masked_fill(gained <= 0, 0.0).amax(-1))
-        largest = torch.minimum(largest, crossing.masked_fill(gained >= 0, torch.inf).amin(-1))
-        never = ((gained == 0) & (lead < 0)).any(-1)
-        largest = largest.masked_fill(never, -1.0)
-    return least, largest
+        rows, places = ((column >= 0) & (column < len(rivals)) & (tokens >= 0)).nonzero().T
+        height[rows, column[rows, places]] = -torch.inf  # what is right is no rival
+        for n in range(level.shape[1]):
+            lead, gained = level[:, n, None] - height, slope[:, n, None] - rise
+            crossing = -lead / gained
+            begins = crossing.masked_fill(gained <= 0, 0.0).amax(-1)
+            ends = crossing.masked_fill(gained >= 0, torch.inf).amin(-1)
+            never = ((gained == 0) & (lead < 0)).any(-1)
+            first[:, n] = torch.maximum(first[:, n], begins)
+            last[:, n] = torch.minimum(last[:, n], ends.masked_fill(never, -1.0))
+    least = torch.zeros(tokens.shape, device=level.device).scatter(-1, order, first)
+    largest = torch.full_like(least, -1.0).scatter(-1, order, last)
+    return least.masked_fill(~needed, 0.0), largest.masked_fill(~needed, -1.0)
+
+
+def _leads_somewhere(level: Tensor, slope: Tensor, present: Tensor) -> Tensor:
+    """(I, N) bool: right tokens that another right one does not lead at every strength >= 0; the
+    intervals of the others lie within that one's.
+    """
+    places = torch.arange(level.shape[1], device=level.device)
+    first = places[:, None] < places[None]  # of equals the first leads
+    above = (level[:, :, None] >= level[:, None]) & (slope[:, :, None] >= slope[:, None])
+    equal = (level[:, :, None] == level[:, None]) & (slope[:, :, None] == slope[:, None])
+    above &= present[:, :, None] & (~equal | first)  # (I, N, N): the first token of each pair leads
+    return present & ~above.any(1)
 
 
 def gains(model: AudioModel) -> Tensor:

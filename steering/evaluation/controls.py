@@ -1,4 +1,4 @@
-"""Controls by first tokens: every constant strength, random layers, random heads, other gates."""
+"""Controls by decisive tokens: constant strengths, random layers and heads, other gates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from steering.profile import Profile
 LAYER_SETS = 24
 GRID = 31  # constant strengths tried, from 0 to half as much again as the profile's largest
 WHAT = (
-    "whether the first answer token is right, read from stored vectors without further passes;"
-    " only items whose right answer is one token"
+    "whether the token that decides an answer is right, read from stored vectors without further"
+    " passes; of scored options only items whose options are one token each"
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constants:
-    """All constant strengths, tried on the items whose answer is one token."""
+    """All constant strengths, tried on the items that one token judges."""
 
     tokens: FirstTokens
     strengths: Strengths  # (S,)
@@ -53,7 +53,7 @@ class Constants:
 def try_constants(
     model: AudioModel, profile: Profile, items: Sequence[Item], activations: Activations, mode: str
 ) -> Constants:
-    """Right first tokens at each of GRID constant strengths."""
+    """Right decisive tokens at each of GRID constant strengths."""
     known = one_token(model, items, mode)
     tokens = FirstTokens(model, activations, known)
     strengths = np.linspace(0.0, 1.5 * (profile.max_strength or 1.0), GRID).round(4)
@@ -79,7 +79,7 @@ def control_figures(
         "left_out": len(items) - len(known.rows),
     }
     if not len(known.rows):
-        return figures | {"reason": "no item's right answer is one token"}
+        return figures | {"reason": "no item's options are one token each"}
     rows, tokens, weights = known.rows, constants.tokens, constants.weights
     adaptive = arm_strengths.by_arm["adaptive"][rows]
     steered = tokens.right(profile.intervention, adaptive)

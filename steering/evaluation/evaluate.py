@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
+from steering.calibration.option_mentions import prediction
 from steering.errors import AllEarsError
 from steering.evaluation.answering import AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
@@ -32,14 +33,13 @@ from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
 from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
-from steering.evaluation.predictions import prediction, write_predictions, write_whole
+from steering.evaluation.predictions import write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.evaluation.separation import correlation_map, listening_figures
 from steering.items import DataSet, read
 from steering.measures import Flags
 from steering.model.audio_model import AudioModel
 from steering.model.one_thread import one_thread
-from steering.model.prompt_style import PLAIN
 from steering.profile import Profile
 
 __all__ = ["AnswerOptions", "evaluate", "require_report_packages", "table"]
@@ -128,9 +128,7 @@ def _results(
     constants = try_constants(model, profile, items, activations, options.mode)
     arm_strengths = choose_strengths(model, profile, items, activations, seed, constants.best())
     answers = ArmRunner(model, profile, items, activations, arm_strengths, options).run(journal)
-    outputs = _predictions(
-        dataset, answers, options, lettered=model.prompt_style.name == PLAIN.name
-    )
+    outputs = _predictions(dataset, answers, options, lettered=model.prompt_style.lettered)
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
     effect = effects(model, activations)

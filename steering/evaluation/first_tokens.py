@@ -1,8 +1,8 @@
-"""First answer tokens, computed from stored activations: controls that need no further pass.
+"""Decisive answer tokens, computed from stored activations: controls that need no further pass.
 
-An intervention acts only on the readout, so the first token under any strength and any layers is
-one matrix product away from the recorded states. If the right answer is one token, this is the
-answer; items with longer ones are left out here and counted.
+An intervention acts only on the readout, so a token under any strength and any layers is one matrix
+product away from the recorded states. A written answer is judged at the token that decides it, in
+any spelling; of options, those whose options are one token each are judged, the rest is counted.
 """
 
 from __future__ import annotations
@@ -29,42 +29,43 @@ _ROWS = 256  # items read out at once: their logits are kept for a moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneToken:
-    """The items whose right answer is a single token."""
+    """The items that one token judges."""
 
     rows: NDArray[np.int64]  # (N,) which of all items
-    options: list[list[int]]  # tokens of each item's options; empty: the full vocabulary
-    wanted: NDArray[np.int64]  # (N,) token of the right answer
+    options: list[list[int]]  # tokens of each item's options; none where answers are written
+    wanted: NDArray[np.int64]  # (N,) token of the right option; none where answers are written
 
 
 def one_token(model: AudioModel, items: Sequence[Item], mode: str) -> OneToken:
-    """Items whose answer, or for `choices` every option, is a single token unlike the others.
+    """All items or, for `choices`, those whose options are single tokens unlike the right one.
 
     Options that join the prompt's end are read one token earlier: their items are left out.
     """
+    if mode == "generate":
+        return OneToken(np.arange(len(items)), [], np.zeros(0, np.int64))
     tokenizer = model.processor.tokenizer
     rows, options, wanted = [], [], []
     for i, item in enumerate(items):
         ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in item.choices]
         own = ids[item.choices.index(item.answer)]
         firsts = [each[0] for each in ids]
-        alone = len(own) == 1 and firsts.count(own[0]) == 1
-        alone = alone and not (mode == "choices" and continuations(model, item.choices).removed)
-        if alone and (mode == "generate" or all(len(each) == 1 for each in ids)):
+        alone = firsts.count(own[0]) == 1 and all(len(each) == 1 for each in ids)
+        if alone and not continuations(model, item.choices).removed:
             rows.append(i)
-            options.append([] if mode == "generate" else firsts)
+            options.append(firsts)
             wanted.append(own[0])
     return OneToken(np.array(rows, np.int64), options, np.array(wanted, np.int64))
 
 
 class FirstTokens:
-    """Whether first tokens are right, for any strengths and layers."""
+    """Whether decisive tokens are right, for any strengths and layers."""
 
     def __init__(self, model: AudioModel, activations: Activations, known: OneToken) -> None:
         self.model, self.activations, self.known = model, activations, known
         self._directions: dict[tuple[int, ...], Tensor] = {}
 
     def right(self, intervention: Intervention, strengths: Strengths) -> Flags:
-        """(N,) whether each first token is right, at strengths (N,)."""
+        """(N,) whether each token is right, at strengths (N,)."""
         if not len(self.known.rows):
             return np.zeros(0, bool)
         directions = self._pooled(intervention)
@@ -93,15 +94,17 @@ class FirstTokens:
     ) -> Flags:
         device = self.model.device
         rows = self.known.rows[block]
-        final = torch.from_numpy(self.activations.final[rows]).to(device, self.model.dtype)
+        states = self.activations.final if self.known.options else self.activations.deciding
+        final = torch.from_numpy(states[rows]).to(device, self.model.dtype)
         row_strengths = torch.from_numpy(strengths).float().to(device)
         token_logits = logits(self.model, final, directions.to(device), row_strengths, intervention)
+        if not self.known.options:
+            likeliest = token_logits.argmax(1).cpu().numpy()
+            return np.asarray((self.activations.right_tokens[rows] == likeliest[:, None]).any(1))
         wanted = torch.from_numpy(self.known.wanted[block]).to(device)
         best = token_logits.gather(1, wanted[:, None])[:, 0]
-        if self.known.options[block] and self.known.options[block][0]:
-            others = [token_logits[i, ids].max() for i, ids in enumerate(self.known.options[block])]
-            return np.asarray((best >= torch.stack(others)).cpu().numpy())
-        return np.asarray((token_logits.argmax(1) == wanted).cpu().numpy())
+        others = [token_logits[i, ids].max() for i, ids in enumerate(self.known.options[block])]
+        return np.asarray((best >= torch.stack(others)).cpu().numpy())
 
 
 def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float64]:

@@ -135,7 +135,7 @@ def choice_matters(results: Mapping[str, Any]) -> list[str]:
         _sentence(
             "For the gate",
             "strengths handed out by the specialist heads give"
-            f" {heads['all']['chosen_percent']:.1f} % right first tokens",
+            f" {heads['all']['chosen_percent']:.1f} % right decisive tokens",
             heads["all"]["chosen_above_share"],
             f"{heads['sets']} random sets of heads ({heads['all']['mean_percent']:.1f} ±"
             f" {heads['all']['sd_percent']:.1f} %)",
@@ -144,7 +144,8 @@ def choice_matters(results: Mapping[str, Any]) -> list[str]:
     sentences.append(
         _sentence(
             "For the direction",
-            f"the profile's layers give {layers['all']['chosen_percent']:.1f} % right first tokens",
+            f"the profile's layers give {layers['all']['chosen_percent']:.1f} % right decisive"
+            " tokens",
             layers["all"]["chosen_above_share"],
             f"{layers['sets']} random sets of as many layers"
             f" ({layers['all']['mean_percent']:.1f} ± {layers['all']['sd_percent']:.1f} %)",
@@ -214,7 +215,7 @@ def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], flo
     for name, title in (("random_heads", "Gate: heads"), ("random_layers", "Direction: layers")):
         if name in controls:
             control = controls[name]["all"]
-            unit = "% right first tokens"
+            unit = "% right decisive tokens"
             panels.append((title, unit, control["each_percent"], control["chosen_percent"]))
     return panels
 

@@ -48,6 +48,11 @@ def find(name: str, revision: str | None, *, weights: bool = True) -> tuple[Path
     return folder, folder.name
 
 
+def public_name(name: str) -> str:
+    """`demo` and hub ids as they are, the last part of a path: what others may see of a name."""
+    return Path(name).resolve().name if Path(name).is_dir() or name.count("/") > 1 else name
+
+
 def check_whole(name: str, folder: Path) -> None:
     """Raise ModelError unless every weight file of the index is present, whole and safe."""
     index = folder / _INDEX

@@ -26,7 +26,7 @@ from steering.model.families import Family
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
-_FRAMES = 3000  # 30 s of sound, at Whisper's 100 mel frames a second
+_THIRTY_SECONDS = 3000  # of 30 s, at Whisper's 100 mel frames a second
 _FLOAT_BYTES = 4
 _TOKENS_STEP = 64  # of the row lengths that are proposed
 _CONTAINER = Path("/sys/fs/cgroup")
@@ -100,17 +100,18 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
         weights[name] = int((count - linear) * 2 + linear * bytes_each)
     keys = {name: pairs * dtype.itemsize for name, dtype in DTYPES.items()}
     keys |= dict.fromkeys(QUANTIZED, pairs * 2)
+    audio_tokens = partial(family.audio_tokens, config)
     return ModelSizes(
         parameters=count,
         weight_bytes=weights,
         kv_bytes_a_token=keys,
-        audio_tokens=partial(family.audio_tokens, config),
+        audio_tokens=audio_tokens,
         hidden_size=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         longest_row=int(text.max_position_embeddings),
         prefill_values_a_token=_prefill_values(text, width),
         encoder_values_a_frame=_encoder_values(network, [decoder, family.readout(network)]),
-        frames_a_token=_FRAMES / family.audio_tokens(config, _FRAMES),
+        frames_a_token=_THIRTY_SECONDS / audio_tokens(_THIRTY_SECONDS),
     )
 
 

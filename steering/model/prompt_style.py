@@ -1,4 +1,6 @@
-"""Prompt styles: the wording a fine-tune was trained on, where its template does not have it."""
+"""Prompt styles: the wording a fine-tune was trained on, where its template does not have it, and
+others that self-calibration tries.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ class PromptStyle:
     ask: Callable[[str, Sequence[str]], str]  # question, choices (may be none) -> the prompt's text
     before: str = ""  # the model's turn begins with this
     after: str = ""  # and its answer ends here
+    lettered: bool = False  # the options have letters, so that a letter names one
 
 
 def _lettered(question: str, choices: Sequence[str]) -> str:
@@ -30,9 +33,21 @@ def _r1_aqa(question: str, choices: Sequence[str]) -> str:
     return f"{question} {options * bool(choices)}Output the final answer in <answer> </answer>."
 
 
-PLAIN = PromptStyle("plain", _lettered)
+def _option_only(question: str, choices: Sequence[str]) -> str:
+    """The lettered options, and the wish for one of them."""
+    return _lettered(question, choices) + "\nAnswer with one option only." * bool(choices)
+
+
+def _listed(question: str, choices: Sequence[str]) -> str:
+    """The options in one sentence, without letters."""
+    return question + f" Choose one of: {', '.join(choices)}." * bool(choices)
+
+
+PLAIN = PromptStyle("plain", _lettered, lettered=True)
 R1_AQA = PromptStyle("r1_aqa", _r1_aqa, before="<answer>", after="</answer>")
-STYLES = {style.name: style for style in (PLAIN, R1_AQA)}
+OPTION_ONLY = PromptStyle("option_only", _option_only, lettered=True)
+LISTED = PromptStyle("listed", _listed)
+STYLES = {style.name: style for style in (PLAIN, R1_AQA, OPTION_ONLY, LISTED)}
 
 
 def style_of(wanted: str, name: str) -> PromptStyle:

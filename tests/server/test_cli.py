@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from server import cli, demo_command
 from server.settings import Settings, option
 from steering.model import checkpoint, memory_plan
+from tests.hub import running_hub
 from tests.steering.verification.planted_faults import FAULTS
 
 runner = CliRunner()
@@ -31,7 +32,8 @@ def run(*words: str) -> Any:
     return runner.invoke(cli.app, words, catch_exceptions=False, env={"COLUMNS": "200"})
 
 
-COMMANDS = ["serve", "demo", "ask", "listen", "doctor", "bench", "profile show", "profile verify"]
+COMMANDS = ["serve", "demo", "ask", "listen", "doctor", "bench"]
+COMMANDS += ["profile show", "profile verify", "profile push", "profile pull"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -153,6 +155,21 @@ def test_profile_show_and_verify(profile_folder: Path, checkpoint_folder: Path) 
     assert record["name"] == "tiny-profile"
     fits = run("profile", "verify", str(profile_folder), "--model", str(checkpoint_folder))
     assert fits.exit_code == 0
+
+
+def test_a_profile_is_pushed_and_pulled(
+    profile_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_hub() as hub:
+        hub.instead_of_the_real_one(monkeypatch, tmp_path)
+        pushed = run("profile", "push", str(profile_folder), "me/mine", "--public")
+        assert pushed.stdout == f"pushed to {hub.url}/me/mine\n"
+        pulled = run("profile", "pull", "me/mine", str(tmp_path / "pulled"))
+    assert "tiny-profile" in pulled.stdout
+    assert run("profile", "show", str(tmp_path / "pulled")).exit_code == 0
+    refused = run("profile", "pull", "me/mine", str(tmp_path))
+    assert refused.exit_code == 1
+    assert "not a profile folder" in refused.stderr
 
 
 def test_profile_verify_refuses_a_damaged_one(tmp_path: Path) -> None:

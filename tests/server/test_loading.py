@@ -21,7 +21,11 @@ from typer.testing import CliRunner
 
 from server import cli
 from server.app import create_app
+from server.loading import load_runtime
 from server.settings import Settings
+from steering.calibration import auto
+from steering.errors import ModelError
+from steering.model import memory_plan
 from steering.model.checkpoint import DEMO_WEIGHTS
 from tests.server.conftest import Server
 
@@ -79,7 +83,7 @@ def test_random_weights_are_served_bare_with_the_reason_everywhere(
             for more in ({}, {"steer": True}, {"steer": True, "steering": {"strength": 0.5}})
         ]
         heard = server.get("/listening-score").json()
-    assert any(re.match(rf"calibrating: \d+ of {ITEMS} items", text) for text in before)
+    assert any(re.match(r"calibrating: \d+ of \d+ items", text) for text in before)
     assert "no gain" in reason and "strength 0" in reason
     assert [body["steering"]["reason"] for body in answers] == [reason] * 3
     assert [body["steering"]["applied"] for body in answers] == [False] * 3
@@ -114,6 +118,40 @@ def doctor(checkpoint: Path, cache: Path) -> str:
     result = CliRunner().invoke(cli.app, words, env=env, catch_exceptions=False)
     assert result.exit_code == 0
     return str({c["name"]: c["found"] for c in json.loads(result.stdout)}["profile"])
+
+
+def test_a_model_too_large_for_this_cpu_is_ready_at_once_and_says_how_to_calibrate_elsewhere(
+    copied: Path,
+    tmp_path: Path,
+    audio: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "MOST_PARAMETERS_ON_A_CPU", 1_000_000)
+    caplog.set_level(logging.INFO, "allears")
+    with own(copied, tmp_path).started(ready=False) as server:
+        *before, reason = reasons_until_ready(server)
+        body = server.chat(audio=audio, question=QUESTION, max_tokens=2, steer=True).json()
+    assert not any("calibrating" in text for text in before)
+    assert "allears calibrate" in reason and "allears profile pull" in reason
+    assert body["steering"]["reason"] == reason
+    assert body["listening"]["score"] is None
+    assert reason in caplog.text
+    assert reason in doctor(copied, tmp_path)
+
+
+def test_room_for_rows_is_looked_for_before_a_profile_is_made(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(model=str(copied), cache=tmp_path, device="cpu", max_batch_rows=1024)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 100_000_000)
+    with pytest.raises(ModelError, match="ALLEARS_MAX_BATCH_ROWS"):
+        load_runtime(settings, on_progress=never)
+    assert not list(tmp_path.iterdir())
+
+
+def never(stage: str) -> None:
+    raise AssertionError(f"nothing was to be made, but: {stage}")
 
 
 # ---- as processes
@@ -163,7 +201,7 @@ def test_sigterm_ends_calibration_and_two_servers_that_start_at_once_share_what_
 ) -> None:
     cache = tmp_path / "cache"
     with process(copied, cache, tmp_path / "log") as (started, client):
-        wait_for(client, rf"calibrating: \d+ of {ITEMS} items")
+        wait_for(client, r"calibrating: \d+ of \d+ items")
         started.send_signal(signal.SIGTERM)
         assert started.wait(PATIENCE_SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()

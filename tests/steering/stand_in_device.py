@@ -111,7 +111,7 @@ class CardTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, operation: Any, types: Any, args: Any = (), options: Any = None
+        cls, operation: Any, _: Any, args: Any = (), options: Any = None
     ) -> Any:
         return _run(operation, args, options or {})
 
@@ -298,7 +298,7 @@ class _Operations(TorchDispatchMode):
     """Sends operations that make something on the card to it; entered once in every thread."""
 
     def __torch_dispatch__(
-        self, operation: Any, types: Any, args: Any = (), options: Any = None
+        self, operation: Any, _: Any, args: Any = (), options: Any = None
     ) -> Any:
         leaves = _leaves((args, options or {}))
         if any(isinstance(v, CardTensor) or getattr(v, "type", None) == "cuda" for v in leaves):
@@ -309,9 +309,7 @@ class _Operations(TorchDispatchMode):
 class _Functions(TorchFunctionMode):
     """Makes the functions right that torch carries out below its operations."""
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), options: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), options: Any = None) -> Any:
         options = dict(options or {})
         if function is torch.tensor:
             on_card = torch.device(options.get("device") or "cpu").type == "cuda"
@@ -380,7 +378,7 @@ def plugged_in() -> Iterator[StandInCard]:
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "mem_get_info": lambda device=None: (TOTAL_BYTES, TOTAL_BYTES),
-            "is_bf16_supported": lambda including_emulation=True: True,
+            "is_bf16_supported": lambda **_: True,
             "get_device_name": lambda device=None: "stand-in",
             "get_device_capability": lambda device=None: (9, 0),
             "synchronize": lambda device=None: None,

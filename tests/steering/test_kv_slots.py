@@ -125,7 +125,7 @@ def test_an_answer_takes_over_the_row_of_another_to_its_prompt(
 
     def begin(result: PrefillResult, plan: SteeringPlan) -> Row:
         row = Row(plan, sampling)
-        row.token = sample_rows(steered_logits(model, result.final[None], plan, 0), [row])[0]
+        sample_first(model, result, row)
         return row
 
     row, neighbour = begin(heard, plans[0]), begin(other, UNSTEERED)

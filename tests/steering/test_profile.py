@@ -16,7 +16,7 @@ from steering.errors import ProfileError
 from steering.heads import Verdicts
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
-from steering.profile import Profile, check_fits, find, load, push, save
+from steering.profile import Profile, check_fits, find, load, save
 from steering.readout import Intervention
 from steering.strength import Gate
 
@@ -112,6 +112,18 @@ def test_a_crash_while_saving_leaves_the_old_one_or_none(
     if before:
         assert contents(folder) == old_contents
     assert len(list(tmp_path.iterdir())) == int(before), "no remains beside it"
+
+
+def test_a_folder_of_other_files_is_not_replaced(profile: Profile, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    save(profile, tmp_path / "thesis")  # an empty one is
+    (tmp_path / "thesis" / "profile.json").rename(tmp_path / "thesis" / "chapter.tex")
+    before = contents(tmp_path / "thesis")
+    with pytest.raises(ProfileError, match="not a profile folder"):
+        save(profile, tmp_path / "thesis")
+    with pytest.raises(ProfileError, match="not a profile folder"):
+        save(profile, tmp_path / "thesis" / "chapter.tex")
+    assert contents(tmp_path / "thesis") == before
 
 
 # ---- refused
@@ -251,31 +263,6 @@ def test_a_hub_id_that_can_not_be_downloaded_is_refused(
     monkeypatch.setattr(profiles, "snapshot_download", download)
     with pytest.raises(ProfileError, match="someone/typo"):
         find("someone/typo", untrained)
-
-
-def test_only_a_whole_profile_is_pushed(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[tuple[str, str]] = []
-
-    class Hub:
-        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
-            assert private
-            assert exist_ok
-            done.append(("create", name))
-
-        def upload_folder(self, *, folder_path: Path, repo_id: str) -> str:
-            done.append((folder_path.name, repo_id))
-            return f"https://hub.example/{repo_id}"
-
-    monkeypatch.setattr(profiles, "HfApi", Hub)
-    save(profile, tmp_path / "mine")
-    assert push(tmp_path / "mine", "me/it") == "https://hub.example/me/it"
-    assert done == [("create", "me/it"), ("mine", "me/it")]
-    (tmp_path / "mine" / "profile.safetensors").unlink()
-    with pytest.raises(ProfileError):
-        push(tmp_path / "mine", "me/it")
-    assert len(done) == 2
 
 
 # ---- its numbers

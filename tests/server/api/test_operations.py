@@ -16,9 +16,9 @@ from server.app import create_app
 from server.engine import engine
 from server.engine.answering import answer_question
 from server.settings import NO_LOG, Settings
-from server.telemetry import served_model
 from steering.errors import ModelError
 from steering.kv_slots import KVSlots
+from steering.model.checkpoint import public_name
 from tests.server.conftest import Server
 from tests.steering.verification.planted_faults import FAULTS
 
@@ -109,6 +109,7 @@ def test_models_are_listed_as_openai_lists_them(server: Any) -> None:
     assert model["id"] == "tiny"
     assert model["object"] == "model"
     assert model["created"] > 0
+    assert model["generation_defaults"] == {}, "its generation_config.json has none"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_models_are_listed_as_openai_lists_them(server: Any) -> None:
     [("demo", "demo"), ("org/name", "org/name"), ("/srv/models/mine", "mine"), ("/tmp", "tmp")],
 )
 def test_a_path_is_not_shown(name: str, shown: str) -> None:
-    assert served_model.public_name(name) == shown
+    assert public_name(name) == shown
 
 
 # ---- keys

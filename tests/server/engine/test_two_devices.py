@@ -39,7 +39,7 @@ def questions() -> list[Question]:
         Question("silence", one, steering=STEERED, with_silence=True, sampling=short),
         Question("clips", two, with_clips=True, steering=STEERED, sampling=short),
         Question("contrast", two, contrast_clip=1, steering=STEERED, sampling=short),
-        Question("windows", long, windowed=True, steering=STEERED, sampling=short),
+        Question("windows", long, long_audio="window", steering=STEERED, sampling=short),
         Question("chat", (Message("user", ("Hello.",)),), sampling=short),
         Question("listen", one, generate=False),
     ]

@@ -54,7 +54,7 @@ def test_what_was_put_is_there_next_time(tmp_path: Path, columns: Columns) -> No
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["differences", "mass", "right", "first_token"])
+@pytest.mark.parametrize("name", ["differences", "mass", "right", "right_tokens"])
 def test_a_row_that_was_not_written_whole_is_missing(
     tmp_path: Path, columns: Columns, name: str
 ) -> None:
@@ -120,3 +120,22 @@ def test_two_calibrations_do_not_share_a_folder(tmp_path: Path, columns: Columns
         open_store(tmp_path / "e", KEY, columns, COUNT),
     ):
         pass
+
+
+def test_rows_of_another_store_are_copied_where_they_are_missing(
+    tmp_path: Path, columns: Columns
+) -> None:
+    with (
+        open_store(tmp_path / "few", KEY, columns, COUNT) as few,
+        open_store(tmp_path / "more", {**KEY, "items": 9}, columns, 9) as more,
+    ):
+        for index in (0, 2, 5):
+            few.put(index, row(columns, index))
+        more.put(2, row(columns, 77))
+        more.copy_rows(few)
+        assert more.missing() == [1, 3, 4, 6, 7, 8]
+        more.forget_damaged()
+        assert more.missing() == [1, 3, 4, 6, 7, 8]
+        for index, seed in ((0, 0), (2, 77), (5, 5)):
+            for name, value in zip(columns, row(columns, seed), strict=True):
+                np.testing.assert_array_equal(more.columns[name][index], value)

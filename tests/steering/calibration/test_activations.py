@@ -86,12 +86,15 @@ def test_evidence_is_what_two_passes_say(
         np.testing.assert_allclose(differences, heard.states - cut.states, atol=1e-4)
         np.testing.assert_array_equal(recorded.mass[i], heard.attention.sum(-1).numpy())
         np.testing.assert_array_equal(recorded.final[i], heard.final)
-        np.testing.assert_array_equal(recorded.deciding[i], heard.final)
         with torch.inference_mode():
-            first = logits(model, heard.final[None])[0].softmax(-1)
+            deciding = torch.from_numpy(recorded.deciding[i])
+            first = logits(model, deciding[None])[0].softmax(-1)
+        judged = int(first.argmax()) in recorded.right_tokens[i]
+        assert judged == recorded.right[i], "the decisive token says what the answer says"
         assert recorded.top_probability[i] == pytest.approx(float(first.max()))
-        token = int(recorded.first_token[i])
-        assert model.processor.tokenizer.decode([token]) == item.answer, "a word of the world"
+        tokens = recorded.right_tokens[i]
+        texts = {model.processor.tokenizer.decode([token]) for token in tokens[tokens >= 0]}
+        assert {item.answer, f" {item.answer}"} <= texts, "words of the world"
         assert recorded.right[i] == is_right(greedy_answer(model, heard), item.answer, item.choices)
     assert recorded.mass.shape == (3, model.num_layers * model.num_heads)
     assert recorded.differences.shape == (3, model.num_layers, model.hidden_size)
@@ -102,7 +105,12 @@ def test_right_is_mmaus_rule_on_the_whole_answer(
     untrained: AudioModel, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(["Dog!", "the dog", "rain bell"])
-    monkeypatch.setattr(activations_module, "greedy_answer", lambda *_: next(answers))
+    tokenizer = untrained.processor.tokenizer
+
+    def said(*_: object) -> list[int]:
+        return list(tokenizer(next(answers), add_special_tokens=False)["input_ids"])
+
+    monkeypatch.setattr(activations_module, "generate", said)
     assert record(untrained, items).right.tolist() == [True, False, False]
 
 
@@ -114,8 +122,9 @@ def test_some_items_and_the_scores_of_some_heads() -> None:
         differences=rng.random((5, 3, 4)).astype(np.float32),
         final=rng.random((5, 4)).astype(np.float32),
         deciding=rng.random((5, 4)).astype(np.float32),
-        first_token=np.arange(5),
+        right_tokens=np.arange(10).reshape(5, 2),
         right=np.array([True, False, True, True, False]),
+        form=np.arange(5),
         top_probability=rng.random(5).astype(np.float32),
     )
     for rows in (np.array([3, 0]), np.array([True, False, False, True, False])):

@@ -21,12 +21,15 @@ from steering.calibration.auto import (
     load_cached,
     profile_folder,
 )
+from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.prompt_trial import PromptTrial
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
-from steering.model.prompt_style import R1_AQA
+from steering.model.prompt_style import R1_AQA, STYLES
 from steering.profile import SCHEMA_VERSION, Profile
 from steering.profile import load as load_profile
+from steering.synthetic.data import write_items
 
 ITEMS = 60
 
@@ -53,9 +56,9 @@ def stop_at(words: str) -> Callable[[str], None]:
 
 @pytest.fixture(scope="module")
 def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A cache in which a profile was made after two stops, and what was said at last."""
+    """A cache in which a profile was made after three stops, and what was said at last."""
     cache = tmp_path_factory.mktemp("cache")
-    for words in (f"3 of {ITEMS // 2} clips", f"7 of {ITEMS} items"):
+    for words in ("3 of 20 clips", "7 of 40 items", f"45 of {ITEMS} items"):
         with pytest.raises(Stopped):
             find_or_make(copied, cache, items=ITEMS, on_progress=stop_at(words))
         assert load_cached(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
@@ -84,8 +87,7 @@ def test_a_profile_is_made_marked_and_kept(
     copied: AudioModel, made: tuple[Path, list[str]]
 ) -> None:
     cache, messages = made
-    assert f"calibrating: 12 of {ITEMS} items" in messages
-    assert not any("clips made" in text for text in messages), "whole sounds are not made again"
+    assert messages[0] == f"calibrating: 45 of {ITEMS} items", "nothing is done again"
     profile = find_or_make(copied, cache, items=ITEMS, on_progress=never)
     assert isinstance(profile, Profile)
     assert profile.calibrated_on == "synthetic"
@@ -93,8 +95,9 @@ def test_a_profile_is_made_marked_and_kept(
     folder = profile_folder(cache, copied, ITEMS)
     record = json.loads((folder / "profile" / "profile.json").read_text())
     assert record["calibrated_on"] == "synthetic"
-    assert record["calibration"]["items"] == ITEMS
-    assert not (folder / "items").exists(), "the sounds are not kept"
+    assert record["calibration"]["items"] == ITEMS, "of 40 items chance makes as much"
+    kept = {path.name for path in folder.iterdir()} - {"lock"}
+    assert kept == {"profile"}, "neither sounds nor evidence"
     assert load_profile(folder / "profile").heads == profile.heads
 
 
@@ -119,6 +122,47 @@ def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
     assert not is_wanted(None, demo), "it has a shipped one"
     assert not is_wanted("none", copied)
     assert not is_wanted("some/folder", copied)
+
+
+# ---- more items, while the heads are no better than chance
+
+
+def test_a_profile_that_grew_is_that_of_all_its_items(
+    copied: AudioModel, made: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    data = write_items(tmp_path / "items", split="calibration", count=ITEMS, seed=auto._SEED)
+    grown = profile_folder(made[0], copied, ITEMS) / "profile"
+    trial = PromptTrial(**load_profile(grown).calibration["prompt_trial"])
+    asked = replace(copied, prompt_style=STYLES[trial.style])
+    calibrate(asked, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC, trial=trial)
+    for name in ("profile.json", "profile.safetensors"):
+        assert (grown / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("most", "tried"), [(40, [40]), (60, [40, 60]), (400, [100, 200, 400])])
+def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> None:
+    assert list(auto._counts(most)) == tried
+
+
+# ---- out of reach
+
+
+def test_a_large_model_on_a_cpu_is_served_bare_at_once_or_with_a_profile_made_elsewhere(
+    copied: AudioModel, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert auto.out_of_reach(copied) is None
+    monkeypatch.setattr(auto, "MOST_PARAMETERS_ON_A_CPU", 1_000_000)
+    found = find_or_make(copied, tmp_path / "empty", items=ITEMS, on_progress=never)
+    assert isinstance(found, NoProfile)
+    for words in ("CPU", "allears calibrate", "allears profile push", "allears profile pull"):
+        assert words in found.reason
+    assert str(copied.name) not in found.reason, "no path of the server"
+    assert not (tmp_path / "empty").exists()
+    named = auto.out_of_reach(replace(copied, name="Qwen/Qwen2-Audio-7B-Instruct"))
+    assert named is not None and "--model Qwen/Qwen2-Audio-7B-Instruct" in named
+    assert auto.out_of_reach(replace(copied, device=torch.device("cuda"))) is None
+    kept = find_or_make(copied, cache, items=ITEMS, on_progress=never)
+    assert isinstance(kept, Profile)
 
 
 # ---- two at once

@@ -10,10 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.calibration import collecting
+from steering.calibration import activations as activations_module
+from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
 from steering.calibration.calibrate import calibrate, fit_profile, verdicts
 from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.decisive_token import MAX_RIGHT
 from steering.calibration.search import (
     FOLDS,
     STRENGTHS,
@@ -24,6 +26,7 @@ from steering.calibration.search import (
     smooth,
 )
 from steering.errors import DataError
+from steering.generation import Sampling
 from steering.items import DataSet, Item
 from steering.measures import auroc_against_silence
 from steering.model.audio_model import AudioModel
@@ -95,8 +98,9 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
         deciding=final.astype(np.float32),
-        first_token=answer,
+        right_tokens=np.pad(answer[:, None], ((0, 0), (0, MAX_RIGHT - 1)), constant_values=-1),
         right=right,
+        form=np.zeros(ITEMS, np.int64),
         top_probability=np.ones(ITEMS, np.float32),
         exact_differences=differences.astype(np.float32),
         exact_mass=silent.astype(np.float32),
@@ -230,6 +234,8 @@ def test_a_profile_is_saved_whole(
             yield i, tuple(getattr(planted_activations, f.name)[i] for f in fields(Activations))
 
     monkeypatch.setattr(collecting, "record_items", planted)
+    monkeypatch.setattr(confirmation, "SAMPLE_ITEMS", 4)
+    monkeypatch.setattr(activations_module, "ANSWER", Sampling(max_tokens=2))
     profile = calibrate(untrained, data, tmp_path, tmp_path / "out" / "mine")
     saved = load(tmp_path / "out" / "mine")
     assert (saved.name, saved.heads, saved.intervention) == (
@@ -237,6 +243,8 @@ def test_a_profile_is_saved_whole(
         profile.heads,
         profile.intervention,
     )
+    assert saved.held_out["generated"]["items"] == 4, "confirmed by answers in full"
+    assert saved.confirmed == saved.held_out["generated"]["words"]
 
 
 def test_what_is_wrong_with_the_data_is_said_before_any_pass(
@@ -267,8 +275,9 @@ def test_every_strength_is_tried_on_every_item(
     correct = Search(untrained, planted_activations, items()).correct_at(intervention)
     assert correct.shape == (len(STRENGTHS), ITEMS)
     final = torch.from_numpy(planted_activations.final)
+    right_token = planted_activations.right_tokens[:, 0]
     with torch.inference_mode():
-        bare = logits(untrained, final).argmax(-1).numpy() == planted_activations.first_token
+        bare = logits(untrained, final).argmax(-1).numpy() == right_token
         np.testing.assert_array_equal(correct[0], bare)
         direction = torch.from_numpy(
             planted_activations.differences[:, list(intervention.layers)].mean(1)
@@ -276,7 +285,7 @@ def test_every_strength_is_tried_on_every_item(
         for at in (1, 10, 40):
             strengths = torch.full((ITEMS,), float(STRENGTHS[at]))
             tokens = logits(untrained, final, direction, strengths, intervention).argmax(-1).numpy()
-            np.testing.assert_array_equal(correct[at], tokens == planted_activations.first_token)
+            np.testing.assert_array_equal(correct[at], tokens == right_token)
 
 
 def test_a_clip_is_never_on_both_sides_of_a_fold() -> None:

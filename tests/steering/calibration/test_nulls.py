@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from steering.calibration.nulls import RANDOM_LAYERS, random_heads, random_layers, stability
-from steering.errors import DataError
+from steering.calibration.specialists import HeadData
 from steering.measures import auroc, auroc_within_strata
+from tests.steering.calibration.test_specialists import head_data
 
 ITEMS, HEADS = 200, 64
 
@@ -59,22 +61,32 @@ def test_random_layers_are_as_many_and_the_same_in_every_fold() -> None:
 
 
 def test_halves_that_agree_and_halves_that_can_not_say() -> None:
-    clips = np.array([f"{i // 2}" for i in range(40)])
+    whole = head_data(ITEMS, heads=8, knowing=5)
+    clips = whole.clips
     seen: list[set[str]] = []
 
-    def head_map(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def part_of(rows: NDArray[np.int64]) -> HeadData:
         seen.append(set(clips[rows]))
-        return np.array([0.1, 0.7, 0.3])
+        part = {
+            f: getattr(whole, f)[rows] for f in ("heard", "silent", "telling", "right", "clips")
+        }
+        return replace(whole, **part, strata=tuple(whole.strata[i] for i in rows))
 
-    figures = stability(clips, head_map, lambda rows: [(0, 1), (0, int(rows[0]))])
-    assert figures["rank_correlation"] == pytest.approx(1.0)
-    assert figures["shared"] == 1
-    assert not seen[0] & seen[1], "items of one clip are in one half"
+    figures = stability(clips, part_of)
+    assert len(seen) == 2 * figures["splits"]
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert not first & second, "items of one clip are in one half"
+    assert figures["auroc_across"] > 0.8
+    assert figures["shared"] >= 4 and figures["specialists"] >= 4
+    correlation = figures["rank_correlation"]
+    assert figures["reliability"] == pytest.approx(
+        2 * max(correlation, 0) / (1 + max(correlation, 0)), abs=1e-3
+    )
 
-    def undefined(_: NDArray[np.int64]) -> NDArray[np.float64]:
-        raise DataError("all right")
+    def undefined(rows: NDArray[np.int64]) -> HeadData:
+        return replace(part_of(rows), right=np.ones(len(rows), bool))
 
-    assert "not known" in stability(clips, undefined, lambda _: [])["note"]
+    assert "not known" in stability(clips, undefined)["note"]
 
 
 def test_within_averages_strata_by_their_pairs() -> None:

@@ -31,7 +31,7 @@ def shaped(untrained: AudioModel) -> Iterator[AudioModel]:
 
 
 def activations(model: AudioModel) -> Activations:
-    """Noise of all lengths, a token that is right at some strength for about half of the items."""
+    """Noise of all lengths; one to three tokens are right, one of them at some strength."""
     rng = np.random.default_rng(3)
     final = rng.standard_normal((ITEMS, model.hidden_size)) * rng.uniform(0.5, 20, (ITEMS, 1))
     differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
@@ -43,8 +43,9 @@ def activations(model: AudioModel) -> Activations:
         differences=differences.astype(np.float32),
         final=final.astype(np.float32),
         deciding=final.astype(np.float32),
-        first_token=np.zeros(ITEMS, np.int64),
+        right_tokens=np.full((ITEMS, 3), -1),
         right=np.ones(ITEMS, bool),
+        form=np.zeros(ITEMS, np.int64),
         top_probability=np.ones(ITEMS, np.float32),
     )
     strength = torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], ITEMS).astype(np.float32))
@@ -53,7 +54,12 @@ def activations(model: AudioModel) -> Activations:
         token_logits = logits(
             model, torch.from_numpy(planted.final), direction, strength, Intervention((4,))
         )
-    return replace(planted, first_token=token_logits.argmax(-1).numpy())
+    right_tokens = np.full((ITEMS, 3), -1)
+    right_tokens[:, 0] = token_logits.argmax(-1).numpy()
+    for n, share in ((1, 2), (2, 3)):  # other tokens are right as well, for some of the items
+        likely = token_logits.topk(20).indices.numpy()[::share]
+        right_tokens[::share, n] = likely[np.arange(len(likely)), rng.integers(1, 20, len(likely))]
+    return replace(planted, right_tokens=right_tokens)
 
 
 @pytest.mark.parametrize("place", ["before_norm", "after_norm"])
@@ -81,7 +87,7 @@ def test_what_is_right_at_every_strength_is_what_the_readout_says(
             tokens.append(
                 logits(shaped, final, direction, strengths, intervention).argmax(-1).numpy()
             )
-    expected = np.stack(tokens) == planted.first_token
+    expected = (np.stack(tokens)[..., None] == planted.right_tokens).any(-1)
     assert 0.1 < expected.mean() < 0.9, "else the test says nothing"
     assert (correct != expected).mean() < 1e-3, "but for ties at an end"
 
@@ -94,7 +100,7 @@ def test_the_vocabulary_in_blocks_is_the_vocabulary(
         torch.from_numpy(planted.final),
         torch.from_numpy(planted.differences[:, 7]),
     )
-    tokens = torch.from_numpy(planted.first_token)
+    tokens = torch.from_numpy(planted.right_tokens)
     whole = winning_strengths(untrained, states, directions, tokens)
     monkeypatch.setattr(strength_intervals, "_BLOCK_TOKENS", 100)
     monkeypatch.setattr(strength_intervals, "_BLOCK_ITEMS", 7)
@@ -112,9 +118,9 @@ def test_a_direction_of_nothing_changes_nothing(untrained: AudioModel) -> None:
     with torch.inference_mode():
         best = untrained.network.lm_head(states).argmax(-1)
     nothing = torch.zeros_like(states)
-    least, largest = winning_strengths(untrained, states, nothing, best)
+    least, largest = winning_strengths(untrained, states, nothing, best[:, None])
     assert (least == 0).all() and largest.isinf().all()
-    least, largest = winning_strengths(untrained, states, nothing, (best + 1) % 700)
+    least, largest = winning_strengths(untrained, states, nothing, (best[:, None] + 1) % 700)
     assert (largest < least).all(), "never"
 
 

@@ -63,7 +63,8 @@ def activations(model: AudioModel, count: int) -> Activations:
         differences=rng.standard_normal(shape).astype(np.float32),
         final=final,
         deciding=final,
-        first_token=np.zeros(count, np.int64),
+        right_tokens=np.zeros((count, 1), np.int64),
         right=right,
+        form=np.zeros(count, np.int64),
         top_probability=rng.random(count).astype(np.float32),
     )

@@ -75,7 +75,7 @@ def test_without_one_token_answers_it_says_so(grouped: AudioModel) -> None:
     long_answers = [
         replace(each, choices=("dog", "dog cow"), answer="dog cow") for each in items(4)
     ]
-    constants = try_constants(grouped, profile, long_answers, recorded, "generate")
+    constants = try_constants(grouped, profile, long_answers, recorded, "choices")
     assert constants.best() == {}
     arm_strengths = choose_strengths(grouped, profile, long_answers, recorded, 0, {})
     figures = control_figures(

@@ -50,14 +50,29 @@ def test_a_first_token_is_that_of_the_answer_given(
     given = [answered(grouped, item, s, mode) for item, s in zip(items, strengths, strict=True)]
     known = one_token(grouped, items, mode)
     assert known.rows.tolist() == list(range(6))
-    tokens = FirstTokens(grouped, record(grouped, items), replace(known, wanted=np.array(given)))
-    assert tokens.right(HOW, strengths).all()
+    recorded = record(grouped, items)
+    recorded = replace(recorded, deciding=recorded.final)  # the first token decides
+
+    def tokens(wanted: list[int]) -> FirstTokens:
+        right = np.array([[-1, token] for token in wanted])
+        wanted_of = replace(known, wanted=np.array(wanted))
+        return FirstTokens(grouped, replace(recorded, right_tokens=right), wanted_of)
+
+    assert tokens(given).right(HOW, strengths).all()
+    options = known.options or [[token + 1] for token in given]
     wrong = [
-        next(o for o in (*options, token + 1) if o != token)
-        for token, options in zip(given, known.options, strict=True)
+        next(o for o in others if o != token) for token, others in zip(given, options, strict=True)
     ]
-    others = replace(known, wanted=np.array(wrong))
-    assert not FirstTokens(grouped, record(grouped, items), others).right(HOW, strengths).any()
+    assert not tokens(wrong).right(HOW, strengths).any()
+
+
+def test_options_of_several_tokens_are_judged_where_answers_are_written(
+    grouped: AudioModel, items: tuple[Item, ...]
+) -> None:
+    recorded = record(grouped, items)
+    known = one_token(grouped, items, "generate")
+    bare = FirstTokens(grouped, recorded, known).right(HOW, np.zeros(len(items)))
+    np.testing.assert_array_equal(bare, recorded.right)
 
 
 def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
@@ -66,7 +81,7 @@ def test_items_with_longer_answers_are_left_out(grouped: AudioModel) -> None:
     shared = replace(item("shared"), choices=("dog", "dog bell", "cow"))
     short = replace(item("a"), choices=("dog", "cow", "bell"))
     items = [short, long, longer, shared]
-    assert one_token(grouped, items, "generate").rows.tolist() == [0, 2]
+    assert one_token(grouped, items, "generate").rows.tolist() == [0, 1, 2, 3]
     assert one_token(grouped, items, "choices").rows.tolist() == [0]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from steering.evaluation.predictions import prediction, prediction_key, write_predictions
+from steering.calibration.option_mentions import prediction
+from steering.evaluation.predictions import prediction_key, write_predictions
 from steering.items import Item, is_right
 
 CHOICES = ("dog", "cow", "a cat", "The sound of rain")
