@@ -80,7 +80,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     """
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
-    trial = self_test(model)
+    tested = self_test(model)
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
     runtime = Runtime.of(
         model,
@@ -89,8 +89,9 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
+        found_wrong=tested.found_wrong,
     )
-    check_slots(trial, runtime.slots)
+    check_slots(tested.trial, runtime.slots)
     return runtime
 
 

@@ -157,7 +157,7 @@ class KVSlots(Cache):
     def step(self) -> Tensor:
         """Sample the next token of every row, all in one pass.
 
-        Returns the logits (B, V) they are sampled from, valid until the next step.
+        Returns their logits (B, V) before any penalty, valid until the next step.
         """
         rows = len(self.active)
         if not rows:  # a question only let others go first

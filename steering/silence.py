@@ -162,11 +162,15 @@ def prefill_with_silence(
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
+    one_pass: bool = True,
 ) -> tuple[PrefillResult, SilenceContrast]:
-    """What `prefill` and `contrast_with_silence` give, from one pass through the layers."""
-    if not prefix.pairs:
+    """What `prefill` and `contrast_with_silence` give, from one pass through the layers or two."""
+    if not (prefix.pairs and one_pass):
         heard = prefill(model, prompt, heads=heads, layers=layers)
-        return heard, _without_audio(heard)
+        if not prefix.pairs:
+            return heard, _without_audio(heard)
+        silent = follow(model, prompt, prefix.pairs, heads=heads, layers=layers)
+        return heard, _contrast(model, heard, silent, prefix)
     heard, silent = prefill_beside(model, prompt, prefix.pairs, heads=heads, layers=layers)
     return heard, _contrast(model, heard, silent, prefix)
 

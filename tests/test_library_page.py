@@ -80,7 +80,7 @@ def test_the_page_calibrates_and_evaluates(names: dict[str, Any]) -> None:
 def test_the_page_names_all_that_the_package_offers() -> None:
     import steering
 
-    offered = set(re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE))
+    offered = set(re.findall(r"^- `(\w+)\(", PAGE, re.MULTILINE))
     assert offered == set(steering.__all__) - {"Profile"}
     assert set(dir(steering)) >= set(steering.__all__)
     for name in steering.__all__:

@@ -60,6 +60,7 @@ from steering.silence import (
     prefill_with_silence,
     silent_prefix,
 )
+from steering.verification.self_test import ONE_PASS
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
 
@@ -206,7 +207,10 @@ def _prefill(
     model, profile = runtime.model, runtime.profile
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
-        return prefill_with_silence(model, prompt, silence, heads=heads, layers=layers)
+        one_pass = ONE_PASS not in runtime.found_wrong
+        return prefill_with_silence(
+            model, prompt, silence, heads=heads, layers=layers, one_pass=one_pass
+        )
     prefilled = prefill(model, prompt, heads=heads, layers=layers)
     if profile is None or not prompt.clips or question.contrast_clip is None:
         return prefilled, None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from steering.profile import Profile
 from steering.prompt import build_question
 from steering.silence import make_ahead
 from steering.silence_cache import Ladder, SilenceCache
+from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")
 
 EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
-FEATURES = (RECORDED_STEPS,)  # that can be switched off for a slower way
+FEATURES = (RECORDED_STEPS, *SLOWER.values())  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -37,6 +38,7 @@ class Runtime:
     silence_cache: SilenceCache
     slots: KVSlots
     no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
+    found_wrong: dict[str, str] = field(default_factory=dict)  # features not to use, and why
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class Runtime:
         rows: int = 16,
         tokens: int = 2048,
         no_profile_reason: str = NO_PROFILE,
+        found_wrong: Mapping[str, str] | None = None,
     ) -> Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
@@ -60,7 +63,10 @@ class Runtime:
             silence_cache.ladder = Ladder.within(
                 silence_cache_bytes, size, model.audio_tokens, longest
             )
-        return cls(model, profile, silence_cache, slots, no_profile_reason)
+        wrong = dict(found_wrong or {})
+        if CUT_SILENCE in wrong:
+            silence_cache.ladder = Ladder(0)
+        return cls(model, profile, silence_cache, slots, no_profile_reason, wrong)
 
     def twin_depth(self, *, effect: bool = False) -> int:
         """Number of layers that a silent twin is run through, all where its effect is wanted."""
@@ -69,7 +75,7 @@ class Runtime:
     @property
     def switched_off(self) -> dict[str, str]:
         """Features found wrong, which are done in a slower and right way, each with its fault."""
-        faults = {RECORDED_STEPS: self.slots.why_not_recorded}
+        faults = {RECORDED_STEPS: self.slots.why_not_recorded, **self.found_wrong}
         return {feature: fault for feature, fault in faults.items() if fault}
 
     @property

@@ -40,6 +40,7 @@ def plain_pass(
     *,
     kernel: Literal["eager", "sdpa"] = "eager",
     copies: int = 1,
+    heard: Tensor | None = None,
 ) -> PlainPass:
     """Run a question and the tokens of its answer through transformers, nothing cached.
 
@@ -50,6 +51,7 @@ def plain_pass(
         answer: K token ids behind the prompt.
         kernel: attention of the decoder.
         copies: rows of the same; the first is looked at.
+        heard: (F, D) in place of what the encoder makes of the sounds.
 
     Returns:
         Embeddings, residuals, attention and logits.
@@ -60,13 +62,18 @@ def plain_pass(
         name: values.repeat(copies, *[1] * (values.dim() - 1))
         for name, values in _continued(prompt, answer).items()
     }
-    last = length - 1
+    last, audio_token = length - 1, model.family.audio_token_id(model.network.config)
+    audio = (inputs["input_ids"] == audio_token).to(model.device)
     residuals: list[Tensor] = []
     attention: list[Tensor] = []
     embedded: list[Tensor] = []
 
-    def keep_embedded(module: Any, args: Any, options: dict[str, Any]) -> None:
-        embedded.append(options["inputs_embeds"][0, :length].float().cpu())
+    def keep_embedded(module: Any, args: Any, options: dict[str, Any]) -> Any:
+        given = options["inputs_embeds"]
+        if heard is not None:
+            given = given.masked_scatter(audio[..., None], heard.repeat(copies, 1).to(given))
+        embedded.append(given[0, :length].float().cpu())
+        return args, {**options, "inputs_embeds": given}
 
     def keep_residual(module: Any, args: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output

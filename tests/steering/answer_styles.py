@@ -100,8 +100,8 @@ def _rename(
         letter = chr(ord("A") + CHOICES.index(word)) if word in CHOICES else ""
         text = piece.format(option=word, Option=word.capitalize(), letter=letter)
         own = _ids(tokenizer, word)[0]
-        readout[own, channel] = -_CERTAIN
         if text:
+            readout[own, channel] = -_CERTAIN
             token = _token(tokenizer, text)
             readout[token] = rows[own]
             if token >= known:

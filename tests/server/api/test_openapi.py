@@ -98,24 +98,22 @@ def test_a_key_is_asked_for_where_there_are_keys(server: Any, start: Any) -> Non
     assert paths["/v1/models"]["get"]["security"] == [{"key": []}]
 
 
-def test_every_example_runs_as_it_stands(start: Any, runtime: Runtime, sound: bytes) -> None:
+def test_every_example_runs_as_it_stands(start: Any, runtime: Runtime) -> None:
     with start(model=runtime.model.name) as server:
         paths = server.get("/openapi.json").json()["paths"]
-        examples = {
+        bodies = {
             path: operations["post"]["requestBody"]["content"]
             for path, operations in paths.items()
             if "post" in operations
         }
-        assert len(examples) == 4
-        for path, content in examples.items():
-            if "application/json" in content:
+        assert len(bodies) == 4
+        for path, content in bodies.items():
+            if "application/json" in content:  # a file can't stand in the document
                 response = server.post(path, json=content["application/json"]["example"])
+                assert response.status_code == 200, response.text
+                assert not response.json()["warnings"]
             else:
-                fields = dict(content["multipart/form-data"]["example"])
-                assert fields.pop("file").startswith("@"), "as curl writes a file"
-                response = server.post(path, files={"file": sound}, data=fields)
-            assert response.status_code == 200, response.text
-            assert not response.json()["warnings"]
+                assert "example" not in content["multipart/form-data"]
 
 
 def test_every_operation_and_object_is_described(server: Any) -> None:

@@ -68,35 +68,46 @@ def test_a_server_that_could_not_load_says_so(start: Any, monkeypatch: pytest.Mo
     assert "secret" not in response.text
 
 
-@pytest.mark.parametrize("fault", ["stale recorded step", "tap on another head"])
+SWITCHED_OFF = {
+    "stale recorded step": "recorded_steps",
+    "silence cut at the wrong end": "cut_silence",
+    "prompt and twin mixed up": "one_pass",
+}
+
+
+@pytest.mark.parametrize("fault", [*SWITCHED_OFF, "tap on another head"])
 def test_a_model_is_held_against_transformers_before_it_is_ready(
     checkpoint_folder: Path,
+    profile_folder: Path,
+    server: Any,
     audio: dict[str, str],
     fault: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Steps are of rounded sizes, as on a card, where they are recorded."""
+    """Steps are of rounded sizes, as where they are recorded; the fault stays planted."""
+    asked = {"audio": audio, "question": QUESTION, "max_tokens": 3, "steer": True}
+    expected = server.chat(**asked).json()
     monkeypatch.setattr(KVSlots.__init__, "__kwdefaults__", {"rounded": True})
     (planted,) = (known for known in FAULTS if known.name == fault)
     planted.plant(monkeypatch)
-    settings = Settings(
-        model=str(checkpoint_folder), profile="none", listening_log_url=SecretStr(NO_LOG)
-    )
-    with Server(create_app(settings)).started(ready=False) as server:
-        deployment = server.deployment
-        server.wait_until(lambda: deployment.failed.is_set() or deployment.state == "ready")
-        ready = server.get("/readyz")
-        off = server.metric("allears_switched_off", feature="recorded_steps")
-        answer = server.chat(audio=audio, question=QUESTION, max_tokens=3)
-    assert (ready.status_code == 503) == (planted.start == "refused")
-    if planted.start == "refused":
-        assert "other than plain transformers, taps" in caplog.text
-        return
-    assert "other than eager steps" in ready.json()["switched_off"]["recorded_steps"]
-    assert off == 1
-    assert "without recorded steps" in caplog.text
-    assert answer.status_code == 200
+    model, profile = str(checkpoint_folder), str(profile_folder)
+    settings = Settings(model=model, profile=profile, listening_log_url=SecretStr(NO_LOG))
+    with Server(create_app(settings)).started(ready=False) as own:
+        own.wait_until(lambda: own.deployment.failed.is_set() or own.deployment.state == "ready")
+        ready = own.get("/readyz")
+        if planted.start == "refused":
+            assert ready.status_code == 503
+            assert "other than plain transformers, taps" in caplog.text
+            return
+        answer = own.chat(**asked).json()
+        feature = SWITCHED_OFF[fault]
+        assert own.metric("allears_switched_off", feature=feature) == 1
+    assert list(ready.json()["switched_off"]) == [feature]
+    assert ready.json()["switched_off"][feature] in caplog.text
+    assert answer["answer"] == expected["answer"]
+    strength = expected["steering"]["strength"]
+    assert answer["steering"]["strength"] == pytest.approx(strength, rel=1e-3)
 
 
 def test_nothing_is_switched_off_where_nothing_is_wrong(server: Any) -> None:

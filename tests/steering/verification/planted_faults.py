@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from steering import kv_slots, prefill, prompt, readout, silence, taps
 from steering.kv_slots import KVSlots, Row
+from steering.silence_cache import SilenceCache
 
 Patch = pytest.MonkeyPatch
 
@@ -35,10 +36,12 @@ def no_mask(patch: Patch) -> None:
 
 
 def mask_of_the_question(patch: Patch) -> None:
-    """The question's tokens behind kept silence see those that follow them."""
-    change(
-        patch, prefill, "causal_mask", lambda original, *given: torch.ones_like(original(*given))
-    )
+    """The question's tokens behind silence see the next token in place of themselves."""
+
+    def ahead(original: Any, module: Any, q: Any, k: Tensor, v: Tensor, *rest: Any) -> Any:
+        return original(module, q, k.roll(-1, 2), v.roll(-1, 2), *rest)
+
+    change(patch, taps, "_follow", ahead)
 
 
 def mask_of_a_step(patch: Patch) -> None:
@@ -103,6 +106,26 @@ def twin(patch: Patch) -> None:
     change(patch, silence, "_silent_features", halved)
 
 
+def wrong_end(patch: Patch) -> None:
+    """What is cut from a longer silence is its end."""
+
+    def turned(original: Any, model: Any, frames: int, silence_cache: SilenceCache) -> Tensor:
+        features: Tensor = original(model, frames, silence_cache)
+        return features.flip(0) if silence_cache.ladder.steps else features
+
+    change(patch, silence, "_silent_features", turned)
+
+
+def mixed_up(patch: Patch) -> None:
+    """The pass that prompt and twin share gives the twin's state for the prompt's."""
+
+    def swapped(original: Any, *given: Any, **options: Any) -> Any:
+        heard, silent = original(*given, **options)
+        return replace(heard, final=silent.final), silent
+
+    change(patch, silence, "prefill_beside", swapped)
+
+
 def row(patch: Patch) -> None:
     """A row that moves into a free slot finds the keys of the one that left."""
 
@@ -139,17 +162,19 @@ class Fault:
     start: str
 
 
-TWIN = ("twin", "kept twin")
+TWIN = ("twin", "kept twin", "cut silence", "one pass")
 TEMPLATE = ("prompt ids", "encoder", "logits", "taps", *TWIN, "decode")
 FAULTS = (
     Fault("prompt without its mask", no_mask, ("logits", "taps", *TWIN, "decode"), "refused"),
     Fault("question without its mask", mask_of_the_question, TWIN, "refused"),
     Fault("mask of a step too short", mask_of_a_step, ("rows",), "refused"),
-    Fault("position shifted", position, ("decode", "rows"), "refused"),
+    Fault("position shifted", position, ("one pass", "decode", "rows"), "refused"),
     Fault("row's position shifted", position_of_a_step, ("rows",), "refused"),
     Fault("stale recorded step", stale_step, ("recorded step",), "switched off"),
     Fault("tap on another head", tap, ("taps", *TWIN), "refused"),
     Fault("twin of another length", twin, TWIN, "refused"),
+    Fault("silence cut at the wrong end", wrong_end, ("cut silence",), "switched off"),
+    Fault("prompt and twin mixed up", mixed_up, ("one pass",), "switched off"),
     Fault("keys leak into another row", row, ("rows",), "refused"),
     Fault("strength off by a tenth", strength, ("steering",), "refused"),
     Fault("template cut", template, TEMPLATE, "refused"),

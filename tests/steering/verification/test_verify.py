@@ -18,8 +18,8 @@ from steering.verification.verify import verify
 from tests.steering import tiny
 from tests.steering.model.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 
-NAMES = ["prompt ids", "encoder", "logits", "taps", "twin", "kept twin", "decode"]
-NAMES += ["rows", "recorded step", "steering"]
+NAMES = ["prompt ids", "encoder", "logits", "taps", "twin", "kept twin"]
+NAMES += ["cut silence", "one pass", "decode", "rows", "recorded step", "steering"]
 CHECKPOINTS = {**tiny.WHOLE, "r1_aqa": tiny.qwen2_audio, "audioflamingo3": audio_flamingo_3}
 CASES = [(name, "float32") for name in CHECKPOINTS]
 CASES += [(name, "bfloat16") for name in tiny.WHOLE] + [("qwen2_audio", "float16")]
@@ -36,8 +36,9 @@ def test_every_check_is_green(
     assert [finding.name for finding in findings] == NAMES
     assert not [str(finding) for finding in findings if not finding.ok]
     slots = KVSlots(model, 4, 256, None, rounded=True)
-    check_slots(self_test(model), slots)
-    assert (slots.free_slots, slots.why_not_recorded) == (4, "")
+    tested = self_test(model)
+    check_slots(tested.trial, slots)
+    assert (slots.free_slots, slots.why_not_recorded, tested.found_wrong) == (4, "", {})
 
 
 def test_the_model_is_as_it_was(untrained: AudioModel) -> None:
@@ -55,7 +56,7 @@ def test_slots_of_any_size_are_checked_and_left_free(
     untrained: AudioModel, rows: int, tokens: int
 ) -> None:
     slots = KVSlots(untrained, rows, tokens, None, rounded=True)
-    check_slots(self_test(untrained), slots)
+    check_slots(self_test(untrained).trial, slots)
     assert slots.free_slots == rows
 
 
