@@ -15,9 +15,11 @@ from steering.evaluation.first_tokens import FirstTokens, divergence, effects, o
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
 from steering.model.audio_model import AudioModel
-from steering.prefill import prefill
-from steering.prompt import silent_twin
+from steering.prefill import PrefillResult, prefill
+from steering.prompt import Prompt
 from steering.readout import Intervention, logits, pool
+from steering.silence import SilenceContrast, contrast_with_silence
+from steering.silence_cache import SilenceCache
 from tests.steering.evaluation.judging import item
 from tests.steering.examples import write_items
 
@@ -29,13 +31,20 @@ def items(tmp_path: Path) -> tuple[Item, ...]:
     return read(write_items(tmp_path, 6), tmp_path).items
 
 
+def contrasted(model: AudioModel, prompt: Prompt) -> tuple[PrefillResult, SilenceContrast]:
+    """A prompt's pass, and its contrast with the silence that evaluation records."""
+    heard = prefill(model, prompt, layers=HOW.layers)
+    cache = SilenceCache(1 << 30)
+    return heard, contrast_with_silence(
+        model, prompt, heard, heads=(), layers=HOW.layers, silence_cache=cache, to_readout=True
+    )
+
+
 def answered(model: AudioModel, item: Item, strength: float, mode: str) -> int:
     """The first token of an answer that is really given."""
     prompt = build_item_prompt(model, item, load_item_clip(model, item))
-    layers = range(model.num_layers)
-    heard = prefill(model, prompt, layers=layers)
-    silent = prefill(model, silent_twin(model, prompt), layers=layers)
-    plan = SteeringPlan(pool((heard.states - silent.states)[list(HOW.layers)], HOW), strength, HOW)
+    heard, contrast = contrasted(model, prompt)
+    plan = SteeringPlan(pool(contrast.differences, HOW), strength, HOW)
     if mode == "generate":
         return next(generate(model, heard, plan, Sampling(max_tokens=1)))
     best = int(np.argmax(score_choices(model, heard, plan, item.choices)))
@@ -101,7 +110,9 @@ def test_divergence_and_effect_are_those_of_two_passes(
     divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
-        heard, silent = (prefill(grouped, each) for each in (prompt, silent_twin(grouped, prompt)))
+        heard, contrast = contrasted(grouped, prompt)
+        silent = contrast.silent
+        assert silent is not None
         p, q = (
             logits(grouped, each.final[None])[0].softmax(-1).double().numpy()
             for each in (heard, silent)
