@@ -126,9 +126,10 @@ def _answered(bench: Bench, runtime: Runtime, question: Question) -> Run:
 
 
 def first_token(bench: Bench, runtime: Runtime, question: Question) -> tuple[float, Answer]:
-    """Seconds to the first token of an answer, and the answer."""
+    """Seconds to the only token of an answer, and the answer."""
+    assert question.sampling.max_tokens == 1, question.sampling
     run, answer = _run_of(bench, runtime, question)
-    return run.first_token_seconds, answer
+    return run.total_seconds, answer
 
 
 def _run_of(bench: Bench, runtime: Runtime, question: Question) -> tuple[Run, Answer]:
