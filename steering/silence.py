@@ -30,7 +30,13 @@ from steering.prefill import (
     run_layers,
 )
 from steering.prompt import Prompt, silent_mels
-from steering.silence_cache import SilenceCache, SilenceKey
+from steering.silence_cache import (
+    SILENCE_BYTES,
+    TOP_FRAMES,
+    Ladder,
+    SilenceCache,
+    SilenceKey,
+)
 from steering.taps import Follower, Head, KVPairs
 
 
@@ -69,6 +75,17 @@ class TwinCache(Cache):
         """(1, H, T + N, d) keys and values of a layer, those of N new tokens last."""
         keys, values = zip(*(pairs[layer_idx] for pairs in self.parts), strict=True)
         return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
+
+
+def new_silence_cache(
+    model: AudioModel, ladder: Ladder, limit_bytes: int = SILENCE_BYTES
+) -> SilenceCache:
+    """An empty cache; its ladder, where there is one, is as fine as its bytes allow."""
+    if ladder.steps:
+        token_bytes = model.token_bytes(model.num_layers)
+        longest = min(model.window_frames, TOP_FRAMES)
+        ladder = Ladder.within(limit_bytes, token_bytes, model.audio_tokens, longest)
+    return SilenceCache(limit_bytes, ladder)
 
 
 def silent_prefix(

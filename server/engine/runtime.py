@@ -55,17 +55,11 @@ class Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
         slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
-        ladder = profile.ladder if profile else Ladder(0)  # nobody found out if a coarse one does
-        silence_cache = SilenceCache(silence_cache_bytes, ladder)
-        silence_cache.longest_ahead = longest = longest_frames(model, tokens)
-        if profile is not None and profile.ladder.steps:
-            size = model.token_bytes(_twin_depth(model, profile))
-            silence_cache.ladder = Ladder.within(
-                silence_cache_bytes, size, model.audio_tokens, longest
-            )
         wrong = dict(found_wrong or {})
-        if CUT_SILENCE in wrong:
-            silence_cache.ladder = Ladder(0)
+        known = profile is not None and CUT_SILENCE not in wrong  # that a coarse ladder does
+        ladder = profile.ladder if profile and known else Ladder(0)
+        silence_cache = new_silence_cache(model, ladder, silence_cache_bytes)
+        silence_cache.longest_ahead = longest_frames(model, tokens)
         return cls(model, profile, silence_cache, slots, no_profile_reason, wrong)
 
     def twin_depth(self, *, effect: bool = False) -> int:

@@ -37,7 +37,6 @@ ACTIVATIONS_VERSION = 2  # goes up when the numbers of the same item change
 ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
 _BLOCK_ITEMS = 256
-SILENCE_BYTES = 1_000_000_000  # for keys and values of silences
 
 ActivationRow = tuple[Any, ...]  # one item's values, in the order of Activations' fields
 

@@ -44,10 +44,8 @@ from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.silence import silent_prefix
-from steering.silence_cache import SilenceCache
 from steering.taps import KVPairs
 
-_SILENCE_BYTES = 1_000_000_000  # for keys and values of silent audio
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
 _SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots
 MODES = ("generate", "choices")
@@ -98,7 +96,7 @@ class ArmRunner:
     ) -> None:
         self.model, self.profile, self.items = model, profile, items
         self.activations, self.arm_strengths, self.options = activations, arm_strengths, options
-        self.silence_cache = SilenceCache(_SILENCE_BYTES, profile.ladder)
+        self.silence_cache = new_silence_cache(model, profile.ladder)
         self._slots: KVSlots | None = None
 
     def run(self, journal: Journal) -> dict[str, list[str]]:

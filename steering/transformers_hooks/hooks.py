@@ -43,11 +43,8 @@ from steering.profile import load as load_profile
 from steering.prompt import Prompt
 from steering.readout import steer
 from steering.silence import SilenceContrast, contrast_with_silence
-from steering.silence_cache import SilenceCache
 from steering.taps import ATTENTION, Taps
 from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
-
-_SILENCE_CACHE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +116,7 @@ class ListeningHooks:
     def __init__(self, model: AudioModel, profile: Profile, request: SteeringRequest) -> None:
         self.model, self.profile, self.request = model, profile, request
         self._rows: tuple[RowResult, ...] = ()
-        self._silence_cache = SilenceCache(_SILENCE_CACHE_BYTES, profile.ladder)
+        self._silence_cache = new_silence_cache(model, profile.ladder)
         self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
         self._audio: Tensor | None = None  # (B, T) bool, audio tokens of the running pass
         self._taps: Taps | None = None

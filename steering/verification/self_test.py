@@ -77,13 +77,13 @@ def _test_shapes(model: AudioModel) -> None:
     heads = ((0, 0), (model.num_layers - 1, model.num_heads - 1))
     layers = (0, model.num_layers - 1)
     audio_tokens = sum(model.audio_tokens(int(frames)) for frames in prompt.mel_frames)
+    _verify(model, "audio tokens of one second", prompt.audio_mask.nonzero(), (audio_tokens, 1))
     prefilled = prefill(model, prompt, heads=heads, layers=layers)
     twin = contrast_with_silence(
         model, prompt, prefilled, heads=heads, layers=layers, silence_cache=SilenceCache(0)
     )
     with torch.inference_mode():
         logits = steered_logits(model, prefilled.final[None], UNSTEERED, 0)
-    _verify(model, "audio tokens of one second", prompt.audio_mask.nonzero(), (audio_tokens, 1))
     _verify(model, "taps", prefilled.attention, (2, audio_tokens))
     _verify(model, "states", prefilled.states, (2, model.hidden_size))
     _verify(model, "differences from silence", twin.differences, (2, model.hidden_size))

@@ -441,10 +441,10 @@ def test_the_other_rungs_of_new_words_are_made_ahead_in_free_room(untrained: Aud
     prefixes.longest_ahead = 250
     prefixes.clear()
     contrasted(untrained, asked, prefixes)
-    rungs = [47, 94, 188, 375]
+    rungs = [47, 94, 188, 300]
     assert [one.rungs for one, _ in prefixes.ahead] == [(rung,) for rung in rungs]
     make_ahead(untrained, prefixes)
-    assert {one.rungs for one in prefixes._kept} == {(375,), (188,)}, "the longest first"
+    assert {one.rungs for one in prefixes._kept} == {(300,), (188,)}, "the longest first"
     prefixes.limit_bytes = prefixes.held_bytes
     kept = list(prefixes._kept)
     while prefixes.ahead:

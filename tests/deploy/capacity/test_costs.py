@@ -20,7 +20,7 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import Prompt, build_question
 from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import Ladder, SilenceCache
 
 DEPTH = 3  # layers that the twin runs
 ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -83,7 +83,7 @@ def test_a_prefill_is_as_many_operations_as_torch_counts(model: AudioModel, prom
 
 def test_a_twin_is_as_many_operations_as_torch_counts(model: AudioModel, prompt: Prompt) -> None:
     sizes, end = ModelSizes.of(model, DEPTH), prompt.audio_end
-    heard, cache = prefill(model, prompt, layers=(DEPTH - 1,)), SilenceCache(10**9)
+    heard, cache = prefill(model, prompt, layers=(DEPTH - 1,)), SilenceCache(10**9, Ladder(0))
 
     def twin() -> Any:
         return contrast_with_silence(
@@ -117,7 +117,7 @@ def test_a_step_is_as_many_operations_as_torch_counts(
 
 
 def test_held_bytes_are_those_that_are_held(model: AudioModel, prompt: Prompt) -> None:
-    sizes, cache = ModelSizes.of(model, DEPTH), SilenceCache(10**9)
+    sizes, cache = ModelSizes.of(model, DEPTH), SilenceCache(10**9, Ladder(0))
     heard = prefill(model, prompt, layers=(DEPTH - 1,))
     contrast_with_silence(model, prompt, heard, heads=(), layers=(DEPTH - 1,), silence_cache=cache)
     entry = sizes.entry_bytes(prompt.audio_end) + sizes.feature_bytes(int(prompt.audio_mask.sum()))

@@ -167,10 +167,10 @@ def test_who_waits_too_long_gets_503_and_frees_his_place() -> None:
 
 @pytest.mark.parametrize("kept", [2, 5, 10])
 def test_hits_of_the_silence_cache_are_its_share_of_the_lengths(kept: int) -> None:
-    """Lengths equally likely, entries of one size: an LRU cache of C of M hits C / M."""
+    """Silence kept by length, equally likely, entries of one size: a cache of C of M hits C / M."""
     lengths = tuple(float(i) for i in range(1, 11))
     sent = requests(Traffic(0.5, lengths, (1, 1), steered=1.0), 20_000, 6)
-    fleet = replace(ENDLESS, silence_cache_bytes=100 * kept)
+    fleet = replace(ENDLESS, silence_cache_bytes=100 * kept, silence_steps=0)
     run = simulate(sent, stage_times(CONSTANT, entry_bytes=100), fleet)
     assert summary(run.outcomes, 1.0)["hit_share"] == pytest.approx(kept / 10, abs=0.01)
     assert {request.twin for request in run.requests} == {"hit", "miss", "cold"} - (

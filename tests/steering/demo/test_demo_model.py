@@ -24,7 +24,7 @@ from steering.profile import Profile, find
 from steering.prompt import silent_mels
 from steering.readout import pool
 from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import Ladder, SilenceCache
 from steering.synthetic.data import write_items
 from tests.steering.examples import full_pass, generated
 
@@ -65,7 +65,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(demo: AudioModel, profile: Profile, items: tuple[Item, ...]) -> Served:
-    prefixes = SilenceCache(50_000_000)
+    prefixes = SilenceCache(50_000_000, Ladder(0))
     rows = []
     for item in items:
         prompt = build_item_prompt(demo, item, load_item_clip(demo, item))

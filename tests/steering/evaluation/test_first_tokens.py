@@ -9,7 +9,6 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from steering.calibration.activations import build_item_prompt, load_item_clip, record
-from steering.calibration.twin_choice import with_exact_twins
 from steering.decision import effect_bits
 from steering.evaluation.first_tokens import FirstTokens, divergence, effects, one_token
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
@@ -61,9 +60,7 @@ def test_a_first_token_is_that_of_the_answer_given(
     known = one_token(grouped, items, mode)
     assert known.rows.tolist() == list(range(6))
     recorded = record(grouped, items)
-    recorded = replace(
-        with_exact_twins(recorded), deciding=recorded.final
-    )  # the first token decides
+    recorded = replace(recorded, deciding=recorded.final)  # the first token decides
 
     def tokens(wanted: list[int]) -> FirstTokens:
         right = np.array([[-1, token] for token in wanted])
@@ -106,7 +103,7 @@ def test_no_item_at_all_is_no_answer(grouped: AudioModel, items: tuple[Item, ...
 def test_divergence_and_effect_are_those_of_two_passes(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
-    recorded = with_exact_twins(record(grouped, items))
+    recorded = record(grouped, items)
     divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
