@@ -16,13 +16,12 @@ from steering.kv_slots import KVSlots
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.prompt import build_question
-from steering.silence import make_ahead
+from steering.silence import make_ahead, new_silence_cache
 from steering.silence_cache import Ladder, SilenceCache
 from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")
 
-EFFECT_OF_STEERED = True  # every twin runs to the readout; else where the effect is asked for
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
 FEATURES = (RECORDED_STEPS, *SLOWER.values())  # that can be switched off for a slower way
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
@@ -86,7 +85,7 @@ class Runtime:
 
 
 def _twin_depth(model: AudioModel, profile: Profile | None, *, effect: bool = False) -> int:
-    if profile is None or effect or EFFECT_OF_STEERED:
+    if profile is None or effect:
         return model.num_layers
     return profile.depth
 

@@ -30,7 +30,7 @@ from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_question, silent_twin, with_choices
 from steering.readout import Intervention, logits, pool
 from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import SILENCE_BYTES, SilenceCache
 from steering.taps import Head
 
 ACTIVATIONS_VERSION = 2  # goes up when the numbers of the same item change

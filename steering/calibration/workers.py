@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.activations import SILENCE_BYTES, ActivationRow, record_item
+from steering.calibration.activations import ActivationRow, record_item
 from steering.errors import AllEarsError, ModelError
 from steering.items import Item
 from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
 from steering.model.memory_plan import DTYPES
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import SILENCE_BYTES, SilenceCache
 
 _ITEMS_IN_HAND = 2  # of a worker: one in work and one waiting, so that it is never idle
 _MAX_ATTEMPTS = 3  # at one item: it may be what ends the workers

@@ -43,7 +43,7 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
-from steering.silence import silent_prefix
+from steering.silence import new_silence_cache, silent_prefix
 from steering.taps import KVPairs
 
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written

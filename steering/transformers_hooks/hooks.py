@@ -42,7 +42,7 @@ from steering.profile import Profile
 from steering.profile import load as load_profile
 from steering.prompt import Prompt
 from steering.readout import steer
-from steering.silence import SilenceContrast, contrast_with_silence
+from steering.silence import SilenceContrast, contrast_with_silence, new_silence_cache
 from steering.taps import ATTENTION, Taps
 from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
 

@@ -27,8 +27,8 @@ from steering.prefill import PrefillResult, prefill, run_layers
 from steering.profile import Profile, save
 from steering.prompt import build_question
 from steering.readout import Intervention, pool
-from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence import contrast_with_silence, new_silence_cache
+from steering.silence_cache import Ladder
 from steering.strength import Gate
 from steering.transformers_hooks.hooks import ListeningHooks
 from tests.steering.examples import clip
@@ -131,7 +131,7 @@ class Own:
 def own(model: AudioModel, profile: Profile, row: int, strength: float | None = None) -> Own:
     prompt = build_question(model, [clips()[row]], TEXTS[row])
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
-    prefixes = SilenceCache(0)
+    prefixes = new_silence_cache(model, Ladder())
     twin = contrast_with_silence(
         model,
         prompt,
