@@ -172,7 +172,7 @@ def prefill(
         Source: arXiv 2603.06854, audio attention of a head: the mass that the last prompt token
         puts on the audio tokens.
     """
-    cache = DynamicCache(config=model.text_config)
+    cache = DynamicCache()  # of full attention, whatever window a config names and does not use
     states = embed(model, prompt)  # (1, T, D)
     return _run_tapped(model, prompt, states, None, cache, heads, layers)
 
@@ -245,7 +245,7 @@ def prefill_beside(
     count, length = follower.tokens, len(prompt.tokens)
     audio = prompt.audio_mask.to(model.device)  # (T,)
     taps = Taps.on(heads, audio[None]) if heads else None
-    cache = DynamicCache(config=model.text_config)
+    cache = DynamicCache()  # of full attention, whatever window a config names and does not use
     places = torch.arange(length, device=model.device)[None]
     depth = len(pairs)
     whole = depth == model.num_layers

@@ -38,7 +38,7 @@ def prefill_on_prefix(
     """What `prefill` gives of a prompt whose keys and values up to the audio's end are `pairs`."""
     end = prompt.audio_end
     assert pairs[0][0].shape[2] == end, (pairs[0][0].shape, end)
-    cache = DynamicCache(config=model.text_config)
+    cache = DynamicCache()  # of full attention, whatever window a config names and does not use
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
     return continue_prefix(model, prompt, end, cache, heads=heads, layers=layers)

@@ -194,7 +194,8 @@ def qwen3_omni() -> tuple[Any, Any]:
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         },
-        "text_config": text_config(head_dim=24, rope_parameters=_rope(4, 4, 4), **experts),
+        "text_config": text_config(head_dim=24, rope_parameters=_rope(4, 4, 4), **experts)
+        | {"sliding_window": 32768, "use_sliding_window": False},  # as the hub has it
         **tokens,
         **_thinker_ids(words),
     }

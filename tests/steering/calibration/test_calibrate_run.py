@@ -153,14 +153,9 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
     ]
 
 
-def test_two_workers_make_the_same_profile(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    process = started(data, tmp_path / "profile", "--workers", "2")
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors.decode()
-    assert same(tmp_path / "profile", uninterrupted)
-
-
-def test_a_killed_worker_loses_no_item(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_two_workers_make_the_same_profile_though_one_is_killed(
+    data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "profile"
     process = started(data, out, "--workers", "2")
     wait_for(lambda: items_done(out) >= 3, process)
