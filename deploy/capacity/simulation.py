@@ -44,7 +44,7 @@ class FleetSettings:
     queue_limit: int = 64
     queue_timeout_seconds: float = 30.0
     silence_cache_bytes: int = 1_000_000_000
-    silence_steps: int = 1  # lengths of silence a doubling, as in steering/silence_cache.py
+    silence_steps: int = 0  # of a ladder, as in steering/silence_cache.py; 0: every length
     workers: int = 1  # cores of a replica beside the one of its engine
     prompts_by_workers: bool = False  # as on a card
     enter_between_steps: int = 4  # questions at most, as in server/engine/engine.py

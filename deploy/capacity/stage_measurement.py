@@ -39,7 +39,7 @@ from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Prompt, build_prompt
 from steering.silence import contrast_with_silence
-from steering.silence_cache import SilenceCache
+from steering.silence_cache import Ladder, SilenceCache
 
 ROWS = (1, 2, 4, 8, 16)
 _TOKENS = 64  # of an answer: steps read the prompt's keys, and half of these on average
@@ -182,7 +182,7 @@ def _held_bytes(runtime: Runtime, prompt: Prompt) -> dict[str, int]:
     """Bytes that a silence cache holds after one twin, and of a row as long as the prompt."""
     model, profile = runtime.model, runtime.profile
     assert profile is not None
-    cache = SilenceCache(runtime.silence_cache.limit_bytes)
+    cache = SilenceCache(runtime.silence_cache.limit_bytes, Ladder(0))
     heard = prefill(model, prompt, heads=profile.heads, layers=profile.layers)
     contrast_with_silence(
         model, prompt, heard, heads=profile.heads, layers=profile.layers, silence_cache=cache
@@ -217,7 +217,7 @@ def _passes(watch: Stopwatch, bench: BenchModel, runtime: Runtime, clip: float, 
     watch.time("encoder", clip, torch.inference_mode()(encode))
     run_prefill = partial(prefill, model, prompt, heads=profile.heads, layers=profile.layers)
     heard: PrefillResult = watch.time("prefill", clip, run_prefill)
-    cache = SilenceCache(runtime.silence_cache.limit_bytes)
+    cache = SilenceCache(runtime.silence_cache.limit_bytes, Ladder(0))
     parts = (f"Number {seed}. ", *bench.messages(seed, clip)[0].parts)
     other = build_prompt(model, (replace(bench.messages(seed, clip)[0], parts=parts),))
     others: PrefillResult = prefill(model, other, heads=profile.heads, layers=profile.layers)
@@ -231,7 +231,9 @@ def _passes(watch: Stopwatch, bench: BenchModel, runtime: Runtime, clip: float, 
 
 def _entries(watch: Stopwatch, bench: BenchModel, runtime: Runtime, clip: float, seed: int) -> None:
     """From the prompt to the first token, as the engine admits a question."""
-    fresh = replace(runtime, silence_cache=SilenceCache(runtime.silence_cache.limit_bytes))
+    fresh = replace(
+        runtime, silence_cache=SilenceCache(runtime.silence_cache.limit_bytes, Ladder(0))
+    )
     for kind in ("bare", "cold", "hit", "miss"):
         messages = bench.messages(seed, clip)
         if kind == "miss":

@@ -171,10 +171,14 @@ class CpuContention:
 def run_server(
     bench: BenchModel, profile: Path, sent: Sequence[TimedRequest], *options: str
 ) -> tuple[list[RequestOutcome], CpuContention]:
-    """Outcomes of all requests, sent to a server that is started for them and stopped after."""
+    """Outcomes of all requests, sent to a server that is started for them and stopped after.
+
+    Its silence is as long as each clip, as in the simulation.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        model = endless_checkpoint(Path(folder) / "model")
-        words = ["--model", str(model), "--profile", str(profile), *options]
+        model, exact = endless_checkpoint(Path(folder) / "model"), Path(folder) / "profile"
+        profiles.save(replace(profiles.load(profile), silence="exact"), exact)
+        words = ["--model", str(model), "--profile", str(exact), *options]
         with serving(words, Path(folder) / "log") as (process, url):
             before = _threads(process.pid)
             outcomes = asyncio.run(_send(bench, url, sent))

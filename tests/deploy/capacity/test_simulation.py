@@ -170,7 +170,7 @@ def test_hits_of_the_silence_cache_are_its_share_of_the_lengths(kept: int) -> No
     """Silence kept by length, equally likely, entries of one size: a cache of C of M hits C / M."""
     lengths = tuple(float(i) for i in range(1, 11))
     sent = requests(Traffic(0.5, lengths, (1, 1), steered=1.0), 20_000, 6)
-    fleet = replace(ENDLESS, silence_cache_bytes=100 * kept, silence_steps=0)
+    fleet = replace(ENDLESS, silence_cache_bytes=100 * kept)
     run = simulate(sent, stage_times(CONSTANT, entry_bytes=100), fleet)
     assert summary(run.outcomes, 1.0)["hit_share"] == pytest.approx(kept / 10, abs=0.01)
     assert {request.twin for request in run.requests} == {"hit", "miss", "cold"} - (
