@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from server import cli
 from server.engine import engine
@@ -64,9 +65,9 @@ def slow_down() -> None:
     """Have every decode step take a while."""
     step = KVSlots.step
 
-    def slow(slots: KVSlots) -> None:
+    def slow(slots: KVSlots) -> Tensor:
         time.sleep(STEP_SECONDS)
-        step(slots)
+        return step(slots)
 
     setattr(KVSlots, "step", slow)  # noqa: B010
 

@@ -144,7 +144,7 @@ def test_room_for_rows_is_looked_for_before_a_profile_is_made(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(model=str(copied), cache=tmp_path, device="cpu", max_batch_rows=1024)
-    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 100_000_000)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 2_000_000_000)
     with pytest.raises(ModelError, match="ALLEARS_MAX_BATCH_ROWS"):
         load_runtime(settings, on_progress=never)
     assert not list(tmp_path.iterdir())
