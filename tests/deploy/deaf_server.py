@@ -1,7 +1,11 @@
-"""`allears serve` of a model that gets silence for every sound: audio lost before the encoder."""
+"""`allears serve` of a model that gets silence for every sound: audio lost before the encoder.
+
+It hears until SIGUSR1: a server that is deaf from the beginning does not pass its start-up check.
+"""
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,11 @@ def extract_silence(self: Any, raw_speech: Any, *arguments: Any, **options: Any)
     return extract_features(self, silence, *arguments, **options)
 
 
-if __name__ == "__main__":
+def go_deaf(*_: object) -> None:
+    """Hear nothing from now on."""
     WhisperFeatureExtractor.__call__ = extract_silence  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, go_deaf)
     app()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Generator[Deployment
     with ExitStack() as stack:
         for (name, module), port in zip(modules.items(), ports, strict=False):
             serve = [sys.executable, "-m", module, "serve", "--port", str(port)]
-            stack.enter_context(process([*serve, "--max-batch-rows", "2"], folder / name))
+            started = stack.enter_context(process([*serve, "--max-batch-rows", "2"], folder / name))
         config = configuration(folder, (well, deaf))
         data = f"--storage.tsdb.path={folder / 'data'}"
         listen = f"--web.listen-address=127.0.0.1:{ports[2]}"
@@ -135,6 +136,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Generator[Deployment
         stack.enter_context(process(watch, folder / "log"))
         for name, url in (("well", well), ("deaf", deaf)):
             wait(lambda url=url: httpx.get(f"{url}/readyz").is_success, folder / name)  # type: ignore[misc]
+        started.send_signal(signal.SIGUSR1)  # the last one goes deaf
         deployment = Deployment(well, deaf, prometheus, folder / "log")
         wait(lambda: len(deployment.query("allears_queue_depth")) == 2, folder / "log")
         items = write_items(folder / "items", split="calibration", count=ITEMS, seed=8)
