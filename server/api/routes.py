@@ -248,8 +248,8 @@ async def readyz(deployment: CurrentDeployment) -> dict[str, str | dict[str, str
     where they do, `switched_off` which features were found wrong and are done in a slower way.
     """
     runtime = deployment.ready().runtime
-    found = {"reason": steering_refusal(runtime), "switched_off": runtime.switched_off}
-    return {"status": "ready"} | {name: value for name, value in found.items() if value}
+    notices = {"reason": steering_refusal(runtime), "switched_off": runtime.switched_off}
+    return {"status": "ready"} | {name: value for name, value in notices.items() if value}
 
 
 @router.get(

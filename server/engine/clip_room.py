@@ -102,7 +102,7 @@ def measure_room(runtime: Runtime, question: Question, text_tokens: int) -> Clip
     room = row_tokens - text_tokens - kept
     share = _equal_share(needed, room)
     longest = _seconds_of(model, share)
-    found = ClipRoom(
+    clip_room = ClipRoom(
         clips,
         tuple(
             min(clip.seconds, model.max_clip_seconds) if tokens <= share else longest
@@ -115,8 +115,8 @@ def measure_room(runtime: Runtime, question: Question, text_tokens: int) -> Clip
         _seconds_of(model, room),
     )
     if longest < _LEAST_SECONDS and max(needed) > share:
-        raise RequestError(found.why())
-    return found
+        raise RequestError(clip_room.why())
+    return clip_room
 
 
 def refuse_shortened(room: ClipRoom, question: Question) -> None:

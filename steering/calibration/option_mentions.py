@@ -80,9 +80,9 @@ def mentions(text: str, choices: Sequence[str], *, lettered: bool) -> list[Menti
     for choice in choices:
         if answer.strip().casefold() == choice.strip().casefold():
             return [Mention(choice, start + margin, start + len(answer.rstrip()))]
-    found = _by_letter(answer.strip(), choices, start + margin) if lettered else None
-    if found is not None:
-        return [found]
+    mention = _by_letter(answer.strip(), choices, start + margin) if lettered else None
+    if mention is not None:
+        return [mention]
     named = _by_words(answer, choices, start)
     if not named and lettered and (said := _SAID_LETTER.search(answer)):
         place = ord(said[2]) - ord("A")
@@ -105,13 +105,13 @@ def _by_letter(answer: str, choices: Sequence[str], start: int) -> Mention | Non
 
 def _by_words(answer: str, choices: Sequence[str], start: int) -> list[Mention]:
     """The options whose words are in the answer as they are; longer ones are looked for first."""
-    remaining, found = answer, []
+    remaining, mentioned = answer, []
     for choice in sorted(choices, key=len, reverse=True):
         whole = re.compile(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", re.IGNORECASE)
         for match in whole.finditer(remaining):
-            found.append(Mention(choice, start + match.start(), start + match.end()))
+            mentioned.append(Mention(choice, start + match.start(), start + match.end()))
         remaining = whole.sub(lambda match: " " * len(match[0]), remaining)
-    return sorted(found, key=lambda mention: mention.start)
+    return sorted(mentioned, key=lambda mention: mention.start)
 
 
 def _with_letter(text: str, mention: Mention, choices: Sequence[str]) -> Mention:

@@ -152,12 +152,12 @@ def _greedy_forward_selection(
     chosen, best_quality, tried = [0], -np.inf, 0
     while len(chosen) < min(MAX_HEADS, count):
         left = [head for head in range(count) if head not in chosen]
-        found = qualities(chosen, left)
+        reached = qualities(chosen, left)
         tried += len(left)
-        best = int(np.argmax(found))  # of equals the most correlated
-        if len(chosen) >= MIN_HEADS and found[best] < best_quality + MIN_BETTER:
+        best = int(np.argmax(reached))  # of equals the most correlated
+        if len(chosen) >= MIN_HEADS and reached[best] < best_quality + MIN_BETTER:
             break
-        chosen, best_quality = [*chosen, left[best]], float(found[best])
+        chosen, best_quality = [*chosen, left[best]], float(reached[best])
     return chosen, tried
 
 
@@ -218,13 +218,13 @@ def half_of_clips(clips: NDArray[np.str_], rng: np.random.Generator) -> Flags:
 
 def _across_halves(data: HeadData, firsts: Sequence[Flags]) -> float:
     """Mean AUROC of heads chosen on one half and judged on the other; 0.5 where none is known."""
-    found = []
+    aurocs = []
     for first in firsts:
         halves = data.half(first), data.half(~first)
         for chosen_on, judged_on in (halves, halves[::-1]):
             with suppress(DataError):  # only right answers in that half, or only wrong ones
-                found.append(auroc_of(choose_heads(chosen_on), judged_on))
-    known = [auroc for auroc in found if np.isfinite(auroc)]
+                aurocs.append(auroc_of(choose_heads(chosen_on), judged_on))
+    known = [auroc for auroc in aurocs if np.isfinite(auroc)]
     return float(np.mean(known)) if known else 0.5
 
 
