@@ -47,7 +47,7 @@ class Listening:
     timeline: tuple[float, ...] = ()  # an audio token each, every hop_seconds; sums to the score
     heads: tuple[Mapping[str, Any], ...] = ()
     clips: tuple[ClipListening, ...] = ()  # of several clips, or with include clips
-    effect_bits: float | None = None  # of the sound on the bare answer; steered, or with include
+    effect_bits: float | None = None  # of the sound on the bare answer; with include effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class WindowListening(ResponseModel):
     answer: str
     """answer to the window alone"""
     effect_bits: float | None
-    """effect of the window's sound on its bare answer, in bits; with steering or include effect"""
+    """effect of the window's sound on its bare answer, in bits; as that of the answer"""
 
 
 class Listening(ResponseModel):
@@ -75,8 +75,8 @@ class Listening(ResponseModel):
     """score of the same question about silence; with steering or include silence"""
     effect_bits: float | None
     """what the sound did to the bare answer: KL divergence, in bits, of the first answer token, or
-    of the choices, on the audio from that on silence of the same length; with steering, include
-    effect or include silence"""
+    of the choices, on the audio from that on silence of the same length; with
+    include effect, and where the silent twin runs through all layers anyway"""
     threshold: float | None
     """score from which the verdict is listening"""
     hop_seconds: float
