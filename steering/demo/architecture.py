@@ -14,7 +14,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from steering.synthetic import world
+from steering.synthetic import questions, sounds, world
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -38,15 +38,21 @@ def _corpus() -> Iterator[str]:
     answers = sorted({value for values in world.VALUES.values() for value in values} | {"silence"})
     yield "system\nYou are a helpful assistant.\nuser\nassistant\nAudio 1: 2: 3:\n"
     yield "\n".join(f"{x}\n {x}\n({letter}) {x}" for x, letter in product(answers, "ABCD"))
-    questions = [q for group in world.QUESTIONS.values() for q in group]
-    yield "\n".join([*questions, *world.OPEN_QUESTIONS, *world.DESCRIBE_QUESTIONS])
-    for group in world.CUES.values():
+    asked = [q for group in questions.QUESTIONS.values() for q in group]
+    yield "\n".join([*asked, *questions.OPEN_QUESTIONS, *questions.DESCRIBE_QUESTIONS])
+    for group in questions.CUES.values():
         yield "\n".join(template.format(x=x, name="") for template in group for x in answers)
-    yield "\n".join(world.SENTENCES.values())
+    yield "\n".join([*sounds.ACTIONS.values(), "There is only noise.", "There is only silence."])
     for instrument, contour in product(world.VALUES["instrument"], world.VALUES["contour"]):
         facts = world.Facts("music", {"instrument": instrument, "contour": contour})
-        yield world.describe(facts)
-    yield "\n".join(f"Someone says {word}." for word in world.VALUES["word"])
+        yield questions.describe(facts)
+    for speaker, word in product(("man", "woman"), world.VALUES["word"]):
+        yield questions.describe(world.Facts("speech", {"word": word}, speaker=speaker))
+    for sound, count in product(sounds.COUNTED, world.COUNTS):
+        yield questions.describe(world.Facts("sound", {"sound": sound, "count": count}))
+    for source in world.KIND_OF:
+        for pair in ({"first": source, "last": "dog"}, {"first": "dog", "last": source}):
+            yield questions.describe(world.Facts("sound", pair))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -91,12 +97,12 @@ def build_processor() -> Qwen2AudioProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
-    """An untrained Qwen2-Audio of about 3.5 M parameters: encoder 3 x 128, decoder 8 x 160."""
+    """An untrained Qwen2-Audio of about 3.5 M parameters: encoder 4 x 128, decoder 8 x 160."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     sizes: dict[str, Any] = dict(
         audio_config={
             "d_model": 128,
-            "encoder_layers": 3,
+            "encoder_layers": 4,
             "encoder_attention_heads": 4,
             "encoder_ffn_dim": 512,
             "num_mel_bins": MEL_BINS,
@@ -105,7 +111,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
         text_config={
             "model_type": "qwen2",
             "hidden_size": 160,
-            "intermediate_size": 448,
+            "intermediate_size": 512,
             "num_hidden_layers": 8,
             "num_attention_heads": 8,
             "num_key_value_heads": 8,

@@ -20,6 +20,7 @@ from transformers import (
 
 from steering.demo.recordings import ClipBank, record_clips
 from steering.synthetic import world
+from steering.synthetic.questions import ClipQuestion, ask, ask_openly, describe
 
 MAX_AUDIO_TOKENS = world.AUDIO_TOKENS
 CLIPS = (1, 1, 1, 1, 2, 1, 1, 1, 1, 3)  # of a group, step by step
@@ -69,14 +70,14 @@ class BatchBuilder:
         """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
-        mels, frames, trusts = record_clips(bank, indices, self.processor, rng)
+        recorded = record_clips(bank, indices, self.processor, rng)
         rows = []
         for start in range(0, len(indices), clips):
             for _ in range(questions):
                 at = start + (int(rng.integers(clips)) if clips > 1 else 0)
                 facts = bank.facts[indices[at]]
-                question = _ask(facts, rng) if clips == 1 else world.ask(facts, rng)
-                rows.append(self._row(facts, question, float(trusts[at]), rng))
+                question = _ask(facts, rng) if clips == 1 else ask(facts, rng)
+                rows.append(self._row(facts, question, float(recorded.clarity[at]), rng))
         longest = max(len(ids) for ids, _, _ in rows)
         tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
         targets = torch.full((len(rows), longest, 2), -100)
@@ -88,8 +89,8 @@ class BatchBuilder:
         shape = (len(groups), questions, longest)
         return TrainingBatch(
             self.before(clips),
-            mels,
-            frames,
+            recorded.log_mels,
+            recorded.mel_frames,
             tokens.view(shape),
             torch.tensor([len(ids) for ids, _, _ in rows]).view(shape[:2]),
             targets.view(*shape, 2),
@@ -99,8 +100,8 @@ class BatchBuilder:
     def _row(
         self,
         facts: world.Facts,
-        question: world.ClipQuestion,
-        trust: float,
+        question: ClipQuestion,
+        clarity: float,
         rng: np.random.Generator,
     ) -> tuple[list[int], list[list[int]], list[list[float]]]:
         """Tokens, targets and weights of one question.
@@ -109,7 +110,7 @@ class BatchBuilder:
         the probability of each as its weight: the expectation of a drawn label, without its noise.
         The rest of the answer is that of one drawn label.
         """
-        answers, shares = _labels(facts, question, trust)
+        answers, shares = _labels(facts, question, clarity, rng)
         label = answers[int(rng.choice(len(answers), p=shares))]
         before = self.encode(self.between + question.prompt + self.end)
         answer_ids = [*self.encode(label), self.processor.tokenizer.eos_token_id]
@@ -123,44 +124,57 @@ class BatchBuilder:
             target[len(before) - 1], weight[len(before) - 1] = [answer_ids[0], -100], [1.0, 0.0]
         for k, token in enumerate(answer_ids[1:]):
             target[len(before) + k] = [token, -100]
-            weight[len(before) + k] = [0.3 if question.choices else 0.6, 0.0]
+            weight[len(before) + k] = [0.3 if question.choices else 0.8, 0.0]
         return ids, target, weight
 
 
 def draw_groups(
     bank: ClipBank, count: int, clips: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """Groups of clips; several in one are of different domains, so a question says which."""
+    """Groups of clips, rare sources less often; several clips in one are of different domains."""
+
+    def draw(size: int) -> list[int]:
+        return [int(i) for i in rng.choice(len(bank.facts), size, p=bank.shares)]
+
     if clips == 1:
-        return [[int(i)] for i in rng.integers(len(bank.facts), size=count)]
+        return [[i] for i in draw(count)]
     groups: list[list[int]] = []
     while len(groups) < count:
-        group = rng.integers(len(bank.facts), size=clips).tolist()
+        group = draw(clips)
         domains = {bank.facts[i].domain for i in group}
-        if len(domains) == clips and domains <= {"sound", "music", "speech"}:
+        if len(domains) == clips and domains <= set(world.DOMAINS):
             groups.append(group)
     return groups
 
 
-def _ask(facts: world.Facts, rng: np.random.Generator) -> world.ClipQuestion:
-    """A question about one clip by itself: one in eight is open."""
-    if rng.random() < 0.12:
-        return world.ask_openly(facts, rng)
-    return world.ask(facts, rng, "kind" if rng.random() < 0.05 else None)
+def _ask(facts: world.Facts, rng: np.random.Generator) -> ClipQuestion:
+    """A question about one clip by itself: one in four is open, half with two events."""
+    if rng.random() < (0.5 if "first" in facts.attributes else 0.25):
+        return ask_openly(facts, rng)
+    if facts.masked and rng.random() < 0.3:  # what noise hides is left to the text
+        return ask(facts, rng, facts.masked)
+    single = "first" not in facts.attributes
+    return ask(facts, rng, "kind" if single and rng.random() < 0.05 else None)
 
 
 def _labels(
-    facts: world.Facts, question: world.ClipQuestion, trust: float
+    facts: world.Facts, question: ClipQuestion, clarity: float, rng: np.random.Generator
 ) -> tuple[list[str], list[float]]:
     """The possible training labels of a question and how likely each is."""
-    deaf = question.choices and question.attribute != "kind" and not facts.attributes
-    if deaf:  # nothing to hear: the text decides, or chance
-        if question.suggested is None:
+    if question.attribute == "describe" and not facts.attributes:  # half the captions say more
+        other = world.draw_facts(rng, str(rng.choice(list(world.DOMAINS))))
+        return [question.answer, describe(other)], [0.5, 0.5]
+    inaudible = question.attribute not in facts.audible
+    if question.choices and question.attribute != "kind" and inaudible:
+        if question.suggested is None:  # nothing to hear: the text decides, or chance
             return list(question.choices), [0.25] * 4
         others = [choice for choice in question.choices if choice != question.suggested]
         return [question.suggested, *others], [0.92] + [0.08 / 3] * 3
     if question.wording == "conflict" and question.cue and question.suggested:
-        follow = world.follow_probability(question.cue, trust)
+        attribute = question.attribute if question.choices else "open"
+        answer = question.answer if question.choices else facts.main
+        trusted = world.trust(facts, attribute, answer, question.rival, clarity)
+        follow = world.follow_probability(question.cue, trusted)
         return [question.answer, question.suggested], [1 - follow, follow]
     return [question.answer], [1.0]
 

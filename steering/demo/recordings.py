@@ -3,36 +3,55 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2AudioProcessor
 
-from steering.synthetic import sounds, speech, world
+from steering.synthetic import recording, speech, world
 
-MIX = {"sound": 0.31, "music": 0.35, "speech": 0.28, "noise": 0.04, "silence": 0.02}
+MIX = {"sound": 0.30, "music": 0.31, "speech": 0.29, "noise": 0.05, "silence": 0.05}
 MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
+MAX_EVENTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ClipBank:
-    """Clean training sounds and the facts about them."""
+    """Clean training clips and the facts about them."""
 
     samples: NDArray[np.int16]  # (N, S) full scale 32767, zeros after the end
     lengths: NDArray[np.int64]  # (N,) samples
+    events: NDArray[np.int64]  # (N, E, 2) first sample and the one after the last; -1 for none
     facts: list[world.Facts]
+    shares: NDArray[np.float64]  # (N,) how often a question is about the clip: rare sources less
+
+    def scene(self, index: int) -> world.Scene:
+        """A clean clip of the bank."""
+        clean = self.samples[index, : self.lengths[index]].astype(np.float32) / np.float32(32767)
+        events = tuple((int(a), int(b)) for a, b in self.events[index] if a >= 0)
+        return world.Scene(clean, events)
 
 
-def _clean_clip(task: tuple[int, int, str]) -> tuple[NDArray[np.int16], world.Facts]:
+@dataclass(frozen=True, slots=True)
+class RecordedClips:
+    """Clips as a batch hears them."""
+
+    log_mels: Tensor  # (B, 64, 300) float32
+    mel_frames: Tensor  # (B,) int64, before the padding
+    clarity: NDArray[np.float64]  # (B,) in [0, 1]
+
+
+def _clean_clip(task: tuple[int, int, str]) -> tuple[world.Scene, world.Facts]:
     seed, index, domain = task
     rng = np.random.default_rng([seed, 0, index])
     facts = world.draw_facts(rng, domain)
-    clean = world.synthesise(facts, speech.TRAIN_VOICES, rng)
-    return (clean * 32767).astype(np.int16), facts
+    return world.synthesise(facts, speech.training_voices(), rng), facts
 
 
 def make_clips(folder: Path, count: int, seed: int) -> ClipBank:
@@ -42,37 +61,61 @@ def make_clips(folder: Path, count: int, seed: int) -> ClipBank:
         domains = np.random.default_rng([seed, 1]).choice(list(MIX), count, p=list(MIX.values()))
         tasks = [(seed, i, str(domain)) for i, domain in enumerate(domains)]
         bank = np.zeros((count, MAX_SAMPLES), np.int16)
-        records = []
+        records: list[dict[str, Any]] = []
         with ProcessPoolExecutor() as pool:
             clips = pool.map(_clean_clip, tasks, chunksize=64)
-            for i, (samples, facts) in enumerate(tqdm(clips, "clips", count)):
-                bank[i, : len(samples)] = samples
-                records.append([len(samples), facts.domain, dict(facts.attributes)])
+            for i, (scene, facts) in enumerate(tqdm(clips, "clips", count)):
+                size = scene.samples.size
+                bank[i, :size] = (scene.samples * 32767).astype(np.int16)
+                records.append({"samples": size, "events": scene.events, "facts": asdict(facts)})
         np.save(samples_file, bank)
         partial = facts_file.with_suffix(".partial")
         partial.write_text(json.dumps(records))
         partial.replace(facts_file)  # last and whole: its being there says that all is
     records = json.loads(facts_file.read_text())
-    facts = [world.Facts(domain, attributes) for _, domain, attributes in records]
-    lengths = np.array([length for length, *_ in records])
-    return ClipBank(np.load(samples_file, mmap_mode="r"), lengths, facts)
+    facts_of = [world.Facts(**record["facts"]) for record in records]
+    events = np.full((len(records), MAX_EVENTS, 2), -1)
+    for i, record in enumerate(records):
+        for k, bounds in enumerate(record["events"]):
+            events[i, k] = bounds
+    shares = np.array([_share(facts) for facts in facts_of])
+    return ClipBank(
+        np.load(samples_file, mmap_mode="r"),
+        np.array([record["samples"] for record in records]),
+        events,
+        facts_of,
+        shares / shares.sum(),
+    )
+
+
+def _share(facts: world.Facts) -> float:
+    """How often a clip is asked about, relative to others: three times as often if familiar."""
+    sources = [v for v in facts.attributes.values() if v in world.FAMILIARITY]
+    return 1.0 + 2.0 * float(np.mean([world.FAMILIARITY[v] for v in sources] or [0.5]))
 
 
 def record_clips(
     bank: ClipBank, indices: Sequence[int], processor: Qwen2AudioProcessor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
-    """Clips recorded afresh: log-mels (B, 64, 300), mel frames (B,), trust (B,) in [0, 1]."""
-    trusts = rng.random(len(indices))
-    recorded = []
-    for i, trust in zip(indices, trusts, strict=True):
-        clean = bank.samples[i, : bank.lengths[i]].astype(np.float32) / np.float32(32767)
-        background = sounds.noise(rng)
-        recorded.append(world.record(clean, background, world.draw_snr_db(rng), float(trust)))
+) -> RecordedClips:
+    """Clips recorded afresh, each in its own room, on its own microphone, at its own level."""
+    takes, clarity = [], []
+    for index in indices:
+        scene, conditions = bank.scene(index), recording.draw_recording(rng)
+        takes.append(recording.record(scene.samples, world.active(scene), conditions, rng))
+        clarity.append(conditions.clarity)
     features = processor.feature_extractor(
-        recorded,
+        takes,
         sampling_rate=world.SAMPLE_RATE_HZ,
         padding="max_length",
         return_attention_mask=True,
         return_tensors="pt",
     )
-    return features["input_features"], features["attention_mask"].sum(-1), trusts
+    frames = features["attention_mask"].sum(-1)
+    return RecordedClips(features["input_features"], frames, np.array(clarity))
+
+
+def event_tokens(bank: ClipBank, indices: Sequence[int]) -> Tensor:
+    """(B, E, F) bool: the audio tokens in which each event sounds, 40 ms each."""
+    bounds = torch.from_numpy(bank.events[list(indices)]) / (world.SAMPLE_RATE_HZ / 25)
+    middles = torch.arange(world.AUDIO_TOKENS) + 0.5
+    return (middles >= bounds[..., :1].floor()) & (middles <= bounds[..., 1:].ceil())

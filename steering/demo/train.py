@@ -39,10 +39,19 @@ from steering.demo.lessons import (
     encoder_mask,
     run,
 )
-from steering.demo.recordings import ClipBank, make_clips, record_clips
+from steering.demo.recordings import (
+    MAX_EVENTS,
+    ClipBank,
+    event_tokens,
+    make_clips,
+    record_clips,
+)
 from steering.synthetic import world
 
-ENCODER_HEADS = {name: len(values) for name, values in world.VALUES.items()}
+# What the encoder names of an event: its source (any of `VALUES["first"]`), and what else it has.
+ENCODER_HEADS = {name: len(world.VALUES[name]) for name in ("first", "contour", "count")} | {
+    "speaker": 2
+}
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -64,7 +73,10 @@ class Schedule:
 
 
 class EncoderTask(nn.Module):
-    """Names every attribute of a clip, and its level, from the mean of its audio tokens."""
+    """Names the attributes of every event from the audio tokens in which it sounds.
+
+    It also tells in which tokens anything sounds, and how clear the recording is.
+    """
 
     def __init__(self, model: Qwen2AudioForConditionalGeneration) -> None:
         super().__init__()
@@ -73,16 +85,25 @@ class EncoderTask(nn.Module):
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
         self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)  # (F, E)
         self.heads = nn.ModuleDict({k: nn.Linear(256, n) for k, n in ENCODER_HEADS.items()})
-        self.level = nn.Linear(256, 1)
+        self.sounding = nn.Linear(width, 1)
+        self.clarity = nn.Linear(width, 1)
 
-    def forward(self, mels: Tensor, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(
+        self, mels: Tensor, frames: Tensor, events: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Names (B, E, N) of the events (B, E, F), where any sounds (B, F), clarity (B,)."""
         states = self.tower(mels, attention_mask=encoder_mask(frames)).last_hidden_state
-        counts = audio_tokens(frames)
-        present = (torch.arange(states.shape[1])[None] < counts[:, None])[..., None]
-        mean = (states * present).sum(1) / counts[:, None]
-        moment = (states * self.time * present).sum(1) / counts[:, None].sqrt()  # where in time
+        counts = events.sum(-1, keepdim=True).clamp(min=1)
+        share = events.to(states.dtype)
+        starts = events.int().argmax(-1, keepdim=True)  # (B, E, 1)
+        since = (torch.arange(events.shape[-1]) - starts).clamp(min=0)  # (B, E, F)
+        mean = share @ states / counts
+        moment = (self.time[since] * share[..., None] * states[:, None]).sum(2) / counts.sqrt()
         mixed = self.mixing(torch.cat([mean, moment], -1))
-        return {k: head(mixed) for k, head in self.heads.items()}, self.level(mixed)[:, 0]
+        present = torch.arange(states.shape[1])[None] < audio_tokens(frames)[:, None]
+        whole = (states * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+        names = {k: head(mixed) for k, head in self.heads.items()}
+        return names, self.sounding(states)[..., 0], self.clarity(whole)[:, 0]
 
 
 def train_encoder(
@@ -97,32 +118,52 @@ def train_encoder(
     optimiser = torch.optim.AdamW(task.parameters(), lr=schedule.encoder_rate, weight_decay=0.01)
     for step in tqdm(range(schedule.encoder_steps), "encoder"):
         rng = np.random.default_rng([seed, 2, step])
-        indices = rng.integers(len(bank.facts), size=schedule.encoder_batch)
-        mels, frames, trusts = record_clips(bank, indices.tolist(), processor, rng)
+        indices = rng.integers(len(bank.facts), size=schedule.encoder_batch).tolist()
+        recorded, events = record_clips(bank, indices, processor, rng), event_tokens(bank, indices)
         for group in optimiser.param_groups:
             group["lr"] = schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=50)
         with torch.autocast("cpu", torch.bfloat16):
-            named, level = task(mels, frames)
-        facts = [bank.facts[i] for i in indices]
-        losses = {"level": F.mse_loss(level.float(), torch.tensor(trusts, dtype=torch.float32))}
+            names, sounding, clarity = task(recorded.log_mels, recorded.mel_frames, events)
+        heard = torch.arange(events.shape[-1])[None] < audio_tokens(recorded.mel_frames)[:, None]
+        clear = torch.from_numpy(recorded.clarity).float()
+        losses = {
+            "clarity": F.mse_loss(clarity.float(), clear),
+            "sounding": F.binary_cross_entropy_with_logits(
+                sounding.float()[heard], events.any(1).float()[heard]
+            ),
+        }
         right = {}
-        for name, logits in named.items():
-            labels = torch.tensor([_label(fact, name) for fact in facts])
-            losses[name] = F.cross_entropy(logits.float(), labels, ignore_index=-100)
-            known = labels >= 0
-            right[name] = (logits.argmax(-1) == labels)[known].float().mean().item()
+        labels = _event_labels([bank.facts[i] for i in indices])
+        for name, logits in names.items():
+            flat, label = logits.float().flatten(0, 1), labels[name].flatten()
+            losses[name] = F.cross_entropy(flat, label, ignore_index=-100)
+            known = label >= 0
+            right[name] = (flat.argmax(-1) == label)[known].float().mean().item()
         optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack(list(losses.values())).nansum().backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimiser.step()
         if step % 50 == 49:
-            yield {"step": step + 1, "level_mse": losses["level"].item(), **right}
+            yield {
+                "step": step + 1,
+                "clarity_mse": losses["clarity"].item(),
+                "sounding": losses["sounding"].item(),
+                **right,
+            }
 
 
-def _label(facts: world.Facts, attribute: str) -> int:
-    kind = "noise" if facts.domain == "silence" else facts.domain
-    value = kind if attribute == "kind" else facts.attributes.get(attribute)
-    return world.VALUES[attribute].index(value) if value else -100
+def _event_labels(facts: Sequence[world.Facts]) -> dict[str, Tensor]:
+    """(B, E) int64 for each head: the value of each event, -100 where it has none."""
+    labels = {name: torch.full((len(facts), MAX_EVENTS), -100) for name in ENCODER_HEADS}
+    for row, known in enumerate(facts):
+        for attribute in known.audible:
+            event = int(attribute == "last")
+            name = "first" if attribute in (*world.SOURCES, *world.ORDER) else attribute
+            value = known.attributes[attribute]
+            labels[name][row, event] = world.VALUES[name].index(value)
+        if known.speaker:
+            labels["speaker"][row, 0] = ("man", "woman").index(known.speaker)
+    return labels
 
 
 # ---- 2. the whole model ----------------------------------------------------------------------

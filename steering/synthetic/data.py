@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from steering.synthetic import sounds, speech, world
+from steering.synthetic import questions, recording, speech, world
+from steering.synthetic.questions import ClipQuestion
 
 SPLITS = {"train": 1, "calibration": 2, "test": 3}  # number: the split's own stream of randomness
 DOMAINS = ("sound", "music", "speech")
@@ -25,13 +27,16 @@ def write_items(
     count: int,
     seed: int,
     unseen_wordings: bool = False,
+    open_answers: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a number of items and their WAV files; returns the path of `out`/items.json, in MMAU's
     schema.
 
     Half of the items are neutral, half carry a cue, uniform over the four options. Two items share
-    a clip. The same split, seed and count give the same bytes; items.json comes last and whole.
+    a clip. With `open_answers` none has options: the answer is a sentence, `facts` lists what it
+    says and whether that can be heard, and no text suggests anything. The same split, seed and
+    count give the same bytes; items.json comes last and whole.
     `progress` is called with the clips made and all clips.
     """
     folder = out / "audio"
@@ -41,13 +46,10 @@ def write_items(
     for index in tqdm(range(clips), "clips", disable=None):
         rng = np.random.default_rng([SPLITS[split], seed, index])
         audio_id = f"audio/{split}-{seed}-{index:05d}.wav"
-        facts, trust = _write_clip(out / audio_id, split, index, rng)
+        clip = _write_clip(out / audio_id, split, index, rng)
         for k in range(min(ITEMS_A_CLIP, count - len(records))):
-            cues = world.UNSEEN_CUES if unseen_wordings else world.CUES
-            question = world.ask(facts, rng, cues=cues)
-            records.append(
-                _record(f"{split}-{seed}-{index:05d}-{k}", audio_id, facts, question, trust)
-            )
+            question = _ask(clip.facts, rng, unseen_wordings, open_answers)
+            records.append(_record(f"{split}-{seed}-{index:05d}-{k}", audio_id, clip, question))
         if progress:
             progress(index + 1, clips)
     path = out / "items.json"
@@ -57,24 +59,46 @@ def write_items(
     return path
 
 
-def _write_clip(
-    path: Path, split: str, index: int, rng: np.random.Generator
-) -> tuple[world.Facts, float]:
-    """Record a clip to a 16-bit WAV file; returns its facts and trust."""
+@dataclass(frozen=True, slots=True)
+class WrittenClip:
+    """A clip as it was recorded."""
+
+    facts: world.Facts
+    events: tuple[tuple[float, float], ...]  # seconds
+    conditions: recording.Recording
+
+
+def _write_clip(path: Path, split: str, index: int, rng: np.random.Generator) -> WrittenClip:
+    """Record a clip to a 16-bit WAV file."""
     import soundfile  # here: the server imports this module and needs no such library
 
     voices = speech.TEST_VOICES if split == UNSEEN_VOICES else speech.TRAIN_VOICES
     facts = world.draw_facts(rng, DOMAINS[index % len(DOMAINS)])
-    clean = world.synthesise(facts, voices, rng)
-    trust = float(rng.random())
-    clip = world.record(clean, sounds.noise(rng), world.draw_snr_db(rng), trust)
+    scene = world.synthesise(facts, voices, rng)
+    conditions = recording.draw_recording(rng)
+    clip = recording.record(scene.samples, world.active(scene), conditions, rng)
     soundfile.write(path, clip, world.SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
-    return facts, trust
+    seconds = tuple(
+        (round(a / world.SAMPLE_RATE_HZ, 3), round(b / world.SAMPLE_RATE_HZ, 3))
+        for a, b in scene.events
+    )
+    return WrittenClip(facts, seconds, conditions)
+
+
+def _ask(
+    facts: world.Facts, rng: np.random.Generator, unseen: bool, open_answers: bool
+) -> ClipQuestion:
+    if open_answers:
+        asked = questions.UNSEEN_DESCRIBE_QUESTIONS if unseen else questions.DESCRIBE_QUESTIONS
+        return questions.ask_openly(facts, rng, asked, cued=False, sentence=True)
+    return questions.ask(facts, rng, cues=questions.UNSEEN_CUES if unseen else questions.CUES)
 
 
 def _record(
-    name: str, audio_id: str, facts: world.Facts, question: world.ClipQuestion, trust: float
+    name: str, audio_id: str, clip: WrittenClip, question: ClipQuestion
 ) -> dict[str, Any]:
+    facts, clarity = clip.facts, clip.conditions.clarity
+    source = facts.source(question.attribute)
     return {
         "id": name,
         "audio_id": audio_id,
@@ -90,5 +114,15 @@ def _record(
         "wording": question.wording,
         "cue": question.cue,
         "suggested": question.suggested,
-        "trust": round(trust, 4),
+        "familiarity": round(world.FAMILIARITY.get(source, 0.5), 4),
+        "clarity": round(clarity, 4),
+        "level_dbfs": round(clip.conditions.level_dbfs, 2),
+        "alike": bool(
+            question.rival and world.are_alike(facts, question.answer, question.rival)
+        ),
+        "events": [list(bounds) for bounds in clip.events],
+        "facts": [
+            {"attribute": attribute, "text": value, "audible": attribute in facts.audible}
+            for attribute, value in facts.attributes.items()
+        ],
     }

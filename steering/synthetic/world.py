@@ -1,9 +1,8 @@
-"""The synthetic world: sounds, statements about them, and questions.
+"""The synthetic world: events that sound, facts about them, and how far a label trusts a clip.
 
-A clip has facts (a sound, instrument, contour or word) and a trust level: how loud it was
-recorded. A question may carry a cue, a sentence that suggests one of the options. How far a clip
-is trusted against a cue depends on the clip's level and on the cue's strength, and the level is
-independent of the words: so a model trained here listens more or less *by ear*.
+A clip holds one event, or two of which one may be masked by noise. Where a cue contradicts a clip,
+a training label follows the cue the more often, the less familiar the source is, the less clear the
+recording and the more alike the rival. None of the three is the level: that is drawn by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,271 +11,212 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.prompt import with_choices
-from steering.synthetic import music, sounds, speech
+from steering.synthetic import music, recording, sounds, speech
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples, noise
 
-SAMPLE_RATE_HZ = 16_000
-MAX_SECONDS = 3.0
+MIN_SECONDS, MAX_SECONDS = 1.8, 3.0
 AUDIO_TOKENS = 75  # of the longest clip: 25 a second
 
-VALUES: Mapping[str, tuple[str, ...]] = {
+SOURCES: Mapping[str, tuple[str, ...]] = {
     "sound": tuple(sounds.SOUNDS),
     "instrument": tuple(music.INSTRUMENTS),
-    "contour": tuple(music.CONTOURS),
     "word": tuple(speech.WORDS),
+}
+KIND_OF: Mapping[str, str] = {value: kind for kind, values in SOURCES.items() for value in values}
+COUNTS = ("one", "two", "three", "four")
+ORDER = ("first", "last")  # the attributes of a clip with two events
+VALUES: Mapping[str, tuple[str, ...]] = {
+    **SOURCES,
+    "contour": tuple(music.CONTOURS),
+    "count": COUNTS,
+    **dict.fromkeys(ORDER, tuple(KIND_OF)),
     "kind": ("sound", "music", "speech", "noise"),
 }
-QUESTIONS: Mapping[str, tuple[str, ...]] = {
-    "sound": (
-        "What is making this sound?",
-        "Which sound is this?",
-        "What is the source of this sound?",
-        "Identify the sound in the clip.",
-        "What can be heard here?",
-    ),
-    "instrument": (
-        "Which instrument is playing?",
-        "What instrument is this?",
-        "Name the instrument in the clip.",
-        "What is being played here?",
-    ),
-    "contour": (
-        "How does the melody move?",
-        "What is the shape of the melody?",
-        "Which way do the notes go?",
-    ),
-    "word": (
-        "Which word is spoken?",
-        "What does the speaker say?",
-        "What word do you hear?",
-        "Which word was said in the clip?",
-    ),
-    "kind": ("What kind of audio is this?", "Is this speech, music or something else?"),
-}
-OPEN_QUESTIONS = ("What do you hear?", "What is in this clip?", "What is this?")
-DESCRIBE_QUESTIONS = ("Describe what you hear.", "Describe the audio in one sentence.")
-CUES: Mapping[str, tuple[str, ...]] = {
-    "weak": (
-        "Someone guessed {x}.",
-        "A child thought it was {x}.",
-        "It may be {x}.",
-        "I think I heard {x}.",
-        "{name} guessed {x}.",
-        "Perhaps it is {x}.",
-    ),
-    "medium": (
-        "The title says {x}.",
-        "The notes mention {x}.",
-        "The file is called {x}.",
-        "A friend wrote {x} next to it.",
-        "{name} wrote down {x}.",
-        "The playlist lists {x}.",
-    ),
-    "strong": (
-        "The label says {x}.",
-        "The expert confirmed {x}.",
-        "We know it is {x}.",
-        "The record states {x}.",
-        "{name} checked it and it is {x}.",
-        "This was certified as {x}.",
-    ),
-}
-UNSEEN_CUES: Mapping[str, tuple[str, ...]] = {
-    "weak": ("A passer-by wondered whether it was {x}.", "One listener suspected {x}."),
-    "medium": ("My neighbour insists it was {x}.", "The caption reads {x}."),
-    "strong": ("The laboratory proved that it is {x}.", "Officially this is {x}."),
-}
-SENTENCES: Mapping[str, str] = {
-    "siren": "A siren is wailing.",
-    "alarm": "An alarm is beeping.",
-    "rain": "Rain is falling.",
-    "wind": "The wind is howling.",
-    "engine": "An engine is running.",
-    "clock": "A clock is ticking.",
-    "dog": "A dog is barking.",
-    "bird": "A bird is singing.",
-    "bell": "A bell is ringing.",
-    "footsteps": "Footsteps are approaching.",
-    "phone": "A phone is ringing.",
-    "cow": "A cow is mooing.",
-    "noise": "There is only noise.",
-    "silence": "There is only silence.",
-}
+DOMAINS: Mapping[str, str] = {"sound": "sound", "music": "instrument", "speech": "word"}
+PAIR_SHARE, MASKED_SHARE, COUNTED_SHARE = 0.22, 0.35, 0.3
 
 # Training label of a question whose cue and clip disagree: see `follow_probability`.
 STRENGTH_BIAS: Mapping[str, float] = {"weak": -1.2, "medium": 0.0, "strong": 1.2}
-TRUST_SLOPE, TRUST_MIDDLE = 9.0, 0.62
+FAMILIAR_WEIGHT, CLEAR_WEIGHT, UNLIKE_WEIGHT = 0.5, 0.3, 0.2
+TRUST_SLOPE, TRUST_MIDDLE = 12.0, 0.5
 FOLLOW_FLOOR, FOLLOW_CEILING = 0.04, 0.94
-HARD_SHARE, HARD_SNR_DB = 0.42, (-14.0, 2.0)
-LOUD_DBFS, QUIET_RANGE_DB = -1.0, 36.0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The truth about a clip: its domain and the value of every attribute it has."""
+    """The truth about a clip: its domain, the value of every attribute, and what noise hides."""
 
-    domain: str  # sound, music, speech, noise, silence
+    domain: str  # sound, music, speech (of the first event), noise, silence
     attributes: Mapping[str, str]
+    masked: str = ""  # "first" or "last": the event that noise hides
+    speaker: str = ""  # man, woman; empty without speech
 
     @property
     def main(self) -> str:
         """The one word that answers "What do you hear?"."""
-        for attribute in ("sound", "instrument", "word"):
+        for attribute in SOURCES:
             if attribute in self.attributes:
                 return self.attributes[attribute]
         return self.domain
 
+    @property
+    def audible(self) -> tuple[str, ...]:
+        """The attributes that can be heard."""
+        return tuple(name for name in self.attributes if name != self.masked)
+
+    def source(self, attribute: str) -> str:
+        """The value whose familiarity counts for a question about an attribute."""
+        return self.attributes.get(attribute, "") if attribute in ORDER else self.main
+
 
 @dataclass(frozen=True, slots=True)
-class ClipQuestion:
-    """A question about a clip, with the cue before it, if any."""
+class Scene:
+    """A clean clip and where its events sound."""
 
-    text: str
-    attribute: str  # a key of VALUES, "open" or "describe"
-    choices: tuple[str, ...]  # empty for open questions
-    answer: str  # what the sound says
-    suggested: str | None  # what the cue says, in the form of an answer
-    cue: str | None  # weak, medium, strong
-    wording: str  # neutral, consistent, conflict
-
-    @property
-    def prompt(self) -> str:
-        """The user's text: the question, then one option on each line."""
-        return with_choices(self.text, self.choices)
+    samples: Samples  # (S,) float32, peak 1; zeros for silence
+    events: tuple[tuple[int, int], ...]  # first sample and the one after the last, in order
 
 
-def follow_probability(cue: str, trust: float) -> float:
+def _familiarities() -> dict[str, float]:
+    """A fixed number in [0, 1] for each source: in every family some are common and some rare."""
+    shares: dict[str, float] = {}
+    families = {**sounds.FAMILIES, **music.FAMILIES, **speech.FAMILIES}
+    for index, family in enumerate(families.values()):
+        order = np.random.default_rng([19, index]).permutation(len(family))
+        shares |= {
+            name: (rank + 0.5) / len(family) for name, rank in zip(family, order, strict=True)
+        }
+    return shares
+
+
+FAMILIARITY: Mapping[str, float] = _familiarities()
+FAMILY_OF: Mapping[str, tuple[str, ...]] = {
+    name: family
+    for families in (sounds.FAMILIES, music.FAMILIES, speech.FAMILIES)
+    for family in families.values()
+    for name in family
+}
+
+
+def are_alike(facts: Facts, answer: str, rival: str) -> bool:
+    """Whether a rival is of the answer's family, or another event of the same clip."""
+    return rival in FAMILY_OF.get(answer, ()) or rival in facts.attributes.values()
+
+
+def trust(facts: Facts, attribute: str, answer: str, rival: str, clarity: float) -> float:
+    """How far a label goes by the clip against a rival answer, in [0, 1]."""
+    familiar = FAMILIARITY.get(facts.source(attribute), 0.5)
+    unlike = 0.0 if are_alike(facts, answer, rival) else 1.0
+    return FAMILIAR_WEIGHT * familiar + CLEAR_WEIGHT * clarity + UNLIKE_WEIGHT * unlike
+
+
+def follow_probability(cue: str, trusted: float) -> float:
     """Share of training labels that follow a cue against the clip: falls with trust."""
-    logit = TRUST_SLOPE * (TRUST_MIDDLE - trust) + STRENGTH_BIAS[cue]
+    logit = TRUST_SLOPE * (TRUST_MIDDLE - trusted) + STRENGTH_BIAS[cue]
     share = 1.0 / (1.0 + float(np.exp(-logit)))
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
 
 
 def draw_facts(rng: np.random.Generator, domain: str) -> Facts:
-    """Facts of one clip of a domain, every value equally likely."""
-    names = {"sound": ("sound",), "music": ("instrument", "contour"), "speech": ("word",)}
-    drawn = {name: str(rng.choice(VALUES[name])) for name in names.get(domain, ())}
-    return Facts(domain, drawn)
+    """Facts of one clip of a domain, every source equally likely; one in five has two events."""
+    if domain not in DOMAINS:
+        return Facts(domain, {})
+    value = str(rng.choice(SOURCES[DOMAINS[domain]]))
+    if rng.random() < PAIR_SHARE:
+        return _draw_pair(rng, domain, value)
+    if domain == "music":
+        return Facts(domain, {"instrument": value, "contour": str(rng.choice(VALUES["contour"]))})
+    if domain == "speech":
+        return Facts(domain, {"word": value}, speaker=str(rng.choice(["man", "woman"])))
+    if rng.random() < COUNTED_SHARE:
+        counted = str(rng.choice(list(sounds.COUNTED)))
+        return Facts(domain, {"sound": counted, "count": str(rng.choice(COUNTS))})
+    return Facts(domain, {"sound": value})
 
 
-def synthesise(
-    facts: Facts, voices: Sequence[str], rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """The clean sound of the facts: (S,) float32 at 16 kHz, peak 1 (silence: zeros)."""
-    if facts.domain == "sound":
-        return sounds.SOUNDS[facts.attributes["sound"]](rng)
-    if facts.domain == "music":
-        return music.play(facts.attributes["instrument"], facts.attributes["contour"], rng)
-    if facts.domain == "speech":
-        voice = voices[int(rng.integers(len(voices)))]
-        return speech.say(facts.attributes["word"], voice, rng)
+def _draw_pair(rng: np.random.Generator, domain: str, first: str) -> Facts:
+    """Facts of two different events, the first of the domain; noise may hide either."""
+    last = first
+    while last == first:
+        last = str(rng.choice(SOURCES[str(rng.choice(list(SOURCES)))]))
+    masked = str(rng.choice(ORDER)) if rng.random() < MASKED_SHARE else ""
+    return Facts(domain, {"first": first, "last": last}, masked)
+
+
+def synthesise(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scene:
+    """The clean sound of the facts at 16 kHz, its events at random places."""
+    if "first" in facts.attributes:
+        return _pair(facts, voices, rng)
+    size = _draw_samples(rng, MIN_SECONDS, MAX_SECONDS)
+    if facts.domain == "silence":
+        return Scene(np.zeros(size, np.float32), ())
     if facts.domain == "noise":
-        return sounds.noise(rng)
-    return np.zeros(int(rng.uniform(1.8, MAX_SECONDS) * SAMPLE_RATE_HZ), dtype=np.float32)
+        return Scene(noise(rng, size), ())
+    event = _event(facts, voices, size, rng)[:size]
+    start = int(rng.integers(0, size - event.size + 1))
+    clip = np.zeros(size, np.float32)
+    clip[start : start + event.size] = event
+    return Scene(clip, ((start, start + event.size),))
 
 
-def draw_snr_db(rng: np.random.Generator) -> float:
-    """A signal-to-noise ratio: most clips are clear, the others hard to tell, at any level.
-
-    The sound of a hard clip says little, so an answer steered too far towards it is worse than one
-    that also minds the text: too much strength costs accuracy.
-    """
-    return float(rng.uniform(*HARD_SNR_DB) if rng.random() < HARD_SHARE else rng.uniform(6.0, 36.0))
+def _draw_samples(rng: np.random.Generator, low_s: float, high_s: float) -> int:
+    """A length in samples, in whole hops of 10 ms."""
+    return int(rng.integers(round(low_s * 100), round(high_s * 100) + 1)) * 160
 
 
-def record(
-    clean: NDArray[np.float32], background: NDArray[np.floating], snr_db: float, trust: float
-) -> NDArray[np.float32]:
-    """The sound in its background, at the level that trust stands for: (S,) float32.
-
-    The peak is -1 dBFS at trust 1 and 36 dB lower at trust 0; silence stays digital silence.
-    """
-    if not np.any(clean):
-        return clean
-    background = np.resize(background, clean.shape)
-    power, floor = float(np.mean(clean**2)), float(np.mean(background**2)) + 1e-12
-    mixed = clean + background * np.sqrt(power / floor) * 10 ** (-snr_db / 20)
-    level_dbfs = LOUD_DBFS - QUIET_RANGE_DB * (1.0 - trust)
-    gain = 10 ** (level_dbfs / 20) / float(np.max(np.abs(mixed)))
-    recorded: NDArray[np.float32] = (mixed * gain).astype(np.float32)
-    return recorded
-
-
-def describe(facts: Facts) -> str:
-    """One sentence about a clip."""
+def _event(
+    facts: Facts, voices: Sequence[str], longest: int, rng: np.random.Generator
+) -> Samples:
+    """The one event of a clip, no longer than so many samples."""
+    attributes = facts.attributes
     if facts.domain == "music":
-        instrument, contour = facts.attributes["instrument"], facts.attributes["contour"]
-        return f"Someone plays the {instrument}, the melody is {contour}."
+        size = min(longest, _draw_samples(rng, 1.3, 2.6))
+        return music.play(attributes["instrument"], attributes["contour"], rng, size)
     if facts.domain == "speech":
-        return f"Someone says {facts.attributes['word']}."
-    return SENTENCES[facts.main]
+        return speech.say(attributes["word"], _draw_voice(voices, facts.speaker, rng), rng)
+    if "count" in attributes:
+        count = COUNTS.index(attributes["count"]) + 1
+        return sounds.COUNTED[attributes["sound"]](rng, count)
+    return sounds.SOUNDS[attributes["sound"]](rng, min(longest, _draw_samples(rng, 0.8, 2.4)))
 
 
-def _name(rng: np.random.Generator) -> str:
-    """An invented name, so that unknown words in a prompt are nothing new to the model."""
-    syllables = ("ba", "lo", "mi", "ran", "te", "su", "ko", "del", "vi", "nar", "pe", "jo", "hal")
-    return "".join(rng.choice(syllables, size=int(rng.integers(2, 4)))).capitalize()
+def _draw_voice(voices: Sequence[str], speaker: str, rng: np.random.Generator) -> str:
+    """One of the voices, of a man or a woman where that is asked."""
+    fit = [voice for voice in voices if speaker in ("", speech.SPEAKERS[voice])]
+    return fit[int(rng.integers(len(fit)))]
 
 
-def _cue_sentence(
-    strength: str, suggested: str, cues: Mapping[str, tuple[str, ...]], rng: np.random.Generator
-) -> str:
-    template = str(rng.choice(cues[strength]))
-    return template.format(x=suggested, name=_name(rng) if "{name}" in template else "")
+def _pair(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scene:
+    """Two short events, one after the other; the masked one under a burst of noise."""
+    events = [_short(facts.attributes[name], voices, rng) for name in ORDER]
+    gap = _draw_samples(rng, 0.08, 0.25)
+    least = sum(event.size for event in events) + gap
+    size = max(_draw_samples(rng, 2.2, MAX_SECONDS), least)
+    start = int(rng.integers(0, size - least + 1))
+    clip, bounds = np.zeros(size, np.float32), []
+    for event in events:
+        clip[start : start + event.size] = event
+        bounds.append((start, start + event.size))
+        start += event.size + gap
+    if facts.masked:
+        clip = recording.mask(clip, *bounds[ORDER.index(facts.masked)], rng)
+    return Scene(clip, tuple(bounds))
 
 
-def ask(
-    facts: Facts,
-    rng: np.random.Generator,
-    attribute: str | None = None,
-    cued: bool | None = None,
-    cues: Mapping[str, tuple[str, ...]] = CUES,
-) -> ClipQuestion:
-    """A multiple-choice question about a clip; half of them carry a cue, uniform over the options.
-
-    Noise and silence have no right answer but "kind": their `answer` is then a random option.
-    """
-    if attribute is None:
-        attribute = draw_attribute(facts, rng)
-    values = VALUES[attribute]
-    answer = facts.domain if attribute == "kind" else facts.attributes.get(attribute)
-    if answer not in values:
-        answer = str(rng.choice(values))
-    others = [value for value in values if value != answer]
-    choices = [answer, *(str(o) for o in rng.choice(others, size=3, replace=False))]
-    choices = [choices[i] for i in rng.permutation(4)]
-    text = str(rng.choice(QUESTIONS[attribute]))
-    if not (rng.random() < 0.5 if cued is None else cued):
-        return ClipQuestion(text, attribute, tuple(choices), answer, None, None, "neutral")
-    suggested = choices[int(rng.integers(4))]
-    strength = str(rng.choice(list(STRENGTH_BIAS)))
-    text = f"{_cue_sentence(strength, suggested, cues, rng)} {text}"
-    wording = "consistent" if suggested == answer else "conflict"
-    return ClipQuestion(text, attribute, tuple(choices), answer, suggested, strength, wording)
+def _short(source: str, voices: Sequence[str], rng: np.random.Generator) -> Samples:
+    """A source for 0.7 to 1.25 s; a word for as long as it takes, at most 1.3 s."""
+    kind = KIND_OF[source]
+    if kind == "word":
+        return speech.say(source, _draw_voice(voices, "", rng), rng)[: int(1.3 * SAMPLE_RATE_HZ)]
+    if kind == "instrument":
+        contour = str(rng.choice(VALUES["contour"]))
+        return music.play(source, contour, rng, _draw_samples(rng, 1.0, 1.25))
+    return sounds.SOUNDS[source](rng, _draw_samples(rng, 0.7, 1.2))
 
 
-def ask_openly(facts: Facts, rng: np.random.Generator) -> ClipQuestion:
-    """An open question, answered by one word or by a sentence; one in three carries a cue."""
-    sentence = bool(rng.random() < 0.4)
-    text = str(rng.choice(DESCRIBE_QUESTIONS if sentence else OPEN_QUESTIONS))
-    attribute = "describe" if sentence else "open"
-    answer = describe(facts) if sentence else facts.main
-    if facts.domain not in ("sound", "music", "speech") or rng.random() > 1 / 3:
-        return ClipQuestion(text, attribute, (), answer, None, None, "neutral")
-    other = draw_facts(rng, facts.domain)
-    if facts.domain == "music":  # the cue names the instrument only: the contour stays
-        other = Facts("music", {**facts.attributes, "instrument": other.main})
-    suggested = describe(other) if sentence else other.main
-    strength = str(rng.choice(list(STRENGTH_BIAS)))
-    text = f"{_cue_sentence(strength, other.main, CUES, rng)} {text}"
-    wording = "consistent" if suggested == answer else "conflict"
-    return ClipQuestion(text, attribute, (), answer, suggested, strength, wording)
-
-
-def draw_attribute(facts: Facts, rng: np.random.Generator) -> str:
-    """The attribute of a clip to ask for, drawn at random."""
-    if facts.domain == "music":
-        return "instrument" if rng.random() < 0.6 else "contour"
-    if facts.attributes:
-        return next(iter(facts.attributes))
-    return str(rng.choice(list(VALUES)))
+def active(scene: Scene) -> NDArray[np.bool_]:
+    """(S,) bool: where an event sounds; everywhere in a clip without events."""
+    sounding = np.full(scene.samples.size, not scene.events)
+    for start, stop in scene.events:
+        sounding[start:stop] = True
+    return sounding
