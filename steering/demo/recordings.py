@@ -19,6 +19,7 @@ from steering.synthetic import recording, speech, world
 MIX = {"sound": 0.30, "music": 0.31, "speech": 0.29, "noise": 0.05, "silence": 0.05}
 MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
 MAX_EVENTS = 2
+TRAINING_VOICES = speech.TRAIN_VOICES + speech.EXTRA_TRAIN_VOICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def _clean_clip(task: tuple[int, int, str]) -> tuple[world.Scene, world.Facts]:
     seed, index, domain = task
     rng = np.random.default_rng([seed, 0, index])
     facts = world.draw_facts(rng, domain)
-    return world.synthesise(facts, speech.training_voices(), rng), facts
+    return world.synthesise(facts, TRAINING_VOICES, rng), facts
 
 
 def make_clips(folder: Path, count: int, seed: int) -> ClipBank:

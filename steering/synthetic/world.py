@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.synthetic import music, recording, sounds, speech
+from steering.synthetic import instruments, music, recording, sounds, speech
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples, noise
 
 MIN_SECONDS, MAX_SECONDS = 1.8, 3.0
@@ -19,15 +19,15 @@ AUDIO_TOKENS = 75  # of the longest clip: 25 a second
 
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "sound": tuple(sounds.SOUNDS),
-    "instrument": tuple(music.INSTRUMENTS),
-    "word": tuple(speech.WORDS),
+    "instrument": instruments.INSTRUMENTS,
+    "word": speech.WORDS,
 }
 KIND_OF: Mapping[str, str] = {value: kind for kind, values in SOURCES.items() for value in values}
 COUNTS = ("one", "two", "three", "four")
 ORDER = ("first", "last")  # the attributes of a clip with two events
 VALUES: Mapping[str, tuple[str, ...]] = {
     **SOURCES,
-    "contour": tuple(music.CONTOURS),
+    "contour": music.CONTOURS,
     "count": COUNTS,
     **dict.fromkeys(ORDER, tuple(KIND_OF)),
     "kind": ("sound", "music", "speech", "noise"),
@@ -80,7 +80,7 @@ class Scene:
 def _familiarities() -> dict[str, float]:
     """A fixed number in [0, 1] for each source: in every family some are common and some rare."""
     shares: dict[str, float] = {}
-    families = {**sounds.FAMILIES, **music.FAMILIES, **speech.FAMILIES}
+    families = {**sounds.FAMILIES, **instruments.FAMILIES, **speech.FAMILIES}
     for index, family in enumerate(families.values()):
         order = np.random.default_rng([19, index]).permutation(len(family))
         shares |= {
@@ -92,7 +92,7 @@ def _familiarities() -> dict[str, float]:
 FAMILIARITY: Mapping[str, float] = _familiarities()
 FAMILY_OF: Mapping[str, tuple[str, ...]] = {
     name: family
-    for families in (sounds.FAMILIES, music.FAMILIES, speech.FAMILIES)
+    for families in (sounds.FAMILIES, instruments.FAMILIES, speech.FAMILIES)
     for family in families.values()
     for name in family
 }
@@ -199,7 +199,7 @@ def _pair(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scen
         bounds.append((start, start + event.size))
         start += event.size + gap
     if facts.masked:
-        clip = recording.mask(clip, *bounds[ORDER.index(facts.masked)], rng)
+        clip = recording.masked(clip, *bounds[ORDER.index(facts.masked)], rng)
     return Scene(clip, tuple(bounds))
 
 
