@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from steering.synthetic.sounds import (
+from steering.synthetic.synthesis import (
     SAMPLE_RATE_HZ,
     TOP_HZ,
     Rng,

@@ -14,7 +14,7 @@ import espeakng_loader
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.synthetic.sounds import (
+from steering.synthetic.synthesis import (
     SAMPLE_RATE_HZ,
     Rng,
     Samples,
