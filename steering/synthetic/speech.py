@@ -2,9 +2,20 @@
 
 import numpy as np
 
+<<<<<<< HEAD
 from steering.synthetic.espeak import espeak_word
 from steering.synthetic.flite import flite_word
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples, Signal, peak_normalised
+=======
+from steering.synthetic.synthesis import (
+    SAMPLE_RATE_HZ,
+    Rng,
+    Samples,
+    Signal,
+    draw_length,
+    peak_normalised,
+)
+>>>>>>> h1
 
 # Words that are easily taken for one another, by their sound or by their subject.
 FAMILIES: dict[str, tuple[str, ...]] = {
