@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from steering.synthetic.music import CONTOURS, INSTRUMENTS, play
-<<<<<<< HEAD
-from steering.synthetic.sounds import SOUNDS, noise
-from steering.synthetic.speech import WORDS
-from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples
-=======
 from steering.synthetic.sounds import ACTIONS, COUNTED, FAMILIES, NOUNS, SOUNDS
 from steering.synthetic.speech import TEST_VOICES, TRAIN_VOICES, WORDS, say
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples, Sound, noise
->>>>>>> h1
 
 Maker = Callable[[Rng], Samples]
 
@@ -24,8 +18,6 @@ def _playing(instrument: str, contour: str) -> Maker:
     return lambda rng: play(instrument, contour, rng)
 
 
-<<<<<<< HEAD
-=======
 def _saying(word: str, voice: str) -> Maker:
     return lambda rng: say(word, voice, rng)
 
@@ -33,9 +25,10 @@ def _saying(word: str, voice: str) -> Maker:
 NOISES: dict[str, Sound] = {**SOUNDS, "noise": noise}
 LENGTHS = (11_200, 40_000, 17_123)  # 0.7 s, 2.5 s, and one that is no whole number of hops
 
->>>>>>> h1
 MAKERS: dict[str, Maker] = {
     **{f"{i} {c}": _playing(i, c) for i in INSTRUMENTS for c in CONTOURS},
+    **{word: _saying(word, TRAIN_VOICES[i]) for i, word in enumerate(WORDS)},
+    **{voice: _saying("river", voice) for voice in TRAIN_VOICES + TEST_VOICES},
 }
 
 
@@ -53,6 +46,7 @@ def test_clip_is_in_format(name: str) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_same_seed_same_samples(name: str) -> None:
     first = MAKERS[name](np.random.default_rng(5))
+    MAKERS["en-us+m2"](np.random.default_rng(1))  # what was said before must not matter
     again = MAKERS[name](np.random.default_rng(5))
     other = MAKERS[name](np.random.default_rng(6))
     np.testing.assert_array_equal(first, again)
@@ -113,12 +107,8 @@ def test_phrases_name_their_sound_and_no_other(name: str) -> None:
 
 def test_names_never_collide() -> None:
     names = [*SOUNDS, *INSTRUMENTS, *CONTOURS, *WORDS]
-<<<<<<< HEAD
-    assert len(set(names)) == len(names) == 12 + 8 + 4 + 48
-=======
     assert len(set(names)) == len(names)
     assert not set(TRAIN_VOICES) & set(TEST_VOICES)
->>>>>>> h1
 
 
 def _pitch_hz(clip: Samples) -> float:
@@ -142,3 +132,5 @@ def test_unknown_names_are_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(KeyError):
         play("kazoo", "rising", rng)
+    with pytest.raises(ValueError, match="TRAIN_VOICES"):
+        say("river", "en-us+nobody", rng)
