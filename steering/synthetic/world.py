@@ -170,7 +170,7 @@ def _event(
     """The one event of a clip, no longer than so many samples."""
     attributes = facts.attributes
     if facts.domain == "music":
-        size = min(longest, _draw_samples(rng, 1.3, 2.6))
+        size = min(longest, _draw_samples(rng, 1.3, 2.5))
         return music.play(attributes["instrument"], attributes["contour"], rng, size)
     if facts.domain == "speech":
         return speech.say(attributes["word"], _draw_voice(voices, facts.speaker, rng), rng)
