@@ -4,7 +4,15 @@ Every sound takes a generator and draws all its parameters from it, so no two cl
 the same seed gives the same samples. Clips are (S,) float32, mono, 16 kHz, peak 1.
 """
 
-from steering.synthetic import animals, birds, household, machines, nature, people, signals
+from steering.synthetic.environment import (
+    animals,
+    birds,
+    household,
+    machines,
+    nature,
+    people,
+    signals,
+)
 from steering.synthetic.synthesis import Counted, Sound, Source, counted, in_turn
 
 # Sounds made of events: the source, and between which gaps in seconds a clip draws its own.

@@ -10,10 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
-MIN_SECONDS = 1.8
-MAX_SECONDS = 3.0
 TOP_HZ = 7600.0  # partials above this would fold back
-HOP_SAMPLES = 160  # clip lengths are whole hops, which also keeps the FFTs fast
 
 Rng = np.random.Generator
 Samples = NDArray[np.float32]
@@ -25,13 +22,6 @@ Counted = Callable[[Rng, int], Samples]  # (rng, count) -> (S,) with that many e
 
 COUNTED_SECONDS = 2.6  # the longest counted clip
 MIN_GAP_S = 0.16  # of silence between two counted events
-
-
-def draw_length(rng: Rng) -> int:
-    """A clip's length in samples, 1.8 to 3.0 s in whole hops of 10 ms."""
-    hops_per_second = SAMPLE_RATE_HZ // HOP_SAMPLES
-    low, high = round(MIN_SECONDS * hops_per_second), round(MAX_SECONDS * hops_per_second)
-    return int(rng.integers(low, high + 1)) * HOP_SAMPLES
 
 
 def peak_normalised(signal: Signal) -> Samples:
@@ -153,8 +143,9 @@ def levelled(signal: Signal) -> Signal:
 
 def pulses(phase: Signal, sharpness: float) -> Signal:
     """One soft pulse for each turn of the phase, without offset: a voice's or a motor's source."""
-    train = np.exp(sharpness * (np.cos(phase) - 1))
-    return train - train.mean()
+    train: Signal = np.exp(sharpness * (np.cos(phase) - 1))
+    out: Signal = train - train.mean()
+    return out
 
 
 def sparks(rng: Rng, samples: int, rate_hz: float) -> Signal:
@@ -184,9 +175,9 @@ def in_turn(source: Source, low_s: float, high_s: float, jitter: float = 0.15) -
         event, gap_s = source(rng), rng.uniform(low_s, high_s)
         out, at = np.zeros(samples), drawn(rng, 0.0, 0.12)
         while at < samples - 0.08 * SAMPLE_RATE_HZ:
-            one = levelled(event()) * rng.uniform(0.7, 1.0)
-            place(out, one, at)
-            at += one.size + int(gap_s * SAMPLE_RATE_HZ * rng.uniform(1 - jitter, 1 + jitter))
+            cry = levelled(event()) * rng.uniform(0.7, 1.0)
+            place(out, cry, at)
+            at += cry.size + int(gap_s * SAMPLE_RATE_HZ * rng.uniform(1 - jitter, 1 + jitter))
         return peak_normalised(faded(out, 0.0, 0.01))
 
     return sound
@@ -199,12 +190,12 @@ def counted(source: Source) -> Counted:
         event = source(rng)
         longest = int((COUNTED_SECONDS - 0.1 - MIN_GAP_S * (count - 1)) / count * SAMPLE_RATE_HZ)
         events = [event()[: min(longest, int(0.8 * SAMPLE_RATE_HZ))] for _ in range(count)]
-        events = [faded(levelled(one), 0.0, 0.03) * rng.uniform(0.7, 1.0) for one in events]
-        spare_s = COUNTED_SECONDS - 0.1 - sum(one.size for one in events) / SAMPLE_RATE_HZ
+        events = [faded(levelled(part), 0.0, 0.03) * rng.uniform(0.7, 1.0) for part in events]
+        spare_s = COUNTED_SECONDS - 0.1 - sum(part.size for part in events) / SAMPLE_RATE_HZ
         most_s = min(0.45, spare_s / max(count - 1, 1))
         pieces = [np.zeros(drawn(rng, 0.0, 0.05))]
-        for one in events:
-            pieces += [one, np.zeros(drawn(rng, MIN_GAP_S, max(MIN_GAP_S, most_s)))]
+        for part in events:
+            pieces += [part, np.zeros(drawn(rng, MIN_GAP_S, max(MIN_GAP_S, most_s)))]
         pieces[-1] = np.zeros(drawn(rng, 0.0, 0.05))
         short = int(0.3 * SAMPLE_RATE_HZ) - sum(piece.size for piece in pieces)
         return peak_normalised(np.concatenate([*pieces, np.zeros(max(short, 0))]))

@@ -1,0 +1,1 @@
+"""The sources of environmental sounds, by where they are met."""
