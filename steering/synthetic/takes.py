@@ -108,15 +108,19 @@ def record(
     if not silent:
         room = np.fft.rfft(_room(take, rng), n)
         event = np.fft.irfft(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
-        heard = event[clean != 0 if active is None else active]
+        heard = clean != 0 if active is None else active
         # Powers by dot product: np.mean of a square would make a copy.
-        power = float(np.dot(heard, heard)) / max(heard.size, 1)
+        power = float(np.dot(event * heard, event)) / max(int(np.count_nonzero(heard)), 1)
         floor = float(np.dot(mixed, mixed)) / mixed.size
         mixed = event + mixed * np.float32(np.sqrt(power / floor) * 10 ** (-take.snr_db / 20))
-    coded = _coded(mixed / np.max(np.abs(mixed)), take.codec)
-    gain = 10 ** (take.level_dbfs / 20) / float(np.max(np.abs(coded)))
+    coded = _coded(mixed / np.float32(_peak(mixed)), take.codec)
+    gain = 10 ** (take.level_dbfs / 20) / _peak(coded)
     recorded: Signal32 = (coded * np.float32(gain)).astype(np.float32, copy=False)
     return recorded
+
+
+def _peak(signal: Signal32) -> float:
+    return max(float(signal.max()), -float(signal.min()))
 
 
 def _transform_length(samples: int) -> int:
@@ -277,7 +281,7 @@ def masked(clean: Signal32, start: int, stop: int, rng: np.random.Generator) -> 
         fall_db = max(level_db + float(rng.uniform(*MASKED_DB)), band_db + MASKED_BAND_DB)
         out[start:stop] *= 10 ** (-fall_db / 20)
     out[left:right] += burst
-    burst_over: Signal32 = out / np.max(np.abs(out))
+    burst_over: Signal32 = out / np.float32(_peak(out))
     return burst_over
 
 
