@@ -40,12 +40,12 @@ INSTRUMENTS = tuple(TIMBRES)
 
 # Semitones above or below the common register; the others overlap in pitch altogether.
 REGISTERS: dict[str, int] = {
-    "xylophone": 10,
-    "piccolo": 14,
-    "theremin": 5,
-    "cello": -10,
-    "trombone": -7,
-    "tuba": -14,
+    "xylophone": 5,
+    "piccolo": 9,
+    "theremin": 3,
+    "cello": -7,
+    "trombone": -5,
+    "tuba": -9,
 }
 
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -17,13 +17,13 @@ __all__ = ["CONTOURS", "FAMILIES", "INSTRUMENTS", "play"]
 CONTOURS = ("rising", "falling", "arch", "steady")
 MIN_SAMPLES, MAX_SAMPLES = SAMPLE_RATE_HZ, 5 * SAMPLE_RATE_HZ // 2
 MIN_NOTE_SECONDS = 0.24  # of one note's slot: shorter ones blur into a glide
-RANGE_SEMITONES = (10.0, 16.0)  # from the lowest note of a phrase to the highest
+RANGE_SEMITONES = (11.0, 16.0)  # from the lowest note of a phrase to the highest
 
 
-def _climb(steps: int, rng: Rng) -> Signal:
-    # (steps,) semitones, all upwards, their sum within the range.
+def _climb(steps: int, semitones: float, rng: Rng) -> Signal:
+    # (steps,) all upwards and about as large, with the sum asked for.
     shares = rng.uniform(0.75, 1.25, steps)
-    climb: Signal = shares / shares.sum() * rng.uniform(*RANGE_SEMITONES)
+    climb: Signal = shares / shares.sum() * semitones
     return climb
 
 
@@ -37,10 +37,11 @@ def pitches_hz(contour: str, count: int, rng: Rng, register: int = 0) -> Signal:
         register: semitones above 220 to 590 Hz.
     """
     peak = count // 2 if count % 2 else count // 2 - int(rng.integers(2))
+    span = float(rng.uniform(*RANGE_SEMITONES))
     steps = {
-        "rising": _climb(count - 1, rng),
-        "falling": -_climb(count - 1, rng),
-        "arch": np.concatenate([_climb(peak, rng), -_climb(count - 1 - peak, rng)]),
+        "rising": _climb(count - 1, span, rng),
+        "falling": -_climb(count - 1, span, rng),
+        "arch": np.concatenate([_climb(peak, span, rng), -_climb(count - 1 - peak, span, rng)]),
         "steady": np.zeros(count - 1),
     }[contour]
     semitones = np.concatenate([[0.0], np.cumsum(steps)])

@@ -51,7 +51,7 @@ def _string(
     # Karplus-Strong, one period a step: each is the damped two-point average of the last.
     period = max(8, round(SAMPLE_RATE_HZ / pitch_hz - blend))
     loop = noise_band(rng, period, 20, top_hz)
-    loop -= np.roll(loop, int(pick * period))  # the string is plucked at one point
+    loop -= np.roll(loop, max(1, int(pick * period)))  # the string is plucked at one point
     out = np.empty(n + period)
     out[:period] = loop
     for start in range(period, n, period):
@@ -81,11 +81,11 @@ def guitar(rng: Rng) -> Note:
 def banjo(rng: Rng) -> Note:
     """A short bright string on a drum skin, each note picked again and again."""
     pick, blend = rng.uniform(0.05, 0.12), rng.uniform(0.12, 0.2)
-    head_hz, every_s = rng.uniform(700, 1100), rng.uniform(0.075, 0.11)
-    rate = rng.uniform(14, 22)  # 1/s: the skin takes the string's energy fast
+    head_hz, every_s = rng.uniform(700, 1100), rng.uniform(0.09, 0.12)
+    rate = rng.uniform(9, 14)  # 1/s: the skin takes the string's energy fast
 
     def skin(f: Signal) -> Signal:
-        gain: Signal = (0.15 + 1 / (1 + ((f - head_hz) / 500) ** 2)) * f / (f + 350)
+        gain: Signal = (0.4 + 1 / (1 + ((f - head_hz) / 500) ** 2)) * f / (f + 350)
         return gain
 
     def note(pitch_hz: float, n: int) -> Signal:
@@ -94,7 +94,7 @@ def banjo(rng: Rng) -> Note:
         for start in range(0, max(1, n - step // 2), step):
             string = _string(rng, pitch_hz, 2 * step, pick, blend, 0.998, 7000)
             pluck = string * np.exp(-rate * seconds(2 * step))
-            pluck += 0.5 * _click(rng, 2 * step, 900, 5000, 0.004)
+            pluck += 0.3 * _click(rng, 2 * step, 900, 5000, 0.004)
             place(out, faded(pluck, 0.001, 0.02) * rng.uniform(0.7, 1.0), start)
         return faded(filtered(out, skin), 0.001, 0.02)
 
@@ -181,15 +181,15 @@ def _bar(
 def marimba(rng: Rng) -> Note:
     """Rosewood bars over tubes: round, short, an overtone two octaves up."""
     levels = [1.0, rng.uniform(0.25, 0.5), rng.uniform(0.08, 0.2)]
-    rates = [rng.uniform(8, 13), rng.uniform(25, 45), rng.uniform(70, 110)]
-    return _bar(rng, [1, 4, 10], levels, rates, (rng.uniform(0.1, 0.3), 300, 2500, 0.004))
+    rates = [rng.uniform(9, 13), rng.uniform(25, 45), rng.uniform(70, 110)]
+    return _bar(rng, [1, 4, 10], levels, rates, (rng.uniform(0.4, 0.7), 300, 2500, 0.006))
 
 
 def xylophone(rng: Rng) -> Note:
     """Hard bars and hard mallets: dry, clicking, an overtone at the twelfth."""
     levels = [1.0, rng.uniform(0.7, 1.0), rng.uniform(0.4, 0.7)]
-    rates = [rng.uniform(22, 34), rng.uniform(30, 45), rng.uniform(40, 60)]
-    return _bar(rng, [1, 3, 6.2], levels, rates, (rng.uniform(0.9, 1.5), 2500, 7500, 0.006))
+    rates = [rng.uniform(12, 18), rng.uniform(14, 22), rng.uniform(25, 40)]
+    return _bar(rng, [1, 3, 6.2], levels, rates, (rng.uniform(0.6, 1.0), 2500, 7500, 0.005))
 
 
 def vibraphone(rng: Rng) -> Note:

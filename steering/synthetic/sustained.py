@@ -76,12 +76,12 @@ def _blown(rng: Rng, levels: list[float], breath: float, vibrato: float, attack_
 def flute(rng: Rng) -> Note:
     """A breathy tone of three harmonics with a slow attack."""
     levels = [1.0, rng.uniform(0.15, 0.35), rng.uniform(0.05, 0.12)]
-    return _blown(rng, levels, rng.uniform(0.08, 0.15), rng.uniform(0.004, 0.010), 0.07)
+    return _blown(rng, levels, rng.uniform(0.15, 0.25), rng.uniform(0.004, 0.010), 0.07)
 
 
 def piccolo(rng: Rng) -> Note:
     """A shrill, tongued pipe an octave up, with hardly any breath."""
-    levels = [1.0, rng.uniform(0.25, 0.45), rng.uniform(0.1, 0.2)]
+    levels = [1.0, rng.uniform(0.6, 0.9), rng.uniform(0.3, 0.5), rng.uniform(0.1, 0.2)]
     return _blown(rng, levels, rng.uniform(0.01, 0.03), rng.uniform(0.001, 0.003), 0.012)
 
 
@@ -122,8 +122,8 @@ def violin(rng: Rng) -> Note:
 
 def cello(rng: Rng) -> Note:
     """A dark bowed string an octave down."""
-    peaks = [(110.0, 50.0, 1.0), (220.0, 90.0, 1.2), (420.0, 150.0, 1.0), (900.0, 300.0, 0.3)]
-    return _bowed(rng, peaks, rng.uniform(1.2, 1.5), 500)
+    peaks = [(110.0, 50.0, 1.0), (220.0, 90.0, 1.2), (420.0, 150.0, 1.0), (1300.0, 500.0, 0.5)]
+    return _bowed(rng, peaks, rng.uniform(0.9, 1.2), 600)
 
 
 def _brass(rng: Rng, centre_hz: float, width_hz: float, attack_s: float, scoop: float) -> Note:
@@ -155,7 +155,7 @@ def trombone(rng: Rng) -> Note:
 
 def tuba(rng: Rng) -> Note:
     """Round low brass, slow to speak."""
-    return _brass(rng, rng.uniform(180, 260), rng.uniform(120, 180), 0.07, 0.0)
+    return _brass(rng, rng.uniform(240, 320), rng.uniform(180, 240), 0.09, 0.0)
 
 
 def clarinet(rng: Rng) -> Note:
@@ -249,6 +249,6 @@ def bagpipe(rng: Rng) -> Note:
         phase = 2 * np.pi * np.cumsum(pitch_hz * bend) / SAMPLE_RATE_HZ
         melody = filtered(_saw(phase, pitch_hz * up, 24, fall), chanter)
         drone = _saw(2 * np.pi * drone_hz * t, drone_hz, 24, 0.8)
-        return faded(melody + 0.3 * drone, 0.004, 0.004)
+        return faded(melody + 0.2 * drone, 0.004, 0.004)
 
     return note

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from steering.synthetic.instruments import TIMBRES
 from steering.synthetic.music import CONTOURS, FAMILIES, INSTRUMENTS, pitches_hz, play
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples
 
@@ -20,6 +21,15 @@ def test_phrase_fills_its_samples(instrument: str) -> None:
         assert np.abs(phrase).max() == 1.0
         np.testing.assert_array_equal(phrase, again)
         assert not np.array_equal(phrase, other)
+
+
+@pytest.mark.parametrize("instrument", INSTRUMENTS)
+def test_notes_sound_at_the_ends_of_the_register(instrument: str) -> None:
+    for seed, pitch_hz in enumerate((75.0, 160.0, 930.0, 1600.0)):
+        note = TIMBRES[instrument](np.random.default_rng(seed))
+        sound = note(pitch_hz, 2000)
+        assert np.isfinite(sound).all()
+        assert np.std(sound) > 0.01
 
 
 def test_every_instrument_has_one_family() -> None:

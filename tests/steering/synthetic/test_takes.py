@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from steering.synthetic.recording import (
+from steering.synthetic.takes import (
     BACKGROUNDS,
     CODECS,
     LEVEL_DBFS,
-    Recording,
     Signal32,
-    draw_recording,
+    Take,
+    draw_take,
     masked,
     record,
 )
 
-PLAIN = Recording(
+PLAIN = Take(
     snr_db=300.0,
     reverberation_s=0.0,
     direct_db=14.0,
@@ -75,15 +75,15 @@ def test_level_is_the_peak_and_changes_nothing_else(codec: str) -> None:
 
 def test_drawn_conditions_are_independent_and_spread() -> None:
     rng = np.random.default_rng(7)
-    drawn = [draw_recording(rng) for _ in range(4000)]
-    levels = np.array([recording.level_dbfs for recording in drawn])
-    clarity = np.array([recording.clarity for recording in drawn])
+    drawn = [draw_take(rng) for _ in range(4000)]
+    levels = np.array([take.level_dbfs for take in drawn])
+    clarity = np.array([take.clarity for take in drawn])
     assert LEVEL_DBFS[0] <= levels.min() < LEVEL_DBFS[0] + 1
     assert LEVEL_DBFS[1] - 1 < levels.max() <= LEVEL_DBFS[1]
     assert abs(np.corrcoef(levels, clarity)[0, 1]) < 0.06
     assert 0 <= clarity.min() < 0.2
     assert 0.95 < clarity.max() <= 1
-    assert np.mean([recording.snr_db < 2.0 for recording in drawn]) == pytest.approx(0.35, abs=0.03)
+    assert np.mean([take.snr_db < 2.0 for take in drawn]) == pytest.approx(0.35, abs=0.03)
 
 
 def test_clarity_falls_with_each_condition() -> None:
@@ -102,10 +102,10 @@ def test_clarity_falls_with_each_condition() -> None:
 def test_same_seed_same_samples() -> None:
     clean = _events()
     for seed in range(12):
-        recording = draw_recording(np.random.default_rng(seed))
-        first = record(clean, None, recording, np.random.default_rng(seed))
-        again = record(clean, None, recording, np.random.default_rng(seed))
-        other = record(clean, None, recording, np.random.default_rng(seed + 100))
+        take = draw_take(np.random.default_rng(seed))
+        first = record(clean, None, take, np.random.default_rng(seed))
+        again = record(clean, None, take, np.random.default_rng(seed))
+        other = record(clean, None, take, np.random.default_rng(seed + 100))
         assert np.isfinite(first).all()
         assert first.shape == clean.shape
         np.testing.assert_array_equal(first, again)

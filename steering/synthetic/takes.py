@@ -27,7 +27,7 @@ Signal32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class Take:
     """The conditions under which one clip is recorded."""
 
     snr_db: float  # power of the event where it sounds over the background's
@@ -62,7 +62,7 @@ class Recording:
         return float(np.clip(octaves, 0.0, 1.0)) * (2 / 3 if self.codec == "coarse" else 1.0)
 
 
-def draw_recording(rng: np.random.Generator) -> Recording:
+def draw_take(rng: np.random.Generator) -> Take:
     """Conditions of one clip, each drawn on its own.
 
     A third of the clips is hard to tell from the background, most are nearly dry and of full band.
@@ -70,7 +70,7 @@ def draw_recording(rng: np.random.Generator) -> Recording:
     hard = rng.random() < HARD_SHARE
     narrow = rng.random() < 0.4
     low, high = np.log(BANDWIDTH_HZ)
-    return Recording(
+    return Take(
         snr_db=float(rng.uniform(*(HARD_SNR_DB if hard else CLEAR_SNR_DB))),
         reverberation_s=float(MAX_REVERBERATION_S * rng.random() ** 2),
         direct_db=float(rng.uniform(*DIRECT_DB)),
@@ -86,7 +86,7 @@ def draw_recording(rng: np.random.Generator) -> Recording:
 def record(
     clean: Signal32,
     active: NDArray[np.bool_] | None,
-    recording: Recording,
+    take: Take,
     rng: np.random.Generator,
     digital_silence: bool = True,
 ) -> Signal32:
@@ -95,37 +95,40 @@ def record(
     Args:
         clean: (S,) float32, 16 kHz, with silence around its events.
         active: (S,) bool, where the events sound, for the SNR; None where `clean` is not 0.
-        recording: the conditions.
+        take: the conditions.
         rng: source of the background and the room.
         digital_silence: an all-zero clip stays as it is; otherwise its background is recorded.
     """
     silent = not np.any(clean)
     if silent and digital_silence:
         return clean
-    n = _transform_length(clean.size)
-    microphone = _microphone(n, recording)
-    mixed = _background(n, recording, microphone, rng)[: clean.size]
+    n = _transform_length(clean.size + int(take.reverberation_s * SAMPLE_RATE_HZ))
+    microphone = _microphone(n, take)
+    mixed = _background(n, take, microphone, rng)[: clean.size]
     if not silent:
-        room = np.fft.rfft(_room(recording, rng), n)
+        room = np.fft.rfft(_room(take, rng), n)
         event = np.fft.irfft(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
-        heard = event[clean != 0 if active is None else active]
+        heard = clean != 0 if active is None else active
         # Powers by dot product: np.mean of a square would make a copy.
-        power = float(np.dot(heard, heard)) / max(heard.size, 1)
+        power = float(np.dot(event * heard, event)) / max(int(np.count_nonzero(heard)), 1)
         floor = float(np.dot(mixed, mixed)) / mixed.size
-        mixed = event + mixed * np.float32(np.sqrt(power / floor) * 10 ** (-recording.snr_db / 20))
-    coded = _coded(mixed / np.max(np.abs(mixed)), recording.codec)
-    gain = 10 ** (recording.level_dbfs / 20) / float(np.max(np.abs(coded)))
+        mixed = event + mixed * np.float32(np.sqrt(power / floor) * 10 ** (-take.snr_db / 20))
+    coded = _coded(mixed / np.float32(_peak(mixed)), take.codec)
+    gain = 10 ** (take.level_dbfs / 20) / _peak(coded)
     recorded: Signal32 = (coded * np.float32(gain)).astype(np.float32, copy=False)
     return recorded
 
 
+def _peak(signal: Signal32) -> float:
+    return max(float(signal.max()), -float(signal.min()))
+
+
 def _transform_length(samples: int) -> int:
-    # Room for the reverberation, and a multiple of 4000: only small primes, so the FFT is fast.
-    tail = int(MAX_REVERBERATION_S * SAMPLE_RATE_HZ)
-    return -(-(samples + tail) // 4000) * 4000
+    # The next multiple of 4000: a product of small primes, so the FFT is fast.
+    return -(-samples // 4000) * 4000
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _octaves(n: int) -> Signal32:
     # (n / 2 + 1,) octaves above 1 kHz of each bin; below 60 Hz all the same.
     frequencies_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE_HZ)
@@ -145,25 +148,25 @@ def _low_pass(n: int, edge_hz: float) -> Signal32:
     return gain
 
 
-def _microphone(n: int, recording: Recording) -> Signal32:
+def _microphone(n: int, take: Take) -> Signal32:
     # (n / 2 + 1,) gain by frequency: tilt, low-pass and the telephone's band.
-    gain = _slope(n, recording.tilt_db)
-    edge_hz = recording.bandwidth_hz
-    if recording.codec == "telephone":
+    gain = _slope(n, take.tilt_db)
+    edge_hz = take.bandwidth_hz
+    if take.codec == "telephone":
         edge_hz = min(edge_hz, TELEPHONE_HZ[1])
         gain *= np.minimum(1, _slope(n, 24.0) * np.float32((1000 / TELEPHONE_HZ[0]) ** 4))
     return gain * _low_pass(n, edge_hz) if edge_hz < BANDWIDTH_HZ[1] else gain
 
 
-def _room(recording: Recording, rng: np.random.Generator) -> Signal32:
+def _room(take: Take, rng: np.random.Generator) -> Signal32:
     # An impulse response: the direct path, then noise that decays by 60 dB over RT60.
-    samples = max(1, int(recording.reverberation_s * SAMPLE_RATE_HZ))
+    samples = max(1, int(take.reverberation_s * SAMPLE_RATE_HZ))
     tail = rng.standard_normal(samples, dtype=np.float32)
     tail *= np.exp(np.arange(samples, dtype=np.float32) * np.float32(-np.log(1000.0) / samples))
     tail[: SAMPLE_RATE_HZ // 400] = 0  # the nearest wall is 2.5 ms away
     power = float(np.dot(tail, tail))
     if power > 0:
-        tail *= np.float32(np.sqrt(10 ** (-recording.direct_db / 10) / power))
+        tail *= np.float32(np.sqrt(10 ** (-take.direct_db / 10) / power))
     tail[0] = 1
     return tail
 
@@ -175,22 +178,25 @@ def _coloured(n: int, gain: Signal32, rng: np.random.Generator) -> NDArray[np.co
     return spectrum
 
 
-def _background(
-    n: int, recording: Recording, microphone: Signal32, rng: np.random.Generator
-) -> Signal32:
+def _background(n: int, take: Take, microphone: Signal32, rng: np.random.Generator) -> Signal32:
     # (n,) of any power: steady hiss, speech-shaped noise that swells and ebbs, or mains hum.
-    if recording.background == "babble":
+    if take.background == "babble":
         speech = _slope(n, -5.0) * np.minimum(1, _slope(n, 12.0) * np.float32(16))
-        noise = np.fft.irfft(_coloured(n, speech * microphone, rng), n)
+        noise = _waveform(_coloured(n, speech * microphone, rng), n)
         return noise * _swell(n, rng)
-    spectrum = _coloured(n, _slope(n, recording.colour_db) * microphone, rng)
-    if recording.background == "hum":
+    spectrum = _coloured(n, _slope(n, take.colour_db) * microphone, rng)
+    if take.background == "hum":
         spectrum *= np.float32(np.sqrt(0.1 / _power(spectrum)))
         mains = rng.choice([50, 60]) * np.arange(1, 21) * n // SAMPLE_RATE_HZ
         turns = np.exp(2j * np.pi * rng.random(20)) * rng.uniform(0.2, 1.0, 20)
         hum = turns * np.arange(1, 21) ** rng.uniform(-1.2, -0.4) * microphone[mains]
         spectrum[mains] += (hum / np.sqrt(_power(hum))).astype(np.complex64)
-    return np.fft.irfft(spectrum, n)
+    return _waveform(spectrum, n)
+
+
+def _waveform(spectrum: NDArray[np.complex64], n: int) -> Signal32:
+    # (n,) numpy transforms single precision in single precision; its annotations say double.
+    return np.fft.irfft(spectrum, n).astype(np.float32, copy=False)
 
 
 def _power(spectrum: NDArray[np.complexfloating]) -> float:
@@ -202,8 +208,7 @@ def _swell(n: int, rng: np.random.Generator) -> Signal32:
     knots = np.exp(rng.normal(0, 0.8, int(n / SAMPLE_RATE_HZ * rng.uniform(4, 7)) + 2))
     at = np.linspace(0, knots.size - 1, n // 32)
     coarse = np.interp(at, np.arange(knots.size), knots)
-    swell: Signal32 = np.interp(np.arange(n), np.arange(n // 32) * 32, coarse).astype(np.float32)
-    return swell
+    return np.interp(np.arange(n), np.arange(n // 32) * 32, coarse).astype(np.float32)
 
 
 def _coded(signal: Signal32, codec: str) -> Signal32:
@@ -229,9 +234,9 @@ def _requantised(signal: Signal32) -> Signal32:
     frames = np.lib.stride_tricks.sliding_window_view(padded, 512)[::256] * _window()
     bins = np.fft.rfft(frames)[:, :256]
     parts = np.ascontiguousarray(bins).view(bins.real.dtype).reshape(len(frames), 16, 32)
-    tops = np.abs(parts).max(axis=2, keepdims=True)
+    tops = np.maximum(parts.max(axis=2, keepdims=True), -parts.min(axis=2, keepdims=True))
     step = tops / 3 + np.float32(1e-9)
-    kept = np.round(parts / step) * step
+    kept = np.rint(parts / step) * step
     kept *= tops > tops.max(axis=1, keepdims=True) * np.float32(10 ** (-35 / 20))
     spectra = kept.reshape(len(frames), 512).view(bins.dtype)
     out = np.fft.irfft(spectra, 512) * _window()
@@ -260,7 +265,7 @@ def masked(clean: Signal32, start: int, stop: int, rng: np.random.Generator) -> 
     edge = SAMPLE_RATE_HZ // 50  # outside the stretch: inside, the burst has its full level
     left, right = max(0, start - edge), min(clean.size, stop + edge)
     n = _transform_length(right - left)
-    burst = np.fft.irfft(_coloured(n, _slope(n, rng.uniform(-3.0, 0.5)), rng), n)[: right - left]
+    burst = _waveform(_coloured(n, _slope(n, rng.uniform(-3.0, 0.5)), rng), n)[: right - left]
     ramp = np.sin(np.linspace(0, np.pi / 2, edge, dtype=np.float32)) ** 2
     burst[: start - left] *= ramp[edge - (start - left) :]
     burst[burst.size - (right - stop) :] *= ramp[::-1][: right - stop]
@@ -276,11 +281,13 @@ def masked(clean: Signal32, start: int, stop: int, rng: np.random.Generator) -> 
         fall_db = max(level_db + float(rng.uniform(*MASKED_DB)), band_db + MASKED_BAND_DB)
         out[start:stop] *= 10 ** (-fall_db / 20)
     out[left:right] += burst
-    return out / np.max(np.abs(out))
+    burst_over: Signal32 = out / np.float32(_peak(out))
+    return burst_over
 
 
 def _sounding(signal: Signal32) -> Signal32:
-    return signal[signal != 0]
+    sounding: Signal32 = signal[signal != 0]
+    return sounding
 
 
 def _standing_out_db(event: Signal32, burst: Signal32) -> tuple[float, float]:
