@@ -13,13 +13,13 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "colours": ("yellow", "orange", "purple", "silver"),
     "fruit": ("banana", "tomato", "lemon", "cherry"),
     "kitchen": ("coffee", "sugar", "butter", "honey"),
-    "machines": ("computer", "satellite", "battery", "rocket"),
+    "machines": ("computer", "satellite", "battery"),
     "home": ("window", "pillow", "table", "curtain"),
     "places": ("hospital", "museum", "library", "village"),
     "arts": ("music", "magic", "picture", "poem"),
     "land": ("river", "mountain", "island", "desert"),
     "animals": ("elephant", "rabbit", "zebra", "giraffe"),
-    "things": ("jacket", "pocket", "ticket", "basket"),
+    "things": ("jacket", "pocket", "ticket", "basket", "rocket"),
 }
 WORDS = tuple(word for family in FAMILIES.values() for word in family)
 
@@ -79,8 +79,8 @@ def _trimmed(signal: Signal) -> Signal:
 
 
 def _by_espeak(word: str, voice: str, rng: Rng) -> Signal:
-    # Pitches in which a man's voice stays below about 125 Hz and a woman's above about 125 Hz.
-    lowest, highest = (38, 79) if SPEAKERS[voice] == "man" else (42, 76)
+    # Pitches in which a man's voice stays below about 130 Hz and a woman's above.
+    lowest, highest = (36, 75) if SPEAKERS[voice] == "man" else (45, 76)
     words_a_minute = int(rng.integers(115, 180))
     pitch = int(rng.integers(lowest, highest))
     return espeak_word(word, voice, words_a_minute, pitch, span=int(rng.integers(30, 81)))
@@ -88,7 +88,7 @@ def _by_espeak(word: str, voice: str, rng: Rng) -> Signal:
 
 def _by_flite(word: str, voice: str, rng: Rng) -> Signal:
     lowest, highest = (0.8, 1.05) if SPEAKERS[voice] == "man" else (0.95, 1.25)
-    stretch, pitch = float(rng.uniform(1.0, 1.35)), float(rng.uniform(lowest, highest))
+    stretch, pitch = float(rng.uniform(1.1, 1.35)), float(rng.uniform(lowest, highest))
     return flite_word(word, voice.removeprefix("flite+"), stretch, pitch)
 
 
