@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2AudioProcessor
 
-from steering.synthetic import recording, speech, world
+from steering.synthetic import speech, takes, world
 
 MIX = {"sound": 0.30, "music": 0.31, "speech": 0.29, "noise": 0.05, "silence": 0.05}
 MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
@@ -99,13 +99,14 @@ def record_clips(
     bank: ClipBank, indices: Sequence[int], processor: Qwen2AudioProcessor, rng: np.random.Generator
 ) -> RecordedClips:
     """Clips recorded afresh, each in its own room, on its own microphone, at its own level."""
-    takes, clarity = [], []
+    recorded, clarity = [], []
     for index in indices:
-        scene, conditions = bank.scene(index), recording.draw_recording(rng)
-        takes.append(recording.record(scene.samples, world.active(scene), conditions, rng))
-        clarity.append(conditions.clarity)
+        scene, take = bank.scene(index), takes.draw_take(rng)
+        active = world.active(scene, bank.facts[index])
+        recorded.append(takes.record(scene.samples, active, take, rng))
+        clarity.append(take.clarity)
     features = processor.feature_extractor(
-        takes,
+        recorded,
         sampling_rate=world.SAMPLE_RATE_HZ,
         padding="max_length",
         return_attention_mask=True,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from steering.synthetic import questions, recording, speech, world
+from steering.synthetic import questions, speech, takes, world
 from steering.synthetic.questions import ClipQuestion
 
 SPLITS = {"train": 1, "calibration": 2, "test": 3}  # number: the split's own stream of randomness
@@ -65,7 +65,7 @@ class WrittenClip:
 
     facts: world.Facts
     events: tuple[tuple[float, float], ...]  # seconds
-    conditions: recording.Recording
+    take: takes.Take
 
 
 def _write_clip(path: Path, split: str, index: int, rng: np.random.Generator) -> WrittenClip:
@@ -75,14 +75,14 @@ def _write_clip(path: Path, split: str, index: int, rng: np.random.Generator) ->
     voices = speech.TEST_VOICES if split == UNSEEN_VOICES else speech.TRAIN_VOICES
     facts = world.draw_facts(rng, DOMAINS[index % len(DOMAINS)])
     scene = world.synthesise(facts, voices, rng)
-    conditions = recording.draw_recording(rng)
-    clip = recording.record(scene.samples, world.active(scene), conditions, rng)
+    take = takes.draw_take(rng)
+    clip = takes.record(scene.samples, world.active(scene, facts), take, rng)
     soundfile.write(path, clip, world.SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
     seconds = tuple(
         (round(a / world.SAMPLE_RATE_HZ, 3), round(b / world.SAMPLE_RATE_HZ, 3))
         for a, b in scene.events
     )
-    return WrittenClip(facts, seconds, conditions)
+    return WrittenClip(facts, seconds, take)
 
 
 def _ask(
@@ -97,7 +97,7 @@ def _ask(
 def _record(
     name: str, audio_id: str, clip: WrittenClip, question: ClipQuestion
 ) -> dict[str, Any]:
-    facts, clarity = clip.facts, clip.conditions.clarity
+    facts, clarity = clip.facts, clip.take.clarity
     source = facts.source(question.attribute)
     return {
         "id": name,
@@ -116,7 +116,7 @@ def _record(
         "suggested": question.suggested,
         "familiarity": round(world.FAMILIARITY.get(source, 0.5), 4),
         "clarity": round(clarity, 4),
-        "level_dbfs": round(clip.conditions.level_dbfs, 2),
+        "level_dbfs": round(clip.take.level_dbfs, 2),
         "alike": bool(
             question.rival and world.are_alike(facts, question.answer, question.rival)
         ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steering.synthetic import instruments, music, recording, sounds, speech
+from steering.synthetic import instruments, music, sounds, speech, takes
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples, noise
 
 MIN_SECONDS, MAX_SECONDS = 1.8, 3.0
@@ -199,7 +199,7 @@ def _pair(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scen
         bounds.append((start, start + event.size))
         start += event.size + gap
     if facts.masked:
-        clip = recording.masked(clip, *bounds[ORDER.index(facts.masked)], rng)
+        clip = takes.masked(clip, *bounds[ORDER.index(facts.masked)], rng)
     return Scene(clip, tuple(bounds))
 
 
@@ -214,9 +214,9 @@ def _short(source: str, voices: Sequence[str], rng: np.random.Generator) -> Samp
     return sounds.SOUNDS[source](rng, _draw_samples(rng, 0.7, 1.2))
 
 
-def active(scene: Scene) -> NDArray[np.bool_]:
-    """(S,) bool: where an event sounds; everywhere in a clip without events."""
+def active(scene: Scene, facts: Facts) -> NDArray[np.bool_]:
+    """(S,) bool: where an event can be heard; everywhere in a clip without events."""
     sounding = np.full(scene.samples.size, not scene.events)
-    for start, stop in scene.events:
-        sounding[start:stop] = True
+    for name, (start, stop) in zip(ORDER, scene.events, strict=False):
+        sounding[start:stop] = name != facts.masked
     return sounding
