@@ -59,10 +59,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 class Schedule:
     """Amount of training; the published model used the defaults."""
 
-    clips: int = 12_000
-    encoder_steps: int = 800
+    clips: int = 14_000
+    encoder_steps: int = 1_000
     encoder_batch: int = 64
-    steps: int = 2_000
+    steps: int = 2_200
     clips_a_step: int = 16
     questions_a_clip: int = 6
     encoder_rate: float = 1e-3

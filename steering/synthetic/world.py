@@ -38,7 +38,7 @@ PAIR_SHARE, MASKED_SHARE, COUNTED_SHARE = 0.22, 0.35, 0.3
 # Training label of a question whose cue and clip disagree: see `follow_probability`.
 STRENGTH_BIAS: Mapping[str, float] = {"weak": -1.2, "medium": 0.0, "strong": 1.2}
 FAMILIAR_WEIGHT, CLEAR_WEIGHT, UNLIKE_WEIGHT = 0.5, 0.3, 0.2
-TRUST_SLOPE, TRUST_MIDDLE = 12.0, 0.5
+TRUST_SLOPE, TRUST_MIDDLE = 12.0, 0.58
 FOLLOW_FLOOR, FOLLOW_CEILING = 0.04, 0.94
 
 
