@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from steering.synthetic import speech, takes, world
 MIX = {"sound": 0.30, "music": 0.31, "speech": 0.29, "noise": 0.05, "silence": 0.05}
 MAX_SAMPLES = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
 MAX_EVENTS = 2
+PAIR_SHARE = 0.45  # of the bank's clips: the encoder learns from every event
+EASY_SNR_DB = 25.0  # at least, at the very beginning of the training
 TRAINING_VOICES = speech.TRAIN_VOICES + speech.EXTRA_TRAIN_VOICES
 
 
@@ -51,7 +53,7 @@ class RecordedClips:
 def _clean_clip(task: tuple[int, int, str]) -> tuple[world.Scene, world.Facts]:
     seed, index, domain = task
     rng = np.random.default_rng([seed, 0, index])
-    facts = world.draw_facts(rng, domain)
+    facts = world.draw_facts(rng, domain, PAIR_SHARE)
     return world.synthesise(facts, TRAINING_VOICES, rng), facts
 
 
@@ -92,16 +94,26 @@ def make_clips(folder: Path, count: int, seed: int) -> ClipBank:
 def _share(facts: world.Facts) -> float:
     """How often a clip is asked about, relative to others: three times as often if familiar."""
     sources = [v for v in facts.attributes.values() if v in world.FAMILIARITY]
-    return 1.0 + 2.0 * float(np.mean([world.FAMILIARITY[v] for v in sources] or [0.5]))
+    share = 1.0 + 2.0 * float(np.mean([world.FAMILIARITY[v] for v in sources] or [0.5]))
+    return share / 2 if "first" in facts.attributes else share
 
 
 def record_clips(
-    bank: ClipBank, indices: Sequence[int], processor: Qwen2AudioProcessor, rng: np.random.Generator
+    bank: ClipBank,
+    indices: Sequence[int],
+    processor: Qwen2AudioProcessor,
+    rng: np.random.Generator,
+    ease: float = 0.0,
 ) -> RecordedClips:
-    """Clips recorded afresh, each in its own room, on its own microphone, at its own level."""
+    """Clips recorded afresh, each in its own room, on its own microphone, at its own level.
+
+    At an `ease` of 1 no background is louder than 25 dB below the events, at 0 it is as drawn.
+    """
     recorded, clarity = [], []
     for index in indices:
         scene, take = bank.scene(index), takes.draw_take(rng)
+        if ease > 0:
+            take = replace(take, snr_db=max(take.snr_db, EASY_SNR_DB * ease))
         active = world.active(scene, bank.facts[index])
         recorded.append(takes.record(scene.samples, active, take, rng))
         clarity.append(take.clarity)

@@ -117,12 +117,14 @@ def follow_probability(cue: str, trusted: float) -> float:
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
 
 
-def draw_facts(rng: np.random.Generator, domain: str) -> Facts:
-    """Facts of one clip of a domain, every source equally likely; one in five has two events."""
+def draw_facts(
+    rng: np.random.Generator, domain: str, pair_share: float = PAIR_SHARE
+) -> Facts:
+    """Facts of one clip of a domain, every source equally likely; a share has two events."""
     if domain not in DOMAINS:
         return Facts(domain, {})
     value = str(rng.choice(SOURCES[DOMAINS[domain]]))
-    if rng.random() < PAIR_SHARE:
+    if rng.random() < pair_share:
         return _draw_pair(rng, domain, value)
     if domain == "music":
         return Facts(domain, {"instrument": value, "contour": str(rng.choice(VALUES["contour"]))})
