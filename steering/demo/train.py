@@ -67,7 +67,7 @@ class Schedule:
     clips_a_step: int = 16
     questions_a_clip: int = 6
     encoder_rate: float = 6e-3
-    rate: float = 2e-3
+    rate: float = 3e-3
 
 
 # ---- 1. encoder ------------------------------------------------------------------------------
