@@ -109,7 +109,7 @@ def ask(recording: RealRecording, wording: str, seed: int) -> questions.ClipQues
 def write_clips(recordings: Sequence[RealRecording], out: Path, seed: int) -> Path:
     """Write the clips and `out`/items.json, with a neutral and a conflict item for each."""
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    records = []
+    records: list[dict[str, Any]] = []
     for index, recording in enumerate(recordings):
         try:
             clip = decode(recording.data, rate_hz=world.SAMPLE_RATE_HZ, limits=FILE_LIMITS)
@@ -153,7 +153,7 @@ def hear(model: AudioModel, profile: Profile, item: Item, silences: SilenceCache
 
 def table(items: Sequence[Item], hearings: Sequence[Hearing]) -> list[dict[str, Any]]:
     """A row for each kind of recording and wording: shares right with 95 % intervals, means."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in (*world.DOMAINS, ""):
         for wording in WORDINGS:
             part = [
