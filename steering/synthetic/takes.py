@@ -97,12 +97,12 @@ def record(clean: Samples, active: NDArray[np.bool_], take: Take, rng: Rng) -> S
     microphone = _microphone(n, take)
     background = _background(n, take, microphone, rng)[: clean.size]
     room = np.fft.rfft(_room(take, rng), n)
-    event = np.fft.irfft(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
+    event = _waveform(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
     # Powers by dot product: np.mean of a square would make a copy.
     power = float(np.dot(event * active, event)) / max(int(np.count_nonzero(active)), 1)
     floor = float(np.dot(background, background)) / background.size
     gain = np.float32(np.sqrt(power / floor) * 10 ** (-take.snr_db / 20))
-    mixed = event + background * gain
+    mixed: Samples = event + background * gain
     coded = _coded(mixed / np.float32(_peak(mixed)), take.codec)
     level = np.float32(10 ** (take.level_dbfs / 20) / _peak(coded))
     recorded: Samples = (coded * level).astype(np.float32, copy=False)
@@ -184,7 +184,7 @@ def _background(n: int, take: Take, microphone: Samples, rng: Rng) -> Samples:
     return _waveform(spectrum, n)
 
 
-def _waveform(spectrum: NDArray[np.complex64], n: int) -> Samples:
+def _waveform(spectrum: NDArray[np.complexfloating], n: int) -> Samples:
     # (n,) numpy transforms single precision in single precision; its annotations say double.
     return np.fft.irfft(spectrum, n).astype(np.float32, copy=False)
 

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from steering.cli import Split, demo_data_command
 from steering.items import read
 from steering.synthetic import data, questions, speech, takes, world
 from steering.synthetic.data import SPLITS, WrittenClip, write_items
@@ -124,7 +125,7 @@ def test_unseen_wordings(tmp_path: Path) -> None:
 
 
 def test_an_item_tells_what_its_clip_holds_and_how_it_was_recorded(tmp_path: Path) -> None:
-    path = write_items(tmp_path, split="test", count=24, seed=2)
+    path = write_items(tmp_path, split="test", count=16, seed=7)
     records = json.loads(path.read_text())
     for record in records:
         sound, rate_hz = soundfile.read(tmp_path / record["audio_id"], dtype="float32")
@@ -152,7 +153,7 @@ def test_open_items_have_a_sentence_for_an_answer(tmp_path: Path, unseen_wording
         unseen_wordings=unseen_wordings,
         open_answers=True,
     )
-    wordings = questions.DESCRIBE_QUESTIONS
+    wordings: tuple[str, ...] = questions.DESCRIBE_QUESTIONS
     if unseen_wordings:
         wordings = questions.UNSEEN_DESCRIBE_QUESTIONS
     for record in json.loads(path.read_text()):
@@ -160,4 +161,13 @@ def test_open_items_have_a_sentence_for_an_answer(tmp_path: Path, unseen_wording
         assert record["question"] in wordings
         assert (record["cue"], record["suggested"], record["wording"]) == (None, None, "neutral")
         assert record["facts"]
-        assert all(fact["text"] in record["answer"] for fact in record["facts"])
+        assert all(fact["text"] in record["answer"].lower() for fact in record["facts"])
+
+
+def test_the_command_writes_the_same_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_data_command(Split.test, 2, 3, tmp_path / "command", open_answers=True)
+    assert "2 items" in capsys.readouterr().out
+    write_items(tmp_path / "function", split="test", count=2, seed=3, open_answers=True)
+    assert contents(tmp_path / "command") == contents(tmp_path / "function")

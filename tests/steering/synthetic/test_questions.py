@@ -150,7 +150,8 @@ def test_open_questions_have_no_options() -> None:
         if question.cue:
             assert question.wording == "conflict"
             assert question.suggested != question.answer
-            assert question.rival in str(question.suggested) and question.rival in question.text
+            assert question.rival in str(question.suggested).lower()
+            assert question.rival in question.text
             assert "first" not in facts.attributes and facts.domain in DOMAINS
     cued = [q for q in drawn if q.cue]
     assert {q.attribute for q in cued} == {"open", "describe"}
