@@ -98,7 +98,7 @@ def build_processor() -> Qwen2AudioProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
-    """An untrained Qwen2-Audio of about 3.5 M parameters: encoder 4 x 128, decoder 8 x 160."""
+    """An untrained Qwen2-Audio of about 4 M parameters: encoder 4 x 128, decoder 8 x 160."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     sizes: dict[str, Any] = dict(
         audio_config={

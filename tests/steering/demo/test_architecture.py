@@ -82,7 +82,7 @@ def test_ids_and_sizes_of_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
     assert network.generation_config.pad_token_id == tokenizer.pad_token_id
     assert config.text_config.vocab_size >= len(tokenizer)
     assert config.text_config.num_hidden_layers == 8
-    assert 3e6 < sum(p.numel() for p in network.parameters()) < 4e6
+    assert sum(p.numel() for p in network.parameters()) < 6e6, "12 MB in float16"
 
 
 def test_positions_of_the_encoder_are_sinusoids(tokenizer: PreTrainedTokenizerFast) -> None:
