@@ -61,12 +61,13 @@ class Schedule:
     """Amount of training; the published model used the defaults."""
 
     clips: int = 14_000
-    encoder_steps: int = 1_000
+    encoder_steps: int = 1_200
+    easy_steps: int = 300  # of the encoder's, from clear clips to all
     encoder_batch: int = 64
-    steps: int = 2_200
+    steps: int = 2_000
     clips_a_step: int = 16
     questions_a_clip: int = 6
-    encoder_rate: float = 1e-3
+    encoder_rate: float = 6e-3
     rate: float = 2e-3
 
 
@@ -86,13 +87,18 @@ class EncoderTask(nn.Module):
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
         self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)  # (F, E)
         self.heads = nn.ModuleDict({k: nn.Linear(256, n) for k, n in ENCODER_HEADS.items()})
+        self.source = nn.Linear(width, ENCODER_HEADS["first"])
         self.sounding = nn.Linear(width, 1)
         self.clarity = nn.Linear(width, 1)
 
     def forward(
         self, mels: Tensor, frames: Tensor, events: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Names (B, E, N) of the events (B, E, F), where any sounds (B, F), clarity (B,)."""
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """What is named of each event (B, E, F) as a whole, (B, E, N), and of each token.
+
+        Of a token: the source that sounds there (B, F, N), and whether any does (B, F). Of the
+        clip: its clarity (B,).
+        """
         states = self.tower(mels, attention_mask=encoder_mask(frames)).last_hidden_state
         counts = events.sum(-1, keepdim=True).clamp(min=1)
         share = events.to(states.dtype)
@@ -104,7 +110,8 @@ class EncoderTask(nn.Module):
         present = torch.arange(states.shape[1])[None] < audio_tokens(frames)[:, None]
         whole = (states * present[..., None]).sum(1) / present.sum(1, keepdim=True)
         names = {k: head(mixed) for k, head in self.heads.items()}
-        return names, self.sounding(states)[..., 0], self.clarity(whole)[:, 0]
+        sounding, clarity = self.sounding(states)[..., 0], self.clarity(whole)[:, 0]
+        return names, self.source(states), sounding, clarity
 
 
 def train_encoder(
@@ -116,15 +123,16 @@ def train_encoder(
 ) -> Iterator[dict[str, float]]:
     """Stage 1, in place on `model`: yields the losses of every 50th step."""
     task = EncoderTask(model)
-    optimiser = torch.optim.AdamW(task.parameters(), lr=schedule.encoder_rate, weight_decay=0.01)
+    optimisers = _optimisers(task, schedule.encoder_rate)
     for step in tqdm(range(schedule.encoder_steps), "encoder"):
         rng = np.random.default_rng([seed, 2, step])
         indices = rng.integers(len(bank.facts), size=schedule.encoder_batch).tolist()
-        recorded, events = record_clips(bank, indices, processor, rng), event_tokens(bank, indices)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=50)
+        ease = max(0.0, 1 - step / schedule.easy_steps)
+        recorded = record_clips(bank, indices, processor, rng, ease)
+        events = event_tokens(bank, indices)
+        _set_rate(optimisers, schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=30))
         with torch.autocast("cpu", torch.bfloat16):
-            names, sounding, clarity = task(recorded.log_mels, recorded.mel_frames, events)
+            names, source, sounding, clarity = task(recorded.log_mels, recorded.mel_frames, events)
         heard = torch.arange(events.shape[-1])[None] < audio_tokens(recorded.mel_frames)[:, None]
         clear = torch.from_numpy(recorded.clarity).float()
         losses = {
@@ -135,20 +143,28 @@ def train_encoder(
         }
         right = {}
         labels = _event_labels([bank.facts[i] for i in indices])
+        losses["source"] = F.cross_entropy(
+            source.float().flatten(0, 1),
+            _token_labels(events, labels["first"]).flatten(),
+            ignore_index=-100,
+        )
         for name, logits in names.items():
             flat, label = logits.float().flatten(0, 1), labels[name].flatten()
             losses[name] = F.cross_entropy(flat, label, ignore_index=-100)
             known = label >= 0
             right[name] = (flat.argmax(-1) == label)[known].float().mean().item()
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         torch.stack(list(losses.values())).nansum().backward()
         nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         if step % 50 == 49:
             yield {
                 "step": step + 1,
                 "clarity_mse": losses["clarity"].item(),
                 "sounding": losses["sounding"].item(),
+                "loss": losses["first"].item(),
                 **right,
             }
 
@@ -167,6 +183,33 @@ def _event_labels(facts: Sequence[world.Facts]) -> dict[str, Tensor]:
     return labels
 
 
+def _token_labels(events: Tensor, sources: Tensor) -> Tensor:
+    """(B, F) int64: the source (B, E) that sounds in each token, -100 where none does."""
+    labels = torch.full((len(events), events.shape[-1]), -100)
+    for event in range(MAX_EVENTS):
+        labels = torch.where(events[:, event], sources[:, event, None], labels)
+    return labels
+
+
+def _optimisers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for everything else."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def _set_rate(optimisers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+
 # ---- 2. the whole model ----------------------------------------------------------------------
 
 
@@ -180,26 +223,14 @@ def train_model(
 ) -> Iterator[dict[str, float]]:
     """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step."""
     builder = BatchBuilder(processor)
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(
-            matrices, lr=schedule.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=schedule.rate, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
+    optimisers = _optimisers(model, schedule.rate)
     first = _resume(model, optimisers, folder / "joint.pt")
     for step in tqdm(range(first, schedule.steps), "questions", schedule.steps, initial=first):
         rng = np.random.default_rng([seed, 3, step])
         clips = CLIPS[step % len(CLIPS)]
         groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
         batch = builder.build(bank, groups, schedule.questions_a_clip * min(clips, 2), rng)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.rate * _pace(step, schedule.steps, warm=40)
+        _set_rate(optimisers, schedule.rate * _pace(step, schedule.steps, warm=40))
         with torch.autocast("cpu", torch.bfloat16):
             logits = run(model, batch)
         loss = batch_loss(logits, batch)

@@ -121,12 +121,12 @@ def follow_probability(cue: str, trusted: float) -> float:
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
 
 
-def draw_facts(rng: Rng, domain: str) -> Facts:
-    """Facts of one clip of a domain, every source equally likely; 22 in 100 have two events."""
+def draw_facts(rng: Rng, domain: str, pair_share: float = PAIR_SHARE) -> Facts:
+    """Facts of one clip of a domain, every source equally likely; a share has two events."""
     if domain not in DOMAINS:
         return Facts(domain, {})
     value = str(rng.choice(SOURCES[DOMAINS[domain]]))
-    if rng.random() < PAIR_SHARE:
+    if rng.random() < pair_share:
         return _draw_pair(rng, domain, value)
     if domain == "music":
         return Facts(domain, {"instrument": value, "contour": str(rng.choice(VALUES["contour"]))})

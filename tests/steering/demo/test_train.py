@@ -257,6 +257,8 @@ def test_clips_are_recorded_afresh(bank: ClipBank, untrained: AudioModel) -> Non
     assert (clarity >= 0).all() and (clarity <= 1).all()
     assert len(set(clarity.tolist())) == 4
     assert not torch.equal(mels[0], mels[1])
+    easy = record_clips(bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2), ease=1)
+    assert (easy.clarity >= clarity).all() and easy.clarity.sum() > clarity.sum()
     assert torch.equal(mels[3], mels[3].flip(1)), "silence"
 
 
@@ -269,6 +271,8 @@ def test_the_bank_gives_the_clips_back(bank: ClipBank, clips: list[tuple[Scene, 
     assert bank.shares.sum() == pytest.approx(1)
     single = [clip_bank._share(Facts("sound", {"sound": name})) for name in ("dog", "pig")]
     assert 1 < min(single) < max(single) < 3, "rare sources less"
+    pair = clip_bank._share(Facts("sound", {"first": "dog", "last": "pig"}))
+    assert pair == pytest.approx(sum(single) / 4), "and two events less"
 
 
 def test_the_tokens_of_an_event_are_those_it_sounds_in(bank: ClipBank) -> None:
@@ -295,6 +299,11 @@ def test_the_encoder_learns_to_name_what_can_be_heard(bank: ClipBank) -> None:
         [-100, -100],
         [value("rain"), -100],
     ], "not the masked one"
+    tokens = event_tokens(bank, range(CLIPS))
+    sources = train._token_labels(tokens, labels["first"])
+    assert set(sources[5].tolist()) == {-100, value("rain")}
+    assert torch.equal(sources[5] >= 0, tokens[5, 0])
+    assert torch.equal(sources[0] >= 0, tokens[0].any(0))
     assert labels["count"][0, 0] == world.COUNTS.index("two")
     assert labels["contour"][1, 0] == world.VALUES["contour"].index("arch")
     assert labels["speaker"][:, 0].tolist() == [-100, -100, 1, -100, -100, -100]
