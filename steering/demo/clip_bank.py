@@ -110,7 +110,7 @@ def _read_clips(folder: Path) -> ClipBank:
 
 
 def _share(facts: world.Facts) -> float:
-    """How often a clip is asked about, relative to others: more if familiar, half if of two events."""
+    """How often a clip is asked about: more where it is familiar, half where it has two events."""
     values = facts.attributes.values()
     familiar = [world.FAMILIARITY[value] for value in values if value in world.FAMILIARITY]
     share = 1.0 + 2.0 * float(np.mean(familiar or [0.5]))
