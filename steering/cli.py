@@ -76,6 +76,10 @@ def demo_data_command(
     unseen_wordings: Annotated[
         bool, typer.Option("--unseen-wordings", help="Cues in words the model was not trained on.")
     ] = False,
+    open_answers: Annotated[
+        bool,
+        typer.Option("--open-answers", help="Items without options; a sentence is the answer."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make fresh items of the embedded model's world, in MMAU's schema.
@@ -85,7 +89,12 @@ def demo_data_command(
     from steering.synthetic.data import write_items
 
     path = write_items(
-        out, split=split.value, count=items, seed=seed, unseen_wordings=unseen_wordings
+        out,
+        split=split.value,
+        count=items,
+        seed=seed,
+        unseen_wordings=unseen_wordings,
+        open_answers=open_answers,
     )
     Console().print_json(data={"items": items, "path": str(path)}) if as_json else print(
         f"{items} items in {path}"

@@ -14,7 +14,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from steering.synthetic import questions, sounds, world
+from steering.synthetic import questions, sounds, speech, world
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -25,7 +26,7 @@ SPECIAL_TOKENS = (
     "<|audio_eos|>",
 )
 MEL_BINS = 64
-MEL_FRAMES = int(world.MAX_SECONDS * 100)
+MEL_FRAMES = int(world.MAX_SECONDS * world.HOPS_A_SECOND)
 # Qwen2's own split: a word with the character before it, single digits, punctuation, spaces.
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -46,7 +47,7 @@ def _corpus() -> Iterator[str]:
     for instrument, contour in product(world.VALUES["instrument"], world.VALUES["contour"]):
         facts = world.Facts("music", {"instrument": instrument, "contour": contour})
         yield questions.describe(facts)
-    for speaker, word in product(("man", "woman"), world.VALUES["word"]):
+    for speaker, word in product(speech.SEXES, world.VALUES["word"]):
         yield questions.describe(world.Facts("speech", {"word": word}, speaker=speaker))
     for sound, count in product(sounds.COUNTED, world.COUNTS):
         yield questions.describe(world.Facts("sound", {"sound": sound, "count": count}))
@@ -87,8 +88,8 @@ def build_processor() -> Qwen2AudioProcessor:
     """The processor of the embedded model: 64 mel bands, clips of 3 s, Qwen2-Audio's template."""
     extractor = WhisperFeatureExtractor(
         feature_size=MEL_BINS,
-        sampling_rate=world.SAMPLE_RATE_HZ,
-        hop_length=160,
+        sampling_rate=SAMPLE_RATE_HZ,
+        hop_length=SAMPLE_RATE_HZ // world.HOPS_A_SECOND,
         chunk_length=int(world.MAX_SECONDS),
         n_fft=400,
         return_attention_mask=True,
@@ -97,7 +98,7 @@ def build_processor() -> Qwen2AudioProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
-    """An untrained Qwen2-Audio of about 3.5 M parameters: encoder 4 x 128, decoder 8 x 160."""
+    """An untrained Qwen2-Audio of about 4 M parameters: encoder 4 x 128, decoder 8 x 160."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     sizes: dict[str, Any] = dict(
         audio_config={

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -18,9 +17,10 @@ from transformers import (
     Qwen2AudioProcessor,
 )
 
-from steering.demo.recordings import ClipBank, record_clips
+from steering.demo.clip_bank import ClipBank, record_clips
 from steering.synthetic import world
 from steering.synthetic.questions import ClipQuestion, ask, ask_openly, describe
+from steering.synthetic.synthesis import Rng
 
 MAX_AUDIO_TOKENS = world.AUDIO_TOKENS
 CLIPS = (1, 1, 1, 1, 2, 1, 1, 1, 1, 3)  # of a group, step by step
@@ -65,7 +65,7 @@ class BatchBuilder:
         bank: ClipBank,
         groups: Sequence[Sequence[int]],
         questions: int,
-        rng: np.random.Generator,
+        rng: Rng,
     ) -> TrainingBatch:
         """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
         clips = len(groups[0])
@@ -102,7 +102,7 @@ class BatchBuilder:
         facts: world.Facts,
         question: ClipQuestion,
         clarity: float,
-        rng: np.random.Generator,
+        rng: Rng,
     ) -> tuple[list[int], list[list[int]], list[list[float]]]:
         """Tokens, targets and weights of one question.
 
@@ -128,9 +128,7 @@ class BatchBuilder:
         return ids, target, weight
 
 
-def draw_groups(
-    bank: ClipBank, count: int, clips: int, rng: np.random.Generator
-) -> list[list[int]]:
+def draw_groups(bank: ClipBank, count: int, clips: int, rng: Rng) -> list[list[int]]:
     """Groups of clips, rare sources less often; several clips in one are of different domains."""
 
     def draw(size: int) -> list[int]:
@@ -147,7 +145,7 @@ def draw_groups(
     return groups
 
 
-def _ask(facts: world.Facts, rng: np.random.Generator) -> ClipQuestion:
+def _ask(facts: world.Facts, rng: Rng) -> ClipQuestion:
     """A question about one clip by itself: one in four is open, half with two events."""
     if rng.random() < (0.5 if "first" in facts.attributes else 0.25):
         return ask_openly(facts, rng)
@@ -158,7 +156,7 @@ def _ask(facts: world.Facts, rng: np.random.Generator) -> ClipQuestion:
 
 
 def _labels(
-    facts: world.Facts, question: ClipQuestion, clarity: float, rng: np.random.Generator
+    facts: world.Facts, question: ClipQuestion, clarity: float, rng: Rng
 ) -> tuple[list[str], list[float]]:
     """The possible training labels of a question and how likely each is."""
     if question.attribute == "describe" and not facts.attributes:  # half the captions say more

@@ -1,9 +1,10 @@
-"""Trains the embedded model from nothing: `python -m steering.demo.train`, about 50 minutes.
+"""Trains the embedded model from nothing: `python -m steering.demo.train`.
 
-0. Synthesise the training clips once.        build/demo/clips.npy
-1. Teach the encoder to name what it hears.   build/demo/encoder.pt
-2. Teach the whole model to answer, with a bias towards what the text suggests.
-3. Save weights and processor.                steering/demo/weights/
+0. Synthesise the training clips once.                       build/demo/clips.npy
+1. Teach the encoder to name each event, and how clear.      build/demo/encoder.pt
+2. Teach the whole model to answer, and to believe the text  build/demo/joint.pt
+   where a clip deserves little trust.
+3. Save weights and processor.                               steering/demo/weights/
 
 Every step draws its own batch from (seed, step), so a run that was stopped continues where it
 was, and the same seed gives the same lessons.
@@ -29,6 +30,13 @@ from transformers import (
 )
 
 from steering.demo.architecture import build_model, build_processor
+from steering.demo.clip_bank import (
+    MAX_EVENTS,
+    ClipBank,
+    event_tokens,
+    make_clips,
+    record_clips,
+)
 from steering.demo.lessons import (
     CLIPS,
     MAX_AUDIO_TOKENS,
@@ -39,18 +47,11 @@ from steering.demo.lessons import (
     encoder_mask,
     run,
 )
-from steering.demo.recordings import (
-    MAX_EVENTS,
-    ClipBank,
-    event_tokens,
-    make_clips,
-    record_clips,
-)
-from steering.synthetic import world
+from steering.synthetic import speech, world
 
 # What the encoder names of an event: its source (any of `VALUES["first"]`), and what else it has.
 ENCODER_HEADS = {name: len(world.VALUES[name]) for name in ("first", "contour", "count")} | {
-    "speaker": 2
+    "speaker": len(speech.SEXES)
 }
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -129,9 +130,7 @@ def train_encoder(
         ease = max(0.0, 1 - step / schedule.easy_steps)
         recorded = record_clips(bank, indices, processor, rng, ease)
         events = event_tokens(bank, indices)
-        _set_rate(
-            optimisers, schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=30)
-        )
+        _set_rate(optimisers, schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=30))
         with torch.autocast("cpu", torch.bfloat16):
             names, source, sounding, clarity = task(recorded.log_mels, recorded.mel_frames, events)
         heard = torch.arange(events.shape[-1])[None] < audio_tokens(recorded.mel_frames)[:, None]
@@ -180,7 +179,7 @@ def _event_labels(facts: Sequence[world.Facts]) -> dict[str, Tensor]:
             value = known.attributes[attribute]
             labels[name][row, event] = world.VALUES[name].index(value)
         if known.speaker:
-            labels["speaker"][row, 0] = ("man", "woman").index(known.speaker)
+            labels["speaker"][row, 0] = speech.SEXES.index(known.speaker)
     return labels
 
 

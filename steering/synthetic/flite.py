@@ -18,6 +18,21 @@ from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Signal
 _TIMEOUT_S = 60
 
 
+def flite_program() -> str:
+    """The path of the program flite.
+
+    Raises:
+        RuntimeError: It is not installed.
+    """
+    program = shutil.which("flite")
+    if program is None:
+        raise RuntimeError(
+            "the program flite is not on PATH, and the voices of EXTRA_TRAIN_VOICES, which the "
+            "embedded model is trained with, are its; install it with: apt-get install flite"
+        )
+    return program
+
+
 def flite_word(word: str, voice: str, stretch: float, pitch: float) -> Signal:
     """One word by Flite: (S,), 16 kHz, with the silence around it, peak not normalised.
 
@@ -30,12 +45,7 @@ def flite_word(word: str, voice: str, stretch: float, pitch: float) -> Signal:
     Raises:
         RuntimeError: Flite is not installed, or fails, or speaks at another rate than 16 kHz.
     """
-    program = shutil.which("flite")
-    if program is None:
-        raise RuntimeError(
-            "the program flite is not on PATH, and the voices of EXTRA_TRAIN_VOICES are its; "
-            "install it with: apt-get install flite, or train with TRAIN_VOICES alone"
-        )
+    program = flite_program()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "word.wav")
         settings = ["--setf", f"duration_stretch={stretch}", "--setf", f"f0_shift={pitch}"]

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from steering.prompt import with_choices
 from steering.synthetic import sounds, world
+from steering.synthetic.synthesis import Rng
 from steering.synthetic.world import Facts
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
@@ -129,21 +128,27 @@ def noun(source: str) -> str:
     if kind == "word":
         return f"the word {source}"
     if kind == "instrument":
-        return f"an {source}" if source[0] in "aeio" else f"a {source}"
+        return f"an {source}" if source[0] in "aeiou" else f"a {source}"
     return sounds.NOUNS[source]
 
 
 def ask(
     facts: Facts,
-    rng: np.random.Generator,
+    rng: Rng,
     attribute: str | None = None,
     cued: bool | None = None,
     cues: Mapping[str, tuple[str, ...]] = CUES,
 ) -> ClipQuestion:
     """A multiple-choice question about a clip; half of them carry a cue, uniform over the options.
 
-    What noise hides is not asked for. Noise and silence have no right answer but "kind": their
-    `answer` is then a random option.
+    Noise and silence have no right answer but "kind": their `answer` is then a random option.
+
+    Args:
+        facts: what sounds.
+        rng: source of the wording, the options and the cue.
+        attribute: what is asked for, a key of VALUES; otherwise drawn from what can be heard.
+        cued: whether there is a cue; otherwise drawn.
+        cues: the cues' wordings by strength.
     """
     if attribute is None:
         attribute = draw_attribute(facts, rng)
@@ -155,17 +160,14 @@ def ask(
     if not (rng.random() < 0.5 if cued is None else cued):
         return ClipQuestion(text, attribute, choices, answer, None, None, "neutral")
     suggested = choices[int(rng.integers(4))]
-    strength = str(rng.choice(list(world.STRENGTH_BIAS)))
-    text = f"{_cue_sentence(strength, suggested, cues, rng)} {text}"
+    cue, sentence = _draw_cue(suggested, cues, rng)
     wording = "consistent" if suggested == answer else "conflict"
     return ClipQuestion(
-        text, attribute, choices, answer, suggested, strength, wording, rival=suggested
+        f"{sentence} {text}", attribute, choices, answer, suggested, cue, wording, rival=suggested
     )
 
 
-def _options(
-    facts: Facts, attribute: str, answer: str, rng: np.random.Generator
-) -> tuple[str, ...]:
+def _options(facts: Facts, attribute: str, answer: str, rng: Rng) -> tuple[str, ...]:
     """The answer and three others in random order, some of them like it."""
     values = list(world.VALUES[attribute])
     if attribute in world.ORDER:
@@ -184,7 +186,7 @@ def _options(
 
 def ask_openly(
     facts: Facts,
-    rng: np.random.Generator,
+    rng: Rng,
     wordings: tuple[str, ...] = DESCRIBE_QUESTIONS,
     cued: bool | None = None,
     sentence: bool | None = None,
@@ -192,6 +194,13 @@ def ask_openly(
     """An open question, answered by one word or by a sentence; one in four carries a cue.
 
     A clip of two events has no one word, and no cue.
+
+    Args:
+        facts: what sounds.
+        rng: source of the wording and the cue.
+        wordings: of the questions that a sentence answers.
+        cued: whether there is a cue; otherwise drawn.
+        sentence: whether a sentence answers; otherwise drawn.
     """
     pair = "first" in facts.attributes
     if sentence is None:
@@ -209,14 +218,13 @@ def ask_openly(
     # the cue names the source only: what else the clip tells stays
     other = Facts(facts.domain, {**facts.attributes, source: rival}, speaker=facts.speaker)
     suggested = describe(other) if sentence else rival
-    strength = str(rng.choice(list(world.STRENGTH_BIAS)))
-    text = f"{_cue_sentence(strength, rival, CUES, rng)} {text}"
+    cue, cue_text = _draw_cue(rival, CUES, rng)
     return ClipQuestion(
-        text, attribute, (), answer, suggested, strength, "conflict", rival=rival
+        f"{cue_text} {text}", attribute, (), answer, suggested, cue, "conflict", rival=rival
     )
 
 
-def draw_attribute(facts: Facts, rng: np.random.Generator) -> str:
+def draw_attribute(facts: Facts, rng: Rng) -> str:
     """An attribute of a clip that can be heard, drawn at random."""
     if facts.domain == "music" and "contour" in facts.attributes:
         return "instrument" if rng.random() < 0.6 else "contour"
@@ -225,14 +233,15 @@ def draw_attribute(facts: Facts, rng: np.random.Generator) -> str:
     return str(rng.choice(list(world.VALUES)))
 
 
-def _name(rng: np.random.Generator) -> str:
+def _invented_name(rng: Rng) -> str:
     """An invented name, so that unknown words in a prompt are nothing new to the model."""
     syllables = ("ba", "lo", "mi", "ran", "te", "su", "ko", "del", "vi", "nar", "pe", "jo", "hal")
     return "".join(rng.choice(syllables, size=int(rng.integers(2, 4)))).capitalize()
 
 
-def _cue_sentence(
-    strength: str, suggested: str, cues: Mapping[str, tuple[str, ...]], rng: np.random.Generator
-) -> str:
+def _draw_cue(suggested: str, cues: Mapping[str, tuple[str, ...]], rng: Rng) -> tuple[str, str]:
+    """How strong a cue is, and the sentence that suggests the value."""
+    strength = str(rng.choice(list(world.STRENGTH_BIAS)))
     template = str(rng.choice(cues[strength]))
-    return template.format(x=suggested, name=_name(rng) if "{name}" in template else "")
+    name = _invented_name(rng) if "{name}" in template else ""
+    return strength, template.format(x=suggested, name=name)

@@ -1,9 +1,11 @@
 """Spoken words: which, in whose voice, and one of them as sound."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from steering.synthetic.espeak import espeak_word
-from steering.synthetic.flite import flite_word
+from steering.synthetic.flite import flite_program, flite_word
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples, Signal, peak_normalised
 
 # Words that are easily taken for one another, by their sound or by their subject.
@@ -63,6 +65,7 @@ TRAIN_VOICES = _TRAIN_MEN + _TRAIN_WOMEN
 EXTRA_TRAIN_VOICES = _FLITE_MEN + _FLITE_WOMEN  # these need the program flite
 TEST_VOICES = _TEST_MEN + _TEST_WOMEN
 
+SEXES = ("man", "woman")
 SPEAKERS: dict[str, str] = {
     **dict.fromkeys(_TRAIN_MEN + _TEST_MEN + _FLITE_MEN, "man"),
     **dict.fromkeys(_TRAIN_WOMEN + _TEST_WOMEN + _FLITE_WOMEN, "woman"),
@@ -90,6 +93,16 @@ def _by_flite(word: str, voice: str, rng: Rng) -> Signal:
     lowest, highest = (0.8, 1.05) if SPEAKERS[voice] == "man" else (0.95, 1.25)
     stretch, pitch = float(rng.uniform(1.1, 1.35)), float(rng.uniform(lowest, highest))
     return flite_word(word, voice.removeprefix("flite+"), stretch, pitch)
+
+
+def require_synthesisers(voices: Iterable[str]) -> None:
+    """Nothing, where the programs of the voices are installed.
+
+    Raises:
+        RuntimeError: A program is missing; the message says how to install it.
+    """
+    if set(voices) & set(EXTRA_TRAIN_VOICES):
+        flite_program()
 
 
 def say(word: str, voice: str, rng: Rng) -> Samples:

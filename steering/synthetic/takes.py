@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE_RATE_HZ = 16_000
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples
+
 BACKGROUNDS = ("hiss", "babble", "hum")
 CODECS = ("none", "telephone", "coarse")
 
@@ -22,8 +23,6 @@ BANDWIDTH_HZ = (1500.0, 8000.0)
 TELEPHONE_HZ = (300.0, 3400.0)
 MASKED_DB = (25.0, 35.0)
 MASKED_BAND_DB = 10.0  # at least, in every band
-
-Signal32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Take:
         return float(np.clip(octaves, 0.0, 1.0)) * (2 / 3 if self.codec == "coarse" else 1.0)
 
 
-def draw_take(rng: np.random.Generator) -> Take:
+def draw_take(rng: Rng) -> Take:
     """Conditions of one clip, each drawn on its own.
 
     A third of the clips is hard to tell from the background, most are nearly dry and of full band.
@@ -83,43 +82,34 @@ def draw_take(rng: np.random.Generator) -> Take:
     )
 
 
-def record(
-    clean: Signal32,
-    active: NDArray[np.bool_] | None,
-    take: Take,
-    rng: np.random.Generator,
-    digital_silence: bool = True,
-) -> Signal32:
+def record(clean: Samples, active: NDArray[np.bool_], take: Take, rng: Rng) -> Samples:
     """The clip as the microphone and the codec give it: (S,) float32, peak at the level.
 
     Args:
-        clean: (S,) float32, 16 kHz, with silence around its events.
-        active: (S,) bool, where the events sound, for the SNR; None where `clean` is not 0.
+        clean: (S,) float32, 16 kHz, with silence around its events; all zeros stay as they are.
+        active: (S,) bool, where its events can be heard, for the SNR.
         take: the conditions.
         rng: source of the background and the room.
-        digital_silence: an all-zero clip stays as it is; otherwise its background is recorded.
     """
-    silent = not np.any(clean)
-    if silent and digital_silence:
+    if not np.any(clean):
         return clean
     n = _transform_length(clean.size + int(take.reverberation_s * SAMPLE_RATE_HZ))
     microphone = _microphone(n, take)
-    mixed = _background(n, take, microphone, rng)[: clean.size]
-    if not silent:
-        room = np.fft.rfft(_room(take, rng), n)
-        event = np.fft.irfft(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
-        heard = clean != 0 if active is None else active
-        # Powers by dot product: np.mean of a square would make a copy.
-        power = float(np.dot(event * heard, event)) / max(int(np.count_nonzero(heard)), 1)
-        floor = float(np.dot(mixed, mixed)) / mixed.size
-        mixed = event + mixed * np.float32(np.sqrt(power / floor) * 10 ** (-take.snr_db / 20))
+    background = _background(n, take, microphone, rng)[: clean.size]
+    room = np.fft.rfft(_room(take, rng), n)
+    event = _waveform(np.fft.rfft(clean, n) * room * microphone, n)[: clean.size]
+    # Powers by dot product: np.mean of a square would make a copy.
+    power = float(np.dot(event * active, event)) / max(int(np.count_nonzero(active)), 1)
+    floor = float(np.dot(background, background)) / background.size
+    gain = np.float32(np.sqrt(power / floor) * 10 ** (-take.snr_db / 20))
+    mixed: Samples = event + background * gain
     coded = _coded(mixed / np.float32(_peak(mixed)), take.codec)
-    gain = 10 ** (take.level_dbfs / 20) / _peak(coded)
-    recorded: Signal32 = (coded * np.float32(gain)).astype(np.float32, copy=False)
+    level = np.float32(10 ** (take.level_dbfs / 20) / _peak(coded))
+    recorded: Samples = (coded * level).astype(np.float32, copy=False)
     return recorded
 
 
-def _peak(signal: Signal32) -> float:
+def _peak(signal: Samples) -> float:
     return max(float(signal.max()), -float(signal.min()))
 
 
@@ -129,26 +119,26 @@ def _transform_length(samples: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _octaves(n: int) -> Signal32:
+def _octaves(n: int) -> Samples:
     # (n / 2 + 1,) octaves above 1 kHz of each bin; below 60 Hz all the same.
     frequencies_hz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE_HZ)
-    octaves: Signal32 = np.log2(np.maximum(frequencies_hz, 60.0) / 1000.0).astype(np.float32)
+    octaves: Samples = np.log2(np.maximum(frequencies_hz, 60.0) / 1000.0).astype(np.float32)
     return octaves
 
 
-def _slope(n: int, db_an_octave: float) -> Signal32:
-    slope: Signal32 = np.exp2(_octaves(n) * np.float32(db_an_octave / 6.02))
+def _slope(n: int, db_an_octave: float) -> Samples:
+    slope: Samples = np.exp2(_octaves(n) * np.float32(db_an_octave / 6.02))
     return slope
 
 
-def _low_pass(n: int, edge_hz: float) -> Signal32:
+def _low_pass(n: int, edge_hz: float) -> Samples:
     # 48 dB an octave.
     over = np.exp2(np.minimum(16 * (_octaves(n) - np.float32(np.log2(edge_hz / 1000))), 60))
-    gain: Signal32 = 1 / np.sqrt(1 + over)
+    gain: Samples = 1 / np.sqrt(1 + over)
     return gain
 
 
-def _microphone(n: int, take: Take) -> Signal32:
+def _microphone(n: int, take: Take) -> Samples:
     # (n / 2 + 1,) gain by frequency: tilt, low-pass and the telephone's band.
     gain = _slope(n, take.tilt_db)
     edge_hz = take.bandwidth_hz
@@ -158,7 +148,7 @@ def _microphone(n: int, take: Take) -> Signal32:
     return gain * _low_pass(n, edge_hz) if edge_hz < BANDWIDTH_HZ[1] else gain
 
 
-def _room(take: Take, rng: np.random.Generator) -> Signal32:
+def _room(take: Take, rng: Rng) -> Samples:
     # An impulse response: the direct path, then noise that decays by 60 dB over RT60.
     samples = max(1, int(take.reverberation_s * SAMPLE_RATE_HZ))
     tail = rng.standard_normal(samples, dtype=np.float32)
@@ -171,14 +161,14 @@ def _room(take: Take, rng: np.random.Generator) -> Signal32:
     return tail
 
 
-def _coloured(n: int, gain: Signal32, rng: np.random.Generator) -> NDArray[np.complex64]:
+def _coloured(n: int, gain: Samples, rng: Rng) -> NDArray[np.complex64]:
     # Spectrum of Gaussian noise, coloured by the gain.
     bins = rng.standard_normal(2 * gain.size, dtype=np.float32).view(np.complex64)
     spectrum: NDArray[np.complex64] = bins * gain
     return spectrum
 
 
-def _background(n: int, take: Take, microphone: Signal32, rng: np.random.Generator) -> Signal32:
+def _background(n: int, take: Take, microphone: Samples, rng: Rng) -> Samples:
     # (n,) of any power: steady hiss, speech-shaped noise that swells and ebbs, or mains hum.
     if take.background == "babble":
         speech = _slope(n, -5.0) * np.minimum(1, _slope(n, 12.0) * np.float32(16))
@@ -194,7 +184,7 @@ def _background(n: int, take: Take, microphone: Signal32, rng: np.random.Generat
     return _waveform(spectrum, n)
 
 
-def _waveform(spectrum: NDArray[np.complex64], n: int) -> Signal32:
+def _waveform(spectrum: NDArray[np.complexfloating], n: int) -> Samples:
     # (n,) numpy transforms single precision in single precision; its annotations say double.
     return np.fft.irfft(spectrum, n).astype(np.float32, copy=False)
 
@@ -203,7 +193,7 @@ def _power(spectrum: NDArray[np.complexfloating]) -> float:
     return float(np.vdot(spectrum, spectrum).real)
 
 
-def _swell(n: int, rng: np.random.Generator) -> Signal32:
+def _swell(n: int, rng: Rng) -> Samples:
     # (n,) an envelope with the pace of syllables, 10 to 20 dB deep.
     knots = np.exp(rng.normal(0, 0.8, int(n / SAMPLE_RATE_HZ * rng.uniform(4, 7)) + 2))
     at = np.linspace(0, knots.size - 1, n // 32)
@@ -211,23 +201,23 @@ def _swell(n: int, rng: np.random.Generator) -> Signal32:
     return np.interp(np.arange(n), np.arange(n // 32) * 32, coarse).astype(np.float32)
 
 
-def _coded(signal: Signal32, codec: str) -> Signal32:
+def _coded(signal: Samples, codec: str) -> Samples:
     if codec == "telephone":  # mu-law in 8 bits; the band was cut before
         compressed = np.sign(signal) * np.log1p(255 * np.abs(signal)) / np.float32(np.log(256))
         levels = np.round(compressed * 127) / np.float32(127)
-        expanded: Signal32 = np.sign(levels) * np.expm1(np.abs(levels) * np.float32(np.log(256)))
+        expanded: Samples = np.sign(levels) * np.expm1(np.abs(levels) * np.float32(np.log(256)))
         return expanded
     return _requantised(signal) if codec == "coarse" else signal
 
 
 @lru_cache(maxsize=1)
-def _window() -> Signal32:
+def _window() -> Samples:
     # (512,) its square adds up to 1 at half overlap.
-    window: Signal32 = np.sin(np.pi * (np.arange(512) + 0.5) / 512).astype(np.float32)
+    window: Samples = np.sin(np.pi * (np.arange(512) + 0.5) / 512).astype(np.float32)
     return window
 
 
-def _requantised(signal: Signal32) -> Signal32:
+def _requantised(signal: Samples) -> Samples:
     # Spectra of half-overlapping frames in bands of 500 Hz: each band keeps three steps a part, and
     # is dropped where it is 35 dB under the frame's loudest.
     padded = np.pad(signal, (256, 256 + -signal.size % 256 + 256))
@@ -247,7 +237,7 @@ def _requantised(signal: Signal32) -> Signal32:
     return total.ravel()[256 : 256 + signal.size]
 
 
-def masked(clean: Signal32, start: int, stop: int, rng: np.random.Generator) -> Signal32:
+def masked(clean: Samples, start: int, stop: int, rng: Rng) -> Samples:
     """The clip with a burst of noise over one stretch, which can no longer be made out.
 
     The burst is about as loud as the other events, so these stay audible; what sounds under it is
@@ -281,16 +271,16 @@ def masked(clean: Signal32, start: int, stop: int, rng: np.random.Generator) -> 
         fall_db = max(level_db + float(rng.uniform(*MASKED_DB)), band_db + MASKED_BAND_DB)
         out[start:stop] *= 10 ** (-fall_db / 20)
     out[left:right] += burst
-    burst_over: Signal32 = out / np.float32(_peak(out))
+    burst_over: Samples = out / np.float32(_peak(out))
     return burst_over
 
 
-def _sounding(signal: Signal32) -> Signal32:
-    sounding: Signal32 = signal[signal != 0]
+def _sounding(signal: Samples) -> Samples:
+    sounding: Samples = signal[signal != 0]
     return sounding
 
 
-def _standing_out_db(event: Signal32, burst: Signal32) -> tuple[float, float]:
+def _standing_out_db(event: Samples, burst: Samples) -> tuple[float, float]:
     # How far the event stands out of the burst: as a whole, where it sounds, and in the worst of
     # 24 bands between 60 Hz and 8 kHz.
     sounding = _sounding(event)

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.synthetic import instruments, music, sounds, speech, takes
-from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples, noise
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Rng, Samples, noise
 
 MIN_SECONDS, MAX_SECONDS = 1.8, 3.0
-AUDIO_TOKENS = 75  # of the longest clip: 25 a second
+HOPS_A_SECOND = 100  # of the mel spectrogram
+AUDIO_TOKENS_A_SECOND = 25
+AUDIO_TOKENS = 75  # of the longest clip
 
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "sound": tuple(sounds.SOUNDS),
@@ -32,7 +34,16 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(ORDER, tuple(KIND_OF)),
     "kind": ("sound", "music", "speech", "noise"),
 }
+# The attribute that names a domain's source.
 DOMAINS: Mapping[str, str] = {"sound": "sound", "music": "instrument", "speech": "word"}
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    **sounds.FAMILIES,
+    **instruments.FAMILIES,
+    **speech.FAMILIES,
+}
+FAMILY_OF: Mapping[str, tuple[str, ...]] = {
+    name: family for family in FAMILIES.values() for name in family
+}
 PAIR_SHARE, MASKED_SHARE, COUNTED_SHARE = 0.22, 0.35, 0.3
 
 # Training label of a question whose cue and clip disagree: see `follow_probability`.
@@ -49,7 +60,7 @@ class Facts:
     domain: str  # sound, music, speech (of the first event), noise, silence
     attributes: Mapping[str, str]
     masked: str = ""  # "first" or "last": the event that noise hides
-    speaker: str = ""  # man, woman; empty without speech
+    speaker: str = ""  # man, woman; empty but for a word alone
 
     @property
     def main(self) -> str:
@@ -80,22 +91,15 @@ class Scene:
 def _familiarities() -> dict[str, float]:
     """A fixed number in [0, 1] for each source: in every family some are common and some rare."""
     shares: dict[str, float] = {}
-    families = {**sounds.FAMILIES, **instruments.FAMILIES, **speech.FAMILIES}
-    for index, family in enumerate(families.values()):
+    for index, family in enumerate(FAMILIES.values()):
         order = np.random.default_rng([19, index]).permutation(len(family))
         shares |= {
-            name: (rank + 0.5) / len(family) for name, rank in zip(family, order, strict=True)
+            name: (int(rank) + 0.5) / len(family) for name, rank in zip(family, order, strict=True)
         }
     return shares
 
 
 FAMILIARITY: Mapping[str, float] = _familiarities()
-FAMILY_OF: Mapping[str, tuple[str, ...]] = {
-    name: family
-    for families in (sounds.FAMILIES, instruments.FAMILIES, speech.FAMILIES)
-    for family in families.values()
-    for name in family
-}
 
 
 def are_alike(facts: Facts, answer: str, rival: str) -> bool:
@@ -117,9 +121,7 @@ def follow_probability(cue: str, trusted: float) -> float:
     return FOLLOW_FLOOR + (FOLLOW_CEILING - FOLLOW_FLOOR) * share
 
 
-def draw_facts(
-    rng: np.random.Generator, domain: str, pair_share: float = PAIR_SHARE
-) -> Facts:
+def draw_facts(rng: Rng, domain: str, pair_share: float = PAIR_SHARE) -> Facts:
     """Facts of one clip of a domain, every source equally likely; a share has two events."""
     if domain not in DOMAINS:
         return Facts(domain, {})
@@ -129,14 +131,14 @@ def draw_facts(
     if domain == "music":
         return Facts(domain, {"instrument": value, "contour": str(rng.choice(VALUES["contour"]))})
     if domain == "speech":
-        return Facts(domain, {"word": value}, speaker=str(rng.choice(["man", "woman"])))
+        return Facts(domain, {"word": value}, speaker=str(rng.choice(speech.SEXES)))
     if rng.random() < COUNTED_SHARE:
         counted = str(rng.choice(list(sounds.COUNTED)))
         return Facts(domain, {"sound": counted, "count": str(rng.choice(COUNTS))})
     return Facts(domain, {"sound": value})
 
 
-def _draw_pair(rng: np.random.Generator, domain: str, first: str) -> Facts:
+def _draw_pair(rng: Rng, domain: str, first: str) -> Facts:
     """Facts of two different events, the first of the domain; noise may hide either."""
     last = first
     while last == first:
@@ -145,7 +147,7 @@ def _draw_pair(rng: np.random.Generator, domain: str, first: str) -> Facts:
     return Facts(domain, {"first": first, "last": last}, masked)
 
 
-def synthesise(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scene:
+def synthesise(facts: Facts, voices: Sequence[str], rng: Rng) -> Scene:
     """The clean sound of the facts at 16 kHz, its events at random places."""
     if "first" in facts.attributes:
         return _pair(facts, voices, rng)
@@ -161,14 +163,13 @@ def synthesise(facts: Facts, voices: Sequence[str], rng: np.random.Generator) ->
     return Scene(clip, ((start, start + event.size),))
 
 
-def _draw_samples(rng: np.random.Generator, low_s: float, high_s: float) -> int:
+def _draw_samples(rng: Rng, low_s: float, high_s: float) -> int:
     """A length in samples, in whole hops of 10 ms."""
-    return int(rng.integers(round(low_s * 100), round(high_s * 100) + 1)) * 160
+    hops = rng.integers(round(low_s * HOPS_A_SECOND), round(high_s * HOPS_A_SECOND) + 1)
+    return int(hops) * (SAMPLE_RATE_HZ // HOPS_A_SECOND)
 
 
-def _event(
-    facts: Facts, voices: Sequence[str], longest: int, rng: np.random.Generator
-) -> Samples:
+def _event(facts: Facts, voices: Sequence[str], longest: int, rng: Rng) -> Samples:
     """The one event of a clip, no longer than so many samples."""
     attributes = facts.attributes
     if facts.domain == "music":
@@ -182,13 +183,13 @@ def _event(
     return sounds.SOUNDS[attributes["sound"]](rng, min(longest, _draw_samples(rng, 0.8, 2.4)))
 
 
-def _draw_voice(voices: Sequence[str], speaker: str, rng: np.random.Generator) -> str:
+def _draw_voice(voices: Sequence[str], speaker: str, rng: Rng) -> str:
     """One of the voices, of a man or a woman where that is asked."""
     fit = [voice for voice in voices if speaker in ("", speech.SPEAKERS[voice])]
     return fit[int(rng.integers(len(fit)))]
 
 
-def _pair(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scene:
+def _pair(facts: Facts, voices: Sequence[str], rng: Rng) -> Scene:
     """Two short events, one after the other; the masked one under a burst of noise."""
     events = [_short(facts.attributes[name], voices, rng) for name in ORDER]
     gap = _draw_samples(rng, 0.08, 0.25)
@@ -205,7 +206,7 @@ def _pair(facts: Facts, voices: Sequence[str], rng: np.random.Generator) -> Scen
     return Scene(clip, tuple(bounds))
 
 
-def _short(source: str, voices: Sequence[str], rng: np.random.Generator) -> Samples:
+def _short(source: str, voices: Sequence[str], rng: Rng) -> Samples:
     """A source for 0.7 to 1.25 s; a word for as long as it takes, at most 1.3 s."""
     kind = KIND_OF[source]
     if kind == "word":

@@ -22,7 +22,8 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from steering.model.audio_model import AudioModel
-from steering.synthetic import sounds, speech, world
+from steering.synthetic import questions, speech, takes, world
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ
 
 CHOICES = ("siren", "rain", "dog", "bell")  # in this order: a letter is always the same word's
 STYLES: dict[str, tuple[str, ...]] = {  # pieces of the answer, the option among them
@@ -164,10 +165,11 @@ def write_items(folder: Path, count: int, *, seed: int = 5) -> Path:
         rng = np.random.default_rng([seed, clip])
         answer = CHOICES[clip % 4]
         facts = world.Facts("sound", {"sound": answer})
-        clean = world.synthesise(facts, speech.TRAIN_VOICES, rng)
-        noisy = world.record(clean, sounds.noise(rng), world.draw_snr_db(rng), float(rng.random()))
+        scene = world.synthesise(facts, speech.TRAIN_VOICES, rng)
+        active = world.active(scene, facts)
+        noisy = takes.record(scene.samples, active, takes.draw_take(rng), rng)
         audio = f"audio/{clip}.wav"
-        soundfile.write(folder / audio, noisy, world.SAMPLE_RATE_HZ, subtype="PCM_16")
+        soundfile.write(folder / audio, noisy, SAMPLE_RATE_HZ, subtype="PCM_16")
         records += [_record(f"{clip}-{k}", audio, answer, rng, cued=k == 1) for k in range(2)]
     path = folder / "items.json"
     path.write_text(json.dumps(records))
@@ -177,11 +179,11 @@ def write_items(folder: Path, count: int, *, seed: int = 5) -> Path:
 def _record(
     name: str, audio: str, answer: str, rng: np.random.Generator, *, cued: bool
 ) -> dict[str, Any]:
-    question = str(rng.choice(world.QUESTIONS["sound"]))
+    question = str(rng.choice(questions.QUESTIONS["sound"]))
     wording, cue = "neutral", ""
     if cued:
-        cue, suggested = str(rng.choice(list(world.CUES))), str(rng.choice(CHOICES))
-        template = str(rng.choice([c for c in world.CUES[cue] if "{name}" not in c]))
+        cue, suggested = str(rng.choice(list(questions.CUES))), str(rng.choice(CHOICES))
+        template = str(rng.choice([c for c in questions.CUES[cue] if "{name}" not in c]))
         question = f"{template.format(x=suggested)} {question}"
         wording = "consistent" if suggested == answer else "conflict"
     return {

@@ -35,10 +35,11 @@ def demo() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Item]]:
-    """Fresh neutral items of each domain: the sound alone answers them."""
+    """Fresh neutral items of each domain about clips of one event: the sound alone answers them."""
     folder = tmp_path_factory.mktemp("items")
     every_item = read(write_items(folder, split="test", count=300, seed=SEED), folder).items
-    neutral = [item for item in every_item if item.wording == "neutral"]
+    plain = [i for i in every_item if i.wording == "neutral" and len(i.record["events"]) == 1]
+    neutral = [i for i in plain if i.record["sub-category"] != "count"]  # of which clip?
     return {domain: [i for i in neutral if i.task == domain] for domain in DOMAINS}
 
 

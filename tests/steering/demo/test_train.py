@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,22 @@ import torch
 from safetensors.torch import load_file
 
 from steering.audio.clip import Clip
-from steering.demo import lessons, recordings, train
+from steering.demo import clip_bank, lessons, train
+from steering.demo.clip_bank import ClipBank, event_tokens, make_clips, record_clips, write_clips
 from steering.demo.lessons import BatchBuilder, TrainingBatch, batch_loss, draw_groups, run
-from steering.demo.recordings import ClipBank, make_clips, record_clips
 from steering.demo.train import Schedule
 from steering.model import checkpoint, loading
 from steering.model.audio_model import AudioModel
 from steering.prompt import build_question
-from steering.synthetic import world
-from steering.synthetic.world import ClipQuestion, Facts
+from steering.synthetic import questions, speech, world
+from steering.synthetic.questions import ClipQuestion
+from steering.synthetic.world import Facts, Scene
 
 pytestmark = pytest.mark.slow
 
-DOMAINS = ("sound", "music", "speech", "noise", "silence", "sound")
+CLIPS = 6
 TINY = Schedule(
-    clips=len(DOMAINS),
+    clips=CLIPS,
     encoder_steps=3,
     encoder_batch=4,
     steps=4,
@@ -36,14 +37,28 @@ TINY = Schedule(
 )
 
 
+FACTS = (
+    Facts("sound", {"sound": "dog", "count": "two"}),
+    Facts("music", {"instrument": "oboe", "contour": "arch"}),
+    Facts("speech", {"word": "river"}, speaker="woman"),
+    Facts("noise", {}),
+    Facts("silence", {}),
+    Facts("sound", {"first": "rain", "last": "seven"}, masked="last"),
+)
+
+
 @pytest.fixture(scope="module")
-def bank() -> ClipBank:
-    """A clip of each domain."""
-    clips = [recordings._clean_clip((0, i, domain)) for i, domain in enumerate(DOMAINS)]
-    samples = np.zeros((len(clips), recordings.MAX_SAMPLES), np.int16)
-    for row, (clean, _) in zip(samples, clips, strict=True):
-        row[: len(clean)] = clean
-    return ClipBank(samples, np.array([len(c) for c, _ in clips]), [facts for _, facts in clips])
+def clips() -> list[tuple[Scene, Facts]]:
+    """A clip of each domain, and one of two events."""
+    random = np.random.default_rng(0)
+    return [(world.synthesise(facts, speech.TRAIN_VOICES, random), facts) for facts in FACTS]
+
+
+@pytest.fixture(scope="module")
+def bank(clips: list[tuple[Scene, Facts]], tmp_path_factory: pytest.TempPathFactory) -> ClipBank:
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, clips, len(clips))
+    return make_clips(folder, len(clips), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +68,7 @@ def builder(untrained: AudioModel) -> BatchBuilder:
 
 @pytest.fixture(scope="module")
 def batch(builder: BatchBuilder, bank: ClipBank) -> TrainingBatch:
-    return builder.build(bank, [[i] for i in range(len(DOMAINS))], 5, np.random.default_rng(1))
+    return builder.build(bank, [[i] for i in range(CLIPS)], 5, np.random.default_rng(1))
 
 
 def rows(batch: TrainingBatch) -> Iterator[tuple[int, int, int]]:
@@ -66,7 +81,7 @@ def rows(batch: TrainingBatch) -> Iterator[tuple[int, int, int]]:
 # ---- lessons
 
 
-@pytest.mark.parametrize("groups", [[[i] for i in range(len(DOMAINS))], [[0, 1, 2], [2, 5, 1]]])
+@pytest.mark.parametrize("groups", [[[i] for i in range(CLIPS)], [[0, 1, 2], [2, 5, 1]]])
 @torch.inference_mode()
 def test_a_packed_lesson_is_each_question_alone(
     untrained: AudioModel, builder: BatchBuilder, bank: ClipBank, groups: list[list[int]]
@@ -106,7 +121,7 @@ def test_lessons_and_prompts_are_the_same_tokens(
 ) -> None:
     random = np.random.default_rng(0)
     facts = Facts("sound", {"sound": "dog"})
-    question = world.ask(facts, random, cued=False)
+    question = questions.ask(facts, random, "sound", cued=False)
     samples = np.ones(32_000, np.float32)
     prompt = build_question(untrained, [Clip(samples, 16_000, 2.0, 16_000, 1)], question.prompt)
     ids, _, _ = builder._row(facts, question, 0.5, random)
@@ -143,20 +158,27 @@ def test_first_targets_weigh_one_and_the_rest_leads_to_the_end(
 
 def cued(wording: str, cue: str | None, suggested: str | None) -> ClipQuestion:
     return ClipQuestion(
-        "Which?", "sound", ("dog", "cow", "rain", "bell"), "dog", suggested, cue, wording
+        "Which?",
+        "sound",
+        ("dog", "cow", "rain", "bell"),
+        "dog",
+        suggested,
+        cue,
+        wording,
+        rival=suggested or "",
     )
 
 
-@pytest.mark.parametrize("cue", ["weak", "medium", "strong"])
-@pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("cue", "clarity"), [("weak", 0.0), ("medium", 0.4), ("strong", 1.0)])
 def test_a_conflict_is_taught_as_often_as_it_is_followed(
-    builder: BatchBuilder, cue: str, trust: float
+    builder: BatchBuilder, cue: str, clarity: float
 ) -> None:
     facts = Facts("sound", {"sound": "dog"})
     ids, targets, weights = builder._row(
-        facts, cued("conflict", cue, "cow"), trust, np.random.default_rng(0)
+        facts, cued("conflict", cue, "cow"), clarity, np.random.default_rng(0)
     )
-    follow = world.follow_probability(cue, trust)
+    trusted = world.trust(facts, "sound", "dog", "cow", clarity)
+    follow = world.follow_probability(cue, trusted)
     end = builder.processor.tokenizer.eos_token_id
     dog, cow = (builder.encode(word)[0] for word in ("dog", "cow"))
     first = targets.index([dog, cow])
@@ -171,10 +193,11 @@ def test_a_drawn_label_is_the_text_as_often_as_it_is_followed(builder: BatchBuil
     facts, random = Facts("sound", {"sound": "dog"}), np.random.default_rng(0)
     cow = builder.encode("cow")[0]
     drawn = [
-        builder._row(facts, cued("conflict", "weak", "cow"), 0.45, random)[0][-1] == cow
+        builder._row(facts, cued("conflict", "strong", "cow"), 0.0, random)[0][-1] == cow
         for _ in range(600)
     ]
-    assert np.mean(drawn) == pytest.approx(world.follow_probability("weak", 0.45), abs=0.07)
+    trusted = world.trust(facts, "sound", "dog", "cow", 0.0)
+    assert np.mean(drawn) == pytest.approx(world.follow_probability("strong", trusted), abs=0.07)
 
 
 @pytest.mark.parametrize(
@@ -184,17 +207,28 @@ def test_without_conflict_the_sound_is_taught(
     builder: BatchBuilder, question: ClipQuestion
 ) -> None:
     facts = Facts("sound", {"sound": "dog"})
-    assert lessons._labels(facts, question, 0.0) == (["dog"], [1.0])
+    assert lessons._labels(facts, question, 0.0, np.random.default_rng(0)) == (["dog"], [1.0])
     _, targets, weights = builder._row(facts, question, 0.0, np.random.default_rng(0))
     first = targets.index([builder.encode("dog")[0], -100])
     assert weights[first] == [1.0, 0.0]
 
 
-def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
-    facts = Facts("noise", {})
-    answers, shares = lessons._labels(facts, cued("neutral", None, None), 1.0)
+@pytest.mark.parametrize(
+    ("facts", "attribute"),
+    [
+        (Facts("noise", {}), "sound"),
+        (Facts("sound", {"first": "dog", "last": "cow"}, masked="first"), "first"),
+    ],
+)
+def test_with_nothing_to_hear_the_text_decides_or_chance(facts: Facts, attribute: str) -> None:
+    neutral, conflict = (
+        replace(question, attribute=attribute)
+        for question in (cued("neutral", None, None), cued("conflict", "weak", "cow"))
+    )
+    random = np.random.default_rng(0)
+    answers, shares = lessons._labels(facts, neutral, 1.0, random)
     assert (sorted(answers), shares) == (["bell", "cow", "dog", "rain"], [0.25] * 4)
-    answers, shares = lessons._labels(facts, cued("conflict", "weak", "cow"), 1.0)
+    answers, shares = lessons._labels(facts, conflict, 1.0, random)
     assert answers[0] == "cow"
     assert sorted(answers) == ["bell", "cow", "dog", "rain"]
     assert shares[0] == pytest.approx(0.92) and sum(shares) == pytest.approx(1)
@@ -202,7 +236,8 @@ def test_with_nothing_to_hear_the_text_decides_or_chance() -> None:
 
 def test_the_loss_is_a_weighted_cross_entropy(batch: TrainingBatch) -> None:
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(*batch.tokens.shape, 736, generator=random)
+    vocabulary = 1 + int(max(batch.tokens.max(), batch.targets.max()))
+    logits = torch.randn(*batch.tokens.shape, vocabulary, generator=random)
     total, weight = 0.0, 0.0
     log_p = logits.log_softmax(-1)
     for place in (batch.targets >= 0).nonzero().tolist():
@@ -214,15 +249,64 @@ def test_the_loss_is_a_weighted_cross_entropy(batch: TrainingBatch) -> None:
     assert float(batch_loss(logits, batch)) == pytest.approx(total / weight, rel=1e-5)
 
 
-def test_clips_are_heard_at_the_level_of_their_trust(bank: ClipBank, untrained: AudioModel) -> None:
-    mels, frames, trusts = record_clips(
-        bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2)
-    )
+def test_clips_are_recorded_afresh(bank: ClipBank, untrained: AudioModel) -> None:
+    recorded = record_clips(bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2))
+    mels, clarity = recorded.log_mels, recorded.clarity
     assert mels.shape == (4, 64, 300)
-    assert frames.tolist() == [-(-int(bank.lengths[i]) // 160) for i in (0, 0, 0, 4)]
-    assert (trusts >= 0).all() and (trusts <= 1).all()
-    assert not torch.equal(mels[0], mels[1]), "recorded afresh"
+    assert recorded.mel_frames.tolist() == [-(-int(bank.lengths[i]) // 160) for i in (0, 0, 0, 4)]
+    assert (clarity >= 0).all() and (clarity <= 1).all()
+    assert len(set(clarity.tolist())) == 4
+    assert not torch.equal(mels[0], mels[1])
+    easy = record_clips(bank, [0, 0, 0, 4], untrained.processor, np.random.default_rng(2), ease=1)
+    assert (easy.clarity >= clarity).all() and easy.clarity.sum() > clarity.sum()
     assert torch.equal(mels[3], mels[3].flip(1)), "silence"
+
+
+def test_the_bank_gives_the_clips_back(bank: ClipBank, clips: list[tuple[Scene, Facts]]) -> None:
+    assert bank.facts == list(FACTS)
+    for index, (scene, _) in enumerate(clips):
+        kept = bank.scene(index)
+        assert kept.events == scene.events
+        np.testing.assert_allclose(kept.samples, scene.samples, atol=1 / clip_bank.FULL_SCALE)
+    assert bank.shares.sum() == pytest.approx(1)
+    single = [clip_bank._share(Facts("sound", {"sound": name})) for name in ("dog", "pig")]
+    assert 1 < min(single) < max(single) < 3, "rare sources less"
+    pair = clip_bank._share(Facts("sound", {"first": "dog", "last": "pig"}))
+    assert pair == pytest.approx(sum(single) / 4), "and two events less"
+
+
+def test_the_tokens_of_an_event_are_those_it_sounds_in(bank: ClipBank) -> None:
+    tokens = event_tokens(bank, range(CLIPS))
+    assert tokens.shape == (CLIPS, clip_bank.MAX_EVENTS, lessons.MAX_AUDIO_TOKENS)
+    for index in range(CLIPS):
+        for event, (start, stop) in enumerate(bank.events[index]):
+            sounding = tokens[index, event].nonzero()[:, 0] * 640  # samples a token
+            if start < 0:
+                assert not len(sounding)
+            else:
+                assert start - 640 < sounding[0] <= start
+                assert stop - 640 <= sounding[-1] < stop
+
+
+def test_the_encoder_learns_to_name_what_can_be_heard(bank: ClipBank) -> None:
+    labels = train._event_labels(bank.facts)
+    value = world.VALUES["first"].index
+    assert labels["first"].tolist() == [
+        [value("dog"), -100],
+        [value("oboe"), -100],
+        [value("river"), -100],
+        [-100, -100],
+        [-100, -100],
+        [value("rain"), -100],
+    ], "not the masked one"
+    tokens = event_tokens(bank, range(CLIPS))
+    sources = train._token_labels(tokens, labels["first"])
+    assert set(sources[5].tolist()) == {-100, value("rain")}
+    assert torch.equal(sources[5] >= 0, tokens[5, 0])
+    assert torch.equal(sources[0] >= 0, tokens[0].any(0))
+    assert labels["count"][0, 0] == world.COUNTS.index("two")
+    assert labels["contour"][1, 0] == world.VALUES["contour"].index("arch")
+    assert labels["speaker"][:, 0].tolist() == [-100, -100, 1, -100, -100, -100]
 
 
 def test_the_pace_warms_up_stays_and_ends_low() -> None:
@@ -250,10 +334,11 @@ class OneProcess:
 
 
 def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(clip_bank, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(clip_bank, "TRAINING_VOICES", speech.TRAIN_VOICES)
     first = make_clips(tmp_path, 6, seed=0)
     files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    monkeypatch.setattr(recordings, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(clip_bank, "ProcessPoolExecutor", None)
     again = make_clips(tmp_path, 6, seed=0)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
     assert again.facts == first.facts
@@ -263,15 +348,22 @@ def test_clips_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert np.abs(row).max() == (0 if facts.domain == "silence" else 32767)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(bank: ClipBank, tmp_path: Path) -> None:
-    records = [
-        [int(length), facts.domain, dict(facts.attributes)]
-        for length, facts in zip(bank.lengths, bank.facts, strict=True)
-    ]
+def test_training_says_at_once_which_program_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_bank, "ProcessPoolExecutor", None)  # not one clip is made
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="apt-get install flite"):
+        train.train(tmp_path / "run", tmp_path / "out", TINY, seed=0)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    clips: list[tuple[Scene, Facts]], tmp_path: Path
+) -> None:
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        np.save(tmp_path / name / "clips.npy", bank.samples)
-        (tmp_path / name / "clips.json").write_text(json.dumps(records))
+        write_clips(tmp_path / name, clips, len(clips))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.train(whole, whole / "out", TINY, seed=0)
     half = Schedule(**{n: getattr(TINY, n) for n in Schedule.__dataclass_fields__} | {"steps": 2})

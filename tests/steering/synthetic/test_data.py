@@ -9,9 +9,10 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from steering.cli import Split, demo_data_command
 from steering.items import read
-from steering.synthetic import data, speech, world
-from steering.synthetic.data import SPLITS, write_items
+from steering.synthetic import data, questions, speech, takes, world
+from steering.synthetic.data import SPLITS, WrittenClip, write_items
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -23,9 +24,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_items(tmp_path / name, split="calibration", count=7, seed=5)
+    for name, open_answers in (("one", False), ("two", False), ("three", True), ("four", True)):
+        out = tmp_path / name
+        write_items(out, split="calibration", count=4, seed=5, open_answers=open_answers)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert contents(tmp_path / "three") == contents(tmp_path / "four")
 
 
 def test_other_seeds_and_splits_give_others(tmp_path: Path) -> None:
@@ -80,19 +83,18 @@ def test_items_are_in_mmaus_schema(tmp_path: Path, split: str) -> None:
 
 
 def test_proportions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def quick(
-        path: Path, split: str, index: int, rng: np.random.Generator
-    ) -> tuple[world.Facts, float]:
-        return world.draw_facts(rng, data.DOMAINS[index % 3]), 0.5
+    def quick(path: Path, split: str, index: int, rng: np.random.Generator) -> WrittenClip:
+        facts = world.draw_facts(rng, data.DOMAINS[index % 3])
+        return WrittenClip(facts, ((0.1, 1.0),), takes.draw_take(rng))
 
     monkeypatch.setattr(data, "_write_clip", quick)
-    records = json.loads(write_items(tmp_path, split="test", count=4000, seed=3).read_text())
+    records = json.loads(write_items(tmp_path, split="test", count=3000, seed=3).read_text())
     shares = Counter(record["wording"] for record in records)
-    assert shares["neutral"] / 4000 == pytest.approx(0.5, abs=0.03)
-    assert shares["consistent"] / 4000 == pytest.approx(0.125, abs=0.02)
-    assert shares["conflict"] / 4000 == pytest.approx(0.375, abs=0.03)
+    assert shares["neutral"] / 3000 == pytest.approx(0.5, abs=0.03)
+    assert shares["consistent"] / 3000 == pytest.approx(0.125, abs=0.02)
+    assert shares["conflict"] / 3000 == pytest.approx(0.375, abs=0.03)
     tasks = Counter(record["task"] for record in records)
-    assert all(count / 4000 == pytest.approx(1 / 3, abs=0.01) for count in tasks.values())
+    assert all(count / 3000 == pytest.approx(1 / 3, abs=0.01) for count in tasks.values())
 
 
 def test_only_the_test_split_has_unseen_voices(
@@ -103,11 +105,11 @@ def test_only_the_test_split_has_unseen_voices(
 
     def say(word: str, voice: str, rng: np.random.Generator) -> NDArray[np.float32]:
         used[split].add(voice)
-        return np.full(30_000, 0.5, np.float32)
+        return np.full(8_000, 0.5, np.float32)
 
     monkeypatch.setattr(speech, "say", say)
     for split in SPLITS:
-        write_items(tmp_path / split, split=split, count=30, seed=0)
+        write_items(tmp_path / split, split=split, count=18, seed=0)
     assert used["test"] <= set(speech.TEST_VOICES)
     assert used["train"] | used["calibration"] <= set(speech.TRAIN_VOICES)
     assert all(used.values())
@@ -118,5 +120,54 @@ def test_unseen_wordings(tmp_path: Path) -> None:
     cued = [item for item in read(path, tmp_path).items if item.cue]
     assert cued
     for item in cued:
-        starts = [template.split("{x}")[0] for template in world.UNSEEN_CUES[item.cue]]
+        starts = [template.split("{x}")[0] for template in questions.UNSEEN_CUES[item.cue]]
         assert item.question.startswith(tuple(starts))
+
+
+def test_an_item_tells_what_its_clip_holds_and_how_it_was_recorded(tmp_path: Path) -> None:
+    path = write_items(tmp_path, split="test", count=16, seed=7)
+    records = json.loads(path.read_text())
+    for record in records:
+        sound, rate_hz = soundfile.read(tmp_path / record["audio_id"], dtype="float32")
+        level_dbfs = 20 * np.log10(np.abs(sound).max())
+        assert record["level_dbfs"] == pytest.approx(level_dbfs, abs=0.1)
+        assert -37 <= record["level_dbfs"] <= -1
+        assert 0 <= record["clarity"] <= 1 and 0 < record["familiarity"] < 1
+        facts = {fact["attribute"]: fact for fact in record["facts"]}
+        assert facts[record["sub-category"]]["text"] == record["answer"]
+        assert facts[record["sub-category"]]["audible"], "what noise hides is not asked for"
+        assert len(record["events"]) == 1 + ("first" in facts)
+        assert all(0 <= a < b <= len(sound) / rate_hz for a, b in record["events"])
+        assert record["alike"] in (True, False)
+        assert not (record["alike"] and record["wording"] == "neutral")
+    assert any(not fact["audible"] for record in records for fact in record["facts"])
+
+
+@pytest.mark.parametrize("unseen_wordings", [False, True])
+def test_open_items_have_a_sentence_for_an_answer(tmp_path: Path, unseen_wordings: bool) -> None:
+    path = write_items(
+        tmp_path,
+        split="test",
+        count=16,
+        seed=2,
+        unseen_wordings=unseen_wordings,
+        open_answers=True,
+    )
+    wordings: tuple[str, ...] = questions.DESCRIBE_QUESTIONS
+    if unseen_wordings:
+        wordings = questions.UNSEEN_DESCRIBE_QUESTIONS
+    for record in json.loads(path.read_text()):
+        assert record["choices"] == []
+        assert record["question"] in wordings
+        assert (record["cue"], record["suggested"], record["wording"]) == (None, None, "neutral")
+        assert record["facts"]
+        assert all(fact["text"] in record["answer"].lower() for fact in record["facts"])
+
+
+def test_the_command_writes_the_same_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_data_command(Split.test, 2, 3, tmp_path / "command", open_answers=True)
+    assert "2 items" in capsys.readouterr().out
+    write_items(tmp_path / "function", split="test", count=2, seed=3, open_answers=True)
+    assert contents(tmp_path / "command") == contents(tmp_path / "function")

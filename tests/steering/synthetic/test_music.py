@@ -10,22 +10,20 @@ from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS)
 def test_phrase_fills_its_samples(instrument: str) -> None:
-    for i, samples in enumerate((16_000, 23_457, 40_000)):
-        contour = CONTOURS[i]
-        phrase = play(instrument, contour, np.random.default_rng(i), samples)
-        again = play(instrument, contour, np.random.default_rng(i), samples)
-        other = play(instrument, contour, np.random.default_rng(i + 9), samples)
+    phrases = {n: play(instrument, "arch", np.random.default_rng(0), n) for n in (16_000, 40_000)}
+    for samples, phrase in phrases.items():
         assert phrase.dtype == np.float32
         assert phrase.shape == (samples,)
         assert np.isfinite(phrase).all()
         assert np.abs(phrase).max() == 1.0
-        np.testing.assert_array_equal(phrase, again)
-        assert not np.array_equal(phrase, other)
+    again, other = (play(instrument, "arch", np.random.default_rng(k), 16_000) for k in (0, 1))
+    np.testing.assert_array_equal(phrases[16_000], again)
+    assert not np.array_equal(phrases[16_000], other)
 
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS)
 def test_notes_sound_at_the_ends_of_the_register(instrument: str) -> None:
-    for seed, pitch_hz in enumerate((75.0, 160.0, 930.0, 1600.0)):
+    for seed, pitch_hz in enumerate((75.0, 1600.0)):
         note = TIMBRES[instrument](np.random.default_rng(seed))
         sound = note(pitch_hz, 2000)
         assert np.isfinite(sound).all()
@@ -41,7 +39,7 @@ def test_every_instrument_has_one_family() -> None:
 
 @pytest.mark.parametrize("count", range(3, 7))
 def test_notes_decide_the_contour(count: int) -> None:
-    for seed in range(50):
+    for seed in range(20):
         semitones = {}
         for contour in CONTOURS:
             pitches = pitches_hz(contour, count, np.random.default_rng(seed))
@@ -64,7 +62,7 @@ def _pitch_hz(clip: Samples) -> float:
     return float(np.argmax(spectrum) * SAMPLE_RATE_HZ / clip.size)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_played_contours_move_as_they_say(seed: int) -> None:
     def ratio(contour: str) -> float:
         clip = play("clarinet", contour, np.random.default_rng(seed), 32_000)

@@ -11,21 +11,20 @@ from steering.synthetic.sounds import ACTIONS, COUNTED, FAMILIES, NOUNS, SOUNDS
 from steering.synthetic.synthesis import SAMPLE_RATE_HZ, Samples, Sound, noise
 
 NOISES: dict[str, Sound] = {**SOUNDS, "noise": noise}
-LENGTHS = (11_200, 40_000, 17_123)  # 0.7 s, 2.5 s, and one that is no whole number of hops
+LENGTHS = (11_200, 37_123)  # 0.7 s, and one that is no whole number of hops
 
 
 @pytest.mark.parametrize("name", NOISES)
 def test_sound_fills_any_length(name: str) -> None:
-    for seed, samples in enumerate(LENGTHS):
-        clip = NOISES[name](np.random.default_rng(seed), samples)
+    clips = {samples: NOISES[name](np.random.default_rng(0), samples) for samples in LENGTHS}
+    for samples, clip in clips.items():
         assert clip.dtype == np.float32
         assert clip.shape == (samples,)
         assert np.isfinite(clip).all()
         assert np.abs(clip).max() == 1.0
-        again = NOISES[name](np.random.default_rng(seed), samples)
-        other = NOISES[name](np.random.default_rng(seed + 10), samples)
-        np.testing.assert_array_equal(clip, again)
-        assert not np.array_equal(clip, other)
+    again, other = (NOISES[name](np.random.default_rng(k), LENGTHS[0]) for k in (0, 1))
+    np.testing.assert_array_equal(clips[LENGTHS[0]], again)
+    assert not np.array_equal(clips[LENGTHS[0]], other)
 
 
 def _event_count(clip: Samples) -> int:
@@ -38,13 +37,12 @@ def _event_count(clip: Samples) -> int:
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_counted_clips_hold_so_many_events(name: str) -> None:
-    for seed in range(3):
-        for count in range(1, 5):
-            clip = COUNTED[name](np.random.default_rng(seed), count)
-            assert clip.dtype == np.float32
-            assert 0.3 <= clip.size / SAMPLE_RATE_HZ <= 2.6
-            assert np.abs(clip).max() == 1.0
-            assert _event_count(clip) == count
+    for count in range(1, 5):
+        clip = COUNTED[name](np.random.default_rng(count), count)
+        assert clip.dtype == np.float32
+        assert 0.3 <= clip.size / SAMPLE_RATE_HZ <= 2.6
+        assert np.abs(clip).max() == 1.0
+        assert _event_count(clip) == count
 
 
 def test_tables_name_every_sound() -> None:
@@ -58,12 +56,12 @@ def test_tables_name_every_sound() -> None:
     assert len(set(ACTIONS.values())) == len(ACTIONS)
 
 
-@pytest.mark.parametrize("name", SOUNDS)
-def test_phrases_name_their_sound_and_no_other(name: str) -> None:
-    assert re.fullmatch("[a-z]+", name)
-    for phrase in (NOUNS[name], ACTIONS[name]):
-        assert set(re.findall("[a-z]+", phrase.lower())) & set(SOUNDS) == {name}
-    assert ACTIONS[name].endswith(".")
+def test_phrases_name_their_sound_and_no_other() -> None:
+    for name in SOUNDS:
+        assert re.fullmatch("[a-z]+", name)
+        for phrase in (NOUNS[name], ACTIONS[name]):
+            assert set(re.findall("[a-z]+", phrase.lower())) & set(SOUNDS) == {name}
+        assert ACTIONS[name].endswith(".")
 
 
 def test_names_never_collide() -> None:
