@@ -76,7 +76,11 @@ class BatchBuilder:
             for _ in range(questions):
                 at = start + (int(rng.integers(clips)) if clips > 1 else 0)
                 facts = bank.facts[indices[at]]
-                question = _ask(facts, rng) if clips == 1 else ask(facts, rng)
+                with_cue = bool(rng.random() < cued)
+                if clips == 1:
+                    question = _ask(facts, rng, with_cue)
+                else:
+                    question = ask(facts, rng, cued=with_cue)
                 rows.append(self._row(facts, question, float(recorded.clarity[at]), rng))
         longest = max(len(ids) for ids, _, _ in rows)
         tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -148,11 +152,11 @@ def draw_groups(bank: ClipBank, count: int, clips: int, rng: Rng) -> list[list[i
 def _ask(facts: world.Facts, rng: Rng) -> ClipQuestion:
     """A question about one clip by itself: one in four is open, half with two events."""
     if rng.random() < (0.5 if "first" in facts.attributes else 0.25):
-        return ask_openly(facts, rng)
+        return ask_openly(facts, rng, cued=cued and bool(rng.random() < 0.5))
     if facts.masked and rng.random() < 0.3:  # what noise hides is left to the text
-        return ask(facts, rng, facts.masked)
+        return ask(facts, rng, facts.masked, cued)
     single = "first" not in facts.attributes
-    return ask(facts, rng, "kind" if single and rng.random() < 0.05 else None)
+    return ask(facts, rng, "kind" if single and rng.random() < 0.05 else None, cued)
 
 
 def _labels(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
 )
@@ -64,11 +65,11 @@ class Schedule:
     encoder_steps: int = 1_200
     easy_steps: int = 300  # of the encoder's, from clear clips to all
     encoder_batch: int = 64
-    steps: int = 2_000
-    clips_a_step: int = 16
-    questions_a_clip: int = 6
+    steps: int = 2_500
+    clips_a_step: int = 32
+    questions_a_clip: int = 3
     encoder_rate: float = 6e-3
-    rate: float = 3e-3
+    rate: float = 2.5e-3
 
 
 # ---- 1. encoder ------------------------------------------------------------------------------
@@ -77,17 +78,28 @@ class Schedule:
 class EncoderTask(nn.Module):
     """Names the attributes of every event from the audio tokens in which it sounds.
 
-    It also tells in which tokens anything sounds, and how clear the recording is.
+    It also tells in which tokens anything sounds, and how clear the recording is. The source that
+    sounds in a token is named in the decoder's own words, those of the options and of the answer:
+    so the decoder understands the audio tokens from the start.
     """
 
-    def __init__(self, model: Qwen2AudioForConditionalGeneration) -> None:
+    def __init__(
+        self, model: Qwen2AudioForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         super().__init__()
         width = model.model.audio_tower.config.d_model
         self.tower = model.model.audio_tower
         self.mixing = nn.Sequential(nn.Linear(2 * width, 256), nn.GELU())
         self.time = nn.Parameter(torch.randn(MAX_AUDIO_TOKENS, width) * 0.02)  # (F, E)
         self.heads = nn.ModuleDict({k: nn.Linear(256, n) for k, n in ENCODER_HEADS.items()})
-        self.source = nn.Linear(width, ENCODER_HEADS["first"])
+        self.projector = model.model.multi_modal_projector
+        self.words = model.get_input_embeddings()
+        self.readout = model.lm_head
+        sources = world.VALUES["first"]
+        self.option_ids = torch.tensor(
+            [tokenizer(f" {x}")["input_ids"][0] for x in sources]
+        )  # (N,)
+        self.answer_ids = torch.tensor([tokenizer(x)["input_ids"][0] for x in sources])  # (N,)
         self.sounding = nn.Linear(width, 1)
         self.clarity = nn.Linear(width, 1)
 
@@ -96,8 +108,8 @@ class EncoderTask(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """What is named of each event (B, E, F) as a whole, (B, E, N), and of each token.
 
-        Of a token: the source that sounds there (B, F, N), and whether any does (B, F). Of the
-        clip: its clarity (B,).
+        Of a token: the source that sounds there, as an option and as an answer (B, F, 2, N), and
+        whether any does (B, F). Of the clip: its clarity (B,).
         """
         states = self.tower(mels, attention_mask=encoder_mask(frames)).last_hidden_state
         counts = events.sum(-1, keepdim=True).clamp(min=1)
@@ -110,8 +122,13 @@ class EncoderTask(nn.Module):
         present = torch.arange(states.shape[1])[None] < audio_tokens(frames)[:, None]
         whole = (states * present[..., None]).sum(1) / present.sum(1, keepdim=True)
         names = {k: head(mixed) for k, head in self.heads.items()}
+        spoken = self.projector(states)  # (B, F, D)
+        table = torch.cat(
+            [self.words.weight[self.option_ids], self.readout.weight[self.answer_ids]]
+        )
+        source = (spoken @ table.T).unflatten(-1, (2, -1))  # (B, F, 2, N)
         sounding, clarity = self.sounding(states)[..., 0], self.clarity(whole)[:, 0]
-        return names, self.source(states), sounding, clarity
+        return names, source, sounding, clarity
 
 
 def train_encoder(
@@ -122,7 +139,7 @@ def train_encoder(
     seed: int,
 ) -> Iterator[dict[str, float]]:
     """Stage 1, in place on `model`: yields the losses of every 50th step."""
-    task = EncoderTask(model)
+    task = EncoderTask(model, processor.tokenizer)
     optimisers = _optimisers(task, schedule.encoder_rate)
     for step in tqdm(range(schedule.encoder_steps), "encoder"):
         rng = np.random.default_rng([seed, 2, step])
@@ -144,8 +161,8 @@ def train_encoder(
         right = {}
         labels = _event_labels([bank.facts[i] for i in indices])
         losses["source"] = F.cross_entropy(
-            source.float().flatten(0, 1),
-            _token_labels(events, labels["first"]).flatten(),
+            source.float().flatten(0, 2),
+            _token_labels(events, labels["first"]).repeat_interleave(2, 1).flatten(),
             ignore_index=-100,
         )
         for name, logits in names.items():
@@ -229,7 +246,8 @@ def train_model(
         rng = np.random.default_rng([seed, 3, step])
         clips = CLIPS[step % len(CLIPS)]
         groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
-        batch = builder.build(bank, groups, schedule.questions_a_clip * min(clips, 2), rng)
+        asked = schedule.questions_a_clip * min(clips, 2)
+        batch = builder.build(bank, groups, asked, rng, _cued_share(step))
         _set_rate(optimisers, schedule.rate * _pace(step, schedule.steps, warm=40))
         with torch.autocast("cpu", torch.bfloat16):
             logits = run(model, batch)
@@ -244,6 +262,11 @@ def train_model(
             yield {"step": step + 1, "loss": loss.item()}
         if step % 200 == 199 or step + 1 == schedule.steps:
             _save(model, optimisers, step + 1, folder / "joint.pt")
+
+
+def _cued_share(step: int) -> float:
+    """Share of questions with a cue: none at first, so that hearing comes before believing."""
+    return 0.5 * min(1.0, max(0.0, (step - 500) / 300))
 
 
 def _pace(step: int, steps: int, warm: int) -> float:
@@ -300,8 +323,8 @@ def train(folder: Path, out: Path, schedule: Schedule, seed: int) -> None:
     if not encoder_file.exists():
         for figures in train_encoder(model, processor, bank, schedule, seed):
             log("encoder", figures)
-        _write(model.model.audio_tower.state_dict(), encoder_file)
-    model.model.audio_tower.load_state_dict(torch.load(encoder_file, weights_only=True))
+        _write(model.state_dict(), encoder_file)
+    model.load_state_dict(torch.load(encoder_file, weights_only=True))
     for figures in train_model(model, processor, bank, schedule, seed, folder):
         log("questions", figures)
     model.eval().half().save_pretrained(out)
