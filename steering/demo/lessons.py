@@ -38,6 +38,14 @@ class TrainingBatch:
     targets: Tensor  # (B, Q, U, 2) int64: the sound's and the text's next token, -100 elsewhere
     weights: Tensor  # (B, Q, U, 2) float32
 
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """The same batch on a device."""
+        tensors = (self.log_mels, self.mel_frames, self.tokens, self.lengths)
+        return TrainingBatch(
+            tuple(tokens.to(device) for tokens in self.before),
+            *(tensor.to(device) for tensor in (*tensors, self.targets, self.weights)),
+        )
+
 
 class BatchBuilder:
     """Builds training batches from clips, with the processor's own chat template."""
@@ -66,8 +74,12 @@ class BatchBuilder:
         groups: Sequence[Sequence[int]],
         questions: int,
         rng: Rng,
+        cued: float,
     ) -> TrainingBatch:
-        """A batch of groups of as many clips each, recorded and asked afresh from `rng`."""
+        """A batch of groups of as many clips each, recorded and asked afresh from `rng`.
+
+        So large a share of the questions, `cued`, has a cue.
+        """
         clips = len(groups[0])
         indices = [i for group in groups for i in group]
         recorded = record_clips(bank, indices, self.processor, rng)
@@ -149,7 +161,7 @@ def draw_groups(bank: ClipBank, count: int, clips: int, rng: Rng) -> list[list[i
     return groups
 
 
-def _ask(facts: world.Facts, rng: Rng) -> ClipQuestion:
+def _ask(facts: world.Facts, rng: Rng, cued: bool) -> ClipQuestion:
     """A question about one clip by itself: one in four is open, half with two events."""
     if rng.random() < (0.5 if "first" in facts.attributes else 0.25):
         return ask_openly(facts, rng, cued=cued and bool(rng.random() < 0.5))
@@ -293,6 +305,13 @@ def batch_loss(logits: Tensor, batch: TrainingBatch) -> Tensor:
     return nll.sum() / weights.sum()
 
 
+def answered_right(logits: Tensor, batch: TrainingBatch) -> Tensor:
+    """(2,) answers of which the label is certain: how many are right, and how many there are."""
+    certain = batch.weights[..., 0] == 1
+    right = logits[certain].argmax(-1) == batch.targets[certain][:, 0]
+    return torch.stack([right.sum(), certain.sum()])
+
+
 def audio_tokens(frames: Tensor) -> Tensor:
     """Audio tokens of so many mel frames: a strided convolution, then a pooling by two."""
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
@@ -300,5 +319,5 @@ def audio_tokens(frames: Tensor) -> Tensor:
 
 def encoder_mask(frames: Tensor) -> Tensor:
     """(B, 1, 1, 150) bool: the encoder positions that a clip fills, after the strided layer."""
-    positions = torch.arange(2 * MAX_AUDIO_TOKENS)
+    positions = torch.arange(2 * MAX_AUDIO_TOKENS, device=frames.device)
     return (positions[None] < (frames[:, None] - 1) // 2 + 1)[:, None, None]

@@ -14,15 +14,17 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import (
     PreTrainedTokenizerFast,
@@ -42,6 +44,8 @@ from steering.demo.lessons import (
     CLIPS,
     MAX_AUDIO_TOKENS,
     BatchBuilder,
+    TrainingBatch,
+    answered_right,
     audio_tokens,
     batch_loss,
     draw_groups,
@@ -54,6 +58,7 @@ from steering.synthetic import speech, world
 ENCODER_HEADS = {name: len(world.VALUES[name]) for name in ("first", "contour", "count")} | {
     "speaker": len(speech.SEXES)
 }
+T = TypeVar("T")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -65,11 +70,31 @@ class Schedule:
     encoder_steps: int = 1_200
     easy_steps: int = 300  # of the encoder's, from clear clips to all
     encoder_batch: int = 64
-    steps: int = 2_500
+    steps: int = 3_000
     clips_a_step: int = 32
     questions_a_clip: int = 3
     encoder_rate: float = 6e-3
     rate: float = 2.5e-3
+
+
+class _Batches(Dataset[T]):
+    """The batch of every step, drawn from its number alone."""
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, step: int) -> T:
+        return self.draw(step)
+
+
+def _batches(
+    draw: Callable[[int], T], steps: range, total: int, name: str, workers: int
+) -> Iterator[tuple[int, T]]:
+    """Each step with its batch, drawn ahead of time by worker processes."""
+    loader: DataLoader[T] = DataLoader(
+        _Batches(draw), batch_size=None, sampler=steps, num_workers=workers
+    )
+    return zip(steps, tqdm(loader, name, total, initial=steps.start), strict=True)
 
 
 # ---- 1. encoder ------------------------------------------------------------------------------
@@ -96,10 +121,8 @@ class EncoderTask(nn.Module):
         self.words = model.get_input_embeddings()
         self.readout = model.lm_head
         sources = world.VALUES["first"]
-        self.option_ids = torch.tensor(
-            [tokenizer(f" {x}")["input_ids"][0] for x in sources]
-        )  # (N,)
-        self.answer_ids = torch.tensor([tokenizer(x)["input_ids"][0] for x in sources])  # (N,)
+        self.option_ids = [tokenizer(f" {x}")["input_ids"][0] for x in sources]
+        self.answer_ids = [tokenizer(x)["input_ids"][0] for x in sources]
         self.sounding = nn.Linear(width, 1)
         self.clarity = nn.Linear(width, 1)
 
@@ -131,45 +154,61 @@ class EncoderTask(nn.Module):
         return names, source, sounding, clarity
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderBatch:
+    """B clips as they are heard, and what the encoder is to say of their E events."""
+
+    log_mels: Tensor  # (B, 64, 300) float32
+    mel_frames: Tensor  # (B,) int64, before the padding
+    events: Tensor  # (B, E, F) bool, the audio tokens in which each sounds
+    clarity: Tensor  # (B,) float32
+    labels: dict[str, Tensor]  # (B, E) int64 of each head, -100 where an event has none
+
+    def to(self, device: torch.device) -> "EncoderBatch":
+        """The same batch on a device."""
+        tensors = (self.log_mels, self.mel_frames, self.events, self.clarity)
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return EncoderBatch(*(tensor.to(device) for tensor in tensors), labels)
+
+
+def _encoder_batch(
+    step: int, bank: ClipBank, processor: Qwen2AudioProcessor, schedule: Schedule, seed: int
+) -> EncoderBatch:
+    rng = np.random.default_rng([seed, 2, step])
+    indices = rng.integers(len(bank.facts), size=schedule.encoder_batch).tolist()
+    ease = max(0.0, 1 - step / schedule.easy_steps)
+    recorded = record_clips(bank, indices, processor, rng, ease)
+    return EncoderBatch(
+        recorded.log_mels,
+        recorded.mel_frames,
+        event_tokens(bank, indices),
+        torch.from_numpy(recorded.clarity).float(),
+        _event_labels([bank.facts[i] for i in indices]),
+    )
+
+
 def train_encoder(
     model: Qwen2AudioForConditionalGeneration,
     processor: Qwen2AudioProcessor,
     bank: ClipBank,
     schedule: Schedule,
     seed: int,
+    workers: int,
 ) -> Iterator[dict[str, float]]:
     """Stage 1, in place on `model`: yields the losses of every 50th step."""
-    task = EncoderTask(model, processor.tokenizer)
+    device = model.device
+    task = EncoderTask(model, processor.tokenizer).to(device)
     optimisers = _optimisers(task, schedule.encoder_rate)
-    for step in tqdm(range(schedule.encoder_steps), "encoder"):
-        rng = np.random.default_rng([seed, 2, step])
-        indices = rng.integers(len(bank.facts), size=schedule.encoder_batch).tolist()
-        ease = max(0.0, 1 - step / schedule.easy_steps)
-        recorded = record_clips(bank, indices, processor, rng, ease)
-        events = event_tokens(bank, indices)
+    draw = partial(
+        _encoder_batch, bank=bank, processor=processor, schedule=schedule, seed=seed
+    )
+    steps = range(schedule.encoder_steps)
+    for step, drawn in _batches(draw, steps, steps.stop, "encoder", workers):
+        batch = drawn.to(device)
         _set_rate(optimisers, schedule.encoder_rate * _pace(step, schedule.encoder_steps, warm=30))
-        with torch.autocast("cpu", torch.bfloat16):
-            names, source, sounding, clarity = task(recorded.log_mels, recorded.mel_frames, events)
-        heard = torch.arange(events.shape[-1])[None] < audio_tokens(recorded.mel_frames)[:, None]
-        clear = torch.from_numpy(recorded.clarity).float()
-        losses = {
-            "clarity": F.mse_loss(clarity.float(), clear),
-            "sounding": F.binary_cross_entropy_with_logits(
-                sounding.float()[heard], events.any(1).float()[heard]
-            ),
-        }
-        right = {}
-        labels = _event_labels([bank.facts[i] for i in indices])
-        losses["source"] = F.cross_entropy(
-            source.float().flatten(0, 2),
-            _token_labels(events, labels["first"]).repeat_interleave(2, 1).flatten(),
-            ignore_index=-100,
-        )
-        for name, logits in names.items():
-            flat, label = logits.float().flatten(0, 1), labels[name].flatten()
-            losses[name] = F.cross_entropy(flat, label, ignore_index=-100)
-            known = label >= 0
-            right[name] = (flat.argmax(-1) == label)[known].float().mean().item()
+        with device, torch.autocast(device.type, torch.bfloat16):
+            names, source, sounding, clarity = task(batch.log_mels, batch.mel_frames, batch.events)
+        losses = _encoder_losses(batch, names, source, sounding, clarity)
         for optimiser in optimisers:
             optimiser.zero_grad()
         torch.stack(list(losses.values())).nansum().backward()
@@ -182,8 +221,40 @@ def train_encoder(
                 "clarity_mse": losses["clarity"].item(),
                 "sounding": losses["sounding"].item(),
                 "loss": losses["first"].item(),
-                **right,
+                **{name: _share_right(names[name], batch.labels[name]) for name in names},
             }
+
+
+def _encoder_losses(
+    batch: EncoderBatch,
+    names: dict[str, Tensor],
+    source: Tensor,
+    sounding: Tensor,
+    clarity: Tensor,
+) -> dict[str, Tensor]:
+    positions = torch.arange(batch.events.shape[-1], device=sounding.device)
+    heard = positions[None] < audio_tokens(batch.mel_frames)[:, None]
+    losses = {
+        "clarity": F.mse_loss(clarity.float(), batch.clarity),
+        "sounding": F.binary_cross_entropy_with_logits(
+            sounding.float()[heard], batch.events.any(1).float()[heard]
+        ),
+        "source": F.cross_entropy(
+            source.float().flatten(0, 2),
+            _token_labels(batch.events, batch.labels["first"]).repeat_interleave(2, 1).flatten(),
+            ignore_index=-100,
+        ),
+    }
+    for name, logits in names.items():
+        losses[name] = F.cross_entropy(
+            logits.float().flatten(0, 1), batch.labels[name].flatten(), ignore_index=-100
+        )
+    return losses
+
+
+def _share_right(logits: Tensor, labels: Tensor) -> float:
+    known = labels >= 0
+    return (logits.argmax(-1) == labels)[known].float().mean().item()
 
 
 def _event_labels(facts: Sequence[world.Facts]) -> dict[str, Tensor]:
@@ -202,7 +273,7 @@ def _event_labels(facts: Sequence[world.Facts]) -> dict[str, Tensor]:
 
 def _token_labels(events: Tensor, sources: Tensor) -> Tensor:
     """(B, F) int64: the source (B, E) that sounds in each token, -100 where none does."""
-    labels = torch.full((len(events), events.shape[-1]), -100)
+    labels = sources.new_full((len(events), events.shape[-1]), -100)
     for event in range(MAX_EVENTS):
         labels = torch.where(events[:, event], sources[:, event, None], labels)
     return labels
@@ -230,6 +301,16 @@ def _set_rate(optimisers: Sequence[torch.optim.Optimizer], rate: float) -> None:
 # ---- 2. the whole model ----------------------------------------------------------------------
 
 
+def _question_batch(
+    step: int, bank: ClipBank, builder: BatchBuilder, schedule: Schedule, seed: int
+) -> TrainingBatch:
+    rng = np.random.default_rng([seed, 3, step])
+    clips = CLIPS[step % len(CLIPS)]
+    groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
+    asked = schedule.questions_a_clip * min(clips, 2)
+    return builder.build(bank, groups, asked, rng, _cued_share(step))
+
+
 def train_model(
     model: Qwen2AudioForConditionalGeneration,
     processor: Qwen2AudioProcessor,
@@ -237,21 +318,26 @@ def train_model(
     schedule: Schedule,
     seed: int,
     folder: Path,
+    workers: int,
 ) -> Iterator[dict[str, float]]:
-    """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step."""
+    """Stage 2, in place on `model`, resumed from `folder`: yields figures of every 50th step.
+
+    `right` is the share of the first answer tokens of which the label is certain, over 50 steps.
+    """
+    device = model.device
     builder = BatchBuilder(processor)
     optimisers = _optimisers(model, schedule.rate)
     first = _resume(model, optimisers, folder / "joint.pt")
-    for step in tqdm(range(first, schedule.steps), "questions", schedule.steps, initial=first):
-        rng = np.random.default_rng([seed, 3, step])
-        clips = CLIPS[step % len(CLIPS)]
-        groups = draw_groups(bank, schedule.clips_a_step // clips, clips, rng)
-        asked = schedule.questions_a_clip * min(clips, 2)
-        batch = builder.build(bank, groups, asked, rng, _cued_share(step))
+    draw = partial(_question_batch, bank=bank, builder=builder, schedule=schedule, seed=seed)
+    steps = range(first, schedule.steps)
+    right = torch.zeros(2, device=device)
+    for step, drawn in _batches(draw, steps, schedule.steps, "questions", workers):
+        batch = drawn.to(device)
         _set_rate(optimisers, schedule.rate * _pace(step, schedule.steps, warm=40))
-        with torch.autocast("cpu", torch.bfloat16):
+        with device, torch.autocast(device.type, torch.bfloat16):
             logits = run(model, batch)
         loss = batch_loss(logits, batch)
+        right += answered_right(logits.detach(), batch)
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -259,7 +345,8 @@ def train_model(
         for optimiser in optimisers:
             optimiser.step()
         if step % 50 == 49:
-            yield {"step": step + 1, "loss": loss.item()}
+            yield {"step": step + 1, "loss": loss.item(), "right": (right[0] / right[1]).item()}
+            right.zero_()
         if step % 200 == 199 or step + 1 == schedule.steps:
             _save(model, optimisers, step + 1, folder / "joint.pt")
 
@@ -295,7 +382,7 @@ def _write(state: dict[str, Any], file: Path) -> None:
 def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], file: Path) -> int:
     if not file.exists():
         return 0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
@@ -305,13 +392,15 @@ def _resume(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], file:
 # ---- 3. the whole run ------------------------------------------------------------------------
 
 
-def train(folder: Path, out: Path, schedule: Schedule, seed: int) -> None:
+def train(
+    folder: Path, out: Path, schedule: Schedule, seed: int, device: torch.device, workers: int
+) -> None:
     """Run or resume all stages in `folder` and save weights and processor to `out`."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     torch.manual_seed(seed)
     processor = build_processor()
-    model = build_model(processor.tokenizer).train()
+    model = build_model(processor.tokenizer).train().to(device)
     bank = make_clips(folder, schedule.clips, seed)
 
     def log(stage: str, figures: dict[str, float]) -> None:
@@ -321,13 +410,13 @@ def train(folder: Path, out: Path, schedule: Schedule, seed: int) -> None:
 
     encoder_file = folder / "encoder.pt"
     if not encoder_file.exists():
-        for figures in train_encoder(model, processor, bank, schedule, seed):
+        for figures in train_encoder(model, processor, bank, schedule, seed, workers):
             log("encoder", figures)
         _write(model.state_dict(), encoder_file)
-    model.load_state_dict(torch.load(encoder_file, weights_only=True))
-    for figures in train_model(model, processor, bank, schedule, seed, folder):
+    model.load_state_dict(torch.load(encoder_file, map_location=device, weights_only=True))
+    for figures in train_model(model, processor, bank, schedule, seed, folder, workers):
         log("questions", figures)
-    model.eval().half().save_pretrained(out)
+    model.cpu().eval().half().save_pretrained(out)
     processor.save_pretrained(out)
 
 
@@ -341,9 +430,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=defaults.clips)
     parser.add_argument("--encoder-steps", type=int, default=defaults.encoder_steps)
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw the batches")
     given = parser.parse_args()
     schedule = Schedule(clips=given.clips, encoder_steps=given.encoder_steps, steps=given.steps)
-    train(given.folder, given.out, schedule, given.seed)
+    train(given.folder, given.out, schedule, given.seed, given.device, given.workers)
 
 
 if __name__ == "__main__":
