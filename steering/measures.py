@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its modules load when first used: no server needs stats
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm, rankdata
 
 Flags = NDArray[np.bool_]
 
@@ -17,7 +17,7 @@ def aurocs(scores: NDArray[np.floating], positive: Flags) -> NDArray[np.float64]
     ups, downs = int(positive.sum()), int((~positive).sum())
     if not ups or not downs:
         return np.full(scores.shape[1], np.nan)
-    ranks = rankdata(scores, axis=0)
+    ranks = scipy.stats.rankdata(scores, axis=0)
     return np.asarray((ranks[positive].sum(0) - ups * (ups + 1) / 2) / (ups * downs))
 
 
@@ -57,7 +57,7 @@ def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequ
 
 def wilson(right: float, count: float) -> tuple[float, float]:
     """95 % Wilson interval of a share; of a weighted one if `count` is its `effective_count`."""
-    z, share = float(norm.ppf(0.975)), right / count
+    z, share = float(scipy.stats.norm.ppf(0.975)), right / count
     shrink = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / shrink
     half = z / shrink * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -124,4 +124,4 @@ def mcnemar(after: Flags, before: Flags) -> float:
     repaired, broken = repaired_broken(after, before)
     if repaired + broken == 0:
         return 1.0
-    return float(binomtest(repaired, repaired + broken).pvalue)
+    return float(scipy.stats.binomtest(repaired, repaired + broken).pvalue)
