@@ -21,8 +21,9 @@ UPGRADE     ?=
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.allears-ready
-# Two processes, each with one thread for arithmetic: threads of several would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three processes keep two cores busy, for tests wait for servers a third of their time; each has one
+# thread for arithmetic: threads of several would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 HASHED := --no-deps --require-hashes --requirement
 # Tests start a hundred Pythons: what the first compiles, the others load, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE

@@ -85,7 +85,7 @@ def refusal_of(url: str) -> httpx.Response:
 
 
 @pytest.mark.slow
-def test_sigterm_lets_a_request_end(
+def test_ctrl_c_lets_a_request_end(
     serve_process: Callable[..., Any],
     checkpoint_folder: Path,
     profile_folder: Path,
@@ -102,7 +102,7 @@ def test_sigterm_lets_a_request_end(
         ):
             lines = stream.iter_lines()
             assert "delta" in next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             refused = pool.submit(refusal_of, f"{url}/readyz").result(60)
             assert refused.json()["error"]["code"] == "draining"
             assert [line for line in lines if line][-1] == "data: [DONE]"
