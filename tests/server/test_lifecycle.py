@@ -182,7 +182,7 @@ def test_memory_that_runs_out_costs_one_answer(run: Start) -> None:
 def test_a_signal_under_load_lets_all_that_were_admitted_end(run: Start) -> None:
     patience = ["--drain-seconds", "300", "--queue-timeout-seconds", "300"]
     with run("--max-batch-rows", "8", *patience) as server:
-        running = [server.stream(500) for _ in range(8)]
+        running = [server.stream(300) for _ in range(8)]
         queued = [server.ask(5) for _ in range(6)]
         server.wait_until(lambda: server.metric("allears_queue_depth") == 6)
         with httpx.Client(base_url=server.url) as kept:
