@@ -95,7 +95,7 @@ def test_ctrl_c_lets_a_request_end(
     log = tmp_path / "log"
     with serve_process(checkpoint_folder, profile_folder, log) as (process, url):
         files = [("audio", ("x.wav", sound))]
-        fields = {"question": "What is this?", "max_tokens": "1000", "stream": "true"}
+        fields = {"question": "What is this?", "max_tokens": "500", "stream": "true"}
         with (
             httpx.stream("POST", f"{url}/v1/audio-chat", files=files, data=fields) as stream,
             ThreadPoolExecutor(1) as pool,
