@@ -53,15 +53,18 @@ def meter_figures(
 
 
 def _parts(items: Sequence[Item]) -> dict[str, Groups]:
-    """The items that are compared with each other, by what they have in common."""
+    """Groups of items that are compared with each other, by what they have in common."""
     parts: dict[str, Groups] = {ALL: [np.arange(len(items))]}
     strata = [item.stratum for item in items]
     if not any(strata):
         return parts
-    parts[WITHIN] = groups_of(strata)
-    names = np.unique(strata).tolist()
-    each = zip(names, groups_of(strata), strict=True)
-    return parts | {name.strip("/"): [rows] for name, rows in each}
+    names, groups = np.unique(strata).tolist(), groups_of(strata)
+    parts[WITHIN] = groups
+    for wording in sorted({item.wording for item in items} - {""}):
+        own = [rows for rows in groups if items[rows[0]].wording == wording]
+        if len(own) > 1:
+            parts[f"{wording}, within cue"] = own
+    return parts | {name.strip("/"): [rows] for name, rows in zip(names, groups, strict=True)}
 
 
 def _part_figures(
@@ -84,7 +87,7 @@ def _part_figures(
         "items": len(rows),
         "right_percent": rounded(100 * right[rows].mean()),
         "auroc": {REGRESSION: None} | {name: rounded(value) for name, value in auroc.items()},
-        "best_meter": best,
+        "best_meter": None if np.isnan(auroc[best]) else best,
         "score_over_best_meter": lead_over(turned),
         "score_over_regression": None if regression is None else lead_over(regression),
         "correlation_with_score": _correlations(signals, groups),

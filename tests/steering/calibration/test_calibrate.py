@@ -29,6 +29,7 @@ from steering.errors import DataError
 from steering.generation import Sampling
 from steering.items import DataSet, Item
 from steering.measures import auroc_against_silence
+from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.profile import load
 from steering.readout import Intervention, logits
@@ -105,6 +106,9 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         exact_differences=differences.astype(np.float32),
         exact_mass=silent.astype(np.float32),
         seconds=np.linspace(0.3, 25, ITEMS).astype(np.float32),
+        meters=rng.standard_normal((ITEMS, len(METERS))).astype(np.float32) + right[:, None],
+        event_mass=mass.astype(np.float32) / 2,
+        event_share=np.full(ITEMS, 0.5, np.float32),
     )
 
 
@@ -159,6 +163,29 @@ def test_silence_as_long_as_the_clip_is_taken_only_if_it_gains_more(
     assert sum(band["items"] for band in cosine) == ITEMS
     assert all((band["lowest"] > 0.999) == (not better) for band in cosine)
     assert [band["from_seconds"] for band in cosine] == [0, 0.5, 1, 2, 5, 10, 20]
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_heads_are_held_against_meters_of_the_waveform(untrained: AudioModel, loud: bool) -> None:
+    recorded = activations(untrained, helps=True)
+    assert recorded.meters is not None
+    if loud:  # the level says all that the heads know
+        recorded.meters[:, 0] = 10 * recorded.right
+    profile = fit_profile(untrained, dataset(), recorded)
+    figures = profile.calibration["meters"]
+    assert figures["telling_items"] == ITEMS / 2 and figures["heads"] > 0.95
+    assert (figures["best_meter"] == ["peak_dbfs", 1.0]) == loud
+    assert (profile.warning is not None) == loud
+    assert not loud or "the clip's peak level" in str(profile.warning)
+    gate = profile.meter_gate
+    assert gate is not None and 0 < gate.gate.max_strength <= 2
+    strengths = gate.strengths(recorded.meters)
+    assert strengths[recorded.right].mean() < strengths[~recorded.right].mean() - 0.1
+    refused = fit_profile(
+        untrained, dataset(), replace(activations(untrained, helps=False), meters=recorded.meters)
+    )
+    assert refused.meter_gate is not None
+    assert not refused.meter_gate.strengths(recorded.meters).any(), "refused, as the score's is"
 
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
