@@ -59,7 +59,7 @@ class Activations:
     exact_differences: NDArray[np.float32] | None = None  # (I, L, D) from silence of its own length
     exact_mass: NDArray[np.float32] | None = None  # (I, L * H) of the heads on that silence
     seconds: NDArray[np.float32] | None = None  # (I,) of the clip, as far as it is heard
-    meters: NDArray[np.float32] | None = None  # (I, M) of the waveform, as far as it is heard
+    meters: NDArray[np.float32] | None = None  # (I, 6) of the waveform, as far as it is heard
     event_mass: NDArray[np.float32] | None = None  # (I, L * H) mass inside the events
     event_share: NDArray[np.float32] | None = None  # (I,) of the clip; NaN without events
 
@@ -209,7 +209,7 @@ def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> A
 
 
 def _read_meters(prompt: Prompt) -> NDArray[np.float32]:
-    """(M,) meters of the prompt's clip, as far as it is heard."""
+    """(6,) meters of the prompt's clip, as far as it is heard."""
     (clip,), (seconds,) = prompt.clips, prompt.heard_seconds
     return read_meters(clip.samples[: round(seconds * clip.sample_rate_hz)], clip.sample_rate_hz)
 

@@ -31,7 +31,7 @@ def against_heads(
     fitted.
 
     Args:
-        meters: (I, M) of the items that tell.
+        meters: (I, 6) of the items that tell.
         scores: (I,) listening scores by heads chosen without the item's fold.
         right: (I,) whether each answer is right.
         strata: (I,) labels of wording and cue.
@@ -73,7 +73,7 @@ def against_heads(
 class _HeldOut:
     """What was decided on the other folds, applied to each fold's own items."""
 
-    turned: NDArray[np.float64]  # (I, M) each meter, so that more of it speaks for right
+    turned: NDArray[np.float64]  # (I, 6) each meter, so that more of it speaks for right
     best: NDArray[np.float64]  # (I,) the meter that is best on the other folds
     single: str  # which that mostly is
     odds: NDArray[np.float64]  # (I,) of the regression

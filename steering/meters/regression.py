@@ -21,13 +21,13 @@ _FARTHEST = 30.0  # log odds beyond which a probability is 0 or 1
 class MeterRegression:
     """Log odds of a right answer, from the standardised meters and nothing else."""
 
-    means: tuple[float, ...]  # (M,) of the meters on the calibration items
-    spreads: tuple[float, ...]  # (M,) their standard deviations; 1 where a meter never varies
-    weights: tuple[float, ...]  # (M,)
+    means: tuple[float, ...]  # (6,) of the meters on the calibration items
+    spreads: tuple[float, ...]  # (6,) their standard deviations; 1 where a meter never varies
+    weights: tuple[float, ...]  # (6,)
     intercept: float
 
     def log_odds(self, meters: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(I,) of meters (I, M): the higher, the likelier is a right answer."""
+        """(I,) of meters (I, 6): the higher, the likelier is a right answer."""
         standard = (meters - np.array(self.means)) / np.array(self.spreads)
         return np.asarray(standard @ np.array(self.weights) + self.intercept)
 
@@ -40,7 +40,7 @@ class MeterGate:
     gate: Gate  # of the log odds
 
     def strengths(self, meters: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(I,) strengths for meters (I, M)."""
+        """(I,) strengths for meters (I, 6)."""
         return self.gate.strengths(self.regression.log_odds(meters))
 
     def record(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def fit_regression(meters: NDArray[np.float32], right: NDArray[np.bool_]) -> Met
     """Fit the log odds of a right answer to the meters, by Newton's method with a ridge of 1.
 
     Args:
-        meters: (I, M).
+        meters: (I, 6).
         right: (I,) whether each answer is right.
 
     Returns:
