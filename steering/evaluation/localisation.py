@@ -96,7 +96,7 @@ def _effect_figures(
     firsts = rows[np.sort(np.unique(names, return_index=True)[1])][:EFFECT_CLIPS]
     pairs = [_effect_inside(model, items[i]) for i in tqdm(firsts, "stretches", disable=None)]
     share, mass = np.array(pairs, np.float64).T
-    known = np.isfinite(mass)  # where nothing has an effect there is none to share out
+    known = np.isfinite(mass) & (share > 0)  # where nothing has an effect there is none to share
     if not known.any():
         return {"stretches": STRETCHES, "clips": 0}
     clips = [np.array([i]) for i in range(int(known.sum()))]
