@@ -53,8 +53,8 @@ def localisation_figures(
     rows = np.flatnonzero(share > 0)  # NaN is not; an event behind the window was not heard
     if not len(rows):
         return None
-    clips = groups_of([str(items[i].audio) for i in rows])
-    bootstrap = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
+    names = [str(items[i].audio) for i in rows.tolist()]
+    clips, bootstrap = groups_of(names), ClusterBootstrap.of(names, seed=seed)
 
     def ratios(columns: list[int]) -> NDArray[np.float64]:
         """(I,) of the mean of some heads."""

@@ -53,7 +53,7 @@ def test_concordance_counts_an_item_as_often_as_it_weighs() -> None:
     rng = np.random.default_rng(1)
     scores, positive = rng.integers(0, 5, 30) / 4, rng.random(30) < 0.5
     counts = rng.integers(0, 4, (6, 30))
-    above, pairs = concordance(scores, positive, counts)
+    above, pairs = concordance(scores, positive, counts.astype(float))
     for row, share in zip(counts, above / pairs, strict=True):
         assert share == pytest.approx(auroc(np.repeat(scores, row), np.repeat(positive, row)))
 

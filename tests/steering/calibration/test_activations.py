@@ -86,8 +86,8 @@ def test_evidence_is_what_two_passes_say(
         assert recorded.meters is not None
         np.testing.assert_array_equal(recorded.meters[i], read_meters(samples, 16_000))
         assert recorded.event_mass is not None and recorded.event_share is not None
-        inside = np.float32([0, 0, 0.5, 1, 1, 1, 0.25] + [0] * (heard.attention.shape[1] - 7))
-        inside *= bool(item.events)
+        inside = np.zeros(heard.attention.shape[1])
+        inside[2:7] = np.array([0.5, 1, 1, 1, 0.25]) * bool(item.events)
         np.testing.assert_allclose(
             recorded.event_mass[i], (heard.attention.numpy() * inside).sum(-1), atol=1e-6
         )

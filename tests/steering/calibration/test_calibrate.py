@@ -109,7 +109,7 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         exact_mass=silent.astype(np.float32),
         seconds=np.linspace(0.3, 25, ITEMS).astype(np.float32),
         meters=meters.astype(np.float32),
-        event_mass=mass.astype(np.float32) / 2,
+        event_mass=(mass / 2).astype(np.float32),
         event_share=np.full(ITEMS, 0.5, np.float32),
     )
 

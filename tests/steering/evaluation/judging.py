@@ -75,6 +75,6 @@ def activations(model: AudioModel, count: int) -> Activations:
         form=np.zeros(count, np.int64),
         top_probability=rng.random(count).astype(np.float32),
         meters=rng.standard_normal((count, len(METERS))).astype(np.float32),
-        event_mass=mass / 2,
+        event_mass=(mass / 2).astype(np.float32),
         event_share=np.full(count, 0.5, np.float32),
     )

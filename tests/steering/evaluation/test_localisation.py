@@ -32,7 +32,7 @@ def looking(model: AudioModel, *, inside: float) -> Activations:
     event_mass = SHARE * recorded.mass
     columns = head_columns(HEADS, model.num_heads)
     event_mass[:, columns] = inside * recorded.mass[:, columns]
-    share = np.float32([SHARE] * 4 + [np.nan] * 2)
+    share = np.array([SHARE] * 4 + [np.nan] * 2, np.float32)
     return replace(recorded, event_mass=event_mass, event_share=share)
 
 

@@ -46,7 +46,7 @@ def test_a_sound_in_noise_stands_out_by_its_snr() -> None:
 
 
 def test_the_gain_changes_the_levels_only() -> None:
-    loud, soft = read(noise()), read(noise() / 10)
+    loud, soft = read(noise()), read((noise() / 10).astype(np.float32))
     for name in METERS:
         expected = loud[name] - 20 * name.endswith("_dbfs")
         assert soft[name] == pytest.approx(expected, abs=0.01, rel=1e-4)
