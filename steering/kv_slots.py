@@ -49,6 +49,7 @@ class Row:
     sampling: Sampling
     random: torch.Generator = field(default_factory=torch.Generator)
     token: int = -1  # the last one sampled
+    score: float | None = None  # listening score of that token; None if its prompt was not tapped
     step: int = 0  # answer tokens sampled in slots so far
     slot: int = -1  # -1 while it has none
     length: int = 0  # tokens that have keys there
