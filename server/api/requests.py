@@ -287,7 +287,8 @@ class AudioChatRequest(ListeningRequest):
         description="a string, or up to four, that end the answer; they are left out of it",
     )
     stream: bool = False
-    """send the answer in pieces, as server-sent events"""
+    """send the answer in pieces, as server-sent events; `token_scores` of a piece are the listening
+    scores of its tokens"""
     include: list[Include] = Field(default=[], max_length=16)  # type: ignore[assignment]
     """more to see in `listening` and `steering`"""
 

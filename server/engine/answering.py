@@ -177,6 +177,8 @@ def answer_once(
         silent=silent,
         prompt=prompt,
         completion_tokens=reply.tokens,
+        token_ids=tuple(reply.token_ids),
+        token_scores=tuple(reply.token_scores),
         timings=Timings(
             queue_seconds=0.0,  # the engine knows
             prefill_seconds=after_prefill - after_silence,

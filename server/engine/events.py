@@ -25,6 +25,7 @@ class Piece:
     """The next part of the answer's text; never empty."""
 
     text: str
+    scores: tuple[float, ...] = ()  # of the tokens since the last piece; none without audio
 
 
 @dataclass(frozen=True, slots=True, eq=False)

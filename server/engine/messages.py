@@ -84,6 +84,8 @@ class Answer:
     silent: str | None
     prompt: Prompt
     completion_tokens: int
+    token_ids: tuple[int, ...]  # as written, an end token included; none of choices
+    token_scores: tuple[float, ...]  # listening score of each; none without a profile, or audio
     timings: Timings
     began_at: float  # time.perf_counter() when the wait was over and prefill began
     first_token_seconds: float  # from then to the first piece of the answer; 0 without one
