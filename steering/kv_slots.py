@@ -87,6 +87,8 @@ class KVSlots(Cache):
         self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
         vocabulary = int(model.text_config.vocab_size)
         self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
+        shape = (rows, model.hidden_size)
+        self.finals = torch.zeros(shape, device=device, dtype=model.dtype)  # (R, D) newest, bare
         self.active: list[Row] = []  # the row in each slot in use
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
         self._slot_indices = torch.arange(rows, device=device)  # (R,)
@@ -147,7 +149,7 @@ class KVSlots(Cache):
             slot, length = row.slot, last.length
             self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
             kept = (self.lengths, self.directions, self.strengths, self.penalties, self.seen)
-            for values in kept:
+            for values in (*kept, self.finals):
                 values[slot] = values[freed]
             self.active[slot] = last
             last.slot = slot
@@ -220,6 +222,7 @@ class KVSlots(Cache):
         mask = (self._positions[:kv_length] <= positions[:, None])[:, None, None]  # (B, 1, 1, S)
         states = self.model.decoder.embed_tokens(self._tokens[:rows])
         final = run_layers(self.model, states, positions[:, None], mask, self)[0][:, -1]  # (B, D)
+        self.finals[:rows] = final
         steered = self.use_cuda_graphs or any(row.plan.strength for row in self.active)
         if self.intervention is None or not steered:
             return logits(self.model, final)

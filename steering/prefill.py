@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache
 
 from steering.model.audio_model import AudioModel
 from steering.prompt import Prompt, embed
-from steering.taps import Follower, Head, KVPairs, Taps
+from steering.taps import AnyTaps, Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +63,7 @@ def run_layers(
     first: int = 0,
     depth: int | None = None,
     wanted: Literal["states", "behind", "last", "keys"] = "states",
-    taps: Taps | None = None,
+    taps: AnyTaps | None = None,
     follower: Follower | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the decoder's layers, and keep residuals on the way.
