@@ -79,7 +79,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
         mel_frames=inputs["feature_attention_mask"].sum(-1),
         clips=clips,
         heard_seconds=tuple(len(samples) / model.sample_rate_hz for samples in heard),
-        audio_mask=tokens == model.family.audio_token_id(model.network.config),
+        audio_mask=tokens == model.audio_token_id,
     )
 
 

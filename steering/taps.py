@@ -4,6 +4,9 @@ The kernel of transformers makes the output, untouched. Beside it, for the tappe
 query row is computed, the last token's: softmax(q . K' * scale + mask). So nothing of size T x T
 is ever kept, and an untapped pass costs nothing. A pass carries its own taps as an argument of
 the call; nothing is stored on the model. Source: arXiv 2603.06854, audio attention of a head.
+
+`Taps` keep the attention of each head on each token, for a prompt; `ScoreTaps` only the listening
+score, for a token of the answer.
 """
 
 from __future__ import annotations
@@ -64,6 +67,70 @@ class Taps:
         return torch.stack(rows, dim=1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredHeads:
+    """The heads whose mean audio attention is the listening score, by the keys that they share.
+
+    All query heads from the first to the last that is wanted of a key head are multiplied with its
+    keys at once, as a view: that costs less than to pick them. Those between weigh nothing.
+    """
+
+    spans: Mapping[int, Sequence[tuple[int, slice]]]  # layer -> key heads, and their query heads
+    weights: Tensor  # (N,) float32 of all query heads in the spans: 1 / K, or 0
+
+    @classmethod
+    def of(cls, heads: Iterable[Head], queries_a_key: int, device: torch.device) -> ScoredHeads:
+        """K heads of a model with so many query heads to a key head."""
+        by_key: dict[tuple[int, int], list[int]] = {}
+        for layer, head in sorted(heads):
+            by_key.setdefault((layer, head // queries_a_key), []).append(head)
+        spans: dict[int, list[tuple[int, slice]]] = {}
+        weights: list[float] = []
+        for (layer, key), wanted in by_key.items():
+            spans.setdefault(layer, []).append((key, slice(wanted[0], wanted[-1] + 1)))
+            weights += [float(head in wanted) for head in range(wanted[0], wanted[-1] + 1)]
+        return cls(spans, torch.tensor(weights, device=device) / sum(weights))
+
+
+@dataclass(slots=True, eq=False)
+class ScoreTaps:
+    """The taps of a step of one new token a row, and what they read: enough for its score.
+
+    The score is exact: the softmax is over all tokens that the new one sees. Nothing waits for the
+    device, and all shapes are the step's own, so that it can be recorded.
+    """
+
+    heads: ScoredHeads
+    audio: Tensor  # (B, A) float32, 1 at audio tokens, which are among the first A
+    products: list[Tensor] = field(default_factory=list)  # (B, h, T) float32, q . K' of each span
+    scale: float = 1.0
+    mask: Tensor | None = None  # (B, 1, 1, T), as `last_row` takes it
+
+    def tap(
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Sequence[Tensor],
+        mask: Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Read a layer, if any head of it is wanted; arguments as those of `last_row`."""
+        for key, span in self.heads.spans.get(layer, ()):
+            (part,) = keys
+            self.products.append(_products(query[:, span, -1], part[:, key]))
+            self.scale, self.mask = scaling or query.shape[-1] ** -0.5, mask
+
+    def scores(self) -> Tensor:
+        """(B,) float32, the listening score of each row."""
+        device = self.audio.device
+        scores = torch.cat([part.to(device) for part in self.products], dim=1) * self.scale
+        mask = None if self.mask is None else self.mask.to(device)
+        shares = _hidden(scores, mask).softmax(-1)  # (B, N, T)
+        audio = self.audio[:, : shares.shape[-1], None]  # (B, A, 1)
+        mass = (shares[..., : audio.shape[1]] @ audio).squeeze(-1)  # (B, N)
+        return mass @ self.heads.weights
+
+
 @dataclass(slots=True, eq=False)
 class AnswerTaps:
     """The heads to read from every token of a pass behind a prompt, and what they read."""
@@ -91,7 +158,7 @@ class AnswerTaps:
         return torch.cat(list(self.mass.values())).mean(0)
 
 
-AnyTaps = Taps | AnswerTaps
+AnyTaps = Taps | ScoreTaps | AnswerTaps
 
 
 @dataclass(slots=True, eq=False)
@@ -188,11 +255,28 @@ def last_row(
     q = query[:, heads, -1:].float()  # (B, h, 1, d)
     k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()  # (B, h, T, d)
     scores = (q @ k.transpose(2, 3)).squeeze(2) * (scaling or query.shape[-1] ** -0.5)
-    if mask is not None:
-        row = mask[:, :, -1, : k.shape[2]]  # (B, 1, T)
-        hidden = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row
-    return scores.softmax(-1)
+    return _hidden(scores, mask).softmax(-1)
+
+
+def _hidden(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores (B, h, T) of the last query, without the keys that a mask (B, 1, Q, T) hides."""
+    if mask is None:
+        return scores
+    row = mask[:, :, -1, : scores.shape[-1]]  # (B, 1, T)
+    hidden = torch.finfo(scores.dtype).min
+    return torch.where(row, scores, hidden) if row.dtype == torch.bool else scores + row
+
+
+def _products(query: Tensor, keys: Tensor) -> Tensor:
+    """(B, h, T) float32: q . K' of queries (B, h, d) and keys (B, T, d), views of larger tensors.
+
+    Products in half precision would be too coarse; CUDA makes float32 of it without a copy.
+    """
+    if query.dtype == torch.float32:
+        return torch.bmm(query, keys.transpose(1, 2))
+    if query.is_cuda:
+        return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(query.float(), keys.float().transpose(1, 2))
 
 
 def attention_rows(

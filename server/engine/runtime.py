@@ -54,7 +54,8 @@ class Runtime:
     ) -> Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
-        slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
+        intervention, heads = (profile.intervention, profile.heads) if profile else (None, ())
+        slots = KVSlots(model, rows, tokens, intervention, heads)
         wrong = dict(found_wrong or {})
         known = profile is not None and CUT_SILENCE not in wrong  # that a coarse ladder does
         ladder = profile.ladder if profile and known else Ladder(0)

@@ -100,7 +100,7 @@ def _cut_silence(model: AudioModel, prompt: Prompt) -> Tensor:
     hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
     rung = LADDER.rung(int(prompt.mel_frames[0]), model.window_frames)
     longer = plain_pass(model, [noise(model, rung * hop_seconds).silent()], QUESTION)
-    audio_token = model.family.audio_token_id(model.network.config)
+    audio_token = model.audio_token_id
     return longer.embedded[longer.tokens == audio_token][: int(prompt.audio_mask.sum())]
 
 
