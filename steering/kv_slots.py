@@ -90,8 +90,8 @@ class KVSlots(Cache):
         self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
         vocabulary = int(model.text_config.vocab_size)
         self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
-        shape = (rows, model.hidden_size)
-        self.finals = torch.zeros(shape, device=device, dtype=model.dtype)  # (R, D) newest, bare
+        width, dtype = model.hidden_size, model.dtype
+        self.finals = torch.zeros(rows, width, device=device, dtype=dtype)  # (R, D) newest, bare
         self.scored = (
             ScoredHeads.of(heads, model.num_heads // model.num_kv_heads, device) if heads else None
         )

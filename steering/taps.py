@@ -6,7 +6,7 @@ is ever kept, and an untapped pass costs nothing. A pass carries its own taps as
 the call; nothing is stored on the model. Source: arXiv 2603.06854, audio attention of a head.
 
 `Taps` keep the attention of each head on each token, for a prompt; `ScoreTaps` only the listening
-score, for a token of the answer.
+score, for a token of the answer; `AnswerTaps` those of all tokens of an answer that is known.
 """
 
 from __future__ import annotations
