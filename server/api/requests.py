@@ -297,7 +297,8 @@ class AudioChatRequest(AudioQuestion):
         description="a string, or up to four, that end the answer; they are left out of it",
     )
     stream: bool = False
-    """send the answer in pieces, as server-sent events"""
+    """send the answer in pieces, as server-sent events; `token_scores` of a piece are the listening
+    scores of its tokens"""
 
 
 def parse_json(kind: type[Body], body: bytes) -> Body:

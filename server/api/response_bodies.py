@@ -24,7 +24,7 @@ from server.api.responses import (
     WordListening,
 )
 from server.api.sse import StreamFormat
-from server.engine.events import Started
+from server.engine.events import Piece, Started
 from server.engine.messages import Answer
 from steering import decision
 from steering.audio.clip import Clip
@@ -67,11 +67,16 @@ def audio_chat_stream(opened: OpenQuestion[AudioChatRequest]) -> StreamFormat:
     start |= {"created": opened.created, "model": opened.model}
     return StreamFormat(
         begin=(),
-        piece=lambda text: {**start, "delta": text},
+        piece=lambda piece: {**start, "delta": piece.text, **token_scores(piece)},
         finish=lambda answer: [
             {**start, "delta": "", **dump(audio_chat(opened, answer)), "object": start["object"]}
         ],
     )
+
+
+def token_scores(piece: Piece) -> dict[str, Any]:
+    """The scores of a piece's tokens as a key of its event, where there are any."""
+    return {"token_scores": [round(x, _DIGITS) for x in piece.scores]} if piece.scores else {}
 
 
 def listening_report(opened: OpenQuestion[ListeningRequest], answer: Answer) -> ListeningReport:

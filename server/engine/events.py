@@ -26,7 +26,7 @@ class Piece:
     """The next part of the answer's text; never empty."""
 
     text: str
-    scores: tuple[float, ...] = ()  # listening score of each of its tokens; none without audio
+    scores: tuple[float, ...] = ()  # of the tokens since the last piece; none without audio
 
 
 @dataclass(frozen=True, slots=True, eq=False)

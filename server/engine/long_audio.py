@@ -58,7 +58,7 @@ def answer_windows(
     answer = _merge(question, index, windows, answers)
     yield Started(answer.listening, answer.steering)
     if answer.text:
-        yield Piece(answer.text)
+        yield Piece(answer.text, answer.token_scores)
     yield Finished(answer)
 
 

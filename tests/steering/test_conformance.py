@@ -24,6 +24,7 @@ from steering.generation import (
     Sampling,
     SteeringPlan,
     generate,
+    generate_scored,
     score_choices,
     steered_logits,
 )
@@ -398,6 +399,38 @@ def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...])
     together = written_together(model, heards, sampling)
     for heard, plan, ids in zip(heards, plans(model, heards), together, strict=True):
         assert ids == list(generate(model, heard, plan, sampling))
+
+
+def test_every_token_is_scored_by_its_eager_attentions(case: Case) -> None:
+    """Bare and steered, alone and beside others, one of which is not scored."""
+    model, sampling = case.model, Sampling(max_tokens=6, ignore_end=True)
+    prompts = [example_prompt(model, shape) for shape in ("short", "turns", "one")]
+    heards = [prefill(model, each, heads=HEADS) for each in prompts]
+    heards.append(prefill(model, prompts[2]))
+    slots, rows = KVSlots(model, 4, 1024, HOW, HEADS), []
+    for heard, plan in zip(heards, plans(model, heards), strict=True):
+        row = Row(plan, sampling)
+        sample_first(model, heard, row)
+        slots.admit(row, heard)
+        rows.append([(row.token, row.score)])
+    for _ in range(5):
+        slots.step()
+        for written, row in zip(rows, slots.active, strict=True):
+            written.append((row.token, row.score))
+    assert all(score is None for _, score in rows.pop())
+    for heard, plan, example, written in zip(
+        heards[:3], plans(model, heards)[:3], prompts, rows, strict=True
+    ):
+        alone = list(generate_scored(model, heard, plan, sampling, HEADS))
+        ids, scores = [token for token, _ in written], [score for _, score in written]
+        assert ids == [token for token, _ in alone]
+        assert scores == pytest.approx([score for _, score in alone], abs=1e-6)
+        full = case.full(example, ids[:-1]).attention[:, :, -6:, : len(example.tokens)]
+        mass = torch.stack(
+            [full[layer, head][:, example.audio_mask].sum(-1) for layer, head in HEADS]
+        )
+        assert scores == pytest.approx(mass.mean(0).tolist(), abs=1e-5)
+        assert max(scores) - min(scores) > 1e-3, "the tokens differ"
 
 
 PENALTIES = (1.1, 1.4, 1.0, 0.8)
