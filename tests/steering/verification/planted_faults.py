@@ -174,7 +174,7 @@ TEMPLATE = ("prompt ids", "encoder", "logits", "taps", *TWIN, "decode")
 FAULTS = (
     Fault("prompt without its mask", no_mask, ("logits", "taps", *TWIN, "decode"), "refused"),
     Fault("question without its mask", mask_of_the_question, TWIN, "refused"),
-    Fault("mask of a step too short", mask_of_a_step, ("live score", "rows"), "refused"),
+    Fault("mask of a step too short", mask_of_a_step, ("rows",), "refused"),
     Fault("position shifted", position, ("one pass", "decode", "live score", "rows"), "refused"),
     Fault("row's position shifted", position_of_a_step, ("live score", "rows"), "refused"),
     Fault("stale recorded step", stale_step, ("recorded step",), "switched off"),
