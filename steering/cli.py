@@ -60,6 +60,13 @@ class PromptStyleOption(StrEnum):
         return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 
+class CriterionOption(StrEnum):
+    """What heads are chosen by: right answers, or the effect of the sound on every token."""
+
+    correctness = "correctness"
+    effect = "effect"
+
+
 class Split(StrEnum):
     """Parts of the embedded model's world; `test` has voices that no training clip has."""
 
@@ -107,6 +114,10 @@ def calibrate_command(
     skip_faulty: Annotated[
         bool, typer.Option("--skip-faulty", help="Leave items with faults out, and count them.")
     ] = False,
+    criterion: Annotated[
+        CriterionOption,
+        typer.Option(help="Heads by right answers, or by the sound's effect: needs no answers."),
+    ] = CriterionOption.correctness,
     keep_evidence: Annotated[
         bool, typer.Option("--keep-evidence", help="Keep the folder OUT.evidence when done.")
     ] = False,
@@ -132,6 +143,7 @@ def calibrate_command(
         workers=workers,
         skip_faulty=skip_faulty,
         keep_evidence=keep_evidence,
+        criterion=criterion.value,
     )
     if as_json:
         Console().print_json((out / "profile.json").read_text())
@@ -140,7 +152,7 @@ def calibrate_command(
         Console().print(table)
     if profile.warning:
         print(f"Warning: {profile.warning}.")
-    print(profile.confirmed)
+    print(f"heads by {profile.criterion}; {profile.confirmed}")
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
@@ -228,6 +240,7 @@ def show_command(
         "model": f"{profile.model} ({profile.family}), revision {profile.revision or 'none'}",
         "fingerprint": profile.fingerprint,
         "heads (layer.head)": ", ".join(f"{layer}.{head}" for layer, head in profile.heads),
+        "chosen by": profile.criterion,
         "layers": ", ".join(map(str, profile.layers)),
         "gate": asdict(profile.gate),
         "fixed strength": f"{profile.fixed_strength:g}",

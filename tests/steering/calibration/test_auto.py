@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from steering import load
 from steering.calibration import auto
+from steering.calibration.assembly import SYNTHETIC
 from steering.calibration.auto import (
     NoProfile,
     find_or_make,
@@ -21,7 +22,7 @@ from steering.calibration.auto import (
     load_cached,
     profile_folder,
 )
-from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.calibrate import calibrate
 from steering.calibration.prompt_trial import PromptTrial
 from steering.errors import ProfileError
 from steering.model.audio_model import AudioModel
