@@ -179,6 +179,9 @@ def evaluate_command(
         typer.Option(help="How the options are put; auto goes by the model's name."),
     ] = PromptStyleOption.auto,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
+    open_question: Annotated[
+        str, typer.Option(help="Asked of every clip, for score against effect by token.")
+    ] = "Describe what you hear.",
     as_json: Json = False,
 ) -> None:
     """Answer every item bare, steered and by every control; write predictions and a report.
@@ -207,6 +210,7 @@ def evaluate_command(
         seed,
         mode=mode.value,
         max_tokens=max_tokens,
+        open_question=open_question,
     )
     if as_json:
         Console().print_json(data=results)
@@ -214,6 +218,11 @@ def evaluate_command(
     header, *rows = evaluation.table(results)
     grid = Table(*header, title=f"{results['data']['items']} items, % right")
     for row in rows:
+        grid.add_row(*row)
+    Console().print(grid)
+    effect_header, *effect_rows = evaluation.effect_table(results)
+    grid = Table(*effect_header, title="score against effect, AUROC at 1 bit")
+    for row in effect_rows:
         grid.add_row(*row)
     Console().print(grid)
     print(f"the report: {out / 'report.html'}")

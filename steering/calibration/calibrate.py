@@ -29,8 +29,8 @@ from steering.calibration.assembly import (
 )
 from steering.calibration.collecting import (
     EVIDENCE,
+    EvidenceKind,
     Progress,
-    Recording,
     fill,
     open_store_for,
     take_over,
@@ -117,7 +117,7 @@ def calibrate(
     with ExitStack() as opened:
         stores: list[ActivationStore] = []
 
-        def recorded(kind: Recording) -> ActivationStore:
+        def recorded(kind: EvidenceKind) -> ActivationStore:
             store = opened.enter_context(open_store_for(model, dataset, out, kind))
             stores.append(store)
             fill(store, model, dataset.items, workers, progress, kind)

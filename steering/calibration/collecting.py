@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]  # items done, all items
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class EvidenceKind:
     """A kind of numbers that are recorded of items."""
 
     suffix: str  # of the folder
@@ -44,16 +44,16 @@ class Recording:
     record_one: RecordItem
 
 
-EVIDENCE = Recording("evidence", ACTIVATIONS_VERSION, column_layout, record_item)
+EVIDENCE = EvidenceKind("evidence", ACTIVATIONS_VERSION, column_layout, record_item)
 
 
-def store_folder(out: Path, kind: Recording = EVIDENCE) -> Path:
+def store_folder(out: Path, kind: EvidenceKind = EVIDENCE) -> Path:
     """The folder of what is recorded for a profile in `out`, beside it."""
     return out.with_name(f"{out.name}.{kind.suffix}")
 
 
 def open_store_for(
-    model: AudioModel, dataset: DataSet, out: Path, kind: Recording = EVIDENCE
+    model: AudioModel, dataset: DataSet, out: Path, kind: EvidenceKind = EVIDENCE
 ) -> AbstractContextManager[ActivationStore]:
     """The store of a model and a data set, with the items recorded so far."""
     key = _key(model, dataset) | {"evidence_version": kind.version}
@@ -100,7 +100,7 @@ def fill(
     items: Sequence[Item],
     workers: int,
     progress: Progress | None,
-    kind: Recording = EVIDENCE,
+    kind: EvidenceKind = EVIDENCE,
 ) -> None:
     """Record the items that the store lacks."""
     missing, count = store.missing(), len(items)

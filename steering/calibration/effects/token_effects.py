@@ -26,7 +26,7 @@ from steering.calibration.activations import (
     build_item_prompt,
     load_item_clip,
 )
-from steering.calibration.collecting import Recording
+from steering.calibration.collecting import EvidenceKind
 from steering.decision import divergence_bits
 from steering.items import Item
 from steering.model.audio_model import AudioModel
@@ -48,6 +48,7 @@ class TokenEffects:
     mass: NDArray[np.float32]  # (I, T, L * H) audio mass of every head; 0 behind the last place
     effect: NDArray[np.float32]  # (I, T) bits; 0 behind the last place
     places: NDArray[np.int64]  # (I,) how many an item has, at least 1
+    token_ids: NDArray[np.int64]  # (I, T) of the answer, -1 behind the last and where it is empty
     silent_mass: NDArray[np.float32]  # (I, L * H) at the first place, on the silent twin
     differences: NDArray[np.float32]  # (I, L, D) residual on the clip minus on the twin, there
 
@@ -76,6 +77,7 @@ def effect_layout(model: AudioModel) -> Columns:
         "mass": ((ANSWER.max_tokens, heads), np.float32),
         "effect": ((ANSWER.max_tokens,), np.float32),
         "places": ((), np.int64),
+        "token_ids": ((ANSWER.max_tokens,), np.int64),
         "silent_mass": ((heads,), np.float32),
         "differences": ((model.num_layers, model.hidden_size), np.float32),
     }
@@ -92,6 +94,7 @@ def record_effects(model: AudioModel, item: Item, silence_cache: SilenceCache) -
         np.pad(answer.mass.cpu().numpy(), ((0, rest), (0, 0))),
         np.pad(answer.effect.cpu().numpy(), (0, rest)),
         np.int64(places),
+        np.array(answer.token_ids + [-1] * (ANSWER.max_tokens - len(answer.token_ids))),
         answer.silent_mass.cpu().numpy(),
         answer.differences.float().cpu().numpy(),
     )
@@ -172,4 +175,4 @@ def _read(model: AudioModel, silent: PrefillResult, token_ids: Sequence[int]) ->
     return run_layers(model, states, positions, mask, silent.cache)[0][0]
 
 
-TOKEN_EFFECTS = Recording("effects", _VERSION, effect_layout, record_effects)
+TOKEN_EFFECTS = EvidenceKind("effects", _VERSION, effect_layout, record_effects)

@@ -39,6 +39,7 @@ def effects(model: AudioModel, items: int = ITEMS, places: int = 4) -> TokenEffe
         mass.astype(np.float32),
         effect.astype(np.float32),
         np.full(items, places),
+        np.zeros((items, places), np.int64),
         mass[:, 0].astype(np.float32) - 1,
         rng.standard_normal(shape).astype(np.float32),
     )
@@ -106,7 +107,7 @@ def test_with_answers_the_strength_is_fitted_behind_heads_by_effect(untrained: A
 def test_a_model_of_random_weights_is_refused_in_plain_words(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_effects, "ANSWER", Sampling(max_tokens=2))
+    monkeypatch.setattr(token_effects, "ANSWER", Sampling(max_tokens=1))
     data, out = without_answers(tmp_path), tmp_path / "out"
     with pytest.raises(DataError, match="without choices, answer"):
         calibrate(untrained, data, tmp_path, out)
