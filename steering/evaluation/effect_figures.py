@@ -76,7 +76,7 @@ class JudgedPlaces:
     def score(self, columns: Sequence[Sequence[int]]) -> Scores:
         """(N,) scores by the heads of each half."""
         both = [self.data.mass[:, list(each)].mean(1) for each in columns]
-        return np.where(self.halves, both[1], both[0])
+        return np.asarray(np.where(self.halves, both[1], both[0]))
 
     def figures(self, score: Scores) -> dict[str, float | None]:
         """AUROC at DECIDED_BITS and rank correlation, within strata and halves."""

@@ -86,7 +86,7 @@ class EffectData:
     @property
     def log_effect(self) -> NDArray[np.float32]:
         """(N,) logarithm of the effect."""
-        return np.log2(self.effect.clip(LEAST_BITS))
+        return np.asarray(np.log2(self.effect.clip(LEAST_BITS)))
 
     @property
     def decided_first(self) -> Flags:

@@ -40,8 +40,8 @@ def token_effects(model: AudioModel) -> TokenEffects:
     rng = np.random.default_rng(8)
     clips = ITEMS // 2
     effect = 2.0 ** rng.normal(0, 3, (clips, PLACES))
-    mass = rng.random((clips, PLACES, model.num_layers * model.num_heads))
-    mass[..., KNOWING] = 0.5 + 0.1 * np.log2(effect) + 0.05 * rng.standard_normal(effect.shape)
+    mass = rng.uniform(0.40, 0.45, (clips, PLACES, model.num_layers * model.num_heads))
+    mass[..., KNOWING] = 0.5 + 0.02 * np.log2(effect) + rng.normal(0, 0.01, effect.shape)
     numbers = (mass.astype(np.float32), effect.astype(np.float32))
     nothing = np.zeros((clips, 1), np.float32)
     ids = rng.integers(300, 400, (clips, PLACES))
