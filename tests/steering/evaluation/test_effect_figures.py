@@ -66,7 +66,7 @@ def test_every_set_of_heads_is_set_against_the_effect(grouped: AudioModel) -> No
     assert tokens["decided_share"] == pytest.approx((effects.effect >= 1).mean(), abs=1e-4)
     assert set(tokens["sets"]) == set(own["sets"]) == {"correctness", "effect", "random"}
     by_effect = tokens["sets"]["effect"]
-    assert by_effect["auroc"] > 0.9 and by_effect["above_random_share"] > 0.8
+    assert by_effect["auroc"] > 0.9 and by_effect["above_random_share"] > 0.6
     assert by_effect["rank_correlation"] > 0.8
     assert tokens["sets"]["correctness"]["heads"] == len(HEADS)
     assert len(tokens["sets"]["random"]["each"]) == 60
