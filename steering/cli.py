@@ -125,13 +125,14 @@ def calibrate_command(
 ) -> None:
     """Find a model's audio-specialist heads and how to steer it; write its listening profile.
 
-    What the model does on each item is kept in OUT.evidence: run the same command again after it
-    was stopped, and it goes on from there.
+    What the model does on each item is kept in OUT.evidence, by effect in OUT.effects: run the same
+    command again after it was stopped, and it goes on from there.
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
     from steering.calibration import calibrate as calibration
-    from steering.calibration.collecting import store_folder
+    from steering.calibration.collecting import EVIDENCE, store_folder
+    from steering.calibration.effects.token_effects import TOKEN_EFFECTS
     from steering.model import loading
 
     loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
@@ -152,12 +153,16 @@ def calibrate_command(
         Console().print(table)
     if profile.warning:
         print(f"Warning: {profile.warning}.")
-    print(f"heads by {profile.criterion}; {profile.confirmed}")
+    print(f"heads chosen by {profile.criterion}")
+    if profile.held_out:
+        print(profile.confirmed)
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {store_folder(out)}; it can be deleted")
+        folders = [store_folder(out, kind) for kind in (EVIDENCE, TOKEN_EFFECTS)]
+        kept = " and ".join(str(folder) for folder in folders if folder.is_dir())
+        print(f"evidence kept in {kept}; it can be deleted")
 
 
 def evaluate_command(
