@@ -15,6 +15,7 @@ from steering.calibration.prompt_trial import PromptTrial
 from steering.calibration.search import FittedSettings
 from steering.heads import Verdicts
 from steering.items import DataSet
+from steering.meters.regression import MeterGate
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile, Silence
 
@@ -38,6 +39,7 @@ class FittedProfile:
     held_out: Mapping[str, Any]
     refusal: str | None  # to steer
     silence: Silence
+    meter_gate: MeterGate | None = None
 
 
 def assembled(
@@ -81,6 +83,7 @@ def assembled(
         head_std=mass.std(0).astype(np.float32),
         refusal=fitted.refusal,
         silence=fitted.silence,
+        meter_gate=fitted.meter_gate,
     )
 
 

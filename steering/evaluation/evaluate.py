@@ -40,6 +40,8 @@ from steering.evaluation.effect_figures import (
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
 from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
+from steering.evaluation.localisation import localisation_figures
+from steering.evaluation.meter_figures import meter_figures
 from steering.evaluation.predictions import csv_text, write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.evaluation.separation import correlation_map, listening_figures
@@ -97,7 +99,8 @@ def evaluate(
 
     Returns:
         The contents of `results.json`: shares right and gains of every arm with 95 % intervals,
-        by mix and part of the data, and figures of the listening score and its controls.
+        by mix and part of the data, figures of the listening score beside meters of the waveform,
+        of the timeline where items name their events, and of the controls.
 
     Raises:
         AllEarsError: the packages of the extra `evaluate` are not installed.
@@ -149,6 +152,7 @@ def _results(
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
     effect = effects(model, activations)
+    scores = activations.scores(profile.heads, model.num_heads)
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "profile": profile.name,
@@ -172,6 +176,8 @@ def _results(
             EffectData.of(token_effects, opened.items),
             seed,
         ),
+        "meters": meter_figures(profile, items, activations, scores, effect, seed),
+        "timeline": localisation_figures(model, profile, items, activations, seed),
         "correlation_map": correlation_map(model, items, activations),
         "first_tokens": control_figures(
             model, profile, items, activations, constants, arm_strengths, seed
@@ -199,6 +205,7 @@ def _run(
         asdict(profile.intervention),
         asdict(profile.gate),
         profile.fixed_strength,
+        profile.meter_gate.record() if profile.meter_gate else None,
     ]
     digest = sha256(json.dumps(settings).encode() + profile.direction.numpy().tobytes())
     return {

@@ -24,7 +24,7 @@ def effect_data(items: int, *, knowing: int, places: int = 6, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     item, place = np.repeat(np.arange(items), places), np.tile(np.arange(places), items)
     effect = 2.0 ** rng.normal(-1.0 - 0.8 * place, 2.0)
-    mass = rng.normal(0.5, 0.1, (items * places, 200))
+    mass = rng.normal(0.5, 0.1, (items * places, 64))
     mass[:, :knowing] += 0.04 * np.log2(effect)[:, None]
     mass[:, -1] = 0.6 - 0.1 * place + rng.normal(0, 0.01, len(place))
     return EffectData(

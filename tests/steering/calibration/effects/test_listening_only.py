@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steering.calibration import data_checks
 from steering.calibration.activations import head_columns
 from steering.calibration.assembly import assembled
 from steering.calibration.calibrate import calibrate, fit_profile
@@ -108,7 +109,8 @@ def test_a_model_of_random_weights_is_refused_in_plain_words(
     untrained: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_effects, "ANSWER", Sampling(max_tokens=1))
-    data, out = without_answers(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(data_checks, "MIN_ITEMS", 10)
+    data, out = without_answers(tmp_path, 10), tmp_path / "out"
     with pytest.raises(DataError, match="without choices, answer"):
         calibrate(untrained, data, tmp_path, out)
     with pytest.raises(DataError, match="hardly changes what this model says: 0 of"):
