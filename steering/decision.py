@@ -26,6 +26,7 @@ from steering.prefill import PrefillResult
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.readout import logits, pool, relative_norm
+from steering.words.word import Word
 
 Direction = Literal["request", "calibrated"]
 _LEAST_PROBABILITY = 1e-30  # of a token that a distribution rules out: the effect stays finite
@@ -54,6 +55,7 @@ class Listening:
     heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
     clips: tuple[ClipAttribution, ...] = ()
     effect_bits: float | None = None  # of the sound on the bare answer, where a twin was run
+    words: tuple[Word, ...] = ()  # of the answer, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ class KVSlots(Cache):
         self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
         vocabulary = int(model.text_config.vocab_size)
         self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
+        width, dtype = model.hidden_size, model.dtype
+        self.finals = torch.zeros(rows, width, device=device, dtype=dtype)  # (R, D) newest, bare
         self.scored = (
             ScoredHeads.of(heads, model.num_heads // model.num_kv_heads, device) if heads else None
         )
@@ -160,7 +162,7 @@ class KVSlots(Cache):
             slot, length = row.slot, last.length
             self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
             kept = (self.lengths, self.directions, self.strengths, self.penalties, self.seen)
-            for values in (*kept, self.audio):
+            for values in (*kept, self.audio, self.finals):
                 values[slot] = values[freed]
             self.active[slot] = last
             last.slot = slot
@@ -239,6 +241,7 @@ class KVSlots(Cache):
         taps = self._taps(rows, kv_length)
         final, _ = run_layers(self.model, states, positions[:, None], mask, self, taps=taps)
         final = final[:, -1]  # (B, D)
+        self.finals[:rows] = final
         if taps is not None:
             self.scores[:rows] = taps.scores()
         steered = self.use_cuda_graphs or any(row.plan.strength for row in self.active)

@@ -6,7 +6,7 @@ is ever kept, and an untapped pass costs nothing. A pass carries its own taps as
 the call; nothing is stored on the model. Source: arXiv 2603.06854, audio attention of a head.
 
 `Taps` keep the attention of each head on each token, for a prompt; `ScoreTaps` only the listening
-score, for a token of the answer.
+score, for a token of the answer; `AnswerTaps` those of all tokens of an answer that is known.
 """
 
 from __future__ import annotations
@@ -131,7 +131,34 @@ class ScoreTaps:
         return mass @ self.heads.weights
 
 
-AnyTaps = Taps | ScoreTaps
+@dataclass(slots=True, eq=False)
+class AnswerTaps:
+    """The heads to read from every token of a pass behind a prompt, and what they read."""
+
+    heads: Mapping[int, Tensor]  # layer -> (h,) int64 head indices
+    audio: Tensor  # (P,) bool, true at the prompt's audio tokens
+    mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (h, Q) float32 on the audio
+
+    def tap(
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Sequence[Tensor],
+        mask: Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Read a layer, if any head of it is wanted; arguments as those of `attention_rows`."""
+        if layer in self.heads:
+            heads = self.heads[layer].to(query.device)
+            (rows,) = attention_rows(query, keys, mask, scaling, heads).to(self.audio.device)
+            self.mass[layer] = rows[..., : len(self.audio)][..., self.audio].sum(-1)
+
+    def scores(self) -> Tensor:
+        """(Q,) float32: the listening score of each token, the heads' mean."""
+        return torch.cat(list(self.mass.values())).mean(0)
+
+
+AnyTaps = Taps | ScoreTaps | AnswerTaps
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +166,8 @@ class Follower:
     """The first Q tokens of a pass, which follow kept keys and values and see no other token.
 
     They share every linear layer with the tokens behind them, so that weights are read once for
-    both; only attention tells the two apart.
+    both; only attention tells the two apart. What the pass's cache holds already stands between
+    the kept keys and theirs.
     """
 
     tokens: int  # Q
@@ -161,9 +189,9 @@ def tapped_attention(
 ) -> tuple[Tensor, None]:
     """SDPA attention of transformers; fills `taps` on the way, if the pass has any."""
     if follower is not None:
-        count = follower.tokens
+        behind = query.shape[2] - follower.tokens
         (q, query), (k, key), (v, value) = (
-            t.tensor_split([count], dim=2) for t in (query, key, value)
+            t.tensor_split([t.shape[2] - behind], dim=2) for t in (query, key, value)
         )
         followed = _follow(module, q, k, v, scaling, follower)
         if not query.shape[2]:
@@ -193,8 +221,8 @@ def _follow(
     scale, taps = scaling or query.shape[-1] ** -0.5, follower.taps
     if taps is not None:
         taps.tap(layer, query, [keys, key], None, scale)
-    kept, count = keys.shape[2], key.shape[2]
-    seen = query.new_ones(count, count, dtype=torch.bool).tril()  # (Q, Q)
+    kept, count, own_keys = keys.shape[2], query.shape[2], key.shape[2]
+    seen = query.new_ones(count, own_keys, dtype=torch.bool).tril(own_keys - count)  # (Q, Q')
     if query.dtype != torch.float32:  # scores in half precision would be too coarse: SDPA's are not
         seen = torch.cat([seen.new_ones(count, kept), seen], dim=1)[None, None]
         joined = (torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
@@ -203,7 +231,7 @@ def _follow(
     # Float32 is of CPUs, where to join the long kept keys with the new ones would cost more.
     groups = query.shape[1] // key.shape[1]
     grouped = (query * scale).unflatten(1, (-1, groups)).flatten(2, 3)  # (1, H / groups, g Q, d)
-    own = (grouped @ key.transpose(2, 3)).unflatten(2, (groups, count))  # (1, H / groups, g, Q, Q)
+    own = (grouped @ key.transpose(2, 3)).unflatten(2, (groups, count))  # (1, H', g, Q, Q')
     own = own.masked_fill(~seen, torch.finfo(own.dtype).min).flatten(2, 3)
     shares = torch.cat([grouped @ keys.transpose(2, 3), own], dim=-1).softmax(-1)
     both: Tensor = shares[..., :kept] @ values + shares[..., kept:] @ value
@@ -249,6 +277,26 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
     if query.is_cuda:
         return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
     return torch.bmm(query.float(), keys.float().transpose(1, 2))
+
+
+def attention_rows(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    mask: Tensor | None,
+    scaling: float | None,
+    heads: Tensor,
+) -> Tensor:
+    """(B, h, Q, T) float32: attention probabilities of `heads` from every query to every key.
+
+    query (B, H, Q, d); keys (B, H / groups, T, d), in parts one after the other; mask (B, 1, Q, T)
+    bool, true is seen.
+    """
+    groups = query.shape[1] // keys[0].shape[1]
+    k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()
+    scores = query[:, heads].float() @ k.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[..., : k.shape[2]], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
 
 
 AttentionInterface.register(ATTENTION, tapped_attention)

@@ -1,6 +1,7 @@
 """The events of one answer, in their order: Started, then Pieces, then Finished.
 
-Wherever the answer needs its next token stands a NeedsToken: it goes on after a decode step.
+Wherever the answer needs its next token stands a NeedsToken: it goes on after a decode step. Before
+a pass over an answer that is complete stands a NeedsTurn: there is one of them between two steps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class NeedsToken:
     row: Row  # without a slot where others shall only go first
 
 
+@dataclass(frozen=True, slots=True)
+class NeedsTurn:
+    """The answer waits for its turn with a short pass of its own. Stays inside the engine."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
     """The last event: the whole answer."""
@@ -43,4 +49,4 @@ class Finished:
 
 
 AnswerEvent = Started | Piece | Finished
-Event = AnswerEvent | NeedsToken
+Event = AnswerEvent | NeedsToken | NeedsTurn

@@ -18,6 +18,7 @@ from steering.profile import Profile
 from steering.prompt import build_question
 from steering.silence import make_ahead, new_silence_cache
 from steering.silence_cache import Ladder, SilenceCache
+from steering.taps import Head
 from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")
@@ -65,6 +66,11 @@ class Runtime:
     def twin_depth(self, *, effect: bool = False) -> int:
         """Number of layers that a silent twin is run through, all where its effect is wanted."""
         return _twin_depth(self.model, self.profile, effect=effect)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The specialist heads, none without a profile."""
+        return self.profile.heads if self.profile else ()
 
     @property
     def switched_off(self) -> dict[str, str]:

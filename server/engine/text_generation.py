@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
 from server.engine.events import NeedsToken, Piece
 from server.engine.messages import Question
@@ -29,6 +30,7 @@ class GeneratedText:
     tokens: int = 0
     token_ids: list[int] = field(default_factory=list)  # none of choices
     token_scores: list[float] = field(default_factory=list)  # of each; none without audio
+    states: list[Tensor] = field(default_factory=list)  # (D,) that each token is read from, if kept
     first_token_at: float = 0.0  # by the performance counter
     _in_pieces: int = 0  # tokens whose scores have been handed out
 
@@ -123,6 +125,8 @@ def _write_text(
                 seat.take(row)
             yield NeedsToken(row)
         reply.add_token(row)
+        if question.with_words and pieces:
+            reply.states.append(runtime.slots.finals[row.slot].clone() if step else prefilled.final)
         reply.first_token_at = reply.first_token_at or time.perf_counter()
         text = assembler.add(row.token)
         reply.text += text

@@ -35,10 +35,12 @@ from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
-from steering.readout import Intervention, pool, steer
+from steering.readout import Intervention, logits, pool, steer
 from steering.silence import contrast_with_silence, prefill_with_silence, silent_prefix
 from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import ATTENTION, Head
+from steering.words import effects
+from steering.words.word import tokenize
 from tests.steering import tiny
 from tests.steering.examples import (
     QUESTION,
@@ -260,6 +262,36 @@ def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shap
             found = effect_bits(model, clip_pass, contrast.silent, CHOICES)
             assert found == pytest.approx(of_choices, rel=2e-3, abs=1e-6)
     assert expected > 1e-6, "there is an effect to get right"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", ["one", "turns"])
+@pytest.mark.parametrize("chunk_tokens", [5, 1000])
+def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
+    case: Case, shape: str, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effects, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(effects, "COMPARED_TOKENS", 3)
+    model, example = case.model, example_prompt(case.model, shape)
+    answer = tokenize(model, "A cow, lowing")
+    loud = case.full(example, list(answer.ids[:-1]))
+    quiet = case.full(silent_twin(model, example), list(answer.ids[:-1]))
+    places = range(len(example.tokens) - 1, len(loud.logits))
+    sharper = max(bits_between(loud.logits[i], quiet.logits[i]) for i in places) ** -0.5
+    expected = [bits_between(sharper * loud.logits[i], sharper * quiet.logits[i]) for i in places]
+    monkeypatch.setattr(effects, "logits", lambda *given: sharper * logits(*given))
+    mass = torch.stack([loud.attention[layer, head] for layer, head in HEADS])  # (N, T, T)
+    prefilled = prefill(model, example, heads=HEADS)
+    prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
+    for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
+        heard = effects.hear(model, example, prefilled, answer, HEADS)
+        parts = list(effects.token_effects(model, example, prefix, heard))
+        assert len(parts) == 1 or chunk_tokens == 5
+        found = [bits for part in parts for bits in part]
+        assert found == pytest.approx(expected, abs=1e-3)
+        scores = mass[:, -len(answer.ids) :, : len(example.tokens)][..., example.audio_mask]
+        assert heard.scores == pytest.approx(scores.sum(-1).mean(0).tolist(), abs=1e-5)
+    assert 0.2 < max(expected) < 5, "random weights have hardly an effect, or a huge one"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
