@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     """`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one, spread all
     cards"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`, `float32`, `bfloat16` or `float16`; auto is float32 on a CPU, bfloat16 else"""
+    """`auto`, `float32`, `bfloat16` or `float16`; auto is bfloat16 where the device has it, but
+    float32 for `demo` and on other CPUs"""
 
     # ---- who may ask
 
