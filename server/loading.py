@@ -89,6 +89,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
+        chunk_tokens=settings.prefill_chunk_tokens,
         found_wrong=tested.found_wrong,
     )
     check_slots(tested.trial, runtime.slots)

@@ -240,7 +240,7 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
 
 
 def placement(name: str, device: str, dtype: str, quantize: str | None) -> Placement:
-    """Where a model of this name and these options goes. Raises ModelError for a device that can't be used."""
+    """Where a model of these options goes. Raises ModelError for a device that can't be used."""
     first = _device("auto" if device == SPREAD else device)
     kind, free = quantize or _name_of(_dtype(name, dtype, first)[0]), memory_plan.free_bytes(first)
     if device != SPREAD:
