@@ -25,6 +25,7 @@ from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.merging import merge_products
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.verification.self_test import check_slots, self_test
@@ -81,6 +82,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
     tested = self_test(model)
+    log.info("%d products of a step are parts of larger ones", merge_products(model))
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
     runtime = Runtime.of(
         model,
