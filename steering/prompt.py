@@ -141,7 +141,7 @@ def embed_in_passes(model: AudioModel, prompt: Prompt, limit: int | None) -> Pas
     if not len(prompt.mel_frames):
         return states  # the processor dropped the audio: nothing is heard, and the score says so
     mels = prompt.log_mels.to(model.device, model.dtype)
-    in_passes, clips = model.family.hear_in_passes, []
+    in_passes, clips = model.family.hear_in_passes, list[Tensor]()
     for mel, frames in zip(mels.split(1), prompt.mel_frames.split(1), strict=True):
         if limit is not None and in_passes is not None:
             clips += yield from in_passes(model.network, mel, frames)

@@ -267,6 +267,7 @@ class Engine:
                 return
             if tokens and tokens + job.turn.tokens > self.runtime.chunk_tokens and self._in_step():
                 self._turns.appendleft(job)
+                self._admitted_last = True  # its turn comes next
                 return
             tokens += job.turn.tokens
             self._run_to_next_token(job)
