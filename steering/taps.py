@@ -123,12 +123,15 @@ class ScoreTaps:
     def scores(self) -> Tensor:
         """(B,) float32, the listening score of each row."""
         device = self.audio.device
-        scores = torch.cat([part.to(device) for part in self.products], dim=1) * self.scale
-        mask = None if self.mask is None else self.mask.to(device)
-        shares = _hidden(scores, mask).softmax(-1)  # (B, N, T)
-        audio = self.audio[:, : shares.shape[-1], None]  # (B, A, 1)
-        mass = (shares[..., : audio.shape[1]] @ audio).squeeze(-1)  # (B, N)
-        return mass @ self.heads.weights
+        products = torch.cat([part.to(device) for part in self.products], dim=1)  # (B, N, T)
+        if self.mask is None:
+            shares = (products * self.scale).softmax(-1)
+        else:
+            mask = self.mask[:, 0].to(device)  # (B, 1, T)
+            hidden = mask.log() if mask.dtype == torch.bool else mask  # 0 or -inf
+            shares = torch.add(hidden, products, alpha=self.scale).softmax(-1)
+        mass = torch.bmm(shares[..., : self.audio.shape[1]], self.audio[..., None])  # (B, N, 1)
+        return mass[..., 0] @ self.heads.weights
 
 
 @dataclass(slots=True, eq=False)
@@ -217,12 +220,12 @@ def tapped_attention(
             module, query, key, value, attention_mask, scaling, taps, **options
         )
         return torch.cat([followed, output], dim=1), None
+    if taps is not None:  # first, so that the kernel finds these keys in a cache
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        taps.tap(layer, query, [key], attention_mask, scaling)
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
-    if taps is not None:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        taps.tap(layer, query, [key], attention_mask, scaling)
     return output, None
 
 
@@ -274,16 +277,11 @@ def last_row(
     q = query[:, heads, -1:].float()  # (B, h, 1, d)
     k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()  # (B, h, T, d)
     scores = (q @ k.transpose(2, 3)).squeeze(2) * (scaling or query.shape[-1] ** -0.5)
-    return _hidden(scores, mask).softmax(-1)
-
-
-def _hidden(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores (B, h, T) of the last query, without the keys that a mask (B, 1, Q, T) hides."""
-    if mask is None:
-        return scores
-    row = mask[:, :, -1, : scores.shape[-1]]  # (B, 1, T)
-    hidden = torch.finfo(scores.dtype).min
-    return torch.where(row, scores, hidden) if row.dtype == torch.bool else scores + row
+    if mask is not None:
+        row = mask[:, :, -1, : k.shape[2]]  # (B, 1, T)
+        hidden = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row
+    return scores.softmax(-1)
 
 
 def _products(query: Tensor, keys: Tensor) -> Tensor:
