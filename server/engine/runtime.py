@@ -37,7 +37,7 @@ class Runtime:
     profile: Profile | None
     silence_cache: SilenceCache
     slots: KVSlots
-    chunk_tokens: int = 256  # that enter between two tokens of other answers
+    chunk_tokens: int = 512  # that enter between two tokens of other answers
     no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
     found_wrong: dict[str, str] = field(default_factory=dict)  # features not to use, and why
 
@@ -50,7 +50,7 @@ class Runtime:
         silence_cache_bytes: int = 1_000_000_000,
         rows: int = 16,
         tokens: int = 2048,
-        chunk_tokens: int = 256,
+        chunk_tokens: int = 512,
         no_profile_reason: str = NO_PROFILE,
         found_wrong: Mapping[str, str] | None = None,
     ) -> Runtime:
