@@ -5,10 +5,14 @@ other, so that every number is the product that it was, and a step starts one ke
 started three. Merged are plain linear layers only: what an adapter or a quantization put in their
 place stays as it is. The separate weights are freed layer by layer. The modules remain those of
 transformers, with another `forward`: what looks for them by class finds them.
+
+In bfloat16 on a CPU the weights are also laid out as oneDNN's kernels read them, in place of the
+plain ones: faster at any number of rows. In float32 a single row would be slower for it.
 """
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Sequence
 from types import MethodType
@@ -19,10 +23,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from steering.model.audio_model import AudioModel
+from steering.model.loading import bfloat16_instructions
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj")
 _KERNELS = AttentionInterface()
+_PACKED_FOR_ROWS = 16  # of a step; passes over prompts are no slower for it
 
 
 class MergedLinear(nn.Module):
@@ -31,13 +37,33 @@ class MergedLinear(nn.Module):
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.sizes = [part.out_features for part in parts]
-        self.weight = _joined([part.weight for part in parts])  # (sum of sizes, D)
-        biases = [part.bias for part in parts]
-        self.bias = None if biases[0] is None else _joined(biases)  # (sum of sizes,)
+        biased = parts[0].bias is not None
+        self.whole = nn.Linear(parts[0].in_features, sum(self.sizes), biased, device="meta")
+        self.whole.weight = _joined([part.weight for part in parts])  # (sum of sizes, D)
+        if biased:
+            self.whole.bias = _joined([part.bias for part in parts])  # (sum of sizes,)
 
     def forward(self, states: Tensor) -> Sequence[Tensor]:
         """The output of each layer, views of one product."""
-        return nn.functional.linear(states, self.weight, self.bias).split(self.sizes, dim=-1)
+        output: Tensor = self.whole(states)
+        return output.split(self.sizes, dim=-1)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight only oneDNN can read."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.bias = plain.bias  # (N,)
+        weight = plain.weight.detach()  # (N, D)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)  # (N, D)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., N) of states (..., D)."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self._packed, self.bias, "none", [], ""
+        )
+        return product
 
 
 def merge_products(model: AudioModel) -> int:
@@ -54,6 +80,25 @@ def merge_products(model: AudioModel) -> int:
         fewer += _merge(layer.self_attn, _ATTENTION, _attend)
         fewer += _merge(layer.mlp, _FEED_FORWARD, _feed_forward)
     return fewer
+
+
+def pack_weights(model: AudioModel) -> int:
+    """Lay out the weights of a decoder's linear layers for oneDNN, where that is faster: in
+    bfloat16, on x86.
+
+    Returns:
+        The number of layers that were packed.
+    """
+    on_x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    if model.dtype != torch.bfloat16 or not (on_x86 and bfloat16_instructions()):
+        return 0
+    packed = 0
+    for parent in list(model.decoder.layers.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child))
+                packed += 1
+    return packed
 
 
 def _merge(module: Any, names: Sequence[str], forward: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from torch import nn
 
 from steering.generation import UNSTEERED, Sampling, generate
+from steering.model import merging
 from steering.model.audio_model import AudioModel
-from steering.model.loading import load
-from steering.model.merging import merge_products
-from steering.prefill import prefill
+from steering.model.loading import bfloat16_instructions, load
+from steering.model.merging import merge_products, pack_weights
+from steering.prefill import next_state, prefill
 from tests.steering import tiny
 from tests.steering.examples import every_head, full_pass, prompt
 
+BFLOAT16 = bfloat16_instructions  # of this CPU, which tests do not go by
+PACKABLE = platform.machine() in ("x86_64", "AMD64") and bool(bfloat16_instructions())
 GREEDY = Sampling(max_tokens=8, ignore_end=True)
 
 
@@ -75,3 +79,23 @@ def test_what_is_no_plain_linear_layer_stays_as_it_is(untrained: AudioModel) -> 
     assert merge_products(copy) == 3 * len(others)
     assert isinstance(first.self_attn.v_proj, Quantized)
     assert isinstance(first.mlp.up_proj, Quantized)
+
+
+@pytest.mark.skipif(not PACKABLE, reason="this CPU does not compute in bfloat16")
+def test_packed_weights_are_the_plain_ones(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "bfloat16_instructions", BFLOAT16)
+    network = deepcopy(untrained.network).bfloat16()
+    model = replace(untrained, network=network, dtype=torch.bfloat16)
+    asked = prompt(model, 0.7)
+    before, layers = prefill(model, asked, layers=(0, 7)), model.num_layers
+    state = next_state(model, before, 7)
+    assert merge_products(model) == 3 * layers
+    assert pack_weights(untrained) == 0, "in float32 one row would be slower"
+    assert pack_weights(model) == 4 * layers
+    after = prefill(model, asked, layers=(0, 7))
+    torch.testing.assert_close(after.states, before.states, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(next_state(model, after, 7), state, atol=0.1, rtol=0.1)
+    linear = [m for m in model.decoder.layers.modules() if isinstance(m, nn.Linear)]
+    assert not linear, "no weight is there twice"
