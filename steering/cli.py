@@ -283,8 +283,13 @@ def pull_command(
 def _figures(profile: Profile) -> Iterator[Table]:
     """A profile's figures, as tables."""
     held_out, data = dict(profile.held_out), dict(profile.calibration)
-    choice, rows = data.pop("head_choice", {}), held_out.pop("nulls", {})
-    titles = {"held out": held_out, "nulls": rows, "heads against chance": choice, "data": data}
+    titles = {
+        "held out": held_out,
+        "nulls": held_out.pop("nulls", {}),
+        "heads against chance": data.pop("head_choice", {}),
+        "heads against meters": data.pop("meters", {}),
+        "data": data,
+    }
     for title, figures in titles.items():
         if figures:
             yield _pairs(title, figures)

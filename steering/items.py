@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class Item:
     wording: str  # neutral, consistent, conflict; empty where the data does not say
     cue: str  # weak, medium, strong; empty where there is none
     record: dict[str, Any]  # the item as it stood in the file
+    events: tuple[tuple[float, float], ...] = ()  # start and end of what sounds, in seconds
 
     @property
     def stratum(self) -> str:
@@ -154,6 +156,12 @@ def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item 
     audio = audio_root / str(record[audio_key])
     if not audio.is_file():
         faults.append(f"{name}: no audio file {audio}")
+    events = _events(record.get("events"))
+    if events is None:
+        faults.append(
+            f"{name}: events must be a list of [start, end] in seconds, 0 <= start < end, not"
+            f" {record['events']!r}; leave it out where they are not known"
+        )
     wording = record.get("wording") if record.get("wording") in _WORDINGS else ""
     return Item(
         name,
@@ -165,7 +173,26 @@ def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item 
         str(wording),
         str(record.get("cue") or "") if wording else "",
         record,
+        events or (),
     )
+
+
+def _events(value: Any) -> tuple[tuple[float, float], ...] | None:
+    """The bounds of events, none where the data does not say; None if they are not bounds."""
+    if value is None:
+        return ()
+    pairs = [pair for pair in value if _are_bounds(pair)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(pairs) < len(value):
+        return None
+    return tuple((float(start), float(end)) for start, end in pairs)
+
+
+def _are_bounds(pair: Any) -> bool:
+    """Whether a value is [start, end] of something that lasts, in finite numbers."""
+    if not (isinstance(pair, list) and len(pair) == 2):
+        return False
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in pair)
+    return numbers and 0 <= pair[0] < pair[1] <= sys.float_info.max
 
 
 def _among(answer: str, choices: Sequence[str]) -> str | None:

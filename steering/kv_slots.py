@@ -92,9 +92,10 @@ class KVSlots(Cache):
         self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
         width, dtype = model.hidden_size, model.dtype
         self.finals = torch.zeros(rows, width, device=device, dtype=dtype)  # (R, D) newest, bare
-        self.scored = (
-            ScoredHeads.of(heads, model.num_heads // model.num_kv_heads, device) if heads else None
-        )
+        self.heads = tuple(heads)
+        queries_a_key = model.num_heads // model.num_kv_heads
+        self.scored = ScoredHeads.of(heads, queries_a_key, device) if heads else None
+        self.why_not_scored = ""  # the fault for which tokens get no score
         self.audio = torch.zeros(rows, tokens, device=device)  # (R, S) float32, 1 at audio tokens
         self.scores = torch.zeros(rows, device=device)  # (R,) float32, of the newest tokens
         self.active: list[Row] = []  # the row in each slot in use
@@ -229,6 +230,12 @@ class KVSlots(Cache):
         self.use_cuda_graphs = self.bucketing = False
         self._graphs = CudaGraphs()  # frees their memory
         self.why_not_recorded = reason
+
+    def score_nothing(self, reason: str) -> None:
+        """Go on with tokens that have no listening score."""
+        log.warning("tokens are written without listening scores: %s", reason)
+        self.scored, self.why_not_scored = None, reason
+        self._graphs = CudaGraphs()  # those that score are not replayed
 
     def _decode(self, size: Size) -> Tensor:
         """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""

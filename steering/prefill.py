@@ -23,7 +23,7 @@ from steering.heads import listening_score
 from steering.model.audio_model import AudioModel
 from steering.model.passes import Passes, at_once, cuts
 from steering.prompt import Prompt, embed_in_passes
-from steering.taps import AnyTaps, BesideCache, Follower, Head, KVPairs, ScoreTaps, Taps
+from steering.taps import AnyTaps, BesideCache, Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -387,7 +387,7 @@ def _run_tapped(
 
 @torch.inference_mode()
 def next_state(
-    model: AudioModel, prefilled: PrefillResult, token: int, taps: ScoreTaps | None = None
+    model: AudioModel, prefilled: PrefillResult, token: int, taps: AnyTaps | None = None
 ) -> Tensor:
     """(D,) final residual after one more token of the answer, which joins the cache."""
     states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))

@@ -114,7 +114,7 @@ class ScoreTaps:
         mask: Tensor | None,
         scaling: float | None,
     ) -> None:
-        """Read a layer, if any head of it is wanted; arguments as those of `last_row`."""
+        """Multiply a layer's wanted heads, if it has any; `keys` in one part."""
         for key, span in self.heads.spans.get(layer, ()):
             (part,) = keys
             self.products.append(_products(query[:, span, -1], part[:, key]))

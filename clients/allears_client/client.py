@@ -62,7 +62,7 @@ class AsyncStream:
 
     @property
     def token_scores(self) -> tuple[float, ...]:
-        """Listening scores of the newest piece's tokens; none without a profile, or audio."""
+        """Scores of the newest piece's tokens, as those of Stream."""
         return self._events.token_scores
 
     @property

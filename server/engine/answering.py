@@ -282,15 +282,17 @@ def _heard_answer(
     """The answer whose words are to be weighed: as it was generated, or as it is given."""
     if not question.with_words or not prompt.clips:
         return None
-    model = runtime.model
-    if not reply.states:
+    model, states, scores = runtime.model, reply.states, reply.token_scores
+    if states:
+        answer = placed(model, reply.token_ids, reply.text)
+    else:
         answer = tokenize(model, question.given_answer or reply.text)
-        return hear(model, prompt, prefilled, answer, runtime.heads)
-    answer = placed(model, reply.token_ids, reply.text)
     count = len(answer.ids)
     if not count:  # it ended at once
         return None
-    return HeardAnswer(answer, torch.stack(reply.states[:count]), reply.token_scores[:count])
+    if not states:
+        return hear(model, prompt, prefilled, answer, runtime.heads)
+    return HeardAnswer(answer, torch.stack(states[:count]), scores[:count])
 
 
 def _weigh_words(

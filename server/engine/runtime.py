@@ -24,7 +24,9 @@ from steering.verification.self_test import CUT_SILENCE, SLOWER
 log = logging.getLogger("allears")
 
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
-FEATURES = (RECORDED_STEPS, *SLOWER.values())  # that can be switched off for a slower way
+LIVE_SCORE = "live_score"  # a listening score for every token
+# What can be switched off: for a slower way, or the score for none.
+FEATURES = (RECORDED_STEPS, LIVE_SCORE, *SLOWER.values())
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -82,7 +84,9 @@ class Runtime:
     @property
     def switched_off(self) -> dict[str, str]:
         """Features found wrong, which are done in a slower and right way, each with its fault."""
-        faults = {RECORDED_STEPS: self.slots.why_not_recorded, **self.found_wrong}
+        slots = self.slots
+        faults = {RECORDED_STEPS: slots.why_not_recorded, LIVE_SCORE: slots.why_not_scored}
+        faults |= self.found_wrong
         return {feature: fault for feature, fault in faults.items() if fault}
 
     @property

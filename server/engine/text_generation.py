@@ -118,6 +118,8 @@ def _write_text(
     longest = min(question.sampling.max_tokens, runtime.slots.tokens - prefilled.length)
     row = Row(plan, question.sampling)
     sample_first(runtime.model, prefilled, row)
+    if runtime.slots.scored is None:
+        row.score = None
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
     for step in range(longest):
         if step:

@@ -8,7 +8,7 @@ over its silence are recorded. 3. `search`: all settings are tried on the record
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from steering.calibration.collecting import (
 from steering.calibration.confirmation import (
     AnswerGenerator,
     Generate,
+    answer_at_strengths,
     confirm,
     fit_on_generated,
 )
@@ -33,13 +34,17 @@ from steering.calibration.data_checks import check_items
 from steering.calibration.option_mentions import FORMS
 from steering.calibration.prompt_trial import PromptTrial
 from steering.calibration.search import FOLDS, FittedSettings, Search
+from steering.calibration.specialists import telling_rows
 from steering.calibration.twin_choice import likeness, with_exact_twins
 from steering.errors import DataError
 from steering.heads import Verdicts
 from steering.items import DataSet
 from steering.measures import paired_gain
+from steering.meters.against_heads import against_heads
+from steering.meters.regression import MeterGate, fit_regression
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile, Silence, check_replaceable, save
+from steering.strength import Gate
 
 _NOT_SEARCHED = {
     "tokens": "every: one answer token is judged, the one that decides",
@@ -173,10 +178,12 @@ def fit_profile(
         compared["gain_of_exact"] = gain = _gain_of_exact(exact, search)
         if gain and gain[1] > 0:  # what the ladder saves costs right answers
             silence, search = "exact", exact
-    best, held_out, refusal = _fitted(search, calibrated_on, generate)
+    fit = _fitted(search, calibrated_on, generate)
+    best, refusal = fit.settings, fit.refusal
     if compared:
         compared |= likeness(activations, best.intervention, best.heads, model.num_heads)
     activations = search.activations
+    meter_gate = _meter_gate(search, fit)
     if refusal:
         best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
     scores = activations.scores(best.heads, model.num_heads)
@@ -207,12 +214,13 @@ def fit_profile(
             "answer_forms": _forms(activations),
             "heads_optimise": search.goal,
             "head_choice": search.head_choice(),
+            "meters": _meters_against_heads(search),
             "folds": FOLDS,
             "settings_tried": search.tried,
             "not_searched": _NOT_SEARCHED,
             "silence": compared,
         },
-        held_out=held_out,
+        held_out=fit.held_out,
         versions=versions(),
         direction=pooled_directions(activations, best.intervention).mean(0),
         quantiles=np.quantile(scores, np.linspace(0, 1, 101)).astype(np.float32),
@@ -220,7 +228,19 @@ def fit_profile(
         head_std=mass.std(0).astype(np.float32),
         refusal=refusal,
         silence=silence,
+        meter_gate=meter_gate,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    """The best settings, and the answers that their gate was fitted on."""
+
+    settings: FittedSettings
+    held_out: dict[str, Any] = field(default_factory=dict)  # figures outside the fold
+    refusal: str | None = None  # why steering is refused
+    rows: NDArray[np.int64] | None = None  # (N,) items whose answers were generated; None is all
+    right: Flags | None = None  # (S, N) whether these are right at each strength
 
 
 def _still_wanted(progress: Progress | None, dataset: DataSet) -> Callable[[], None]:
@@ -229,28 +249,67 @@ def _still_wanted(progress: Progress | None, dataset: DataSet) -> Callable[[], N
     return lambda: progress(count, count) if progress else None
 
 
-def _fitted(
-    search: Search, calibrated_on: str, generate: Generate | None
-) -> tuple[FittedSettings, dict[str, Any], str | None]:
+def _fitted(search: Search, calibrated_on: str, generate: Generate | None) -> _Fit:
     """The best settings, their held-out figures, and the reason if steering is refused."""
     try:
         best = search.fit(np.arange(len(search.items)))
     except DataError as error:
         if calibrated_on != SYNTHETIC:
             raise
-        return search.without_steering(), {}, f"no gain from steering could be shown: {error}"
+        refusal = f"no gain from steering could be shown: {error}"
+        return _Fit(search.without_steering(), refusal=refusal)
     try:
         outside = search.held_out()
         held_out = search.held_out_figures(outside)
     except DataError as error:
-        return best, {}, f"no gain from steering could be shown outside the fold: {error}"
+        return _Fit(best, refusal=f"no gain from steering could be shown outside the fold: {error}")
+    rows = right = None
     if generate:
         confirmation = confirm(search, outside, generate)
         if confirmation.parted:
-            best, figures = fit_on_generated(search, best, outside, confirmation, generate)
+            rows = confirmation.rows
+            right = answer_at_strengths(search, best, rows, generate)
+            best, figures = fit_on_generated(search, best, outside, rows, right)
             held_out |= figures
         held_out["generated"] = confirmation.record
-    return best, held_out, _refusal(held_out)
+    return _Fit(best, held_out, _refusal(held_out), rows, right)
+
+
+def _meter_gate(search: Search, fit: _Fit) -> MeterGate | None:
+    """The gate fed by the clip's meters, fitted as the score's is; its strength is 0 where steering
+    is refused. None where the meters were not recorded, or all answers are right or all wrong.
+    """
+    meters, rows = search.activations.meters, fit.rows
+    if meters is None:
+        return None
+    telling = telling_rows(search.items)
+    regression = fit_regression(meters[telling], search.activations.right[telling])
+    if regression is None:
+        return None
+    if fit.refusal:
+        return MeterGate(regression, Gate(0.0, 0.0, 1.0))
+    right = search.correct_at(fit.settings.intervention) if fit.right is None else fit.right
+    odds = regression.log_odds(meters if rows is None else meters[rows])
+    return MeterGate(regression, search.best_gate(right, odds)[0])
+
+
+def _meters_against_heads(search: Search) -> dict[str, Any]:
+    """The heads beside meters of the waveform, outside the fold; empty where it is not known."""
+    meters, rows = search.activations.meters, telling_rows(search.items)
+    try:
+        outside = search.held_out()
+    except DataError:
+        return {}
+    if meters is None:
+        return {}
+    return against_heads(
+        meters[rows],
+        outside.scores[rows],
+        search.activations.right[rows],
+        [search.strata[i] for i in rows],
+        outside.fold[rows],
+        search.clips[rows].tolist(),
+    )
 
 
 def _gain_of_exact(exact: Search, ladder: Search) -> list[float]:

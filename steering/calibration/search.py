@@ -180,7 +180,9 @@ class Search:
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
-    def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
+    def best_gate(
+        self, right: Flags, scores: NDArray[np.floating]
+    ) -> tuple[Gate, tuple[float, float]]:
         """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
         best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0

@@ -59,8 +59,7 @@ class HeadData:
         If they name wordings, those tell whose text and sound disagree: only there does the answer
         show which of the two was followed.
         """
-        tell = np.array([item.wording in ("", "conflict") for item in items], bool)
-        rows = np.flatnonzero(tell if tell.any() else ~tell)
+        rows = telling_rows(items)
         separation = audibility(activations)
         floor = np.sort(separation)[-min(MIN_HEADS, len(separation))]
         return cls(
@@ -93,6 +92,12 @@ class HeadChoice:
     columns: tuple[int, ...]  # among L * H, the first the most correlated
     r: NDArray[np.float64]  # (L * H,) of every head with a right answer
     tried: int  # sets of heads
+
+
+def telling_rows(items: Sequence[Item]) -> NDArray[np.int64]:
+    """(J,) the items that tell what was followed: all, or those whose text and sound disagree."""
+    tell = np.array([item.wording in ("", "conflict") for item in items], bool)
+    return np.flatnonzero(tell if tell.any() else ~tell)
 
 
 def choose_heads(data: HeadData) -> HeadChoice:

@@ -33,6 +33,8 @@ from steering.evaluation.controls import control_figures, try_constants
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
 from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
+from steering.evaluation.localisation import localisation_figures
+from steering.evaluation.meter_figures import meter_figures
 from steering.evaluation.predictions import write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.evaluation.separation import correlation_map, listening_figures
@@ -87,7 +89,8 @@ def evaluate(
 
     Returns:
         The contents of `results.json`: shares right and gains of every arm with 95 % intervals,
-        by mix and part of the data, and figures of the listening score and its controls.
+        by mix and part of the data, figures of the listening score beside meters of the waveform,
+        of the timeline where items name their events, and of the controls.
 
     Raises:
         AllEarsError: the packages of the extra `evaluate` are not installed.
@@ -132,6 +135,7 @@ def _results(
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
     effect = effects(model, activations)
+    scores = activations.scores(profile.heads, model.num_heads)
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "profile": profile.name,
@@ -146,6 +150,8 @@ def _results(
         "arms": arm_figures(items, right, seed),
         "parts": part_figures(items, right, seed),
         "listening": listening_figures(model, profile, items, activations, effect, seed),
+        "meters": meter_figures(profile, items, activations, scores, effect, seed),
+        "timeline": localisation_figures(model, profile, items, activations, seed),
         "correlation_map": correlation_map(model, items, activations),
         "first_tokens": control_figures(
             model, profile, items, activations, constants, arm_strengths, seed
@@ -171,6 +177,7 @@ def _run(
         asdict(profile.intervention),
         asdict(profile.gate),
         profile.fixed_strength,
+        profile.meter_gate.record() if profile.meter_gate else None,
     ]
     digest = sha256(json.dumps(settings).encode() + profile.direction.numpy().tobytes())
     return {

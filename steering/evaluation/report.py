@@ -22,6 +22,7 @@ from steering.evaluation.predictions import write_whole
 from steering.heads import listening_score, timeline
 from steering.items import Item
 from steering.measures import Flags
+from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.profile import Profile
@@ -62,11 +63,12 @@ def write_report(out: Path, results: Mapping[str, Any], details: ReportDetails) 
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"signed": signed, "breakable": breakable}
+    pages.filters |= {"signed": signed, "breakable": breakable, "digits": digits}
     page = pages.get_template("report.html.jinja").render(
         results=results,
         profile=details.profile,
         described=ARMS,
+        words=METERS,
         headline=headline(results, details.profile),
         answers=choice_matters(results),
         figures=figures,
@@ -104,6 +106,15 @@ def signed(points: float) -> str:
     """Points with their sign; no sign if they round to zero."""
     details = f"{points:+.1f}"
     return "0.0" if float(details) == 0 else details.replace("-", "\N{MINUS SIGN}")
+
+
+def digits(value: object) -> str:
+    """A figure to two digits; a dash where there is none."""
+    return (
+        f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+        if isinstance(value, float | int)
+        else "\N{EN DASH}"
+    )
 
 
 def breakable(name: str) -> Markup:

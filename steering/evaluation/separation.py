@@ -16,6 +16,7 @@ from steering.items import Item
 from steering.measures import auroc, auroc_against_silence, auroc_within_strata
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
+from steering.taps import Head
 
 RANDOM_SETS = 60
 
@@ -67,13 +68,17 @@ def listening_figures(
     }
 
 
+def random_sets(model: AudioModel, heads: int, seed: int) -> list[list[Head]]:
+    """RANDOM_SETS random sets of as many heads; the same seed gives the same."""
+    rng = np.random.default_rng([seed, 1])
+    return [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
+
+
 def random_scores(
     model: AudioModel, heads: int, activations: Activations, seed: int
 ) -> list[NDArray[np.float32]]:
     """(I,) listening scores by each of RANDOM_SETS random sets of heads."""
-    rng = np.random.default_rng([seed, 1])
-    sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
-    return [activations.scores(each, model.num_heads) for each in sets]
+    return [activations.scores(s, model.num_heads) for s in random_sets(model, heads, seed)]
 
 
 def correlation_map(
