@@ -47,8 +47,8 @@ class MergedLinear(nn.Module):
 
     def forward(self, states: Tensor) -> Sequence[Tensor]:
         """The output of each layer, views of one product."""
-        output: Tensor = self.whole(states)
-        return output.split(self.sizes, dim=-1)
+        outputs: Sequence[Tensor] = self.whole(states).split(self.sizes, dim=-1)
+        return outputs
 
 
 class PackedLinear(nn.Module):
@@ -106,7 +106,7 @@ def pack_weights(model: AudioModel) -> int:
 
 def _merge(module: Any, names: Sequence[str], forward: Any) -> int:
     """One layer in the place of a module's parts, if these are nothing but linear layers."""
-    parts = [getattr(module, name, None) for name in names]
+    parts: list[Any] = [getattr(module, name, None) for name in names]
     if any(type(part) is not nn.Linear or hasattr(part, "_hf_hook") for part in parts):
         return 0
     if len({(part.bias is None, part.weight.device) for part in parts}) > 1:

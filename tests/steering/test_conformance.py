@@ -245,9 +245,9 @@ def test_passes_over_a_prompt_and_its_twin_are_one(case: Case, shape: str, limit
             model, example, prefix, most, heads=HEADS, layers=LAYERS
         )
         heard, contrast = at_once(passes)
-        tokens = generate(model, heard, UNSTEERED, Sampling(max_tokens=8, ignore_end=True))
+        written = generate(model, heard, UNSTEERED, Sampling(max_tokens=8, ignore_end=True))
         assert contrast.silent is not None
-        runs.append((heard, contrast.silent, list(tokens)))
+        runs.append((heard, contrast.silent, list(written)))
         assert effect_bits(model, heard, contrast.silent, CHOICES) > 0
     (heard, silent, tokens), (parts, silent_parts, tokens_of_parts) = runs
     assert tokens_of_parts == tokens
