@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     """`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one, spread all
     cards"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`, `float32`, `bfloat16` or `float16`; auto: bfloat16 where the device has it, float32
-    for `demo`"""
+    """`auto`, `float32`, `bfloat16` or `float16`; auto: bfloat16 where it is native, float32 for
+    `demo`"""
 
     # ---- who may ask
 
