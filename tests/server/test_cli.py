@@ -209,7 +209,8 @@ def test_doctor_holds_a_model_against_transformers(
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
     assert failed and all(
-        re.search(r"verify: (taps|(kept )?twin|cut silence|one pass|live score)", line) for line in failed
+        re.search(r"verify: (taps|(kept )?twin|cut silence|one pass|live score)", line)
+        for line in failed
     )
 
 
