@@ -56,6 +56,21 @@ def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequ
     return float(aurocs_within_groups(scores[:, None], right, groups_of(strata))[0])
 
 
+def rank_correlation_within_strata(
+    scores: NDArray[np.floating], values: NDArray[np.floating], strata: Sequence[str]
+) -> float:
+    """Spearman's rank correlation within strata, averaged by their number of items; NaN where none
+    varies.
+    """
+    total, count = 0.0, 0
+    for rows in groups_of(strata):
+        ranks = np.stack([scipy.stats.rankdata(each[rows]) for each in (scores, values)])
+        if (ranks.std(axis=1) > 0).all():
+            total += len(rows) * float(np.corrcoef(ranks)[0, 1])
+            count += len(rows)
+    return total / count if count else float("nan")
+
+
 def concordance(
     scores: NDArray[np.floating], positive: Flags, weights: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -55,7 +55,7 @@ class Profile:
     fingerprint: str
     family: str
     heads: tuple[Head, ...]  # the audio specialists, best first
-    correlations: tuple[float, ...]  # r of each
+    correlations: tuple[float, ...]  # r of each with what they were chosen by
     intervention: Intervention
     gate: Gate
     fixed_strength: float  # the best constant strength; 0 where steering does not help
@@ -80,6 +80,11 @@ class Profile:
     def calibrated_on(self) -> str:
         """`user data`, or `synthetic`: items made by allears itself."""
         return str(self.calibration.get("calibrated_on", "user data"))
+
+    @property
+    def criterion(self) -> str:
+        """What the heads were chosen by: `correctness` of answers, or `effect` of the sound."""
+        return str(self.calibration.get("head_choice", {}).get("criterion", "correctness"))
 
     @property
     def warning(self) -> str | None:

@@ -7,7 +7,7 @@ on the readout, every setting of it can be tried on these vectors without anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -40,7 +40,9 @@ ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
 _BLOCK_ITEMS = 256
 
-ActivationRow = tuple[Any, ...]  # one item's values, in the order of Activations' fields
+ActivationRow = tuple[Any, ...]  # one item's values, in the order of the fields they go to
+Columns = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+RecordItem = Callable[[AudioModel, Item, SilenceCache], ActivationRow]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +117,7 @@ def decode_answer(model: AudioModel, ids: Sequence[int]) -> str:
     ).strip()
 
 
-def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
+def column_layout(model: AudioModel) -> Columns:
     """Shape and type of one item's value in each field of Activations."""
     heads = (model.num_layers * model.num_heads,)
     return {
@@ -153,19 +155,18 @@ def pooled_directions(
 
 def record(model: AudioModel, items: Sequence[Item]) -> Activations:
     """The activations of some items; raises AudioError with the path of an unusable clip."""
-    rows = tqdm(
-        record_items(model, items, range(len(items))), "listening", len(items), disable=None
-    )
+    recorded = record_items(model, items, range(len(items)), record_item)
+    rows = tqdm(recorded, "listening", len(items), disable=None)
     return Activations(*(np.stack(column) for column in zip(*(r for _, r in rows), strict=True)))
 
 
 def record_items(
-    model: AudioModel, items: Sequence[Item], wanted: Iterable[int]
+    model: AudioModel, items: Sequence[Item], wanted: Iterable[int], record_one: RecordItem
 ) -> Iterator[tuple[int, ActivationRow]]:
     """Index and row of each wanted item, one after the other, in this process."""
     silence_cache = SilenceCache(SILENCE_BYTES)
     for index in wanted:
-        yield index, record_item(model, items[index], silence_cache)
+        yield index, record_one(model, items[index], silence_cache)
 
 
 def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> ActivationRow:

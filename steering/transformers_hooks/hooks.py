@@ -194,10 +194,12 @@ class ListeningHooks:
             raise RequestError("`listening` needs input_ids: inputs_embeds hide where the audio is")
         cache = given.get("cache", given.get("past_key_values"))
         self._taps = self._score_taps = None
-        if cache is not None and cache.get_seq_length() > 0:
-            if tokens.shape[1] != 1 or self._strengths is None:
+        kept = 0 if cache is None else int(cache.get_seq_length())
+        if kept > 0:
+            prompt = 0 if self._audio is None else self._audio.shape[1]
+            if tokens.shape[1] != 1 or self._strengths is None or kept < prompt:
                 raise RequestError(
-                    f"{tokens.shape[1]} tokens came at once on top of a filled cache; inside"
+                    f"a pass of {tokens.shape[1]} tokens came on top of {kept} kept ones; inside"
                     " `listening` a prompt comes whole, then its answer token by token: leave out"
                     " assistant_model, prompt_lookup_num_tokens, prefill_chunk_size and"
                     " past_key_values"

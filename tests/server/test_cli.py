@@ -201,7 +201,7 @@ def test_doctor_holds_a_model_against_transformers(
     result = run(*words, "--json")
     checks = [c for c in json.loads(result.stdout) if c["name"].startswith("verify: ")]
     assert result.exit_code == 0
-    assert len(checks) == 12
+    assert len(checks) == 14
     assert all(check["ok"] and check["measured"] <= check["allowed"] for check in checks)
     (tap,) = (fault for fault in FAULTS if fault.caught[0] == "taps")
     tap.plant(monkeypatch)
@@ -209,7 +209,8 @@ def test_doctor_holds_a_model_against_transformers(
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if "FAILED" in line]
     assert failed and all(
-        re.search(r"verify: (taps|(kept )?twin|cut silence|one pass)", line) for line in failed
+        re.search(r"verify: (taps|(kept )?twin|cut silence|one pass|live score)", line)
+        for line in failed
     )
 
 

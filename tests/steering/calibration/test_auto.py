@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from steering import load
 from steering.calibration import auto
+from steering.calibration.assembly import SYNTHETIC
 from steering.calibration.auto import (
     NoProfile,
     find_or_make,
@@ -21,9 +22,10 @@ from steering.calibration.auto import (
     load_cached,
     profile_folder,
 )
-from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.calibrate import calibrate
 from steering.calibration.prompt_trial import PromptTrial
-from steering.errors import ProfileError
+from steering.calibration.specialists import CORRECTNESS, EFFECT, Criterion
+from steering.errors import DataError, ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.model.prompt_style import R1_AQA, STYLES
@@ -134,7 +136,16 @@ def test_a_profile_that_grew_is_that_of_all_its_items(
     grown = profile_folder(made[0], copied, ITEMS) / "profile"
     trial = PromptTrial(**load_profile(grown).calibration["prompt_trial"])
     asked = replace(copied, prompt_style=STYLES[trial.style])
-    calibrate(asked, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC, trial=trial)
+    by_answers = load_profile(grown).criterion == CORRECTNESS
+    calibrate(
+        asked,
+        data,
+        data.parent,
+        tmp_path / "once",
+        calibrated_on=SYNTHETIC,
+        trial=trial,
+        criterion=CORRECTNESS if by_answers else EFFECT,
+    )
     for name in ("profile.json", "profile.safetensors"):
         assert (grown / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
@@ -142,6 +153,28 @@ def test_a_profile_that_grew_is_that_of_all_its_items(
 @pytest.mark.parametrize(("most", "tried"), [(40, [40]), (60, [40, 60]), (400, [100, 200, 400])])
 def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> None:
     assert list(auto._counts(most)) == tried
+
+
+# ---- by effect, where right answers say too little
+
+
+@pytest.mark.parametrize("felt", [True, False])
+def test_where_right_answers_choose_no_heads_the_effect_is_tried_first(
+    made: tuple[Path, list[str]], copied: AudioModel, felt: bool
+) -> None:
+    profile = load_profile(profile_folder(made[0], copied, ITEMS) / "profile")
+    tried: list[str] = []
+
+    def fit(criterion: Criterion) -> Profile:
+        tried.append(criterion)
+        if criterion == "effect" and not felt:
+            raise DataError("the sound hardly changes what this model says")
+        return profile
+
+    messages: list[str] = []
+    assert auto._fit_by_effect(fit, messages.append) is profile
+    assert tried == ["effect"] + ["correctness"] * (not felt)
+    assert ("hardly changes" in messages[-1]) == (not felt)
 
 
 # ---- out of reach

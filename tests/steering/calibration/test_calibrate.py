@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from steering.calibration import activations as activations_module
 from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
-from steering.calibration.calibrate import calibrate, fit_profile, verdicts
+from steering.calibration.assembly import verdicts
+from steering.calibration.calibrate import calibrate, fit_profile
 from steering.calibration.data_checks import MIN_ITEMS
 from steering.calibration.decisive_token import MAX_RIGHT
 from steering.calibration.search import (

@@ -109,6 +109,10 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
     assert "x " in results["asking"]["first_prompt"]
     rows = list(csv.DictReader((out / "items.csv").read_text().splitlines()))
     assert [row["id"] for row in rows] == [item.id for item in items]
+    tokens = list(csv.DictReader((out / "tokens.csv").read_text().splitlines()))
+    assert {row["audio"] for row in tokens} == {item.audio.name for item in items}
+    assert results["effect"]["tokens"]["count"] == len(tokens)
+    assert results["effect"]["criterion"] == "correctness"
     assert (out / "report.html").stat().st_size > 10_000
     assert not list(out.glob(".*")), "nothing partial stays"
     assert not (out / JOURNAL).exists(), "the journal of a finished run is removed"
