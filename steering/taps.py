@@ -56,7 +56,7 @@ class Taps:
         if layer in self.heads:
             heads = self.heads[layer].to(query.device)  # a layer may be on a card of its own
             mass = last_row(query, keys, mask, scaling, heads).to(self.audio.device)
-            self.read[layer] = mass * self.audio[:, None, :]
+            self.read[layer] = mass * self.audio[:, None, : mass.shape[-1]]
 
     def rows(self, heads: Iterable[Head]) -> Tensor:
         """(B, N, T) float32: attention of each of `heads` on every token, zero off the audio."""
