@@ -193,7 +193,7 @@ def _make_profile(
 
     try:
         by_answers = _record_enough(model, folder, items, on_progress, report_items)
-        profile = fit(CORRECTNESS) if by_answers else _fit_by_effect(fit, on_progress)
+        profile = fit(CORRECTNESS) if by_answers else _fit_by_either(fit, on_progress)
     except DataError as error:
         profile = _refuse(folder, items, error)
     scratch = (store_folder(out), store_folder(out, TOKEN_EFFECTS))
@@ -202,14 +202,28 @@ def _make_profile(
     return profile
 
 
-def _fit_by_effect(fit: Callable[[Criterion], Profile], on_progress: OnProgress) -> Profile:
-    """The profile with heads by effect; where those are by chance too, that of right answers."""
-    on_progress("calibrating: right answers choose no heads, trying the effect of the sound")
+def _fit_by_either(fit: Callable[[Criterion], Profile], on_progress: OnProgress) -> Profile:
+    """The profile whose heads gain more outside the fold: by effect, or by right answers.
+
+    Those by right answers are no better than chance here. So they need a gain, and if neither set
+    can be chosen, their reason is raised.
+    """
+    on_progress("calibrating: right answers choose no heads above chance, trying the effect too")
     try:
-        return fit(EFFECT)
+        gain = _gain(fit(EFFECT))
     except DataError as error:
         on_progress(f"calibrating: {error}")
         return fit(CORRECTNESS)
+    try:
+        by_answers = fit(CORRECTNESS)
+    except DataError:
+        return fit(EFFECT)
+    return by_answers if _gain(by_answers) >= gain > 0 else fit(EFFECT)
+
+
+def _gain(profile: Profile) -> float:
+    """Points that steering gains outside the fold; 0 where it is refused."""
+    return 0.0 if profile.refusal else float(profile.held_out.get("gain_balanced", [0.0])[0])
 
 
 def _record_enough(

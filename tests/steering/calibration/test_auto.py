@@ -158,23 +158,36 @@ def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> N
 # ---- by effect, where right answers say too little
 
 
-@pytest.mark.parametrize("felt", [True, False])
-def test_where_right_answers_choose_no_heads_the_effect_is_tried_first(
-    made: tuple[Path, list[str]], copied: AudioModel, felt: bool
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [((4.0, 3.0), "effect"), ((4.0, 5.0), "correctness"), ((None, 5.0), "correctness"), ((4.0, None), "effect"), ((0.0, 0.0), "effect")],
+)
+def test_where_right_answers_choose_no_heads_the_criterion_with_more_gain_does(
+    made: tuple[Path, list[str]],
+    copied: AudioModel,
+    gains: tuple[float | None, float | None],
+    chosen: str,
 ) -> None:
     profile = load_profile(profile_folder(made[0], copied, ITEMS) / "profile")
-    tried: list[str] = []
+    by = dict(zip(("effect", "correctness"), gains, strict=True))
+    last = ""
 
     def fit(criterion: Criterion) -> Profile:
-        tried.append(criterion)
-        if criterion == "effect" and not felt:
-            raise DataError("the sound hardly changes what this model says")
-        return profile
+        nonlocal last
+        if by[criterion] is None:
+            raise DataError("no heads can be chosen")
+        last = criterion  # the one whose profile is in the cache
+        return replace(profile, name=criterion, held_out={"gain_balanced": [by[criterion]]})
 
-    messages: list[str] = []
-    assert auto._fit_by_effect(fit, messages.append) is profile
-    assert tried == ["effect"] + ["correctness"] * (not felt)
-    assert ("hardly changes" in messages[-1]) == (not felt)
+    assert auto._fit_by_either(fit, lambda _: None).name == chosen == last
+
+
+def test_where_neither_criterion_chooses_heads_the_reason_is_said() -> None:
+    def fit(criterion: Criterion) -> Profile:
+        raise DataError(f"nothing by {criterion}")
+
+    with pytest.raises(DataError, match="nothing by correctness"):
+        auto._fit_by_either(fit, lambda _: None)
 
 
 # ---- out of reach
