@@ -160,7 +160,13 @@ def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> N
 
 @pytest.mark.parametrize(
     ("gains", "chosen"),
-    [((4.0, 3.0), "effect"), ((4.0, 5.0), "correctness"), ((None, 5.0), "correctness"), ((4.0, None), "effect"), ((0.0, 0.0), "effect")],
+    [
+        ((4.0, 3.0), "effect"),
+        ((4.0, 5.0), "correctness"),
+        ((None, 5.0), "correctness"),
+        ((4.0, None), "effect"),
+        ((0.0, 0.0), "effect"),
+    ],
 )
 def test_where_right_answers_choose_no_heads_the_criterion_with_more_gain_does(
     made: tuple[Path, list[str]],
