@@ -32,7 +32,7 @@ class Taps:
     """The heads to read in one pass, and their attention, filled in by that pass."""
 
     heads: Mapping[int, Tensor]  # layer -> (h,) int64 head indices, on the model's device
-    audio: Tensor  # (B, T) bool, true at audio tokens
+    audio: Tensor  # (B, A) bool, true at audio tokens, of at least the T that are seen
     read: dict[int, Tensor] = field(default_factory=dict)  # layer -> (B, h, T) float32
 
     @classmethod
