@@ -15,7 +15,7 @@ number of items allowed:
 
 It begins with a quarter of the items allowed, and doubles them while the chosen heads are no better
 than chance. What was recorded is not recorded again. Where right answers choose no heads above
-chance in the end, heads are chosen by the effect of the sound, if that does.
+chance in the end, heads are chosen by the effect of the sound too, and those that gain more stay.
 """
 
 from __future__ import annotations
