@@ -21,9 +21,12 @@ UPGRADE     ?=
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.allears-ready
-# Two processes, each with one thread for arithmetic: threads of several would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three processes keep two cores busy, for tests wait for servers a third of their time; each has one
+# thread for arithmetic: threads of several would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 HASHED := --no-deps --require-hashes --requirement
+# Tests start a hundred Pythons: what the first compiles, the others load, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Programs that no test and no server imports stand in an environment of their own.
 TOOLS       := build/tools
@@ -50,8 +53,8 @@ train: $(READY) ## train the embedded model again, from nothing
 test: $(READY) ## run the quick part of the tests, a few minutes
 	$(PYTEST) -m 'not slow'
 
-test-all: test ## run the slow part too: server processes, Ray, a browser, training, stress
-	$(PYTEST) -m slow
+test-all: $(READY) ## run the slow part too: server processes, Ray, a browser, training, stress
+	$(PYTEST)
 
 check: $(READY) ## check format, lint, dead code and types
 	$(BIN)/ruff format --check .

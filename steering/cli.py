@@ -60,6 +60,13 @@ class PromptStyleOption(StrEnum):
         return "r1_aqa" if self is PromptStyleOption.answer_tag else self.value
 
 
+class CriterionOption(StrEnum):
+    """What heads are chosen by: right answers, or the effect of the sound on every token."""
+
+    correctness = "correctness"
+    effect = "effect"
+
+
 class Split(StrEnum):
     """Parts of the embedded model's world; `test` has voices that no training clip has."""
 
@@ -116,6 +123,10 @@ def calibrate_command(
     skip_faulty: Annotated[
         bool, typer.Option("--skip-faulty", help="Leave items with faults out, and count them.")
     ] = False,
+    criterion: Annotated[
+        CriterionOption,
+        typer.Option(help="Heads by right answers, or by the sound's effect: needs no answers."),
+    ] = CriterionOption.correctness,
     keep_evidence: Annotated[
         bool, typer.Option("--keep-evidence", help="Keep the folder OUT.evidence when done.")
     ] = False,
@@ -123,13 +134,14 @@ def calibrate_command(
 ) -> None:
     """Find a model's audio-specialist heads and how to steer it; write its listening profile.
 
-    What the model does on each item is kept in OUT.evidence: run the same command again after it
-    was stopped, and it goes on from there.
+    What the model does on each item is kept in OUT.evidence, by effect in OUT.effects: run the same
+    command again after it was stopped, and it goes on from there.
 
     Example: allears calibrate --model demo --data build/items/items.json --out build/profile
     """
     from steering.calibration import calibrate as calibration
-    from steering.calibration.collecting import store_folder
+    from steering.calibration.collecting import EVIDENCE, store_folder
+    from steering.calibration.effects.token_effects import TOKEN_EFFECTS
     from steering.model import loading
 
     loaded = loading.load(model, revision=revision, device=device, dtype=dtype, adapter=adapter)
@@ -141,6 +153,7 @@ def calibrate_command(
         workers=workers,
         skip_faulty=skip_faulty,
         keep_evidence=keep_evidence,
+        criterion=criterion.value,
     )
     if as_json:
         Console().print_json((out / "profile.json").read_text())
@@ -149,12 +162,16 @@ def calibrate_command(
         Console().print(table)
     if profile.warning:
         print(f"Warning: {profile.warning}.")
-    print(profile.confirmed)
+    print(f"heads chosen by {profile.criterion}")
+    if profile.held_out:
+        print(profile.confirmed)
     if profile.refusal:
         print(f"Not steered: {profile.refusal}. Strength 0, answers stay bare.")
     print(f"profile written to {out}")
     if keep_evidence:
-        print(f"evidence kept in {store_folder(out)}; it can be deleted")
+        folders = [store_folder(out, kind) for kind in (EVIDENCE, TOKEN_EFFECTS)]
+        kept = " and ".join(str(folder) for folder in folders if folder.is_dir())
+        print(f"evidence kept in {kept}; it can be deleted")
 
 
 def evaluate_command(
@@ -176,6 +193,9 @@ def evaluate_command(
         typer.Option(help="How the options are put; auto goes by the model's name."),
     ] = PromptStyleOption.auto,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
+    open_question: Annotated[
+        str, typer.Option(help="Asked of every clip, for score against effect by token.")
+    ] = "Describe what you hear.",
     as_json: Json = False,
 ) -> None:
     """Answer every item bare, steered and by every control; write predictions and a report.
@@ -204,6 +224,7 @@ def evaluate_command(
         seed,
         mode=mode.value,
         max_tokens=max_tokens,
+        open_question=open_question,
     )
     if as_json:
         Console().print_json(data=results)
@@ -211,6 +232,11 @@ def evaluate_command(
     header, *rows = evaluation.table(results)
     grid = Table(*header, title=f"{results['data']['items']} items, % right")
     for row in rows:
+        grid.add_row(*row)
+    Console().print(grid)
+    effect_header, *effect_rows = evaluation.effect_table(results)
+    grid = Table(*effect_header, title="score against effect, AUROC at 1 bit")
+    for row in effect_rows:
         grid.add_row(*row)
     Console().print(grid)
     print(f"the report: {out / 'report.html'}")
@@ -237,6 +263,7 @@ def show_command(
         "model": f"{profile.model} ({profile.family}), revision {profile.revision or 'none'}",
         "fingerprint": profile.fingerprint,
         "heads (layer.head)": ", ".join(f"{layer}.{head}" for layer, head in profile.heads),
+        "chosen by": profile.criterion,
         "layers": ", ".join(map(str, profile.layers)),
         "gate": asdict(profile.gate),
         "fixed strength": f"{profile.fixed_strength:g}",
@@ -292,8 +319,13 @@ def pull_command(
 def _figures(profile: Profile) -> Iterator[Table]:
     """A profile's figures, as tables."""
     held_out, data = dict(profile.held_out), dict(profile.calibration)
-    choice, rows = data.pop("head_choice", {}), held_out.pop("nulls", {})
-    titles = {"held out": held_out, "nulls": rows, "heads against chance": choice, "data": data}
+    titles = {
+        "held out": held_out,
+        "nulls": held_out.pop("nulls", {}),
+        "heads against chance": data.pop("head_choice", {}),
+        "heads against meters": data.pop("meters", {}),
+        "data": data,
+    }
     for title, figures in titles.items():
         if figures:
             yield _pairs(title, figures)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
-from steering.prompt import Prompt, silent_mels
+from steering.prompt import Prompt, log_mels, silent_mels
 from steering.silence import SilenceContrast
 from steering.taps import Head
 
@@ -85,3 +85,30 @@ def with_influence(
         replace(clip, influence=loss, rank=order.index(i) + 1)
         for i, (clip, loss) in enumerate(zip(clips, losses, strict=True))
     )
+
+
+# ---- stretches of a clip
+
+
+def equal_stretches(prompt: Prompt, index: int, count: int) -> list[tuple[float, float]]:
+    """Start and end, in seconds, of so many equal stretches of a clip as far as it is heard."""
+    edges = np.linspace(0.0, prompt.heard_seconds[index], count + 1).tolist()
+    return list(pairwise(edges))
+
+
+def without_stretches(
+    model: AudioModel, prompt: Prompt, index: int, stretches: Sequence[tuple[float, float]]
+) -> list[Prompt]:
+    """The same prompt once for each stretch, zeros in its place in the waveform."""
+    clip = prompt.clips[index]
+    waves = []
+    for start, end in stretches:
+        heard = clip.samples[: round(prompt.heard_seconds[index] * clip.sample_rate_hz)].copy()
+        heard[round(start * clip.sample_rate_hz) : round(end * clip.sample_rate_hz)] = 0.0
+        waves.append(heard)
+    prompts = []
+    for mels in log_mels(model, waves):
+        replaced = prompt.log_mels.clone()
+        replaced[index] = mels
+        prompts.append(replace(prompt, log_mels=replaced))
+    return prompts

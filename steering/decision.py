@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering import heads
-from steering.clip_attribution import ClipAttribution, clip_scores
+from steering.clip_attribution import ClipAttribution, clip_scores, without_stretches
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, SteeringPlan, score_choices
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult
+from steering.prefill import PrefillResult, run_layers
 from steering.profile import Profile
-from steering.prompt import Prompt
+from steering.prompt import Prompt, embed
 from steering.readout import logits, pool, relative_norm
+from steering.words.word import Word
 
 Direction = Literal["request", "calibrated"]
 _LEAST_PROBABILITY = 1e-30  # of a token that a distribution rules out: the effect stays finite
@@ -54,6 +55,7 @@ class Listening:
     heads: tuple[tuple[int, int, float], ...]  # (layer, head, audio mass)
     clips: tuple[ClipAttribution, ...] = ()
     effect_bits: float | None = None  # of the sound on the bare answer, where a twin was run
+    words: tuple[Word, ...] = ()  # of the answer, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,35 @@ def effect_bits(
         finals = torch.stack([heard.final, silent.final])
         log_probabilities = logits(model, finals).log_softmax(-1)  # (2, V)
     return float(divergence_bits(log_probabilities[0], log_probabilities[1]))
+
+
+@torch.inference_mode()
+def stretch_effects(
+    model: AudioModel,
+    prompt: Prompt,
+    prefilled: PrefillResult,
+    index: int,
+    stretches: Sequence[tuple[float, float]],
+) -> NDArray[np.float64]:
+    """Measure what each stretch of a clip did to the next token of the bare model, in bits.
+
+    Args:
+        model: the model.
+        prompt: the prompt with its clips.
+        prefilled: its prefill.
+        index: the clip.
+        stretches: N of them, start and end in seconds; each alone is made silent.
+
+    Returns:
+        (N,) KL(whole clip || clip without the stretch) / ln 2, from one batched pass over all N.
+    """
+    prompts = without_stretches(model, prompt, index, stretches)
+    states = torch.cat([embed(model, each) for each in prompts])  # (N, T, D)
+    positions = torch.arange(states.shape[1], device=model.device).expand(len(states), -1)
+    last, _ = run_layers(model, states, positions, None, None, wanted="last")  # (N, 1, D)
+    finals = torch.cat([prefilled.final[None], last[:, 0]])
+    log_probabilities = logits(model, finals).log_softmax(-1)  # (1 + N, V)
+    return divergence_bits(log_probabilities[:1], log_probabilities[1:]).double().cpu().numpy()
 
 
 def divergence_bits(heard: Tensor, silent: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.token_healing import Continuations, continuations
 from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
+from steering.taps import Head, ScoredHeads, ScoreTaps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,19 +89,50 @@ def generate(
     Returns:
         Token ids, an end token included if one comes within `max_tokens`.
     """
+    for token, _ in generate_scored(model, prefilled, plan, sampling, ()):
+        yield token
+
+
+@torch.inference_mode()
+def generate_scored(
+    model: AudioModel,
+    prefilled: PrefillResult,
+    plan: SteeringPlan,
+    sampling: Sampling,
+    heads: Sequence[Head],
+) -> Iterator[tuple[int, float | None]]:
+    """Generate one answer as `generate` does, each token with its listening score.
+
+    Args:
+        model: the model.
+        prefilled: the prompt's prefill, tapped at `heads`.
+        plan: how the readout is steered, which no score depends on but by the tokens it chooses.
+        sampling: how tokens are sampled.
+        heads: the specialist heads.
+
+    Returns:
+        Token ids and scores in [0, 1]; None without heads, or without audio. A token's score is the
+        mean audio attention of the heads from the token before it, whose logits it was drawn from.
+        Source: arXiv 2603.06854, listening score; for every token: ours.
+    """
     crop_to_prompt(prefilled)
     sampling = sampling.of(model)
     random = torch.Generator(device="cpu")
     random.manual_seed(sampling.seed) if sampling.seed is not None else random.seed()
     final, written = prefilled.final, prefilled.tokens
+    score = prefilled.score if heads else None
+    scored = ScoredHeads.of(heads, model.num_heads // model.num_kv_heads, model.device)
+    audio = (written == model.audio_token_id).to(model.device, torch.float32)[None]  # (1, T)
     for step in range(sampling.max_tokens):
         row = steered_logits(model, final[None], plan, step)
         (token,) = sample(penalised_after(row, written, sampling), [sampling], [random])
-        yield token
+        yield token, score
         written = torch.cat([written, torch.tensor([token])])
         if sampling.is_end(token, model) or step + 1 == sampling.max_tokens:
             return
-        final = next_state(model, prefilled, token)
+        taps = None if score is None else ScoreTaps(scored, audio)
+        final = next_state(model, prefilled, token, taps)
+        score = float(taps.scores()) if taps else None
 
 
 def crop_to_prompt(prefilled: PrefillResult) -> None:

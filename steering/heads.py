@@ -46,6 +46,27 @@ def timeline(attention: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(attention.mean(axis=0), dtype=np.float32)
 
 
+def inside_events(
+    events: Sequence[tuple[float, float]], count: int, hop_seconds: float
+) -> NDArray[np.float32]:
+    """(F,) in [0, 1]: how much of each audio token lies inside the events, in seconds each."""
+    edges = np.arange(count + 1) * hop_seconds
+    overlaps = [
+        np.minimum(edges[1:], end) - np.maximum(edges[:-1], start) for start, end in _merged(events)
+    ]
+    total = sum((overlap.clip(0) for overlap in overlaps), np.zeros(count))
+    return np.asarray(total / hop_seconds, dtype=np.float32)
+
+
+def _merged(events: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same bounds, those that overlap as one."""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(events):
+        first, last = merged.pop() if merged and start <= merged[-1][1] else (start, end)
+        merged.append((first, max(last, end)))
+    return merged
+
+
 def correlations(
     mass: NDArray[np.float32], right: NDArray[np.bool_], strata: Sequence[str] | None = None
 ) -> NDArray[np.float64]:

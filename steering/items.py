@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +32,12 @@ class Item:
     audio: Path
     question: str
     choices: tuple[str, ...]
-    answer: str
+    answer: str  # empty, like the choices, where the data has none
     task: str  # sound, music, speech
     wording: str  # neutral, consistent, conflict; empty where the data does not say
     cue: str  # weak, medium, strong; empty where there is none
     record: dict[str, Any]  # the item as it stood in the file
+    events: tuple[tuple[float, float], ...] = ()  # start and end of what sounds, in seconds
 
     @property
     def stratum(self) -> str:
@@ -52,6 +54,11 @@ class DataSet:
     name: str
     audio_sha256: str = ""  # over the bytes of all clips; empty where they were not read
     left_out: int = 0  # items of the file that had faults
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every item has choices and says which is right."""
+        return all(item.choices and item.answer for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +103,17 @@ def read(path: Path, audio_root: Path) -> DataSet:
     return DataSet(tuple(parsed.items.values()), parsed.sha256, path.name)
 
 
-def parse(path: Path, audio_root: Path) -> Parsed:
-    """The items and the faults of a file; DataError only if it holds no records at all."""
+def parse(path: Path, audio_root: Path, *, labelled: bool = True) -> Parsed:
+    """The items and the faults of a file; DataError only if it holds no records at all.
+
+    Without `labelled`, `choices` and `answer` may be missing.
+    """
     raw, records = _records(path)
     parsed = Parsed(path, hashlib.sha256(raw).hexdigest(), len(records))
     seen: set[str] = set()
     for index, record in enumerate(records):
         faults: list[str] = []
-        item = _item(record, index, audio_root, faults)
+        item = _item(record, index, audio_root, faults, labelled=labelled)
         if item is not None:
             if item.id in seen:
                 faults.append(f"id {item.id!r} is used twice")
@@ -132,40 +142,71 @@ def _records(path: Path) -> tuple[bytes, list[Any]]:
     return raw, records
 
 
-def _item(record: Any, index: int, audio_root: Path, faults: list[str]) -> Item | None:
+def _item(
+    record: Any, index: int, audio_root: Path, faults: list[str], *, labelled: bool
+) -> Item | None:
     if not isinstance(record, dict):
         faults.append(f"item {index} is {type(record).__name__}, not an object")
         return None
     audio_key = next((key for key in _FORMS if record.get(key)), "audio_id")
     form = _FORMS[audio_key]
     name = str(record.get("id") or f"item {index}")
-    needed = (*(("id",) if form != "plain" else ()), audio_key, "question", "choices", "answer")
+    needed = [*(("id",) if form != "plain" else ()), audio_key, "question"]
+    needed += ["choices", "answer"] if labelled else []
     missing = [key for key in needed if not record.get(key)]
     if missing:
         faults.append(f"{name}: without {', '.join(missing)}")
         return None
-    choices = record["choices"]
-    if not (isinstance(choices, list) and len(choices) > 1 and all(map(_is_text, choices))):
+    choices = record.get("choices") or []
+    if (labelled or choices) and not (
+        isinstance(choices, list) and len(choices) > 1 and all(map(_is_text, choices))
+    ):
         faults.append(f"{name}: choices must be a list of at least two texts, not {choices!r}")
         return None
-    answer = _among(str(record["answer"]), choices)
+    given = str(record.get("answer") or "")
+    answer = _among(given, choices) if choices and given else ""
     if answer is None:
         faults.append(f"{name}: the answer {record['answer']!r} is not among the choices {choices}")
     audio = audio_root / str(record[audio_key])
     if not audio.is_file():
         faults.append(f"{name}: no audio file {audio}")
+    events = _events(record.get("events"))
+    if events is None:
+        faults.append(
+            f"{name}: events must be a list of [start, end] in seconds, 0 <= start < end, not"
+            f" {record['events']!r}; leave it out where they are not known"
+        )
     wording = record.get("wording") if record.get("wording") in _WORDINGS else ""
     return Item(
         name,
         audio,
         str(record["question"]),
         tuple(choices),
-        answer or str(record["answer"]),
+        answer or given,
         str(record.get(_DOMAINS[form]) or ""),
         str(wording),
         str(record.get("cue") or "") if wording else "",
         record,
+        events or (),
     )
+
+
+def _events(value: Any) -> tuple[tuple[float, float], ...] | None:
+    """The bounds of events, none where the data does not say; None if they are not bounds."""
+    if value is None:
+        return ()
+    pairs = [pair for pair in value if _are_bounds(pair)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(pairs) < len(value):
+        return None
+    return tuple((float(start), float(end)) for start, end in pairs)
+
+
+def _are_bounds(pair: Any) -> bool:
+    """Whether a value is [start, end] of something that lasts, in finite numbers."""
+    if not (isinstance(pair, list) and len(pair) == 2):
+        return False
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in pair)
+    return numbers and 0 <= pair[0] < pair[1] <= sys.float_info.max
 
 
 def _among(answer: str, choices: Sequence[str]) -> str | None:

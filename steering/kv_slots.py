@@ -2,7 +2,7 @@
 
 Slots 0 to B - 1 are in use, without gaps, so a decode step reads a slice and copies nothing; a
 released slot is filled from the last one. Each row writes at its own length, so rows of any age and
-any prompt share a step.
+any prompt share a step. Each new token gets its listening score: the taps stay on.
 
 A step reads and writes preallocated memory only, and waits for the device once, for its tokens. On
 CUDA it is captured as a graph, once for each size: rows and KV length are rounded up to a few
@@ -32,6 +32,7 @@ from steering.generation import (
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, run_layers
 from steering.readout import Intervention, logits
+from steering.taps import Head, ScoredHeads, ScoreTaps
 
 log = logging.getLogger("allears")
 
@@ -49,6 +50,7 @@ class Row:
     sampling: Sampling
     random: torch.Generator = field(default_factory=torch.Generator)
     token: int = -1  # the last one sampled
+    score: float | None = None  # listening score of that token; None if its prompt was not tapped
     step: int = 0  # answer tokens sampled in slots so far
     slot: int = -1  # -1 while it has none
     length: int = 0  # tokens that have keys there
@@ -62,6 +64,7 @@ class KVSlots(Cache):
     """Keys and values of up to R rows of up to S tokens each.
 
     `rounded` steps are of a few sizes only, so that each can be captured: on CUDA they are.
+    `heads` are those that the rows' prompts were tapped at, and make the score of every new token.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class KVSlots(Cache):
         rows: int,
         tokens: int,
         intervention: Intervention | None,
+        heads: Sequence[Head] = (),
         *,
         rounded: bool | None = None,
     ) -> None:
@@ -86,6 +90,14 @@ class KVSlots(Cache):
         self.penalties = torch.ones(rows, device=device)  # (R,) float32, on repetition
         vocabulary = int(model.text_config.vocab_size)
         self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)  # (R, V)
+        width, dtype = model.hidden_size, model.dtype
+        self.finals = torch.zeros(rows, width, device=device, dtype=dtype)  # (R, D) newest, bare
+        self.heads = tuple(heads)
+        queries_a_key = model.num_heads // model.num_kv_heads
+        self.scored = ScoredHeads.of(heads, queries_a_key, device) if heads else None
+        self.why_not_scored = ""  # the fault for which tokens get no score
+        self.audio = torch.zeros(rows, tokens, device=device)  # (R, S) float32, 1 at audio tokens
+        self.scores = torch.zeros(rows, device=device)  # (R,) float32, of the newest tokens
         self.active: list[Row] = []  # the row in each slot in use
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)  # (R, 1) newest
         self._slot_indices = torch.arange(rows, device=device)  # (R,)
@@ -125,6 +137,11 @@ class KVSlots(Cache):
     def _begin(self, row: Row, slot: int, prefilled: PrefillResult) -> None:
         """Let a row begin in a slot that holds its prompt."""
         self.lengths[slot] = prefilled.length
+        if self.scored is None:
+            row.score = None
+        else:
+            audio = (prefilled.tokens == self.model.audio_token_id).to(self.audio)  # (T,)
+            self.audio[slot, : len(audio)], self.audio[slot, len(audio) :] = audio, 0.0
         steered = row.plan.direction is not None and not (
             self.intervention and self.intervention.tokens == "first"
         )
@@ -146,7 +163,7 @@ class KVSlots(Cache):
             slot, length = row.slot, last.length
             self.store[:, :, slot, :, :length] = self.store[:, :, freed, :, :length]
             kept = (self.lengths, self.directions, self.strengths, self.penalties, self.seen)
-            for values in kept:
+            for values in (*kept, self.audio, self.finals):
                 values[slot] = values[freed]
             self.active[slot] = last
             last.slot = slot
@@ -165,9 +182,13 @@ class KVSlots(Cache):
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
         self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
         rows_logits = self._logits(size)[:rows]
-        sampled = sample_rows(self._penalised(rows_logits), self.active)
+        scored = [row for row in self.active if row.score is not None]
+        scores = self.scores[: rows if scored else 0].to("cpu", non_blocking=True)  # (B,)
+        sampled = sample_rows(self._penalised(rows_logits), self.active)  # waits for both
         for row, token in zip(self.active, sampled, strict=True):
             row.token, row.step, row.length = token, row.step + 1, row.length + 1
+        for row in scored:
+            row.score = float(scores[row.slot])
         self.lengths[:rows] += 1
         return rows_logits
 
@@ -212,18 +233,36 @@ class KVSlots(Cache):
         self._graphs = CudaGraphs()  # frees their memory
         self.why_not_recorded = reason
 
+    def score_nothing(self, reason: str) -> None:
+        """Go on with tokens that have no listening score."""
+        log.warning("tokens are written without listening scores: %s", reason)
+        self.scored, self.why_not_scored = None, reason
+        self._graphs = CudaGraphs()  # those that score are not replayed
+
     def _decode(self, size: Size) -> Tensor:
         """(B, V): one token more for each row; bare where no row is steered, else a (B, D) add."""
         self._size = (rows, kv_length) = size
         positions = self.lengths[:rows]  # (B,)
         mask = (self._positions[:kv_length] <= positions[:, None])[:, None, None]  # (B, 1, 1, S)
         states = self.model.decoder.embed_tokens(self._tokens[:rows])
-        final = run_layers(self.model, states, positions[:, None], mask, self)[0][:, -1]  # (B, D)
+        taps = self._taps(rows, kv_length)
+        final, _ = run_layers(self.model, states, positions[:, None], mask, self, taps=taps)
+        final = final[:, -1]  # (B, D)
+        self.finals[:rows] = final
+        if taps is not None:
+            self.scores[:rows] = taps.scores()
         steered = self.use_cuda_graphs or any(row.plan.strength for row in self.active)
         if self.intervention is None or not steered:
             return logits(self.model, final)
         direction, strength = self.directions[:rows], self.strengths[:rows]
         return logits(self.model, final, direction, strength, self.intervention)
+
+    def _taps(self, rows: int, kv_length: int) -> ScoreTaps | None:
+        """Taps for the rows' scores; none where no row of a step that is not recorded has one."""
+        heard = self.use_cuda_graphs or any(row.score is not None for row in self.active)
+        if self.scored is None or not heard:
+            return None
+        return ScoreTaps(self.scored, self.audio[:rows, :kv_length])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -299,7 +338,8 @@ def sample_rows(rows_logits: Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def sample_first(model: AudioModel, prefilled: PrefillResult, row: Row) -> None:
-    """Give a row its first token, from its prompt's last state."""
+    """Give a row its first token and that one's score, from its prompt's last state."""
+    row.score = prefilled.score
     row.sampling = row.sampling.of(model)
     first = steered_logits(model, prefilled.final[None], row.plan, 0)  # (1, V)
     (row.token,) = sample_rows(penalised_after(first, prefilled.tokens, row.sampling), [row])

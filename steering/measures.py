@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its modules load when first used: no server needs stats
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm, rankdata
 
 Flags = NDArray[np.bool_]
+_DRAW_BLOCKS = 16  # of bootstrap draws: one after the other, so that 5,000 items fit in memory
 
 
 def aurocs(scores: NDArray[np.floating], positive: Flags) -> NDArray[np.float64]:
@@ -17,7 +18,7 @@ def aurocs(scores: NDArray[np.floating], positive: Flags) -> NDArray[np.float64]
     ups, downs = int(positive.sum()), int((~positive).sum())
     if not ups or not downs:
         return np.full(scores.shape[1], np.nan)
-    ranks = rankdata(scores, axis=0)
+    ranks = scipy.stats.rankdata(scores, axis=0)
     return np.asarray((ranks[positive].sum(0) - ups * (ups + 1) / 2) / (ups * downs))
 
 
@@ -55,9 +56,41 @@ def auroc_within_strata(scores: NDArray[np.floating], right: Flags, strata: Sequ
     return float(aurocs_within_groups(scores[:, None], right, groups_of(strata))[0])
 
 
+def rank_correlation_within_strata(
+    scores: NDArray[np.floating], values: NDArray[np.floating], strata: Sequence[str]
+) -> float:
+    """Spearman's rank correlation within strata, averaged by their number of items; NaN where none
+    varies.
+    """
+    total, count = 0.0, 0
+    for rows in groups_of(strata):
+        ranks = np.stack([scipy.stats.rankdata(each[rows]) for each in (scores, values)])
+        if (ranks.std(axis=1) > 0).all():
+            total += len(rows) * float(np.corrcoef(ranks)[0, 1])
+            count += len(rows)
+    return total / count if count else float("nan")
+
+
+def concordance(
+    scores: NDArray[np.floating], positive: Flags, weights: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(R,) weight of the pairs in which the positive scores higher, ties half, and of all pairs.
+
+    weights (R, I): their ratio is the AUROC of each row's weighted items.
+    """
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    ups = np.where(positive, weights, 0.0)[:, order]  # (R, I), as the next two
+    downs = np.where(positive, 0.0, weights)[:, order]
+    below = np.pad(downs.cumsum(1), ((0, 0), (1, 0)))
+    ends = (np.searchsorted(ranked, ranked, side) for side in ("left", "right"))
+    lower = sum(below[:, end] for end in ends) / 2
+    return np.asarray((ups * lower).sum(1)), np.asarray(ups.sum(1) * downs.sum(1))
+
+
 def wilson(right: float, count: float) -> tuple[float, float]:
     """95 % Wilson interval of a share; of a weighted one if `count` is its `effective_count`."""
-    z, share = float(norm.ppf(0.975)), right / count
+    z, share = float(scipy.stats.norm.ppf(0.975)), right / count
     shrink = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / shrink
     half = z / shrink * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -99,6 +132,42 @@ class ClusterBootstrap:
         low, high = np.quantile(redrawn, [0.025, 0.975])
         return float(difference.sum() / weights.sum()), float(low), float(high)
 
+    def auroc_difference(
+        self,
+        signals: tuple[NDArray[np.floating], NDArray[np.floating]],
+        right: Flags,
+        groups: Sequence[NDArray[np.int64]],
+    ) -> tuple[float, float, float]:
+        """AUROC within groups of the first signal (I,) minus that of the second, and its paired
+        95 % interval; NaN without right and wrong answers in one group.
+        """
+        once = np.ones_like(self.counts[:1])
+        own = float(self._differences(signals, right, groups, once)[0])
+        blocks = np.array_split(self.counts, _DRAW_BLOCKS)
+        drawn = np.concatenate([self._differences(signals, right, groups, b) for b in blocks])
+        drawn = drawn[np.isfinite(drawn)]
+        if np.isnan(own) or not len(drawn):
+            return float("nan"), float("nan"), float("nan")
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return own, float(low), float(high)
+
+    def _differences(
+        self,
+        signals: tuple[NDArray[np.floating], NDArray[np.floating]],
+        right: Flags,
+        groups: Sequence[NDArray[np.int64]],
+        drawn: NDArray[np.float32],
+    ) -> NDArray[np.float64]:
+        """(R,) differences of the two AUROCs with the clips drawn (R, C) times."""
+        above, pairs = np.zeros(len(drawn)), np.zeros(len(drawn))
+        for rows in groups:
+            weights = drawn[:, self.which[rows]].astype(np.float64)
+            first, counted = concordance(signals[0][rows], right[rows], weights)
+            second, _ = concordance(signals[1][rows], right[rows], weights)
+            above, pairs = above + first - second, pairs + counted
+        with np.errstate(invalid="ignore"):
+            return np.asarray(above / pairs)
+
 
 def paired_gain(
     after: Flags, before: Flags, *, seed: int = 0, draws: int = 4000
@@ -124,4 +193,4 @@ def mcnemar(after: Flags, before: Flags) -> float:
     repaired, broken = repaired_broken(after, before)
     if repaired + broken == 0:
         return 1.0
-    return float(binomtest(repaired, repaired + broken).pvalue)
+    return float(scipy.stats.binomtest(repaired, repaired + broken).pvalue)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from steering.heads import listening_score
 from steering.model.audio_model import AudioModel
 from steering.prompt import Prompt, embed
-from steering.taps import Follower, Head, KVPairs, Taps
+from steering.taps import AnyTaps, Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +32,11 @@ class PrefillResult:
     cache: Cache  # keys and values of the T prompt tokens, then of the answer's
     length: int  # T
     tokens: Tensor  # (T,) int64 of the prompt, on the CPU
+
+    @property
+    def score(self) -> float | None:
+        """The listening score, by the tapped heads; None without any, or without audio."""
+        return listening_score(self.attention.cpu().numpy()) if self.attention.numel() else None
 
     @property
     def has_cache(self) -> bool:
@@ -63,7 +69,7 @@ def run_layers(
     first: int = 0,
     depth: int | None = None,
     wanted: Literal["states", "behind", "last", "keys"] = "states",
-    taps: Taps | None = None,
+    taps: AnyTaps | None = None,
     follower: Follower | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the decoder's layers, and keep residuals on the way.
@@ -325,9 +331,11 @@ def _run_tapped(
 
 
 @torch.inference_mode()
-def next_state(model: AudioModel, prefilled: PrefillResult, token: int) -> Tensor:
+def next_state(
+    model: AudioModel, prefilled: PrefillResult, token: int, taps: AnyTaps | None = None
+) -> Tensor:
     """(D,) final residual after one more token of the answer, which joins the cache."""
     states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
     position = prefilled.cache.get_seq_length()
     positions = torch.tensor([[position]], device=model.device)
-    return run_layers(model, states, positions, None, prefilled.cache)[0][0, -1]
+    return run_layers(model, states, positions, None, prefilled.cache, taps=taps)[0][0, -1]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from steering.errors import ProfileError
 from steering.heads import Verdicts
+from steering.meters.regression import MeterGate
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
@@ -54,7 +55,7 @@ class Profile:
     fingerprint: str
     family: str
     heads: tuple[Head, ...]  # the audio specialists, best first
-    correlations: tuple[float, ...]  # r of each
+    correlations: tuple[float, ...]  # r of each with what they were chosen by
     intervention: Intervention
     gate: Gate
     fixed_strength: float  # the best constant strength; 0 where steering does not help
@@ -68,6 +69,7 @@ class Profile:
     head_std: NDArray[np.float32]  # (N,) and its standard deviation
     refusal: str | None = None  # why this model is not steered, in plain words
     silence: Silence = "ladder"  # what its silent twins were and are: cut, or as long as the clip
+    meter_gate: MeterGate | None = None  # a control for evaluation, never served
 
     @property
     def max_strength(self) -> float:
@@ -80,10 +82,15 @@ class Profile:
         return str(self.calibration.get("calibrated_on", "user data"))
 
     @property
+    def criterion(self) -> str:
+        """What the heads were chosen by: `correctness` of answers, or `effect` of the sound."""
+        return str(self.calibration.get("head_choice", {}).get("criterion", "correctness"))
+
+    @property
     def warning(self) -> str | None:
         """What is doubtful about the heads, in plain words; None where nothing is."""
-        words: str | None = self.calibration.get("head_choice", {}).get("warning")
-        return words
+        parts = (self.calibration.get(part, {}) for part in ("head_choice", "meters"))
+        return "; ".join(part["warning"] for part in parts if "warning" in part) or None
 
     @property
     def confirmed(self) -> str:
@@ -259,6 +266,7 @@ def _record(profile: Profile) -> dict[str, Any]:
         "refusal": profile.refusal,
         "max_strength": profile.max_strength,
         "silence": profile.silence,
+        "meter_gate": profile.meter_gate.record() if profile.meter_gate else None,
         "verdicts": asdict(profile.verdicts),
         "calibrated_on": profile.calibrated_on,
         "calibration": dict(profile.calibration),
@@ -310,4 +318,5 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         head_std=tensors["head_std"].numpy(),
         refusal=record.get("refusal"),
         silence=_silence(record.get("silence", "exact")),  # of older profiles it was
+        meter_gate=MeterGate.of(record["meter_gate"]) if record.get("meter_gate") else None,
     )

@@ -79,7 +79,7 @@ def build_prompt(model: AudioModel, messages: Sequence[Message]) -> Prompt:
         mel_frames=inputs["feature_attention_mask"].sum(-1),
         clips=clips,
         heard_seconds=tuple(len(samples) / model.sample_rate_hz for samples in heard),
-        audio_mask=tokens == model.family.audio_token_id(model.network.config),
+        audio_mask=tokens == model.audio_token_id,
     )
 
 
@@ -88,10 +88,14 @@ def silent_mels(model: AudioModel, lengths_seconds: Sequence[float]) -> Tensor:
     zeros: list[NDArray[np.float32]] = [
         np.zeros(round(seconds * model.sample_rate_hz), np.float32) for seconds in lengths_seconds
     ]
-    silence: Tensor = _processed(model, model.processor.audio_token * len(zeros), zeros)[
-        "input_features"
-    ]
-    return silence
+    return log_mels(model, zeros)
+
+
+def log_mels(model: AudioModel, waves: Sequence[NDArray[np.float32]]) -> Tensor:
+    """(C, M, N) float32: features of some waveforms at the model's rate."""
+    inputs = _processed(model, model.processor.audio_token * len(waves), waves)
+    features: Tensor = inputs["input_features"]
+    return features
 
 
 def _processed(model: AudioModel, text: str, waves: Sequence[NDArray[np.float32]]) -> Any:

@@ -127,7 +127,7 @@ def _run_prefix(
 
     What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
     """
-    token_id = model.family.audio_token_id(model.network.config)
+    token_id = model.audio_token_id
     features = [_silent_features(model, rung, silence_cache) for rung in key.rungs]
     words = torch.from_numpy(np.frombuffer(key.tokens, np.int64).copy())  # maybe none
     tokens = torch.cat([words, torch.full((len(features[-1]),), token_id)]).to(model.device)

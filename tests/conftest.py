@@ -69,7 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --url only the tests stay that ask a server over HTTP and look at nothing inside."""
+    """With --url only the tests stay that ask a server over HTTP and look at nothing inside.
+
+    Files with slow tests come first: the quick ones fill up the time that is left to each process.
+    """
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
     if config.getoption("--url") is None:
         return
     inside = {"start", "gate", "monkeypatch", "caplog", "serve_process"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -63,9 +64,10 @@ def url(
 
 @pytest.fixture(scope="module")
 def run(url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Block], str]:
-    """Runs a block from the root of the project; what it prints."""
+    """Runs a block from the root of the project, once; what it prints."""
     build = tmp_path_factory.mktemp("build")
 
+    @functools.cache
     def run(block: Block) -> str:
         text = block.text.replace("127.0.0.1:8000", url.removeprefix("http://"))
         text = text.replace(".venv/bin/", f"{BIN}/").replace("build/", f"{build}/")

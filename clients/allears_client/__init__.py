@@ -15,6 +15,7 @@ from allears_client.answers import (
     Timings,
     Usage,
     WindowListening,
+    WordListening,
 )
 from allears_client.audio_input import Samples, Sound
 from allears_client.client import DEFAULT_URL, AllEars, AsyncAllEars, AsyncStream, Stream
@@ -65,4 +66,5 @@ __all__ = [
     "UnreadableAudio",
     "Usage",
     "WindowListening",
+    "WordListening",
 ]

@@ -35,6 +35,17 @@ class WindowListening:
 
 
 @dataclass(frozen=True, slots=True)
+class WordListening:
+    """One word of the answer."""
+
+    text: str
+    start: int  # in characters of the answer's text
+    end: int
+    score: float | None  # mean listening score of its tokens
+    effect_bits: float  # of the sound on the word, in the bare model
+
+
+@dataclass(frozen=True, slots=True)
 class Listening:
     """Listening measurements of one answer; None where the server has no profile, or no audio."""
 
@@ -48,6 +59,7 @@ class Listening:
     heads: tuple[Mapping[str, Any], ...] = ()
     clips: tuple[ClipListening, ...] = ()  # of several clips, or with include clips
     effect_bits: float | None = None  # of the sound on the bare answer; with include effect
+    words: tuple[WordListening, ...] = ()  # with include words
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,8 @@ def _parse_listening(raw: Mapping[str, Any]) -> Listening:
         _from_known_keys(ClipListening, {**clip, "timeline": tuple(clip.get("timeline", ()))})
         for clip in raw.get("clips", ())
     )
-    return _from_known_keys(Listening, {**raw, **lists, "clips": clips})
+    words = tuple(_from_known_keys(WordListening, word) for word in raw.get("words", ()))
+    return _from_known_keys(Listening, {**raw, **lists, "clips": clips, "words": words})
 
 
 def _from_known_keys(kind: type[Parsed], raw: Mapping[str, Any]) -> Parsed:

@@ -21,7 +21,10 @@ _BROKEN = (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 
 class Stream:
-    """Pieces of an answer's text as they come; `answer` is the whole, once they ended."""
+    """Pieces of an answer's text as they come; `answer` is the whole, once they ended.
+
+    `token_scores` are the listening scores of the newest piece's tokens.
+    """
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
@@ -32,6 +35,11 @@ class Stream:
             for line in self._response.iter_lines():
                 if piece := self._events.feed(line):
                     yield piece
+
+    @property
+    def token_scores(self) -> tuple[float, ...]:
+        """Listening scores of the newest piece's tokens; none without a profile, or audio."""
+        return self._events.token_scores
 
     @property
     def answer(self) -> Answer:
@@ -51,6 +59,11 @@ class AsyncStream:
             async for line in self._response.aiter_lines():
                 if piece := self._events.feed(line):
                     yield piece
+
+    @property
+    def token_scores(self) -> tuple[float, ...]:
+        """Scores of the newest piece's tokens, as those of Stream."""
+        return self._events.token_scores
 
     @property
     def answer(self) -> Answer:
@@ -283,6 +296,7 @@ class _Events:
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self._answer: Answer | None = None
+        self.token_scores: tuple[float, ...] = ()  # of the newest piece
 
     @contextmanager
     def to_the_last(self) -> Iterator[None]:
@@ -306,6 +320,8 @@ class _Events:
         if "answer" in event:
             self._answer = parse_answer(event)
         piece: str = event["delta"]
+        if piece:
+            self.token_scores = tuple(event.get("token_scores", ()))
         return piece
 
     def whole_answer(self) -> Answer:

@@ -66,6 +66,9 @@ def ask(
     effect: Annotated[
         bool, typer.Option("--effect", help="Measure what the sound does, without --steer too.")
     ] = False,
+    words: Annotated[
+        bool, typer.Option("--words", help="Measure what the sound does to each word.")
+    ] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -101,6 +104,8 @@ def ask(
         options["include"] = [*options["include"], "silence"]
     if effect:
         options["include"] = [*options["include"], "effect"]
+    if words:
+        options["include"] = [*options["include"], "words"]
     sound = _sound(audio)
     with _connect(context, url, api_key, local) as ears, _waiting(as_json):
         answer = ears.ask(sound, question, **options)

@@ -18,7 +18,8 @@ class ListeningOptions(TypedDict, total=False):
     messages: Sequence[Mapping[str, Any]] | None  # an OpenAI message list, instead of the question
     choices: Sequence[str] | None  # the answer is one of these
     long_audio: LongAudio | None  # for a clip longer than is heard as one
-    include: Sequence[Literal["timeline", "heads", "silence", "effect"]]
+    answer: str  # of any origin, whose words are weighed: `listening.words`
+    include: Sequence[Literal["timeline", "heads", "silence", "effect", "words"]]
 
 
 class Options(TypedDict, total=False):
@@ -31,7 +32,9 @@ class Options(TypedDict, total=False):
     strength: float | Literal["adaptive"]
     direction: Literal["request", "calibrated"]
     clip: int | None  # contrast only this clip with silence; None: all
-    include: Sequence[Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]]
+    include: Sequence[
+        Literal["timeline", "heads", "unsteered", "silence", "clips", "effect", "words"]
+    ]
     max_tokens: int
     temperature: float
     top_p: float | None
@@ -44,9 +47,10 @@ class Options(TypedDict, total=False):
 
 def body(audio: Sounds | None, question: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a question. Raises UnreadableAudio, TypeError for an option that is none."""
-    unknown = options.keys() - Options.__annotations__.keys()
+    known = {**Options.__annotations__, **ListeningOptions.__annotations__}
+    unknown = options.keys() - known.keys()
     if unknown:
-        allowed = ", ".join(Options.__annotations__)
+        allowed = ", ".join(known)
         raise TypeError(f"{min(unknown)!r} is no option of a question; allowed: {allowed}")
     given = {
         name: list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""An answer on a terminal: a gauge for the listening score, a sparkline for its timeline."""
+"""An answer on a terminal: coloured words, a gauge for the score, a sparkline for its timeline."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from allears_client.answers import Answer, Heard, Listening, WindowListening
+from allears_client.answers import Answer, Heard, Listening, WindowListening, WordListening
 
 _WIDTH = 32  # columns of bars
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"not_listening": "red", "partly_listening": "yellow", "listening": "green"}
+_GUESSED_BITS = 0.1  # below: silence would do as well
+_HEARD_BITS = 1.0  # from here on the sound decided the word
 
 
 def answer_table(answer: Answer) -> Table:
     """Answer, probabilities, listening, steering, warnings."""
     grid = _grid()
-    grid.add_row("answer", Text(answer.text, "bold"))
+    words = answer.listening.words
+    grid.add_row("answer", shaded_text(answer.text, words) if words else Text(answer.text, "bold"))
     for text, probability in answer.probabilities.items():
         style = "bold" if text == answer.text else "dim"
         grid.add_row("", _bar(probability, style).append(f" {probability:6.1%} {text}", style))
     if answer.silent_answer is not None:
         grid.add_row("in silence", Text(answer.silent_answer))
+    if words:
+        grid.add_row("words", _effects(words))
     _add_listening(grid, answer.listening)
     grid.add_row("steering", _steering(answer))
     _add_windows(grid, answer.windows)
@@ -37,6 +42,14 @@ def heard_table(heard: Heard) -> Table:
     _add_listening(grid, heard.listening)
     _add_windows(grid, heard.windows)
     return _with_warnings(grid, heard.warnings)
+
+
+def shaded_text(text: str, words: Sequence[WordListening]) -> Text:
+    """The answer, each word in the colour of what the sound did to it."""
+    shaded = Text(text)
+    for word in words:
+        shaded.stylize(_shade(word), word.start, word.end)
+    return shaded
 
 
 def gauge(score: float, threshold: float | None, colour: str) -> Text:
@@ -113,6 +126,21 @@ def _steering(answer: Answer) -> Text:
     elif steering.unsteered_answer is not None:
         text.append("; the bare answer is the same", "dim")
     return text
+
+
+def _effects(words: Sequence[WordListening]) -> Text:
+    """Each word with its effect."""
+    effects = Text()
+    for word in words:
+        effects.append(word.text, _shade(word)).append(f":{word.effect_bits:.2f} ", "dim")
+    return effects.append(f" bits; guessed: under {_GUESSED_BITS}", "dim")
+
+
+def _shade(word: WordListening) -> str:
+    """Red where it was guessed, green where the sound decided, yellow between."""
+    if word.effect_bits < _GUESSED_BITS:
+        return "red"
+    return "bold green" if word.effect_bits >= _HEARD_BITS else "yellow"
 
 
 def _bar(share: float, style: str) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 from starlette.requests import Request
 
 from server.api.questions import audio_files, audio_urls, decode_clip, in_field, make_question
-from server.api.requests import AudioChatRequest, ListeningRequest
+from server.api.requests import AudioChatRequest, AudioQuestion, ListeningRequest
 from server.audio.policy import for_long_audio
 from server.audio.url_fetch import UrlFetcher
 from server.deployment import Deployment
@@ -88,7 +89,7 @@ async def open_question(
 
 @contextmanager
 def _own_fields(
-    body: ListeningRequest, fields: Mapping[str, str], *, in_audio: bool
+    body: AudioQuestion, fields: Mapping[str, str], *, in_audio: bool
 ) -> Iterator[None]:
     """Let errors name the field that the request has: its words and clips may be in messages, or
     in the `fields` of another form.
@@ -126,7 +127,7 @@ async def _decode(
     deployment: Deployment,
     engine: Engine,
     record: RequestRecord,
-    body: ListeningRequest,
+    body: AudioQuestion,
     files: Sequence[bytes],
 ) -> Question:
     """The question of a body: its URLs fetched, its audio decoded off the event loop."""
@@ -149,7 +150,8 @@ async def _decode(
         for name, data in encoded.items()
     }
     question = make_question(record.answer_id, body, policy, clips)
-    tokens = min(question.sampling.max_tokens, settings.max_tokens)
+    asked = math.inf if question.given_answer else question.sampling.max_tokens
+    tokens = int(min(asked, settings.max_tokens))
     question = replace(question, sampling=replace(question.sampling, max_tokens=tokens))
     record.question, record.stage_times = question, StageTimes(began, time.time_ns())
     return question

@@ -108,7 +108,8 @@ class ChatCompletionRequest(StrictModel):
     stop: Stop | None = None
     """a string, or up to four, that end the answer; they are left out of it"""
     stream: bool | None = None
-    """send the answer in pieces, as server-sent events"""
+    """send the answer in pieces, as server-sent events; `token_scores` of a piece are the listening
+    scores of its tokens"""
     stream_options: StreamOptions | None = None
     """options of a stream"""
     response_format: ResponseFormat | None = None

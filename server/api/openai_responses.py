@@ -1,7 +1,7 @@
 """An answer as OpenAI's chat completion, or as the chunks of one.
 
-Keys beyond OpenAI's stand beside OpenAI's: listening, steering, audio, timings, warnings. The
-openai client keeps them.
+Keys beyond OpenAI's stand beside OpenAI's: listening, steering, audio, timings, warnings; of a
+chunk with text, token_scores. The openai client keeps them.
 """
 
 from __future__ import annotations
@@ -202,7 +202,10 @@ def completion_stream(
 
     return StreamFormat(
         begin=(_chunk(start, {"role": "assistant", "content": ""}),),
-        piece=lambda text: _chunk(start, {"content": content(text)}),
+        piece=lambda piece: {
+            **_chunk(start, {"content": content(piece.text)}),
+            **response_bodies.token_scores(piece),
+        },
         finish=last_chunks,
     )
 

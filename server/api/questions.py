@@ -14,6 +14,7 @@ from server.api.requests import (
     MAX_TEXT_CHARACTERS,
     AudioChatRequest,
     AudioFile,
+    AudioQuestion,
     AudioUrlPart,
     ChatMessage,
     InputAudioPart,
@@ -31,7 +32,7 @@ from steering.generation import Sampling
 from steering.prompt import Message
 
 
-def audio_urls(body: ListeningRequest, policy: AudioPolicy) -> Mapping[str, str]:
+def audio_urls(body: AudioQuestion, policy: AudioPolicy) -> Mapping[str, str]:
     """The URLs of clips that have to be fetched, with the name of a field of each.
 
     Raises RequestError for more clips than allowed.
@@ -44,7 +45,7 @@ def audio_urls(body: ListeningRequest, policy: AudioPolicy) -> Mapping[str, str]
 
 
 def audio_files(
-    body: ListeningRequest,
+    body: AudioQuestion,
     policy: AudioPolicy,
     files: Sequence[bytes] = (),
     fetched: Mapping[str, bytes] | None = None,
@@ -59,6 +60,12 @@ def audio_files(
         raise RequestError(
             f"{count} of question and messages was sent; send one of them",
             "question" if body.question is None else "messages",
+        )
+    if isinstance(body, ListeningRequest) and "words" in body.include and body.answer is None:
+        raise RequestError(
+            "include words: there is no answer; send `answer`, a text whose words are weighed, or"
+            " ask POST /v1/audio-chat for one",
+            "include",
         )
     by_name = dict(_files_of_audio(body, policy, files))
     for name, part in _audio_parts(body.messages or ()):
@@ -100,7 +107,7 @@ def in_field(error: AudioError, name: str) -> AudioError:
 
 def make_question(
     id: str,
-    body: ListeningRequest,
+    body: AudioQuestion,
     policy: AudioPolicy,
     clips: Mapping[str, Clip],
 ) -> Question:
@@ -117,9 +124,12 @@ def make_question(
         choices=tuple(choice.strip() for choice in body.choices or ()),
         with_silence="silence" in body.include,
         with_effect="effect" in body.include,
+        with_words="words" in body.include,
         long_audio=policy.long_audio,
         generate=False,
     )
+    if isinstance(body, ListeningRequest) and body.answer is not None:
+        return replace(question, given_answer=body.answer, with_words=True)
     return _to_answer(question, body) if isinstance(body, AudioChatRequest) else question
 
 
@@ -148,7 +158,7 @@ def _to_answer(question: Question, body: AudioChatRequest) -> Question:
 
 
 def _files_of_audio(
-    body: ListeningRequest, policy: AudioPolicy, files: Sequence[bytes]
+    body: AudioQuestion, policy: AudioPolicy, files: Sequence[bytes]
 ) -> Iterator[tuple[str, bytes]]:
     """The files of `audio`; their clips go before the question."""
     audio, messages = body.audio, body.messages

@@ -20,6 +20,7 @@ MAX_MESSAGES = 64
 MAX_TEXT_CHARACTERS = 50_000
 _MAX_STOPS = 4
 _SHOWN_CHARACTERS = 60
+_TEXTS = ("question", "answer")  # fields of a form that may hold the word null
 
 
 def _not_blank(text: str) -> str:
@@ -30,7 +31,7 @@ def _not_blank(text: str) -> str:
 
 _NOT_BLANK = {"pattern": r"\S"}  # for the document; users get the message of _not_blank
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
-Question = Annotated[Text, Field(json_schema_extra=dict(_NOT_BLANK)), AfterValidator(_not_blank)]
+WrittenText = Annotated[Text, Field(json_schema_extra=dict(_NOT_BLANK)), AfterValidator(_not_blank)]
 
 
 def _whole(value: Any) -> Any:
@@ -217,7 +218,7 @@ Stop = Annotated[
     StopList, BeforeValidator(_stop_list, json_schema_input_type=StopString | StopList)
 ]
 LongAudio = Literal["refuse", "cut", "window"]
-Include = Literal["timeline", "heads", "unsteered", "silence", "clips", "effect"]
+Include = Literal["timeline", "heads", "unsteered", "silence", "clips", "effect", "words"]
 
 
 class SteeringOptions(StrictModel):
@@ -234,13 +235,13 @@ class SteeringOptions(StrictModel):
     )
 
 
-class ListeningRequest(StrictModel):
-    """POST /v1/listening-score."""
+class AudioQuestion(StrictModel):
+    """A question about clips, to be answered or only to be listened to."""
 
     audio: Audio | None = Field(
         default=None, description="one clip or several, heard before the question"
     )
-    question: Question | None = None
+    question: WrittenText | None = None
     """the question about the clips, unless there are `messages`"""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
         Field(None, description="an OpenAI message list, instead of `question`")
@@ -250,13 +251,22 @@ class ListeningRequest(StrictModel):
         default=None,
         description="what becomes of a clip longer than is heard as one; null: as deployed",
     )
-    include: list[Literal["timeline", "heads", "silence", "effect"]] = Field(
+    include: list[Include] = Field(default=[], max_length=16)
+    """more to see in `listening` and `steering`"""
+
+
+class ListeningRequest(AudioQuestion):
+    """POST /v1/listening-score."""
+
+    answer: WrittenText | None = None
+    """an answer of any origin, whose words are weighed one by one: `listening.words`"""
+    include: list[Literal["timeline", "heads", "silence", "effect", "words"]] = Field(  # type: ignore[assignment]
         default=[], max_length=16
     )
-    """more to see in `listening`"""
+    """more to see in `listening`; words come with an `answer`"""
 
 
-class AudioChatRequest(ListeningRequest):
+class AudioChatRequest(AudioQuestion):
     """POST /v1/audio-chat."""
 
     extras: ClassVar[Mapping[str, Extra]] = neutral_fields.SAMPLING
@@ -287,9 +297,8 @@ class AudioChatRequest(ListeningRequest):
         description="a string, or up to four, that end the answer; they are left out of it",
     )
     stream: bool = False
-    """send the answer in pieces, as server-sent events"""
-    include: list[Include] = Field(default=[], max_length=16)  # type: ignore[assignment]
-    """more to see in `listening` and `steering`"""
+    """send the answer in pieces, as server-sent events; `token_scores` of a piece are the listening
+    scores of its tokens"""
 
 
 def parse_json(kind: type[Body], body: bytes) -> Body:
@@ -306,7 +315,7 @@ def parse_form(
 ) -> Body:
     """The request in the text fields of a form; lists are JSON or a field repeated.
 
-    An empty field is as left out, and `null` is null but for a question.
+    An empty field is as left out, and `null` is null but for a question or an answer.
     """
     given = [(name, value) for name, value in fields if not _is_left_out(name, value)]
     data: dict[str, Any] = {}
@@ -321,7 +330,7 @@ def parse_form(
 
 
 def _is_left_out(name: str, value: str) -> bool:
-    return not value.strip() or (value.strip() == "null" and name != "question")
+    return not value.strip() or (value.strip() == "null" and name not in _TEXTS)
 
 
 def _extra_value(values: list[str]) -> Any:

@@ -21,13 +21,15 @@ from server.api.responses import (
     Steering,
     Usage,
     WindowListening,
+    WordListening,
 )
 from server.api.sse import StreamFormat
-from server.engine.events import Started
+from server.engine.events import Piece, Started
 from server.engine.messages import Answer
 from steering import decision
 from steering.audio.clip import Clip
 from steering.clip_attribution import ClipAttribution
+from steering.words.word import Word
 
 _ROUNDING_SECONDS = 0.001  # that resampling may add or take
 _DIGITS = 6  # of scores and seconds: what is beyond is noise
@@ -65,11 +67,16 @@ def audio_chat_stream(opened: OpenQuestion[AudioChatRequest]) -> StreamFormat:
     start |= {"created": opened.created, "model": opened.model}
     return StreamFormat(
         begin=(),
-        piece=lambda text: {**start, "delta": text},
+        piece=lambda piece: {**start, "delta": piece.text, **token_scores(piece)},
         finish=lambda answer: [
             {**start, "delta": "", **dump(audio_chat(opened, answer)), "object": start["object"]}
         ],
     )
+
+
+def token_scores(piece: Piece) -> dict[str, Any]:
+    """The scores of a piece's tokens as a key of its event, where there are any."""
+    return {"token_scores": [round(x, _DIGITS) for x in piece.scores]} if piece.scores else {}
 
 
 def listening_report(opened: OpenQuestion[ListeningRequest], answer: Answer) -> ListeningReport:
@@ -112,6 +119,8 @@ def _listening(listening: decision.Listening, include: Collection[str]) -> Liste
         ]
     if len(listening.clips) > 1 or "clips" in include:
         extra["clips"] = [_clip(i, clip, include) for i, clip in enumerate(listening.clips)]
+    if "words" in include or listening.words:
+        extra["words"] = [_word(word) for word in listening.words]
     return Listening(
         score=_round(listening.score),
         percentile=_round(listening.percentile),
@@ -131,6 +140,16 @@ def _clip(index: int, clip: ClipAttribution, include: Collection[str]) -> ClipLi
     if "timeline" in include:
         extra["timeline"] = [round(x, _DIGITS) for x in clip.timeline.tolist()]
     return ClipListening(index=index, score=round(clip.score, _DIGITS), **extra)
+
+
+def _word(word: Word) -> WordListening:
+    return WordListening(
+        text=word.text,
+        start=word.start,
+        end=word.end,
+        score=_round(word.score),
+        effect_bits=round(word.effect_bits, _DIGITS),
+    )
 
 
 def _silent_answer(answer: Answer) -> dict[str, Any]:

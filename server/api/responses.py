@@ -41,6 +41,23 @@ class ClipListening(ResponseModel):
     """with include timeline: the clip's part of the timeline"""
 
 
+class WordListening(ResponseModel):
+    """One word of the answer."""
+
+    text: str
+    """the word: punctuation and spaces are none"""
+    start: int
+    """its begin in the answer's text, in Unicode characters"""
+    end: int
+    """its end"""
+    score: float | None
+    """mean listening score of its tokens, each as the token was about to be written; null where
+    this deployment has no profile"""
+    effect_bits: float
+    """effect of the sound on the word in the bare model, in bits: the sum over its tokens, each
+    behind the answer's own words before it"""
+
+
 class WindowListening(ResponseModel):
     """One window of a clip that is longer than the model's own."""
 
@@ -87,6 +104,9 @@ class Listening(ResponseModel):
     """with include heads: the score of each head"""
     clips: list[ClipListening] = []
     """of several clips, or with include clips: the part of each clip"""
+    words: list[WordListening] = []
+    """with include words: each word of the answer; of a clip heard in windows, as the window that
+    listened most heard it"""
 
 
 class Steering(ResponseModel):

@@ -29,7 +29,7 @@ class StreamFormat:
     """The bodies of a stream: its first, that of a piece of text, and those of the Answer."""
 
     begin: tuple[dict[str, Any], ...]
-    piece: Callable[[str], dict[str, Any]]
+    piece: Callable[[Piece], dict[str, Any]]
     finish: Callable[[Answer], Sequence[dict[str, Any]]]
 
 
@@ -42,8 +42,8 @@ async def event_stream(
             yield event(body)
         async for answer_event in answer_events:
             match answer_event:
-                case Piece(text):
-                    yield event(stream_format.piece(text))
+                case Piece() as piece:
+                    yield event(stream_format.piece(piece))
                 case Finished(answer):
                     for body in stream_format.finish(answer):
                         yield event(body)

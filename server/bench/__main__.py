@@ -18,6 +18,7 @@ import transformers
 
 from server.bench import figures
 from server.bench.arms import ARMS, Bench
+from server.bench.live_score import live_score_ratios
 from server.bench.load import in_own_thread, one_at_a_time, through_engine
 from server.bench.models import bench_model
 from server.bench.rooflines import different_directions, rooflines
@@ -25,6 +26,7 @@ from server.bench.traffic import real_traffic, traffic_ratios, traffic_table
 from steering.prompt import build_prompt
 
 _ROUNDS = {"demo": 9, "mid": 5, "real": 5}
+_STEPS_A_ROUND = 8  # with the live score, and as many without
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
@@ -69,6 +71,7 @@ def measure(
     prompt = in_own_thread(lambda: build_prompt(subject.model, subject.messages(0)))
     bounds_of = None if scale_down else model  # the model whose bounds apply
     runs = in_own_thread(lambda: _rounds(bench, rounds))
+    live_score = in_own_thread(lambda: live_score_ratios(bench, bounds_of, rounds * _STEPS_A_ROUND))
     traffic = in_own_thread(lambda: real_traffic(bench, model, scale_down=scale_down))
     load = _load(bench, (rounds + 2) // 3, concurrency)
     results: dict[str, Any] = {
@@ -89,6 +92,7 @@ def measure(
         "traffic": traffic,
         "ratios": [
             *figures.ratios(runs, bounds_of),
+            *live_score,
             *traffic_ratios(traffic, bounds_of),
             *_load_ratios(load, bounds_of),
         ],

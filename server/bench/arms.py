@@ -16,7 +16,7 @@ from torch import Tensor
 
 from server.bench.models import BenchModel
 from server.engine.answering import answer_question, prepare_prompt
-from server.engine.events import Finished, NeedsToken, Piece, Started
+from server.engine.events import Finished, NeedsToken, NeedsTurn, Piece, Started
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from steering.decision import SteeringRequest
@@ -93,6 +93,10 @@ def _bare(bench: Bench, seed: int) -> Run:
     return _answered(bench, bench.runtime, bench.question(seed))
 
 
+def _words(bench: Bench, seed: int) -> Run:
+    return _answered(bench, bench.runtime, replace(bench.question(seed), with_words=True))
+
+
 def _cold(bench: Bench, seed: int) -> Run:
     kept = bench.runtime.silence_cache
     empty = SilenceCache(kept.limit_bytes, kept.ladder)
@@ -111,6 +115,11 @@ def _new_words(bench: Bench, seed: int) -> Run:
 
 def _warm(bench: Bench, seed: int) -> Run:
     return _answered(bench, bench.runtime, bench.question(seed, STEERED))
+
+
+def _warm_words(bench: Bench, seed: int) -> Run:
+    question = replace(bench.question(seed, STEERED), with_words=True)
+    return _answered(bench, bench.runtime, question)
 
 
 def _calibrated(bench: Bench, seed: int) -> Run:
@@ -148,7 +157,7 @@ def _run_of(bench: Bench, runtime: Runtime, question: Question) -> tuple[Run, An
                 runtime.slots.step()
             case Finished(finished):
                 answer = finished
-            case Started():
+            case Started() | NeedsTurn():
                 pass
     total = bench.now() - start
     assert answer is not None and answer.steering.applied == question.steering.steer, answer
@@ -288,8 +297,10 @@ ARMS: Mapping[str, tuple[str, Arm]] = {
     "aad": ("Audio-Aware Decoding", _aad),
     "bare_without_profile": ("allears bare, no profile, no taps", _bare_without_profile),
     "bare": ("allears bare, taps on", _bare),
+    "words": ("allears bare, its words weighed", _words),
     "cold": ("allears steered, nothing kept", _cold),
     "new_words": ("allears steered, silence of that length known", _new_words),
     "warm": ("allears steered, warm", _warm),
+    "warm_words": ("allears steered, warm, its words weighed", _warm_words),
     "calibrated": ("allears steered, calibrated direction", _calibrated),
 }

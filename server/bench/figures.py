@@ -54,6 +54,18 @@ BOUNDS = (
         1.7,
         ("demo", "mid", "real"),
     ),
+    Bound(
+        "words weighed / not, bare answer", "words", "bare", "total_seconds", "<=", 1.15, ("mid",)
+    ),
+    Bound(
+        "words weighed / not, steered answer",
+        "warm_words",
+        "warm",
+        "total_seconds",
+        "<=",
+        1.15,
+        ("mid",),
+    ),
     Bound("steered / bare, a token", "warm", "bare", "seconds_a_token", "<=", 1.02, ()),
 )
 

@@ -15,9 +15,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from transformers import DynamicCache
 
 from server.engine.clip_room import (
+    answer_tokens,
     clips_of,
     cut_clips,
     fits_row,
@@ -26,11 +28,11 @@ from server.engine.clip_room import (
     refuse_shortened,
     replace_clips,
 )
-from server.engine.events import Event, Finished, Started
+from server.engine.events import Event, Finished, NeedsTurn, Started
 from server.engine.long_audio import answer_windows, long_clip
 from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
-from server.engine.text_generation import generate_text, seat_for
+from server.engine.text_generation import GeneratedText, generate_text, seat_for
 from steering.clip_attribution import contrast_clip, with_influence
 from steering.decision import (
     Decision,
@@ -61,6 +63,8 @@ from steering.silence import (
     silent_prefix,
 )
 from steering.verification.self_test import ONE_PASS
+from steering.words.effects import HeardAnswer, hear, token_effects
+from steering.words.word import Word, placed, tokenize, words_of
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
 
@@ -86,8 +90,20 @@ def prepare_prompt(runtime: Runtime, question: Question) -> Prompt | None:
 
 def _build(runtime: Runtime, question: Question) -> Prompt:
     choices = {f"choices.{i}": choice for i, choice in enumerate(question.choices)}
-    refuse_control_tokens(runtime.model, choices)
+    refuse_control_tokens(runtime.model, {**choices, "answer": question.given_answer})
+    _refuse_long_answer(runtime, question)
     return build_prompt(runtime.model, _messages_with_choices(question, runtime.model.prompt_style))
+
+
+def _refuse_long_answer(runtime: Runtime, question: Question) -> None:
+    """Raise RequestError for an answer of more tokens than one may have."""
+    count, limit = answer_tokens(runtime, question), question.sampling.max_tokens
+    if question.given_answer and count > limit:
+        raise RequestError(
+            f"the answer has {count:,} tokens; at most {limit:,} are weighed here"
+            " (ALLEARS_MAX_TOKENS): send it in parts",
+            "answer",
+        )
 
 
 def _text_tokens(runtime: Runtime, question: Question) -> int:
@@ -145,20 +161,25 @@ def answer_once(
     with seat_for(runtime.slots, prefilled) as seat:
         reply = unsteered = yield from generate_text(runtime, seat, decision.plan, question)
         after_decode = time.perf_counter()
+        heard = _heard_answer(runtime, question, prompt, prefilled, reply)
         if question.with_unsteered and steering.applied:
             unsteered = yield from generate_text(runtime, seat, UNSTEERED, question, pieces=False)
 
-    # 5. For comparison the effect, and the answers about each clip's silence and about all silence.
-    # None of it makes the answer's first piece wait.
+    # 5. For comparison the effect, also on each word, and the answers about each clip's silence and
+    # about all silence. None of it makes the answer's first piece wait.
     if contrast and contrast.silent:
         effect = effect_bits(model, prefilled, contrast.silent, question.choices)
         listening = replace(listening, effect_bits=effect)
+        contrast = replace(contrast, silent=None)  # which may hold the twin's keys and values
     if question.with_clips and reply.text:
         prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
         likelihood = partial(_log_probability, model, question, reply.text)
         clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
         listening = replace(listening, clips=clips)
     prefilled.free_cache()
+    if heard is not None:
+        words = yield from _weigh_words(runtime, prompt, heard)
+        listening = replace(listening, words=words)
     silent: str | None = None
     if question.with_silence and prompt.clips:
         with seat_for(runtime.slots, prefill(model, silent_twin(model, prompt))) as seat:
@@ -177,6 +198,8 @@ def answer_once(
         silent=silent,
         prompt=prompt,
         completion_tokens=reply.tokens,
+        token_ids=tuple(reply.token_ids),
+        token_scores=tuple(reply.token_scores),
         timings=Timings(
             queue_seconds=0.0,  # the engine knows
             prefill_seconds=after_prefill - after_silence,
@@ -193,10 +216,11 @@ def answer_once(
 def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
     live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
-    wanted = live or question.with_silence or question.with_effect
+    to_the_end = question.with_effect or question.with_words
+    wanted = live or question.with_silence or to_the_end
     if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    depth = runtime.twin_depth(effect=question.with_effect)
+    depth = runtime.twin_depth(effect=to_the_end)
     return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
 
 
@@ -219,6 +243,44 @@ def _prefill(
     _check_clip_index(question.contrast_clip, prompt)
     index = question.contrast_clip
     return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
+
+
+def _heard_answer(
+    runtime: Runtime,
+    question: Question,
+    prompt: Prompt,
+    prefilled: PrefillResult,
+    reply: GeneratedText,
+) -> HeardAnswer | None:
+    """The answer whose words are to be weighed: as it was generated, or as it is given."""
+    if not question.with_words or not prompt.clips:
+        return None
+    model, states, scores = runtime.model, reply.states, reply.token_scores
+    if states:
+        answer = placed(model, reply.token_ids, reply.text)
+    else:
+        answer = tokenize(model, question.given_answer or reply.text)
+    count = len(answer.ids)
+    if not count:  # it ended at once
+        return None
+    if not states:
+        return hear(model, prompt, prefilled, answer, runtime.heads)
+    return HeardAnswer(answer, torch.stack(states[:count]), scores[:count])
+
+
+def _weigh_words(
+    runtime: Runtime, prompt: Prompt, heard: HeardAnswer
+) -> Generator[NeedsTurn, None, tuple[Word, ...]]:
+    """The answer's words, each pass over them in its turn."""
+    model = runtime.model
+    yield NeedsTurn()
+    prefix = silent_prefix(model, prompt, runtime.silence_cache, model.num_layers)
+    effects: list[float] = []
+    for bits in token_effects(model, prompt, prefix, heard):
+        effects += bits
+        if len(effects) < len(heard.tokens.ids):
+            yield NeedsTurn()
+    return words_of(heard.tokens, heard.scores, effects)
 
 
 def _decide(

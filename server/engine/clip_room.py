@@ -16,6 +16,7 @@ from steering.audio.clip import Clip
 from steering.errors import AudioTooLarge, RequestError
 from steering.model.audio_model import AudioModel
 from steering.prompt import Prompt
+from steering.words.word import tokenize
 
 _ANSWER_SHARE = 8  # of a row's tokens, one in so many is kept for the answer at most
 _LEAST_SECONDS = 1.0  # that a clip is shortened to
@@ -79,6 +80,8 @@ def fits_row(runtime: Runtime, question: Question, prompt: Prompt) -> bool:
 
 def answer_tokens(runtime: Runtime, question: Question) -> int:
     """Tokens of a row that are kept for the answer; choices are no part of it."""
+    if question.given_answer:
+        return len(tokenize(runtime.model, question.given_answer).ids)
     if not question.generate or question.choices:
         return int(question.generate)
     return min(question.sampling.max_tokens, max(1, runtime.slots.tokens // _ANSWER_SHARE))

@@ -7,7 +7,9 @@ compute with OpenMP wait for each other's cores, and each is slower than one alo
 What it does not know: HTTP, JSON, audio files. Each question is a generator (`answer_question`)
 that runs until it needs a next token; then it yields NeedsToken and waits, while the thread makes
 one decode step for all rows that wait. So questions join and leave between any two steps, and what
-belongs to one question lives in its own generator and nowhere else.
+belongs to one question lives in its own generator and nowhere else. An answer whose words are
+weighed yields NeedsTurn before every pass that takes: there is one between two steps, of one answer
+after the other, so that nobody waits for more than that.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from dataclasses import dataclass
 
 from server.engine import torch_errors
 from server.engine.answering import answer_question, prepare_prompt
-from server.engine.events import AnswerEvent, Event, Finished, NeedsToken, Piece, Started
+from server.engine.events import (
+    AnswerEvent,
+    Event,
+    Finished,
+    NeedsToken,
+    NeedsTurn,
+    Piece,
+    Started,
+)
 from server.engine.mailbox import Mailbox
 from server.engine.messages import Answer, Question, with_queue_time
 from server.engine.runtime import Runtime
@@ -72,6 +82,7 @@ class Engine:
         self._unprepared: deque[Job] = deque()  # without a prompt
         self._ready: deque[Job] = deque()  # with a prompt, without a slot
         self._running: list[Job] = []
+        self._turns: deque[Job] = deque()  # running, each with a pass of its own to make
         self._wake_up = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
@@ -192,7 +203,8 @@ class Engine:
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step.
+        """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step, 4. one
+        pass of an answer that needs one.
 
         A waiting prompt is prepared before each admission. With nothing to do it makes a silence
         that the next question may need, if one is wanted, or sleeps in 2.
@@ -207,6 +219,7 @@ class Engine:
                 self._drop_cancelled()
                 if self._running:
                     self._step()  # 3
+                    self._take_turn()  # 4
                 elif self.runtime.silence_cache.ahead and not (self._ready or self._unprepared):
                     self._make_ahead()
         except BaseException as error:  # whatever it is: nobody runs torch any more
@@ -285,11 +298,24 @@ class Engine:
             self.runtime.slots.step()
         except Exception as error:
             self._make_room_after(error)
-            for job in list(self._running):
+            for job in self._in_step():
                 self._end(job, error)
             return
-        for job in list(self._running):
+        for job in self._in_step():
             self._end(job, None) if job.cancelled else self._run_to_next_token(job)
+
+    def _in_step(self) -> list[Job]:
+        """The jobs that wait for a token."""
+        return [job for job in self._running if job not in self._turns]
+
+    def _take_turn(self) -> None:
+        """Run the job that has waited longest for its turn to its next pass, or to its end."""
+        if not self._turns:
+            return
+        job = self._turns.popleft()
+        self._end(job, None) if job.cancelled else self._run_to_next_token(job)
+        if self._turns and self._turns[-1] is job:
+            self._turns.rotate()  # what it holds is freed before another holds as much
 
     def _run_to_next_token(self, job: Job) -> None:
         """Run a job until it needs its row's next token, or ends."""
@@ -298,6 +324,9 @@ class Engine:
             for event in job.steps:
                 match event:
                     case NeedsToken():
+                        return
+                    case NeedsTurn():
+                        self._turns.append(job)
                         return
                     case Piece() if not job.wants_text:
                         pass
@@ -311,8 +340,9 @@ class Engine:
 
     def _end(self, job: Job, error: BaseException | None) -> None:
         """Close a job, which frees its slot, and end its mailbox."""
-        if job in self._running:
-            self._running.remove(job)
+        for jobs in (self._running, self._turns):
+            if job in jobs:
+                jobs.remove(job)
         try:
             if job.steps is not None:
                 job.steps.close()

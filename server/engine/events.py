@@ -1,6 +1,7 @@
 """The events of one answer, in their order: Started, then Pieces, then Finished.
 
-Wherever the answer needs its next token stands a NeedsToken: it goes on after a decode step.
+Wherever the answer needs its next token stands a NeedsToken: it goes on after a decode step. Before
+a pass over an answer that is complete stands a NeedsTurn: there is one of them between two steps.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Piece:
     """The next part of the answer's text; never empty."""
 
     text: str
+    scores: tuple[float, ...] = ()  # of the tokens since the last piece; none without audio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +34,11 @@ class NeedsToken:
     """The answer waits for its row's next token. Stays inside the engine."""
 
     row: Row  # without a slot where others shall only go first
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsTurn:
+    """The answer waits for its turn with a short pass of its own. Stays inside the engine."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,4 +49,4 @@ class Finished:
 
 
 AnswerEvent = Started | Piece | Finished
-Event = AnswerEvent | NeedsToken
+Event = AnswerEvent | NeedsToken | NeedsTurn

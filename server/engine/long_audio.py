@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from server.engine.clip_room import ClipRoom, clips_of, replace_clips
-from server.engine.events import Event, Finished, NeedsToken, Piece, Started
+from server.engine.events import Event, Finished, NeedsToken, NeedsTurn, Piece, Started
 from server.engine.messages import Answer, Question, Timings, WindowAnswer
 from steering.audio.windows import Window, cut
 from steering.errors import RequestError
@@ -58,16 +58,16 @@ def answer_windows(
     answer = _merge(question, index, windows, answers)
     yield Started(answer.listening, answer.steering)
     if answer.text:
-        yield Piece(answer.text)
+        yield Piece(answer.text, answer.token_scores)
     yield Finished(answer)
 
 
-def _last_answer(events: Events) -> Generator[NeedsToken, None, Answer]:
-    """The answer about one window; its rows wait for their tokens as ever."""
+def _last_answer(events: Events) -> Generator[NeedsToken | NeedsTurn, None, Answer]:
+    """The answer about one window; it waits for tokens and turns as ever."""
     with closing(events):
         for event in events:
             match event:
-                case NeedsToken():
+                case NeedsToken() | NeedsTurn():
                     yield event
                 case Finished(answer):
                     return answer
@@ -86,6 +86,9 @@ def _merge(
             [answer.probabilities for answer in answers], scores
         )
         text = question.choices[int(np.argmax(probabilities))]
+    listening = best.listening
+    if text != best.text:  # the words are of the window's own choice
+        listening = replace(listening, words=())
     clips = clips_of(question)
     heard_seconds = list(best.prompt.heard_seconds)
     heard_seconds[index] = clips[index].seconds
@@ -100,6 +103,7 @@ def _merge(
         best,
         text=text,
         probabilities=probabilities,
+        listening=listening,
         prompt=prompt,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         timings=_summed_timings([answer.timings for answer in answers]),

@@ -26,6 +26,8 @@ class Question:
     with_silence: bool = False  # answer the silent twin as well, and score it
     with_clips: bool = False  # find out which clip decided
     with_effect: bool = False  # measure what the sound did to the answer, steered or not
+    with_words: bool = False  # and to each of its words
+    given_answer: str = ""  # whose words are weighed in place of a generated one's
     contrast_clip: int | None = None  # contrast this clip with its silence; None is all of them
     long_audio: Literal["refuse", "cut", "window"] = "cut"  # a clip longer than a row hears as one
     generate: bool = True  # False: only listen
@@ -84,6 +86,8 @@ class Answer:
     silent: str | None
     prompt: Prompt
     completion_tokens: int
+    token_ids: tuple[int, ...]  # as written, an end token included; none of choices
+    token_scores: tuple[float, ...]  # listening score of each; none without a profile, or audio
     timings: Timings
     began_at: float  # time.perf_counter() when the wait was over and prefill began
     first_token_seconds: float  # from then to the first piece of the answer; 0 without one

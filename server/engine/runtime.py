@@ -18,12 +18,15 @@ from steering.profile import Profile
 from steering.prompt import build_question
 from steering.silence import make_ahead, new_silence_cache
 from steering.silence_cache import Ladder, SilenceCache
+from steering.taps import Head
 from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")
 
 RECORDED_STEPS = "recorded_steps"  # decode steps as CUDA graphs
-FEATURES = (RECORDED_STEPS, *SLOWER.values())  # that can be switched off for a slower way
+LIVE_SCORE = "live_score"  # a listening score for every token
+# What can be switched off: for a slower way, or the score for none.
+FEATURES = (RECORDED_STEPS, LIVE_SCORE, *SLOWER.values())
 NO_AUDIO = "no audio"  # why a conversation without clips is not steered
 NO_PROFILE = "this deployment has no listening profile (--profile none)"
 
@@ -53,7 +56,8 @@ class Runtime:
     ) -> Runtime:
         """A runtime for `rows` answers at once, prompt and answer at most `tokens` together."""
         tokens = min(tokens, int(model.text_config.max_position_embeddings))
-        slots = KVSlots(model, rows, tokens, profile.intervention if profile else None)
+        intervention, heads = (profile.intervention, profile.heads) if profile else (None, ())
+        slots = KVSlots(model, rows, tokens, intervention, heads)
         wrong = dict(found_wrong or {})
         known = profile is not None and CUT_SILENCE not in wrong  # that a coarse ladder does
         ladder = profile.ladder if profile and known else Ladder(0)
@@ -66,9 +70,16 @@ class Runtime:
         return _twin_depth(self.model, self.profile, effect=effect)
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """The specialist heads, none without a profile."""
+        return self.profile.heads if self.profile else ()
+
+    @property
     def switched_off(self) -> dict[str, str]:
         """Features found wrong, which are done in a slower and right way, each with its fault."""
-        faults = {RECORDED_STEPS: self.slots.why_not_recorded, **self.found_wrong}
+        slots = self.slots
+        faults = {RECORDED_STEPS: slots.why_not_recorded, LIVE_SCORE: slots.why_not_scored}
+        faults |= self.found_wrong
         return {feature: fault for feature, fault in faults.items() if fault}
 
     @property

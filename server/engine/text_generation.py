@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
 from server.engine.events import NeedsToken, Piece
 from server.engine.messages import Question
@@ -27,7 +28,24 @@ class GeneratedText:
     finish_reason: str = "stop"
     probabilities: tuple[float, ...] = ()
     tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # none of choices
+    token_scores: list[float] = field(default_factory=list)  # of each; none without audio
+    states: list[Tensor] = field(default_factory=list)  # (D,) that each token is read from, if kept
     first_token_at: float = 0.0  # by the performance counter
+    _in_pieces: int = 0  # tokens whose scores have been handed out
+
+    def add_token(self, row: Row) -> None:
+        """Take over the newest token of a row, and its score."""
+        self.tokens += 1
+        self.token_ids.append(row.token)
+        if row.score is not None:
+            self.token_scores.append(row.score)
+
+    def piece(self, text: str) -> Piece:
+        """A piece of the text, with the scores of the tokens since the last one."""
+        scores = tuple(self.token_scores[self._in_pieces :])
+        self._in_pieces = len(self.token_scores)
+        return Piece(text, scores)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,25 +118,29 @@ def _write_text(
     longest = min(question.sampling.max_tokens, runtime.slots.tokens - prefilled.length)
     row = Row(plan, question.sampling)
     sample_first(runtime.model, prefilled, row)
+    if runtime.slots.scored is None:
+        row.score = None
     reply, assembler = GeneratedText(), _TextAssembler(runtime.model, question)
     for step in range(longest):
         if step:
             if row.slot < 0:
                 seat.take(row)
             yield NeedsToken(row)
-        reply.tokens += 1
+        reply.add_token(row)
+        if question.with_words and pieces:
+            reply.states.append(runtime.slots.finals[row.slot].clone() if step else prefilled.final)
         reply.first_token_at = reply.first_token_at or time.perf_counter()
         text = assembler.add(row.token)
         reply.text += text
         if text and pieces:
-            yield Piece(text)
+            yield reply.piece(text)
         if assembler.ended:
             return reply
     reply.finish_reason = "length"
     rest = assembler.rest()
     reply.text += rest
     if rest and pieces:
-        yield Piece(rest)
+        yield reply.piece(rest)
     return reply
 
 

@@ -2,6 +2,7 @@ import { draw, inWords } from "./picture.js";
 import * as server from "./server.js";
 import * as snippets from "./snippets.js";
 import { fromFile, record } from "./sound.js";
+import { clearWords, showWords } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const LONGEST_SECONDS = 30;
@@ -104,12 +105,13 @@ async function toggleRecording() {
 // ---- asking
 
 function asked() {
+  const choices = $("choices").value.split(/[\n,]/).map((choice) => choice.trim()).filter(Boolean);
   return {
     name: sound.name,
     question: $("question").value.trim(),
-    choices: $("choices").value.split(/[\n,]/).map((choice) => choice.trim()).filter(Boolean),
+    choices,
     strength: $("adaptive").checked ? "adaptive" : Number($("strength").value),
-    include: ["timeline", "unsteered"],
+    include: ["timeline", "unsteered", ...(choices.length ? [] : ["words"])],
     keyed: server.hasKey(),
   };
 }
@@ -128,13 +130,15 @@ async function askBoth() {
   $("silent").hidden = true;
   for (const id of ["bare", "steered"]) empty($(id));
   const steering = JSON.stringify({ strength: wish.strength });
+  const more = wish.choices.length ? "" : ",words"; // a choice as a whole has its effect
   const [bare, steered] = await Promise.all([
-    server.ask(formOf(wish, { include: "timeline,effect" }), (piece) => grow("bare", piece)),
-    server.ask(formOf(wish, { include: "timeline", steer: "true", steering }), (piece) => grow("steered", piece)),
+    server.ask(formOf(wish, { include: "timeline,effect" + more }), (piece) => grow("bare", piece)),
+    server.ask(formOf(wish, { include: "timeline" + more, steer: "true", steering }), (piece) => grow("steered", piece)),
   ]);
   fill($("bare"), bare, `without steering, ${seconds(bare)}`);
   fill($("steered"), steered, steeringInWords(steered.steering) + `, ${seconds(steered)}`);
   showListening(bare.listening);
+  $("words-legend").hidden = !document.querySelector("article mark");
   const list = [...new Set([...bare.warnings, ...steered.warnings])];
   $("warnings").replaceChildren(...list.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   $("said").textContent = `Bare: ${bare.answer}. Steered: ${steered.answer}. ${$("gauge-words").textContent}`;
@@ -185,6 +189,7 @@ function empty(card) {
   card.querySelector(".text").textContent = "…";
   card.querySelector("dl").replaceChildren();
   card.querySelector(".small").textContent = "";
+  clearWords(card);
 }
 
 function grow(id, piece) {
@@ -195,6 +200,8 @@ function grow(id, piece) {
 function fill(card, found, note) {
   card.querySelector(".text").textContent = found.answer || "(nothing)";
   card.querySelector(".small").textContent = note;
+  const words = found.listening.words ?? [];
+  if (words.length) showWords(card, found.answer, words);
   const rows = found.choices.flatMap(({ text, probability }) => {
     const [name, bar, share] = ["dt", "dd", "dd"].map((tag) => document.createElement(tag));
     name.textContent = text;

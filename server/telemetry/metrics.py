@@ -17,10 +17,12 @@ from server.listening_log.records import ListeningLog, Record
 from server.listening_log.writer import DatabaseLog
 from server.telemetry.device_memory import device_bytes
 from server.telemetry.merged_metrics import Samples, text
+from steering.words.word import Word
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 _BITS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
+_GUESSED_BITS = 0.1  # below: the sound as good as did not change the word
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
@@ -37,6 +39,8 @@ class Metrics:
     audio_seconds: Counter
     listening_score: Histogram
     effect_bits: Histogram
+    answer_effect_bits: Histogram
+    words: Counter
     steering_strength: Histogram
     steered: Counter
     not_listening: Counter
@@ -91,6 +95,18 @@ def make_metrics() -> Metrics:
             registry=own,
             buckets=_BITS,
         ),
+        answer_effect_bits=Histogram(
+            "allears_answer_effect_bits",
+            "Mean over an answer's words of what the sound did to each, where they were weighed",
+            registry=own,
+            buckets=_BITS,
+        ),
+        words=Counter(
+            "allears_words",
+            "Words weighed: heard, or guessed, which the sound changed by under 0.1 bit",
+            ["source"],
+            registry=own,
+        ),
         steering_strength=Histogram(
             "allears_steering_strength", "Strength of answers", registry=own, buckets=_STRENGTHS
         ),
@@ -118,6 +134,8 @@ def make_metrics() -> Metrics:
     for result in ("hit", "miss"):  # there from the start, so that the first one is an increase
         metrics.silence_cache.labels(result)
     metrics.errors.labels("out_of_memory")
+    for source in ("heard", "guessed"):
+        metrics.words.labels(source)
     for result in RESULTS:
         metrics.decodes.labels(result)
     return metrics
@@ -196,6 +214,7 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
         metrics.listening_score.observe(record.score)
     if record.effect_bits is not None:
         metrics.effect_bits.observe(record.effect_bits)
+    _count_words(metrics, answer.listening.words)
     if record.verdict == "not_listening":
         metrics.not_listening.inc()
     if timings.silence_cache is not None:
@@ -208,6 +227,17 @@ def count_answer(metrics: Metrics, answer: Answer, record: Record) -> None:
     metrics.steering_strength.observe(record.strength)
     if record.steered:
         metrics.steered.labels(record.direction).inc()
+
+
+def _count_words(metrics: Metrics, words: Sequence[Word]) -> None:
+    """Count the words of an answer, if they were weighed."""
+    if not words:
+        return
+    bits = [word.effect_bits for word in words]
+    metrics.answer_effect_bits.observe(sum(bits) / len(bits))
+    guessed = sum(effect < _GUESSED_BITS for effect in bits)
+    metrics.words.labels("guessed").inc(guessed)
+    metrics.words.labels("heard").inc(len(bits) - guessed)
 
 
 def page(metrics: Metrics, others: Sequence[Samples] = ()) -> bytes:

@@ -1,8 +1,9 @@
 """Activations on disk, written as they are recorded, so that a stopped run can go on.
 
-A folder holds one file for each field of Activations, reserved for all items at the start, and
-`checks.npy`, a checksum of each recorded item. The checksum is written last, and an item counts
-only while it agrees with the files: after a kill or a power cut no half-written item is used.
+A folder holds one file for each field of Activations, or of other numbers of items, reserved for
+all items at the start, and `checks.npy`, a checksum of each recorded item. The checksum is written
+last, and an item counts only while it agrees with the files: after a kill or a power cut no
+half-written item is used.
 `key.json` names the model and the data.
 """
 
@@ -23,10 +24,8 @@ from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from steering.calibration.activations import ActivationRow, Activations
+from steering.calibration.activations import ActivationRow, Activations, Columns
 from steering.errors import DataError
-
-Columns = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
 
 _KEY, _LOCK, _CHECKS = "key.json", "lock", "checks"
 

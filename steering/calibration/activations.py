@@ -7,7 +7,7 @@ on the readout, every setting of it can be tried on these vectors without anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -23,7 +23,9 @@ from steering.calibration.data_checks import FILE_LIMITS
 from steering.calibration.decisive_token import MAX_RIGHT, find_decisive_token, state_at
 from steering.calibration.option_mentions import FORMS, answered_right, form_of
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate
+from steering.heads import inside_events
 from steering.items import Item
+from steering.meters.waveform import METERS, read_meters
 from steering.model.audio_model import AudioModel
 from steering.model.one_thread import one_thread
 from steering.prefill import PrefillResult, prefill
@@ -33,12 +35,14 @@ from steering.silence import contrast_with_silence
 from steering.silence_cache import SILENCE_BYTES, SilenceCache
 from steering.taps import Head
 
-ACTIVATIONS_VERSION = 2  # goes up when the numbers of the same item change
+ACTIVATIONS_VERSION = 3  # goes up when the numbers of the same item change
 ANSWER = Sampling(max_tokens=32)  # greedy
 _LARGE = "differences"
 _BLOCK_ITEMS = 256
 
-ActivationRow = tuple[Any, ...]  # one item's values, in the order of Activations' fields
+ActivationRow = tuple[Any, ...]  # one item's values, in the order of the fields they go to
+Columns = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+RecordItem = Callable[[AudioModel, Item, SilenceCache], ActivationRow]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,9 @@ class Activations:
     exact_differences: NDArray[np.float32] | None = None  # (I, L, D) from silence of its own length
     exact_mass: NDArray[np.float32] | None = None  # (I, L * H) of the heads on that silence
     seconds: NDArray[np.float32] | None = None  # (I,) of the clip, as far as it is heard
+    meters: NDArray[np.float32] | None = None  # (I, 6) of the waveform, as far as it is heard
+    event_mass: NDArray[np.float32] | None = None  # (I, L * H) mass inside the events
+    event_share: NDArray[np.float32] | None = None  # (I,) of the clip; NaN without events
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Activations:
         """The activations of some items, without the differences.
@@ -110,7 +117,7 @@ def decode_answer(model: AudioModel, ids: Sequence[int]) -> str:
     ).strip()
 
 
-def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type[np.generic]]]:
+def column_layout(model: AudioModel) -> Columns:
     """Shape and type of one item's value in each field of Activations."""
     heads = (model.num_layers * model.num_heads,)
     return {
@@ -126,6 +133,9 @@ def column_layout(model: AudioModel) -> Mapping[str, tuple[tuple[int, ...], type
         "exact_differences": ((model.num_layers, model.hidden_size), np.float32),
         "exact_mass": (heads, np.float32),
         "seconds": ((), np.float32),
+        "meters": ((len(METERS),), np.float32),
+        "event_mass": (heads, np.float32),
+        "event_share": ((), np.float32),
     }
 
 
@@ -145,19 +155,18 @@ def pooled_directions(
 
 def record(model: AudioModel, items: Sequence[Item]) -> Activations:
     """The activations of some items; raises AudioError with the path of an unusable clip."""
-    rows = tqdm(
-        record_items(model, items, range(len(items))), "listening", len(items), disable=None
-    )
+    recorded = record_items(model, items, range(len(items)), record_item)
+    rows = tqdm(recorded, "listening", len(items), disable=None)
     return Activations(*(np.stack(column) for column in zip(*(r for _, r in rows), strict=True)))
 
 
 def record_items(
-    model: AudioModel, items: Sequence[Item], wanted: Iterable[int]
+    model: AudioModel, items: Sequence[Item], wanted: Iterable[int], record_one: RecordItem
 ) -> Iterator[tuple[int, ActivationRow]]:
     """Index and row of each wanted item, one after the other, in this process."""
     silence_cache = SilenceCache(SILENCE_BYTES)
     for index in wanted:
-        yield index, record_item(model, items[index], silence_cache)
+        yield index, record_one(model, items[index], silence_cache)
 
 
 def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> ActivationRow:
@@ -195,4 +204,22 @@ def record_item(model: AudioModel, item: Item, silence_cache: SilenceCache) -> A
             (heard.states - exact.states).float().cpu().numpy(),
             exact.attention.sum(-1).cpu().numpy(),
             np.float32(sum(prompt.heard_seconds)),
+            _read_meters(prompt),
+            *_event_mass(model, item, heard),
         )
+
+
+def _read_meters(prompt: Prompt) -> NDArray[np.float32]:
+    """(6,) meters of the prompt's clip, as far as it is heard."""
+    (clip,), (seconds,) = prompt.clips, prompt.heard_seconds
+    return read_meters(clip.samples[: round(seconds * clip.sample_rate_hz)], clip.sample_rate_hz)
+
+
+def _event_mass(
+    model: AudioModel, item: Item, heard: PrefillResult
+) -> tuple[NDArray[np.float32], np.float32]:
+    """(N,) audio mass of every head inside the item's events, and their share of the clip."""
+    attention = heard.attention.cpu().numpy()  # (N, F)
+    inside = inside_events(item.events, attention.shape[1], model.hop_seconds)
+    share = inside.mean() if item.events else np.nan
+    return (attention * inside).sum(-1), np.float32(share)

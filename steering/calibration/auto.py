@@ -9,11 +9,13 @@ number of items allowed:
         refusal.json        or the reason why there is none
         items/              the sounds, while they are needed
         profile.evidence/   what was recorded of the items so far
+        profile.effects/    what was recorded of every token, where right answers say too little
         earlier/            the same of fewer items, until it is moved there
         lock                held by the process that calibrates; others wait for its result
 
 It begins with a quarter of the items allowed, and doubles them while the chosen heads are no better
-than chance. What was recorded is not recorded again.
+than chance. What was recorded is not recorded again. Where right answers choose no heads above
+chance in the end, heads are chosen by the effect of the sound too, and those that gain more stay.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from steering.calibration.activations import ACTIVATIONS_VERSION
-from steering.calibration.calibrate import SYNTHETIC, beats_chance, calibrate
+from steering.calibration.assembly import SYNTHETIC
+from steering.calibration.calibrate import beats_chance, calibrate
 from steering.calibration.collecting import Progress, store_folder
 from steering.calibration.data_checks import MIN_ITEMS
+from steering.calibration.effects.token_effects import TOKEN_EFFECTS
 from steering.calibration.prompt_trial import kept_trial
+from steering.calibration.specialists import CORRECTNESS, EFFECT, Criterion
 from steering.errors import DataError, ProfileError
 from steering.items import read
 from steering.model.audio_model import AudioModel
@@ -171,8 +176,9 @@ def _make_profile(
         folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
     )
     model = replace(model, prompt_style=STYLES[trial.style])
-    try:
-        _record_enough(model, folder, items, on_progress, report_items)
+    profile: Profile | NoProfile
+
+    def fit(criterion: Criterion) -> Profile:
         calibrate(
             model,
             data,
@@ -181,28 +187,62 @@ def _make_profile(
             calibrated_on=SYNTHETIC,
             progress=report_items,
             trial=trial,
+            criterion=criterion,
         )
-        profile: Profile | NoProfile = load(out)  # as every later start reads it
+        return load(out)  # as every later start reads it
+
+    try:
+        by_answers = _record_enough(model, folder, items, on_progress, report_items)
+        profile = fit(CORRECTNESS) if by_answers else _fit_by_either(fit, on_progress)
     except DataError as error:
         profile = _refuse(folder, items, error)
-    for rest in (folder / "items", folder / "earlier", store_folder(out)):
+    scratch = (store_folder(out), store_folder(out, TOKEN_EFFECTS))
+    for rest in (folder / "items", folder / "earlier", *scratch):
         shutil.rmtree(rest, ignore_errors=True)
     return profile
 
 
+def _fit_by_either(fit: Callable[[Criterion], Profile], on_progress: OnProgress) -> Profile:
+    """The profile whose heads gain more outside the fold: by effect, or by right answers.
+
+    Those by right answers are no better than chance here. So they need a gain, and if neither set
+    can be chosen, their reason is raised.
+    """
+    on_progress("calibrating: right answers choose no heads above chance, trying the effect too")
+    try:
+        gain = _gain(fit(EFFECT))
+    except DataError as error:
+        on_progress(f"calibrating: {error}")
+        return fit(CORRECTNESS)
+    try:
+        by_answers = fit(CORRECTNESS)
+    except DataError:
+        return fit(EFFECT)
+    return by_answers if _gain(by_answers) >= gain > 0 else fit(EFFECT)
+
+
+def _gain(profile: Profile) -> float:
+    """Points that steering gains outside the fold; 0 where it is refused."""
+    return 0.0 if profile.refusal else float(profile.held_out.get("gain_balanced", [0.0])[0])
+
+
 def _record_enough(
     model: AudioModel, folder: Path, items: int, on_progress: OnProgress, report_items: Progress
-) -> None:
-    """Record more and more items, up to a number, while the heads chosen on them are by chance."""
+) -> bool:
+    """Record more and more items, up to a number, while the heads chosen on them are by chance.
+
+    Returns whether those chosen on the last ones are better.
+    """
     data, out, earlier = folder / "items" / "items.json", folder / "profile", folder / "earlier"
     for count in _counts(items):
         if _write_sounds(data, count, on_progress) > count:  # a run that was stopped was further
             continue
         above = beats_chance(model, data, data.parent, out, progress=report_items, earlier=earlier)
         if above is not False or count == items:
-            return
+            return above is True
         on_progress(f"calibrating: heads chosen on {count} items are no better than chance")
         os.replace(store_folder(out), earlier)
+    raise AssertionError(items)
 
 
 def _write_sounds(data: Path, count: int, on_progress: OnProgress) -> int:

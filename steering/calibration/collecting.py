@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from steering.calibration.activation_store import ActivationStore, open_store, r
 from steering.calibration.activations import (
     ACTIVATIONS_VERSION,
     ANSWER,
+    Columns,
+    RecordItem,
     column_layout,
+    record_item,
     record_items,
 )
 from steering.calibration.workers import rows_by_workers
@@ -31,18 +34,30 @@ _OF_ALL_ITEMS = ("data_sha256", "audio_sha256")  # parts of a key that no part o
 Progress = Callable[[int, int], None]  # items done, all items
 
 
-def store_folder(out: Path) -> Path:
-    """The folder of the activations for a profile in `out`, beside it."""
-    return out.with_name(f"{out.name}.evidence")
+@dataclass(frozen=True, slots=True)
+class EvidenceKind:
+    """A kind of numbers that are recorded of items."""
+
+    suffix: str  # of the folder
+    version: int  # goes up when the numbers of the same item change
+    layout: Callable[[AudioModel], Columns]
+    record_one: RecordItem
+
+
+EVIDENCE = EvidenceKind("evidence", ACTIVATIONS_VERSION, column_layout, record_item)
+
+
+def store_folder(out: Path, kind: EvidenceKind = EVIDENCE) -> Path:
+    """The folder of what is recorded for a profile in `out`, beside it."""
+    return out.with_name(f"{out.name}.{kind.suffix}")
 
 
 def open_store_for(
-    model: AudioModel, dataset: DataSet, out: Path
+    model: AudioModel, dataset: DataSet, out: Path, kind: EvidenceKind = EVIDENCE
 ) -> AbstractContextManager[ActivationStore]:
     """The store of a model and a data set, with the items recorded so far."""
-    return open_store(
-        store_folder(out), _key(model, dataset), column_layout(model), len(dataset.items)
-    )
+    key = _key(model, dataset) | {"evidence_version": kind.version}
+    return open_store(store_folder(out, kind), key, kind.layout(model), len(dataset.items))
 
 
 def _key(model: AudioModel, dataset: DataSet) -> dict[str, Any]:
@@ -85,13 +100,14 @@ def fill(
     items: Sequence[Item],
     workers: int,
     progress: Progress | None,
+    kind: EvidenceKind = EVIDENCE,
 ) -> None:
     """Record the items that the store lacks."""
     missing, count = store.missing(), len(items)
     if workers > 1 and missing:
-        rows = rows_by_workers(model, items, missing, workers)
+        rows = rows_by_workers(model, items, missing, workers, kind.record_one)
     else:
-        rows = record_items(model, items, missing)
+        rows = record_items(model, items, missing, kind.record_one)
     done = count - len(missing)
     with tqdm(total=count, initial=done, desc="listening", unit="item", disable=None) as bar:
         if progress:

@@ -131,23 +131,24 @@ def confirm(search: Search, outside: OutsideFold, generate: Generate) -> Confirm
     return confirmation
 
 
-def fit_on_generated(
-    search: Search,
-    best: FittedSettings,
-    outside: OutsideFold,
-    confirmation: Confirmation,
-    generate: Generate,
-) -> tuple[FittedSettings, dict[str, Any]]:
-    """The best settings with a gate fitted on generated answers, and their figures outside the
-    fold. Heads and direction stay: the heads were chosen by whole answers.
-    """
-    rows = confirmation.rows
+def answer_at_strengths(
+    search: Search, best: FittedSettings, rows: Rows, generate: Generate
+) -> Flags:
+    """(S, N) whether the whole answers of some items are right at each of STRENGTHS."""
     grid = np.array(GRID)
     interventions = [best.intervention] * len(rows)
     right = generate(search.activations, rows, interventions, np.tile(grid, (len(rows), 1)))
     tried = np.column_stack([search.activations.right[rows], right]).T  # (1 + G, N)
     distance = np.abs(STRENGTHS[:, None] - np.array([0.0, *grid]))
-    at_strengths = tried[distance.argmin(1)]  # (S, N)
+    return np.asarray(tried[distance.argmin(1)])
+
+
+def fit_on_generated(
+    search: Search, best: FittedSettings, outside: OutsideFold, rows: Rows, at_strengths: Flags
+) -> tuple[FittedSettings, dict[str, Any]]:
+    """The best settings with a gate fitted on generated answers (S, N), and their figures outside
+    the fold. Heads and direction stay: the heads were chosen by whole answers.
+    """
     sampled = Search(search.model, search.activations.select(rows), [search.items[i] for i in rows])
     fold = outside.fold[rows]
     adaptive, fixed = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
@@ -165,7 +166,7 @@ def fit_on_generated(
         silent[held] = sampled.activations.silent_scores(
             outside.fits[k].heads, search.model.num_heads
         )[held]
-    figures = sampled.figures(tried[0], fixed, adaptive, scores, silent)
+    figures = sampled.figures(at_strengths[0], fixed, adaptive, scores, silent)
     scores = sampled.activations.scores(best.heads, search.model.num_heads)
     gate, _ = sampled.best_gate(at_strengths, scores)
     return replace(best, gate=gate, fixed_strength=sampled.best_fixed(at_strengths)), figures

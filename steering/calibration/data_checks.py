@@ -22,14 +22,17 @@ _ADVICE = (
 )
 
 
-def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> DataSet:
+def check_items(
+    path: Path, audio_root: Path, *, skip_faulty: bool = False, labelled: bool = True
+) -> DataSet:
     """The items of a file, checked for calibration.
 
     Every clip is decoded once, to its end. Raises DataError with all faults: those of `read`,
     unusable audio, repeated choices, fewer than MIN_ITEMS items, the same answer in all items.
-    With `skip_faulty` items with faults of their own are left out instead, and counted.
+    With `skip_faulty` items with faults of their own are left out instead, and counted. Without
+    `labelled` items need no answer, and all may have the same.
     """
-    parsed = parse(path, audio_root)
+    parsed = parse(path, audio_root, labelled=labelled)
     digests, faults = _check_audio(parsed)
     parsed.faults += faults
     for index, item in parsed.items.items():
@@ -39,7 +42,7 @@ def check_items(path: Path, audio_root: Path, *, skip_faulty: bool = False) -> D
         ]
     faulty = {fault.index for fault in parsed.faults} if skip_faulty else set()
     items = tuple(item for index, item in parsed.items.items() if index not in faulty)
-    set_faults = list(_faults_of_the_set(items))
+    set_faults = list(_faults_of_the_set(items, labelled=labelled))
     item_faults = [] if skip_faulty else sorted(parsed.faults, key=_position)
     parsed.refuse([*set_faults, *item_faults], _ADVICE if item_faults else "")
     audio_digest = hashlib.sha256("".join(digests[item.audio] for item in items).encode())
@@ -68,13 +71,13 @@ def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     return digests, faults
 
 
-def _faults_of_the_set(items: Iterable[Item]) -> Iterable[Fault]:
+def _faults_of_the_set(items: Iterable[Item], *, labelled: bool) -> Iterable[Fault]:
     """Faults of the items as a set."""
     answers = Counter(item.answer for item in items)
     count = answers.total()
     if count < MIN_ITEMS:
         yield Fault(None, f"{count} items; calibration needs at least {MIN_ITEMS}")
-    if count and len(answers) == 1:
+    if labelled and count and len(answers) == 1:
         yield Fault(
             None,
             f"the answer is {next(iter(answers))!r} in every item: a model that always says so"

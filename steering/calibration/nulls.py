@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from steering.calibration.specialists import HeadData, auroc_of, choose_heads, half_of_clips
 from steering.errors import DataError
@@ -115,7 +115,7 @@ def stability(
             first = half_of_clips(clips, rng)
             halves = [head_data(np.flatnonzero(rows)) for rows in (first, ~first)]
             choices = [choose_heads(half) for half in halves]
-            ranks = [rankdata(choice.r) for choice in choices]
+            ranks = [scipy.stats.rankdata(choice.r) for choice in choices]
             sets = [set(choice.columns) for choice in choices]
             across = [auroc_of(c, half) for c, half in zip(choices[::-1], halves, strict=True)]
             figures.append(

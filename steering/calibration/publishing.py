@@ -135,6 +135,7 @@ def card(profile: Profile, repository: str, licence: str | None) -> str:
             ("fingerprint", f"`{profile.fingerprint}`; refused for any other checkpoint"),
             ("family", profile.family),
             ("heads (layer.head)", ", ".join(f"{lay}.{head}" for lay, head in profile.heads)),
+            ("chosen by", profile.criterion),
             ("layers of the direction", ", ".join(map(str, profile.layers))),
             ("largest strength", f"{profile.max_strength:g}"),
         ),

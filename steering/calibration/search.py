@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from steering.calibration import nulls
 from steering.calibration.activations import Activations, all_heads, head_columns
+from steering.calibration.effects.effect_heads import (
+    EffectData,
+    choose_by_effect,
+    effect_against_chance,
+)
 from steering.calibration.specialists import (
+    CORRECTNESS,
     MIN_HEADS,
     HeadData,
     against_chance,
@@ -40,6 +46,7 @@ from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 FOLDS = 5
+BY_EFFECT = "the effect of the sound on the tokens of answers"
 FINALISTS = 6  # interventions for which gates are tried
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 
@@ -75,8 +82,14 @@ class OutsideFold:
 class Search:
     """All settings tried on stored activations; fits on some rows, judges on others."""
 
-    def __init__(self, model: AudioModel, activations: Activations, items: Sequence[Item]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: AudioModel,
+        activations: Activations,
+        items: Sequence[Item],
+        by_effect: EffectData | None = None,  # where heads are chosen by it
+    ) -> None:
+        self.model, self.by_effect = model, by_effect
         self.activations = activations
         self.items = items
         self.strata = [item.stratum for item in items]
@@ -88,6 +101,8 @@ class Search:
     @property
     def goal(self) -> str:
         """The aim of the choice of heads, in words."""
+        if self.by_effect:
+            return BY_EFFECT
         if any(self.strata):
             return "right against wrong answers within wording and cue, and clip against silence"
         return "right against wrong answers, and clip against silence"
@@ -142,8 +157,11 @@ class Search:
         return best
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
-        """The heads chosen on some items, and the correlation of each with a right answer."""
-        choice = choose_heads(self._head_data(rows))
+        """The heads chosen on some items, and the correlation of each with what it is chosen by."""
+        if self.by_effect:
+            choice = choose_by_effect(self.by_effect.select(rows))
+        else:
+            choice = choose_heads(self._head_data(rows))
         self.tried += choice.tried
         names = all_heads(self.model)
         return tuple(names[i] for i in choice.columns), tuple(
@@ -152,10 +170,12 @@ class Search:
 
     def head_choice(self) -> dict[str, Any]:
         """Figures of the choice of heads on all items, beside those of chance."""
+        if self.by_effect:
+            return effect_against_chance(self.by_effect)
         try:
             return against_chance(self._head_data(np.arange(len(self.items))), len(self.items))
         except DataError as error:
-            return {"note": str(error)}
+            return {"criterion": CORRECTNESS, "note": str(error)}
 
     def _head_data(self, rows: NDArray[np.int64]) -> HeadData:
         return HeadData.of(self.activations.select(rows), [self.items[i] for i in rows])
@@ -180,7 +200,9 @@ class Search:
         self.tried += len(right)
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
-    def best_gate(self, right: Flags, scores: Scores) -> tuple[Gate, tuple[float, float]]:
+    def best_gate(
+        self, right: Flags, scores: NDArray[np.floating]
+    ) -> tuple[Gate, tuple[float, float]]:
         """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
         best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
         spread = float(scores.std()) or 1.0
@@ -260,7 +282,7 @@ class Search:
             "random_layers": nulls.random_layers(
                 self.model.num_layers, [fit.intervention.layers for fit in fits], share_right
             ),
-            "halves": nulls.stability(self.clips, self._head_data),
+            **({} if self.by_effect else {"halves": nulls.stability(self.clips, self._head_data)}),
         }
 
     def figures(
@@ -280,11 +302,11 @@ class Search:
             "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
             "gain_over_fixed": [round(100 * x, 2) for x in paired_gain(adaptive, fixed)],
             "repaired_broken": list(repaired_broken(adaptive, bare)),
-            "auroc_right_wrong": round(auroc(scores, self.activations.right), 4),
-            "auroc_right_wrong_within_wording": round(
-                auroc_within_strata(scores, self.activations.right, self.strata), 4
+            "auroc_right_wrong": _rounded(auroc(scores, self.activations.right)),
+            "auroc_right_wrong_within_wording": _rounded(
+                auroc_within_strata(scores, self.activations.right, self.strata)
             ),
-            "auroc_clip_silence": round(auroc_against_silence(scores, silent), 4),
+            "auroc_clip_silence": _rounded(auroc_against_silence(scores, silent)),
         }
 
 
@@ -308,6 +330,11 @@ def folds(clips: NDArray[np.str_]) -> NDArray[np.int64]:
     """(I,) fold of each item; items of one clip share theirs."""
     names, which = np.unique(clips, return_inverse=True)
     return np.random.default_rng(0).permutation(len(names))[which] % FOLDS
+
+
+def _rounded(figure: float) -> float | None:
+    """To 4 digits; None if it could not be measured: all answers are right, or all wrong."""
+    return None if np.isnan(figure) else round(figure, 4)
 
 
 def _percent(share: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,15 @@ from steering.measures import (
 MIN_HEADS, MAX_HEADS = 4, 24
 MAX_CANDIDATES = 48  # heads among which specialists are chosen
 MIN_AUDIBILITY = 0.8  # of a candidate: AUROC of its mass on a clip against its silence
-MIN_BETTER = 1e-3  # of the sum of two AUROCs: what another head must add
+MIN_BETTER = 1e-3  # of a sum of two AUROCs, or a correlation: what another head must add
 SHUFFLES = 39  # a choice above them all has p = 1/40
 HALVINGS = 2  # of the clips: heads are chosen on one half and judged on the other
 _CLEAR = 2.5  # standard deviations over the mean of chance: mostly above all SHUFFLES
 _HOPELESS = 0.5  # standard deviations under which no number of items is named
+
+Criterion = Literal["correctness", "effect"]  # what heads are chosen by
+CORRECTNESS: Criterion = "correctness"  # right answers: the paper's
+EFFECT: Criterion = "effect"  # what the sound does to every token: no labels
 
 Flags = NDArray[np.bool_]
 Columns = NDArray[np.int64]
@@ -59,8 +63,7 @@ class HeadData:
         If they name wordings, those tell whose text and sound disagree: only there does the answer
         show which of the two was followed.
         """
-        tell = np.array([item.wording in ("", "conflict") for item in items], bool)
-        rows = np.flatnonzero(tell if tell.any() else ~tell)
+        rows = telling_rows(items)
         separation = audibility(activations)
         floor = np.sort(separation)[-min(MIN_HEADS, len(separation))]
         return cls(
@@ -95,6 +98,12 @@ class HeadChoice:
     tried: int  # sets of heads
 
 
+def telling_rows(items: Sequence[Item]) -> NDArray[np.int64]:
+    """(J,) the items that tell what was followed: all, or those whose text and sound disagree."""
+    tell = np.array([item.wording in ("", "conflict") for item in items], bool)
+    return np.flatnonzero(tell if tell.any() else ~tell)
+
+
 def choose_heads(data: HeadData) -> HeadChoice:
     """Choose the heads that best show whether the sound decided.
 
@@ -126,7 +135,7 @@ def choose_heads(data: HeadData) -> HeadChoice:
         told, heard = (_means(mass, chosen, left) for mass in (telling, both))
         return aurocs_within_groups(told, data.right, groups) + aurocs(heard, by_clip)
 
-    chosen, tried = _greedy_forward_selection(len(ranked), qualities)
+    chosen, tried = greedy_forward_selection(len(ranked), qualities)
     return HeadChoice(tuple(int(ranked[i]) for i in chosen), r, tried)
 
 
@@ -142,7 +151,7 @@ def _means(mass: NDArray[np.float32], chosen: list[int], left: list[int]) -> NDA
     return np.asarray((together + mass[:, left]) / (len(chosen) + 1))
 
 
-def _greedy_forward_selection(
+def greedy_forward_selection(
     count: int, qualities: Callable[[list[int], list[int]], NDArray[np.float64]]
 ) -> tuple[list[int], int]:
     """The first candidate, and further ones added one by one as long as each improves the set.
@@ -189,12 +198,13 @@ def against_chance(data: HeadData, items: int) -> dict[str, Any]:
     """
     rng = np.random.default_rng(4)
     firsts = [half_of_clips(data.clips, rng) for _ in range(HALVINGS)]
-    blocks = _exchangeable(data)
+    blocks = exchangeable(data.strata, data.clips)
     own = _across_halves(data, firsts), _best_r(data)
     shuffled = (replace(data, right=_shuffled(data.right, blocks, rng)) for _ in range(SHUFFLES))
     chance = [(_across_halves(other, firsts), _best_r(other)) for other in shuffled]
     aurocs_by_chance, r_by_chance = np.array(chance).T
     figures = {
+        "criterion": CORRECTNESS,
         "telling_items": len(data.right),
         "auroc_across": round(own[0], 4),
         "chance_auroc_mean": round(float(aurocs_by_chance.mean()), 4),
@@ -263,15 +273,15 @@ def _warning(figures: dict[str, Any], items: int, needed: int | None) -> str:
     )
 
 
-def _exchangeable(data: HeadData) -> list[Columns]:
-    """Blocks of rows whose answers may be exchanged: each (N, S), N clips with S items.
+def exchangeable(strata: Sequence[str], clips: NDArray[np.str_]) -> list[Columns]:
+    """Blocks of rows that may be exchanged: each (N, S), N clips with S items.
 
     All rows of a block are of one stratum; items about one clip stay together, because they are
     alike whatever the answers are.
     """
     blocks = []
-    for group in groups_of(data.strata):
-        _, which = np.unique(data.clips[group], return_inverse=True)
+    for group in groups_of(strata):
+        _, which = np.unique(clips[group], return_inverse=True)
         rows = [group[which == clip] for clip in range(which.max() + 1)]
         for size in sorted({len(each) for each in rows}):
             blocks.append(np.stack([each for each in rows if len(each) == size]))

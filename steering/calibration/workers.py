@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steering.calibration.activations import ActivationRow, record_item
+from steering.calibration.activations import ActivationRow, RecordItem
 from steering.errors import AllEarsError, ModelError
 from steering.items import Item
 from steering.model import loading
@@ -39,9 +39,9 @@ class CalibrationWorker:
         """Fingerprint of the loaded checkpoint."""
         return self.model.fingerprint
 
-    def row(self, item: Item) -> ActivationRow:
+    def row(self, item: Item, record_one: RecordItem) -> ActivationRow:
         """The row of one item."""
-        return record_item(self.model, item, self._silence_cache)
+        return record_one(self.model, item, self._silence_cache)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +50,7 @@ class _WorkerPool:
 
     model: AudioModel
     items: Sequence[Item]
+    record_one: RecordItem
     waiting: deque[int]
     actors: list[Any] = field(default_factory=list)
     running: dict[Any, tuple[Any, int]] = field(default_factory=dict)  # result -> worker, item
@@ -57,7 +58,11 @@ class _WorkerPool:
 
 
 def rows_by_workers(
-    model: AudioModel, items: Sequence[Item], wanted: Iterable[int], workers: int
+    model: AudioModel,
+    items: Sequence[Item],
+    wanted: Iterable[int],
+    workers: int,
+    record_one: RecordItem,
 ) -> Iterator[tuple[int, ActivationRow]]:
     """Index and row of each wanted item, in the order of completion.
 
@@ -72,7 +77,7 @@ def rows_by_workers(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         _refuse_too_many(ray, model, workers)
-        pool = _WorkerPool(model, items, deque(wanted))
+        pool = _WorkerPool(model, items, record_one, deque(wanted))
         pool.actors = [_start(ray, model) for _ in range(min(workers, len(pool.waiting)))]
         _check_same_model(ray, pool)
         yield from _rows(ray, pool)
@@ -148,7 +153,8 @@ def _hand_out(pool: _WorkerPool) -> None:
         for actor in pool.actors:
             if pool.waiting and busy[id(actor)] < _ITEMS_IN_HAND:
                 index = pool.waiting.popleft()
-                pool.running[actor.row.remote(pool.items[index])] = actor, index
+                result = actor.row.remote(pool.items[index], pool.record_one)
+                pool.running[result] = actor, index
                 busy[id(actor)] += 1
 
 

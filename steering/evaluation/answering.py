@@ -49,6 +49,7 @@ from steering.taps import KVPairs
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
 _SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots
 MODES = ("generate", "choices")
+OPEN_QUESTION = "Describe what you hear."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class AnswerOptions:
     mode: str = "generate"  # one of MODES: written freely, or the likeliest option
     seed: int = 0  # of everything random
     max_tokens: int = ANSWER.max_tokens  # of an answer that is written
+    open_question: str = OPEN_QUESTION  # asked of every clip, for the effect on each token
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -39,6 +39,7 @@ ARMS: Mapping[str, str] = {
     "permuted_adaptive": "adaptive, options in another order",
     "wording_only": "the gate at the mean score of the item's wording and cue",
     "cue_only": "the gate at the mean score of the item's cue, right or wrong",
+    "meter_gate": "a gate fed by meters of the waveform (level, length, spectrum), not the score",
     "shuffled": "the adaptive strengths, shuffled among items of one wording and cue",
     "oracle_fixed": "the constant strength that is best on these very items",
     "oracle_fixed_natural": "the same for the natural mix",
@@ -77,6 +78,8 @@ def choose_strengths(
         **{arm: np.full(count, strength) for arm, strength in oracles.items()},
     }
     by_arm |= {arm: adaptive for arm in _AS_ADAPTIVE}
+    if profile.meter_gate is not None and activations.meters is not None:
+        by_arm["meter_gate"] = profile.meter_gate.strengths(activations.meters)
     if any(strata):
         cues = np.array([item.cue for item in items])
         by_arm["wording_only"] = profile.gate.strengths(group_means(scores, strata))

@@ -22,6 +22,15 @@ from steering.profile import Profile
 
 LAYER_SETS = 24
 GRID = 31  # constant strengths tried, from 0 to half as much again as the profile's largest
+_GATES = (  # arms whose strengths are set otherwise than by the score
+    "fixed",
+    "oracle_fixed",
+    "oracle_fixed_natural",
+    "wording_only",
+    "cue_only",
+    "meter_gate",
+    "shuffled",
+)
 WHAT = (
     "whether the token that decides an answer is right, read from stored vectors without further"
     " passes; of scored options only items whose options are one token each"
@@ -126,10 +135,9 @@ def _gates(
 ) -> dict[str, Strengths]:
     """(N,) strengths by arm, and the adaptive ones in the order of other signals than the score."""
     adaptive = arm_strengths.by_arm["adaptive"]
-    names = ("fixed", "oracle_fixed", "oracle_fixed_natural", "wording_only", "cue_only")
     strengths = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
     strengths |= {
-        n: arm_strengths.by_arm[n][rows] for n in (*names, "shuffled") if n in arm_strengths.by_arm
+        name: arm_strengths.by_arm[name][rows] for name in _GATES if name in arm_strengths.by_arm
     }
     by_divergence = rank_matched(adaptive, divergence(model, activations))
     by_confidence = rank_matched(adaptive, activations.top_probability)

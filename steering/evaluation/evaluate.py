@@ -1,17 +1,16 @@
 """Evaluation: every arm answers every item; gains come with intervals, controls beside them.
 
 1. The data is read and checked. 2. Activations are recorded: one prefill of each clip and one of
-its silence. 3. Constant strengths are tried on them, and each arm's strengths chosen. 4. Every arm
-answers every item, into a journal from which a killed run goes on. 5. Predictions, figures and the
-report are written; the journal of a finished run is removed.
+its silence, and every token of an open answer about each clip. 3. Constant strengths are tried on
+them, and each arm's strengths chosen. 4. Every arm answers every item, into a journal from which a
+killed run goes on. 5. Predictions, figures and the report are written; the journal of a finished
+run is removed.
 
 The report needs packages of the extra `evaluate`, which are imported when it is written.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,15 +24,25 @@ from numpy.typing import NDArray
 
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
+from steering.calibration.effects.effect_heads import EffectData
+from steering.calibration.effects.token_effects import TOKEN_EFFECTS, TokenEffects
 from steering.calibration.option_mentions import prediction
 from steering.errors import AllEarsError
-from steering.evaluation.answering import AnswerOptions, ArmRunner
+from steering.evaluation.answering import OPEN_QUESTION, AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
 from steering.evaluation.controls import control_figures, try_constants
+from steering.evaluation.effect_figures import (
+    effect_figures,
+    effect_table,
+    open_questions,
+    tokens_csv,
+)
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
 from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
-from steering.evaluation.predictions import write_predictions, write_whole
+from steering.evaluation.localisation import localisation_figures
+from steering.evaluation.meter_figures import meter_figures
+from steering.evaluation.predictions import csv_text, write_predictions, write_whole
 from steering.evaluation.provenance import data_record, prompt_text
 from steering.evaluation.separation import correlation_map, listening_figures
 from steering.items import DataSet, read
@@ -42,7 +51,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.one_thread import one_thread
 from steering.profile import Profile
 
-__all__ = ["AnswerOptions", "evaluate", "require_report_packages", "table"]
+__all__ = ["AnswerOptions", "effect_table", "evaluate", "require_report_packages", "table"]
 
 JOURNAL = "answers.partial.jsonl"
 REPORT_PACKAGES = ("jinja2", "markupsafe", "matplotlib")  # of the extra `evaluate`
@@ -68,6 +77,7 @@ def evaluate(
     *,
     mode: str = "generate",
     max_tokens: int = ANSWER.max_tokens,
+    open_question: str = OPEN_QUESTION,
 ) -> dict[str, Any]:
     """Answer every item bare, steered and by every control, and write a report.
 
@@ -79,15 +89,18 @@ def evaluate(
         profile: how it is steered.
         data: items in MMAU's, MMAR's or the plain form.
         audio_root: folder that the items' audio paths start from.
-        out: folder for `predictions.<arm>.json`, `results.json`, `items.csv`, `report.html` and
-            the report's figures.
+        out: folder for `predictions.<arm>.json`, `results.json`, `items.csv`, `tokens.csv`,
+            `report.html` and the report's figures.
         seed: of the random controls, the permuted options and the bootstrap.
         mode: `generate` writes answers, `choices` takes the likeliest option.
         max_tokens: of a written answer.
+        open_question: asked of every clip without options: score and effect of the answer's tokens
+            are compared.
 
     Returns:
         The contents of `results.json`: shares right and gains of every arm with 95 % intervals,
-        by mix and part of the data, and figures of the listening score and its controls.
+        by mix and part of the data, figures of the listening score beside meters of the waveform,
+        of the timeline where items name their events, and of the controls.
 
     Raises:
         AllEarsError: the packages of the extra `evaluate` are not installed.
@@ -96,18 +109,23 @@ def evaluate(
         AudioError: a clip can't be used.
     """
     require_report_packages()
-    options = AnswerOptions(mode, seed, max_tokens)
+    options = AnswerOptions(mode, seed, max_tokens, open_question)
     dataset = read(data, audio_root)
+    opened = open_questions(dataset, open_question)
     out.mkdir(parents=True, exist_ok=True)
     run = _run(model, profile, dataset, options)
     with (
         one_thread(model),
         Journal(out / JOURNAL, run) as journal,
         open_store_for(model, dataset, out / "listening") as store,
+        open_store_for(model, opened, out / "listening", TOKEN_EFFECTS) as tokens,
     ):
         fill(store, model, dataset.items, 1, None)
-        results = _results(model, profile, dataset, store.activations(), options, journal, out)
+        fill(tokens, model, opened.items, 1, None, TOKEN_EFFECTS)
+        recorded = store.activations(), TokenEffects.of(tokens)
+        results = _results(model, profile, dataset, opened, *recorded, options, journal, out)
         store.remove()
+        tokens.remove()
     (out / JOURNAL).unlink()
     return results
 
@@ -116,7 +134,9 @@ def _results(
     model: AudioModel,
     profile: Profile,
     dataset: DataSet,
+    opened: DataSet,
     activations: Activations,
+    token_effects: TokenEffects,
     options: AnswerOptions,
     journal: Journal,
     out: Path,
@@ -132,6 +152,7 @@ def _results(
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
     effect = effects(model, activations)
+    scores = activations.scores(profile.heads, model.num_heads)
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "profile": profile.name,
@@ -146,6 +167,17 @@ def _results(
         "arms": arm_figures(items, right, seed),
         "parts": part_figures(items, right, seed),
         "listening": listening_figures(model, profile, items, activations, effect, seed),
+        "effect": effect_figures(
+            model,
+            profile,
+            items,
+            activations,
+            effect,
+            EffectData.of(token_effects, opened.items),
+            seed,
+        ),
+        "meters": meter_figures(profile, items, activations, scores, effect, seed),
+        "timeline": localisation_figures(model, profile, items, activations, seed),
         "correlation_map": correlation_map(model, items, activations),
         "first_tokens": control_figures(
             model, profile, items, activations, constants, arm_strengths, seed
@@ -157,8 +189,10 @@ def _results(
         out / "items.csv",
         _items_csv(model, profile, dataset, activations, effect, arm_strengths, right),
     )
+    write_whole(out / "tokens.csv", tokens_csv(model, profile, opened, token_effects))
     write_whole(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    write_report(out, results, ReportDetails(model, profile, items, activations, outputs, right))
+    details = ReportDetails(model, profile, items, activations, outputs, right, effect)
+    write_report(out, results, details)
     return results
 
 
@@ -171,6 +205,7 @@ def _run(
         asdict(profile.intervention),
         asdict(profile.gate),
         profile.fixed_strength,
+        profile.meter_gate.record() if profile.meter_gate else None,
     ]
     digest = sha256(json.dumps(settings).encode() + profile.direction.numpy().tobytes())
     return {
@@ -221,8 +256,6 @@ def _items_csv(
             "strength": arm_strengths.by_arm["adaptive"].round(4),
         },
     )
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([item.id, *row] for item, row in zip(dataset.items, rows, strict=True))
-    return file.getvalue()
+    return csv_text(
+        [header, *([item.id, *row] for item, row in zip(dataset.items, rows, strict=True))]
+    )

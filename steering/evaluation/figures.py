@@ -19,7 +19,15 @@ from steering.measures import (
     wilson,
 )
 
-COMPARED = ("bare", "fixed", "aad", "oracle_fixed", "oracle_fixed_natural", "wording_only")
+COMPARED = (
+    "bare",
+    "fixed",
+    "aad",
+    "oracle_fixed",
+    "oracle_fixed_natural",
+    "wording_only",
+    "meter_gate",
+)
 
 
 def rightness(items: Sequence[Item], outputs: Mapping[str, Sequence[str]]) -> dict[str, Flags]:

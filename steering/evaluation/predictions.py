@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,13 @@ def write_predictions(path: Path, items: Sequence[Item], outputs: Sequence[str])
         for item, output in zip(items, outputs, strict=True)
     ]
     write_whole(path, json.dumps(records, indent=1) + "\n")
+
+
+def csv_text(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as CSV, the header first."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,14 +14,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from steering.calibration.activations import Activations, build_item_prompt, load_item_clip
 from steering.evaluation import plots
 from steering.evaluation.arms import ARMS
+from steering.evaluation.effect_figures import effect_table
 from steering.evaluation.predictions import write_whole
 from steering.heads import listening_score, timeline
 from steering.items import Item
 from steering.measures import Flags
+from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.profile import Profile
@@ -42,6 +45,7 @@ class ReportDetails:
     activations: Activations
     outputs: Mapping[str, Sequence[str]]
     right: Mapping[str, Flags]
+    effect: NDArray[np.float64]  # (I,) bits at the first token
 
 
 def write_report(out: Path, results: Mapping[str, Any], details: ReportDetails) -> None:
@@ -62,13 +66,15 @@ def write_report(out: Path, results: Mapping[str, Any], details: ReportDetails) 
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"signed": signed, "breakable": breakable}
+    pages.filters |= {"signed": signed, "breakable": breakable, "digits": digits}
     page = pages.get_template("report.html.jinja").render(
         results=results,
         profile=details.profile,
         described=ARMS,
+        words=METERS,
         headline=headline(results, details.profile),
         answers=choice_matters(results),
+        effect_rows=effect_table(results),
         figures=figures,
         examples=examples,
         mixes=list(results["arms"]["bare"]["mixes"]),
@@ -104,6 +110,15 @@ def signed(points: float) -> str:
     """Points with their sign; no sign if they round to zero."""
     details = f"{points:+.1f}"
     return "0.0" if float(details) == 0 else details.replace("-", "\N{MINUS SIGN}")
+
+
+def digits(value: object) -> str:
+    """A figure to two digits; a dash where there is none."""
+    return (
+        f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+        if isinstance(value, float | int)
+        else "\N{EN DASH}"
+    )
 
 
 def breakable(name: str) -> Markup:
@@ -212,6 +227,11 @@ def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, list[float], flo
     if score["auroc"] is not None:
         unit = "AUROC, right against wrong"
         panels.append(("Score: heads", unit, score["random_each"], score["auroc"]))
+    tokens = results["effect"]["tokens"]["sets"]
+    own = tokens[results["effect"]["criterion"]]["auroc"]
+    if own is not None:
+        unit = "AUROC, tokens decided by the sound against others"
+        panels.append(("Live score: heads", unit, tokens["random"]["each"], own))
     for name, title in (("random_heads", "Gate: heads"), ("random_layers", "Direction: layers")):
         if name in controls:
             control = controls[name]["all"]
@@ -233,6 +253,7 @@ def _example(details: ReportDetails, i: int, path: Path) -> dict[str, Any]:
     return {
         "item": item,
         "score": score,
+        "effect": float(details.effect[i]),
         "verdict": profile.verdicts.of(score).replace("_", " "),
         "strength": float(profile.gate.strengths(np.asarray(score))),
         "bare": details.outputs["bare"][i],

@@ -16,6 +16,7 @@ from steering.items import Item
 from steering.measures import auroc, auroc_against_silence, auroc_within_strata
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
+from steering.taps import Head
 
 RANDOM_SETS = 60
 
@@ -46,7 +47,7 @@ def listening_figures(
             "auroc": rounded(auroc(scores[rows], right)),
             "effect": rounded(auroc(effect[rows], right)),
             "top_probability": rounded(auroc(top, right)),
-            **_beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
+            **beside(auroc(scores[rows], right), [auroc(other[rows], right) for other in chance]),
         }
     own = auroc_within_strata(scores, activations.right, strata)
     others = [auroc_within_strata(other, activations.right, strata) for other in chance]
@@ -56,7 +57,7 @@ def listening_figures(
         "right_wrong_within_wording": {
             "auroc": rounded(own),
             "effect": rounded(auroc_within_strata(effect, activations.right, strata)),
-            **_beside(own, others),
+            **beside(own, others),
             "random_each": [rounded(other) for other in sorted(others)],
         },
         "right_wrong_within_cue_of_conflict": cues,
@@ -64,16 +65,22 @@ def listening_figures(
         "mean_right": _mean(scores[activations.right]),
         "mean_wrong": _mean(scores[~activations.right]),
         "mean_silent": _mean(silent),
+        "mean_effect_right": _mean(effect[activations.right]),
+        "mean_effect_wrong": _mean(effect[~activations.right]),
     }
+
+
+def random_sets(model: AudioModel, heads: int, seed: int) -> list[list[Head]]:
+    """RANDOM_SETS random sets of as many heads; the same seed gives the same."""
+    rng = np.random.default_rng([seed, 1])
+    return [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
 
 
 def random_scores(
     model: AudioModel, heads: int, activations: Activations, seed: int
 ) -> list[NDArray[np.float32]]:
     """(I,) listening scores by each of RANDOM_SETS random sets of heads."""
-    rng = np.random.default_rng([seed, 1])
-    sets = [random_heads(model, heads, rng) for _ in range(RANDOM_SETS)]
-    return [activations.scores(each, model.num_heads) for each in sets]
+    return [activations.scores(s, model.num_heads) for s in random_sets(model, heads, seed)]
 
 
 def correlation_map(
@@ -97,7 +104,7 @@ def _cue_order(cue: str) -> tuple[int, str]:
     return (known.index(cue) if cue in known else len(known), cue)
 
 
-def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
+def beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
     """Mean, spread and best of random sets, and the share of them below `own`."""
     values = np.array(others)
     above = np.nan if np.isnan(own) else float((own > values).mean())
@@ -109,8 +116,8 @@ def _beside(own: float, others: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _mean(scores: NDArray[np.float32]) -> float | None:
-    return rounded(scores.mean()) if len(scores) else None
+def _mean(values: NDArray[np.floating]) -> float | None:
+    return rounded(values.mean()) if len(values) else None
 
 
 def rounded(figure: float | np.floating[Any]) -> float | None:

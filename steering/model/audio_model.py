@@ -56,6 +56,11 @@ class AudioModel:
         return int(self.text_config.num_key_value_heads)
 
     @property
+    def audio_token_id(self) -> int:
+        """The token that stands in a prompt for each step of a clip."""
+        return self.family.audio_token_id(self.network.config)
+
+    @property
     def head_dim(self) -> int:
         """Width of one head's keys."""
         head_dim = getattr(self.text_config, "head_dim", None)

@@ -28,6 +28,8 @@ QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
 _THIRTY_SECONDS = 3000  # of 30 s, at Whisper's 100 mel frames a second
 _FLOAT_BYTES = 4
+COMPARED_TOKENS = 16  # of an answer, whose distributions with and without the sound are compared
+_COMPARED_FLOATS = 7  # of each of their vocabularies, at the widest
 _TOKENS_STEP = 64  # of the row lengths that are proposed
 _CONTAINER = Path("/sys/fs/cgroup")
 
@@ -158,6 +160,7 @@ def plan(of: ModelSizes, wanted: Wanted) -> MemoryPlan:
         tokens * of.frames_a_token * of.encoder_values_a_frame * item,
         tokens * of.prefill_values_a_token * item,
         rows * logits,
+        COMPARED_TOKENS * of.vocabulary * _COMPARED_FLOATS * _FLOAT_BYTES,
     )
     return MemoryPlan(
         weights=of.weight_bytes[wanted.dtype],

@@ -25,8 +25,6 @@ from torch import Tensor
 
 from steering.decision import (
     Direction,
-    Listening,
-    Steering,
     SteeringRequest,
     decide,
     effect_bits,
@@ -43,23 +41,9 @@ from steering.profile import load as load_profile
 from steering.prompt import Prompt
 from steering.readout import steer
 from steering.silence import SilenceContrast, contrast_with_silence, new_silence_cache
-from steering.taps import ATTENTION, Taps
+from steering.taps import ATTENTION, AnyTaps, ScoredHeads, ScoreTaps, Taps
+from steering.transformers_hooks.row_result import RowResult, row_result
 from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowResult:
-    """Listening measurements of one row, and how strongly its answer is steered."""
-
-    score: float  # in [0, 1]
-    percentile: float  # in the profile's calibration set
-    verdict: str  # not_listening, partly_listening, listening
-    strength: float  # 0: bare
-    reason: str | None  # why it is bare; None where it is steered
-    silence_score: float | None  # of the silent twin; None where none was run
-    timeline: NDArray[np.float32]  # (F,) sums to the score
-    masses: NDArray[np.float32]  # (N,) audio mass of each of the profile's heads
-    effect_bits: float | None = None  # of the sound on the bare answer; None where no twin was run
 
 
 @contextmanager
@@ -117,9 +101,13 @@ class ListeningHooks:
         self.model, self.profile, self.request = model, profile, request
         self._rows: tuple[RowResult, ...] = ()
         self._silence_cache = new_silence_cache(model, profile.ladder)
+        queries_a_key = model.num_heads // model.num_kv_heads
+        self._scored = ScoredHeads.of(profile.heads, queries_a_key, model.device)
         self._prompts: tuple[Prompt, ...] = ()  # of the running prompt pass, one a row
         self._audio: Tensor | None = None  # (B, T) bool, audio tokens of the running pass
-        self._taps: Taps | None = None
+        self._taps: Taps | None = None  # of the running pass, if it is over a prompt
+        self._score_taps: ScoreTaps | None = None  # if it is over a token of the answer
+        self._token_scores: list[Tensor] = []  # (B,) of each token so far
         self._last_states: dict[
             int, Tensor
         ] = {}  # layer -> (B, D) last residual, of the prompt pass
@@ -154,6 +142,14 @@ class ListeningHooks:
     def silence_score(self) -> float | None:
         """The score of the only prompt's silent twin; None where none was run."""
         return self._only.silence_score
+
+    @property
+    def token_scores(self) -> NDArray[np.float32]:
+        """(B, T'): the listening score of each of the answers' T' tokens, as generate's rows are.
+
+        A row that has ended goes on with padding. Beams change rows from token to token.
+        """
+        return torch.cat(self._token_scores).reshape(-1, len(self.rows)).T.cpu().numpy()
 
     @property
     def strength(self) -> float:
@@ -197,22 +193,26 @@ class ListeningHooks:
         if tokens is None:
             raise RequestError("`listening` needs input_ids: inputs_embeds hide where the audio is")
         cache = given.get("cache", given.get("past_key_values"))
-        self._taps = None
-        if cache is not None and cache.get_seq_length() > 0:
-            if tokens.shape[1] != 1 or self._strengths is None:
+        self._taps = self._score_taps = None
+        kept = 0 if cache is None else int(cache.get_seq_length())
+        if kept > 0:
+            prompt = 0 if self._audio is None else self._audio.shape[1]
+            if tokens.shape[1] != 1 or self._strengths is None or kept < prompt:
                 raise RequestError(
-                    f"{tokens.shape[1]} tokens came at once on top of a filled cache; inside"
+                    f"a pass of {tokens.shape[1]} tokens came on top of {kept} kept ones; inside"
                     " `listening` a prompt comes whole, then its answer token by token: leave out"
                     " assistant_model, prompt_lookup_num_tokens, prefill_chunk_size and"
                     " past_key_values"
                 )
             self._step += 1
+            assert self._audio is not None
+            self._score_taps = ScoreTaps(self._scored, self._audio.float())
             return
         if given.get("use_cache") is False:
             raise RequestError(
                 "use_cache is False: every token would be taken for a new prompt. Leave it out"
             )
-        self._step, self._rows, self._last_states = 0, (), {}
+        self._step, self._rows, self._last_states, self._token_scores = 0, (), {}, []
         self._prompts, self._audio = prompts_of(self.model, given)
         self._taps = Taps.on(self.profile.heads, self._audio)
 
@@ -232,6 +232,11 @@ class ListeningHooks:
             raise RequestError(
                 f"the answers have {len(states)} rows, their prompts had {len(self._strengths)}"
             )
+        self._token_scores.append(
+            self._score_taps.scores()
+            if self._score_taps
+            else torch.tensor([row.score for row in self._rows], device=states.device)
+        )
         if not self._steered:
             return states
         assert self._directions is not None
@@ -281,7 +286,7 @@ class ListeningHooks:
         if direction is None:  # the readout leaves a row of strength 0 alone
             direction = profile.direction.to(attention.device)
         # a copy: out of inference mode
-        return _row_result(listening, decision.steering), direction.clone().float()
+        return row_result(listening, decision.steering), direction.clone().float()
 
     def _contrast(
         self, row: int, prompt: Prompt, attention: Tensor
@@ -328,7 +333,8 @@ def _attach(ears: ListeningHooks, undo: ExitStack) -> None:
     network, decoder, profile = ears.model.network, ears.model.decoder, ears.profile
 
     def tapped(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        return (args, named) if ears._taps is None else (args, {**named, "taps": ears._taps})
+        taps: AnyTaps | None = ears._taps or ears._score_taps
+        return (args, named) if taps is None else (args, {**named, "taps": taps})
 
     def before_norm(module: Any, args: tuple[Tensor, ...]) -> Any:
         return (ears.on_readout(args[0]), *args[1:])
@@ -376,19 +382,3 @@ def _check_request(request: SteeringRequest, profile: Profile) -> SteeringReques
             " max_strength; None is adaptive"
         )
     return request
-
-
-def _row_result(listening: Listening, steering: Steering) -> RowResult:
-    assert listening.score is not None
-    assert listening.percentile is not None
-    return RowResult(
-        score=listening.score,
-        percentile=listening.percentile,
-        verdict=listening.verdict,
-        strength=steering.strength,
-        reason=steering.reason,
-        silence_score=listening.silence_score,
-        timeline=listening.timeline,
-        masses=np.array([mass for _, _, mass in listening.heads], np.float32),
-        effect_bits=listening.effect_bits,
-    )

@@ -72,7 +72,7 @@ def prompts_of(model: AudioModel, given: Mapping[str, Any]) -> tuple[tuple[Promp
         raise RequestError(
             "a row ends in padding; pad on the left: processor.tokenizer.padding_side = 'left'"
         )
-    audio = tokens == model.family.audio_token_id(model.network.config)
+    audio = tokens == model.audio_token_id
     if mels is None or not audio.any(dim=1).all():
         raise RequestError(
             "a prompt has no audio: give each a clip, and its features to generate as the"
@@ -107,7 +107,7 @@ def _prompt(model: AudioModel, tokens: Tensor, mels: Tensor, frames: Tensor) -> 
         mel_frames=frames,
         clips=(),  # the waveforms are not among generate's inputs
         heard_seconds=tuple(float(count) * hop_seconds for count in frames),
-        audio_mask=tokens == model.family.audio_token_id(model.network.config),
+        audio_mask=tokens == model.audio_token_id,
     )
 
 

@@ -62,7 +62,7 @@ def plain_pass(
         name: values.repeat(copies, *[1] * (values.dim() - 1))
         for name, values in _continued(prompt, answer).items()
     }
-    last, audio_token = length - 1, model.family.audio_token_id(model.network.config)
+    last, audio_token = length - 1, model.audio_token_id
     audio = (inputs["input_ids"] == audio_token).to(model.device)
     residuals: list[Tensor] = []
     attention: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Checks of the answer's tokens: one after the other, beside other rows, recorded, steered."""
+"""Checks of the answer's tokens: one after the other, beside others, recorded, scored, steered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from steering.kv_slots import KVSlots, Row
 from steering.prefill import PrefillResult, next_state, prefill
 from steering.prompt import Prompt, build_question
 from steering.readout import Intervention
+from steering.taps import Taps
 from steering.verification.findings import Finding, distance, logit_distance
-from steering.verification.trial import Trial, attempt, noise
+from steering.verification.trial import TAP_FLOORS, Trial, attempt, noise
 
 RAW = Intervention(layers=(0,), scale="raw")  # adds strength x direction, and nothing else
+LIVE_SCORE = "live score"
 _STRENGTH = 0.8
 _OTHERS = (  # questions of the rows beside the trial's, and the seconds of their clips
     ("Which sound is this, and where does it come from?", 0.6),
@@ -46,6 +48,7 @@ def check_decode(trial: Trial) -> Finding:
 @torch.inference_mode()
 def check_rows(trial: Trial, slots: KVSlots) -> Iterator[Finding]:
     """Rows that come and go side by side, against each alone; recorded steps against eager ones.
+    Before, and recorded afterwards, a token's score, if these slots give any.
 
     The slots must be free, and are free again afterwards.
     """
@@ -54,6 +57,10 @@ def check_rows(trial: Trial, slots: KVSlots) -> Iterator[Finding]:
         return  # slots too short for any question: the first one will be refused
     plans = [_plan(trial, slots, i) for i in range(len(prompts))]
     eager: list[Tensor] = []
+    if slots.scored is not None:
+        with _eager_steps(slots):
+            scored = _check_score(trial, slots, prompts[0])
+        yield scored
 
     def rows() -> float:
         with _eager_steps(slots):
@@ -71,6 +78,30 @@ def check_rows(trial: Trial, slots: KVSlots) -> Iterator[Finding]:
             "CUDA graphs" * slots.use_cuda_graphs or "steps of rounded sizes, not recorded",
             lambda: logit_distance(_together(trial, slots, prompts, plans), eager[0]),
         )
+        if slots.scored is not None:
+            yield _check_score(trial, slots, prompts[0])
+
+
+def _check_score(trial: Trial, slots: KVSlots, prompt: Prompt) -> Finding:
+    """The score of a step, against what whole taps read in the same pass alone."""
+    model, token = trial.model, trial.answer[0]
+
+    def measure() -> float:
+        heard = prefill(model, prompt, heads=slots.heads)
+        row = Row(UNSTEERED, Sampling(), token=token, score=heard.score)
+        slots.admit(row, heard)
+        try:
+            slots.step()
+        finally:
+            slots.release(row)
+        audio = torch.cat([prompt.audio_mask, prompt.audio_mask.new_zeros(1)])  # (T + 1,)
+        taps = Taps.on(slots.heads, audio[None].to(model.device))
+        next_state(model, heard, token, taps)
+        expected = taps.rows(slots.heads).sum(-1).mean(-1, keepdim=True)  # (1, 1)
+        return distance(torch.tensor([[row.score]]), expected)
+
+    allowed = trial.allowed(0.0, TAP_FLOORS)
+    return attempt(LIVE_SCORE, allowed, "of a step, against whole taps", measure)
 
 
 @torch.inference_mode()

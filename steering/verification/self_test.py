@@ -16,7 +16,14 @@ from steering.prefill import prefill
 from steering.prompt import build_question
 from steering.silence import contrast_with_silence
 from steering.silence_cache import SilenceCache
-from steering.verification.rows import RAW, check_decode, check_rows, check_steering, tokens_needed
+from steering.verification.rows import (
+    LIVE_SCORE,
+    RAW,
+    check_decode,
+    check_rows,
+    check_steering,
+    tokens_needed,
+)
 from steering.verification.trial import ERRORS, QUESTION, Trial, check_prompt, noise
 
 log = logging.getLogger("allears")
@@ -60,11 +67,14 @@ def self_test(model: AudioModel) -> SelfTest:
 def check_slots(trial: Trial, slots: KVSlots) -> None:
     """Let the rows of free slots write side by side, and by recorded steps if they do.
 
-    Recorded steps that are wrong are switched off: eager ones are slower, and right. Raises
-    ModelError if those are wrong.
+    Recorded steps that are wrong are switched off: eager ones are slower, and right; so are wrong
+    scores of tokens. Raises ModelError if anything else is wrong.
     """
     for finding in check_rows(trial, slots):
         if finding.ok:
+            continue
+        if finding.name == LIVE_SCORE:
+            slots.score_nothing(str(finding))
             continue
         if finding.name != "recorded step":
             raise ModelError(_remedy(trial.model, f"other than alone, {finding}"))

@@ -30,7 +30,7 @@ from steering.verification.plain_transformers import PlainPass, plain_pass
 QUESTION = "What do you hear?"
 ANSWER = "It may be a dog that barks, far away."  # its first tokens, whatever the model would say
 ANSWER_TOKENS = 5
-_TAP_FLOORS = 3.0  # eager attention rounds scores and weights besides
+TAP_FLOORS = 3.0  # eager attention rounds scores and weights besides
 _CACHE_BYTES = 1 << 40  # whatever the model: one silence is kept
 LADDER = Ladder()
 ERRORS = (
@@ -100,7 +100,7 @@ def _cut_silence(model: AudioModel, prompt: Prompt) -> Tensor:
     hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
     rung = LADDER.rung(int(prompt.mel_frames[0]), model.window_frames)
     longer = plain_pass(model, [noise(model, rung * hop_seconds).silent()], QUESTION)
-    audio_token = model.family.audio_token_id(model.network.config)
+    audio_token = model.audio_token_id
     return longer.embedded[longer.tokens == audio_token][: int(prompt.audio_mask.sum())]
 
 
@@ -180,7 +180,7 @@ def check_prompt(trial: Trial) -> Iterator[Finding]:
     heard = results[0]
     yield attempt(
         "taps",
-        trial.allowed(rounding.logits, _TAP_FLOORS),
+        trial.allowed(rounding.logits, TAP_FLOORS),
         "every head of every layer, against eager attention",
         lambda: distance(_by_layer(trial, heard.attention), _on_audio(trial, plain)),
     )
@@ -236,7 +236,7 @@ def _one_pass(trial: Trial, silence_cache: SilenceCache) -> float:
     finals = [heard.final, next_state(model, heard, trial.answer[0])]  # its keys are the prompt's
     return max(
         logit_distance(logits(model, torch.stack(finals)), plain.logits[:2]),
-        distance(_by_layer(trial, heard.attention), _on_audio(trial, plain)) / _TAP_FLOORS,
+        distance(_by_layer(trial, heard.attention), _on_audio(trial, plain)) / TAP_FLOORS,
         _twin_distance(trial, twin, trial.silent),
     )
 
@@ -247,7 +247,7 @@ def _twin_distance(trial: Trial, twin: SilenceContrast, silent: PlainPass) -> fl
     attention = _by_layer(trial, twin.silence_attention)
     return max(
         distance(twin.differences[None], expected[None]),
-        distance(attention, _on_audio(trial, silent)) / _TAP_FLOORS,
+        distance(attention, _on_audio(trial, silent)) / TAP_FLOORS,
     )
 
 

@@ -31,7 +31,7 @@ def verify(model: AudioModel) -> Iterator[Finding]:
     """
     try:
         trial = Trial.of(model, _SECONDS)
-        slots = KVSlots(model, ROWS, tokens_needed(trial), RAW, rounded=True)
+        slots = KVSlots(model, ROWS, tokens_needed(trial), RAW, trial.heads[1::3], rounded=True)
     except ERRORS as error:
         yield Finding("transformers", float("inf"), 0.0, f"{type(error).__name__}: {error}")
         return

@@ -192,8 +192,13 @@ def test_a_stream_gives_pieces_and_then_the_answer(ears: AllEars, sound: bytes) 
     with ears.stream(sound, QUESTION, max_tokens=8, include=["timeline"]) as stream:
         with pytest.raises(Interrupted):
             _ = stream.answer
-        pieces = list(stream)
+        pieces, scores = list[str](), list[float]()
+        for piece in stream:
+            pieces.append(piece)
+            scores += stream.token_scores
     assert "".join(pieces) == whole.text == stream.answer.text
+    assert scores[0] == whole.listening.score
+    assert 0 <= whole.usage.completion_tokens - len(scores) <= 1, "an end token at most"
     assert len(pieces) > 1
     assert stream.answer.listening.score == whole.listening.score
     assert len(stream.answer.listening.timeline) == 25

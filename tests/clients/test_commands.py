@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from allears_client import terminal
+from allears_client.answers import WordListening
 from server.cli import app
 
 QUESTION = "What animal is this?"
@@ -113,6 +114,35 @@ def test_local_runs_the_model_here(
     assert failed.exit_code == 1
     assert "nowhere" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
+
+
+def test_words_are_coloured_on_a_terminal_alone(
+    running_url: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["ask", str(file), QUESTION, "--url", running_url, "--words"]
+    weighed = json.loads(run(*words, "--json").stdout)["listening"]["words"]
+    assert weighed
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = run(*words).stdout
+    assert "\x1b" not in plain
+    for word in weighed:
+        assert f"{word['text']}:{word['effect_bits']:.2f}" in " ".join(plain.split())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[" in run(*words).stdout
+
+
+def test_a_word_has_the_colour_of_its_effect() -> None:
+    bits = {"A": 0.05, "𝄞clef": 0.5, "sounds": 7.0}
+    words, text = [], "A 𝄞clef sounds."
+    for word, effect in bits.items():
+        start = text.index(word)
+        words.append(WordListening(word, start, start + len(word), 0.5, effect))
+    spans = terminal.shaded_text(text, words).spans
+    assert [(text[start:end], style) for start, end, style in spans] == [
+        ("A", "red"),
+        ("𝄞clef", "yellow"),
+        ("sounds", "bold green"),
+    ]
 
 
 def test_a_gauge_marks_the_threshold() -> None:

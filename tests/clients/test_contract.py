@@ -24,6 +24,7 @@ EXAMPLES: Mapping[str, Any] = {
     "messages": [{"role": "user", "content": "x"}],
     "choices": ["a", "b"],
     "long_audio": "window",
+    "answer": "It is a dog.",
     "include": ["timeline"],
     "steer": True,
     "strength": 0.5,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Generator[Deployment
         deployment = Deployment(well, deaf, prometheus, folder / "log")
         wait(lambda: len(deployment.query("allears_queue_depth")) == 2, folder / "log")
         items = write_items(folder / "items", split="calibration", count=ITEMS, seed=8)
-        for url in (well, deaf):
-            load(url, items)
+        with ThreadPoolExecutor(2) as both:
+            list(both.map(load, (well, deaf), (items, items)))
         scraped = f"allears_listening_score_count >= {ITEMS}"
         wait(lambda: len(deployment.query(scraped)) == 2, folder / "log")
         yield deployment

@@ -24,6 +24,7 @@ from steering.generation import (
     Sampling,
     SteeringPlan,
     generate,
+    generate_scored,
     score_choices,
     steered_logits,
 )
@@ -34,10 +35,12 @@ from steering.model.audio_model import AudioModel
 from steering.model.loading import load
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
-from steering.readout import Intervention, pool, steer
+from steering.readout import Intervention, logits, pool, steer
 from steering.silence import contrast_with_silence, prefill_with_silence, silent_prefix
 from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import ATTENTION, Head
+from steering.words import effects
+from steering.words.word import tokenize
 from tests.steering import tiny
 from tests.steering.examples import (
     QUESTION,
@@ -261,6 +264,36 @@ def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shap
     assert expected > 1e-6, "there is an effect to get right"
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", ["one", "turns"])
+@pytest.mark.parametrize("chunk_tokens", [5, 1000])
+def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
+    case: Case, shape: str, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effects, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(effects, "COMPARED_TOKENS", 3)
+    model, example = case.model, example_prompt(case.model, shape)
+    answer = tokenize(model, "A cow, lowing")
+    loud = case.full(example, list(answer.ids[:-1]))
+    quiet = case.full(silent_twin(model, example), list(answer.ids[:-1]))
+    places = range(len(example.tokens) - 1, len(loud.logits))
+    sharper = max(bits_between(loud.logits[i], quiet.logits[i]) for i in places) ** -0.5
+    expected = [bits_between(sharper * loud.logits[i], sharper * quiet.logits[i]) for i in places]
+    monkeypatch.setattr(effects, "logits", lambda *given: sharper * logits(*given))
+    mass = torch.stack([loud.attention[layer, head] for layer, head in HEADS])  # (N, T, T)
+    prefilled = prefill(model, example, heads=HEADS)
+    prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
+    for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
+        heard = effects.hear(model, example, prefilled, answer, HEADS)
+        parts = list(effects.token_effects(model, example, prefix, heard))
+        assert len(parts) == 1 or chunk_tokens == 5
+        found = [bits for part in parts for bits in part]
+        assert found == pytest.approx(expected, abs=1e-3)
+        scores = mass[:, -len(answer.ids) :, : len(example.tokens)][..., example.audio_mask]
+        assert heard.scores == pytest.approx(scores.sum(-1).mean(0).tolist(), abs=1e-5)
+    assert 0.2 < max(expected) < 5, "random weights have hardly an effect, or a huge one"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silence_cut_from_a_rung_is_a_full_pass_about_it(case: Case, shape: str) -> None:
     """By a second pass and beside the prompt, in one; windowed encoders included."""
@@ -366,6 +399,39 @@ def test_a_row_among_others_is_the_row_alone(case: Case, order: tuple[int, ...])
     together = written_together(model, heards, sampling)
     for heard, plan, ids in zip(heards, plans(model, heards), together, strict=True):
         assert ids == list(generate(model, heard, plan, sampling))
+
+
+def test_every_token_is_scored_by_its_eager_attentions(case: Case) -> None:
+    """Bare and steered, alone and beside others, one of which is not scored."""
+    model, sampling = case.model, Sampling(max_tokens=6, ignore_end=True)
+    prompts = [example_prompt(model, shape) for shape in ("short", "turns", "one")]
+    heards = [prefill(model, each, heads=HEADS) for each in prompts]
+    heards.append(prefill(model, prompts[2]))
+    slots, rows = KVSlots(model, 4, 1024, HOW, HEADS), []
+    for heard, plan in zip(heards, plans(model, heards), strict=True):
+        row = Row(plan, sampling)
+        sample_first(model, heard, row)
+        slots.admit(row, heard)
+        rows.append([(row.token, row.score)])
+    for _ in range(5):
+        slots.step()
+        for written, row in zip(rows, slots.active, strict=True):
+            written.append((row.token, row.score))
+    assert all(score is None for _, score in rows.pop())
+    for heard, plan, example, written in zip(
+        heards[:3], plans(model, heards)[:3], prompts, rows, strict=True
+    ):
+        alone = list(generate_scored(model, heard, plan, sampling, HEADS))
+        ids = [token for token, _ in written]
+        scores = [score for _, score in written if score is not None]
+        assert ids == [token for token, _ in alone]
+        assert scores == pytest.approx([score for _, score in alone], abs=1e-6)
+        full = case.full(example, ids[:-1]).attention[:, :, -6:, : len(example.tokens)]
+        mass = torch.stack(
+            [full[layer, head][:, example.audio_mask].sum(-1) for layer, head in HEADS]
+        )
+        assert scores == pytest.approx(mass.mean(0).tolist(), abs=1e-5)
+        assert max(scores) - min(scores) > 1e-3, "the tokens differ"
 
 
 PENALTIES = (1.1, 1.4, 1.0, 0.8)

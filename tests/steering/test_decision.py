@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from steering.clip_attribution import equal_stretches
 from steering.decision import (
     SteeringRequest,
     decide,
@@ -16,6 +17,7 @@ from steering.decision import (
     effect_bits,
     measure,
     refusal,
+    stretch_effects,
     wants_silence,
 )
 from steering.errors import RequestError
@@ -165,3 +167,20 @@ def test_a_readout_in_few_bits_has_an_effect_too(untrained: AudioModel) -> None:
             assert effect_bits(model, heard, heard, choices) == 0
     finally:
         rule_out.remove()
+
+
+def test_the_effect_of_a_stretch_is_a_pass_without_it(model: AudioModel) -> None:
+    clips = [clip(0.8), clip(1.0, seed=1)]
+    asked = build_question(model, clips, "Which sound is this?")
+    heard = prefill(model, asked)
+    stretches = [*equal_stretches(asked, 1, 3), (0.0, 1.0), (0.5, 0.5)]
+    bits = stretch_effects(model, asked, heard, 1, stretches)
+    assert stretches[1] == pytest.approx((1 / 3, 2 / 3))
+    for (start, end), effect in zip(stretches, bits, strict=True):
+        samples = clips[1].samples.copy()
+        samples[round(start * 16_000) : round(end * 16_000)] = 0
+        twin = build_question(
+            model, [clips[0], replace(clips[1], samples=samples)], "Which sound is this?"
+        )
+        assert effect == pytest.approx(effect_bits(model, heard, prefill(model, twin)), abs=1e-5)
+    assert bits[-1] == pytest.approx(0, abs=1e-5) and bits[:4].min() > 1e-4

@@ -11,6 +11,7 @@ from steering.heads import (
     audio_mass,
     choose,
     correlations,
+    inside_events,
     listening_score,
     timeline,
 )
@@ -29,6 +30,13 @@ def test_the_score_is_the_mean_mass_and_the_sum_of_the_timeline() -> None:
     assert timeline(attention) == pytest.approx([0.05, 0.15, 0.2])
     assert listening_score(attention) == pytest.approx(0.4)
     assert timeline(attention).sum() == pytest.approx(listening_score(attention))
+
+
+def test_how_much_of_each_token_lies_inside_the_events() -> None:
+    inside = inside_events([(0.09, 0.15), (0.11, 0.22), (0.3, 9.0)], 10, 0.04)
+    expected = [0, 0, 0.75, 1, 1, 0.5, 0, 0.5, 1, 1]
+    assert inside == pytest.approx(expected), "what overlaps counts once, the rest is not heard"
+    assert inside_events([], 3, 0.04).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,22 @@ def test_a_null_is_as_good_as_nothing(folder: Path) -> None:
     assert (item.cue, item.task, item.stratum) == ("", "", "neutral/")
 
 
+def test_the_bounds_of_events_are_read(folder: Path) -> None:
+    records = [record(events=[[0, 0.5], [1.25, 2]]), record(id="b"), record(id="c", events=None)]
+    items = read(write(folder, records), folder).items
+    assert [item.events for item in items] == [((0.0, 0.5), (1.25, 2.0)), (), ()]
+
+
+@pytest.mark.parametrize(
+    "events",
+    ["0-1", [0.1, 0.2], [[1, 0.5]], [[-1, 2]], [[0, 1, 2]], [["0", "1"]], [[0, 1e999]],
+     [[0, 10**400]], [[False, True]], [[0, 1], None]],
+)  # fmt: skip
+def test_events_that_are_no_bounds_are_refused(folder: Path, events: Any) -> None:
+    with pytest.raises(DataError, match=r"events must be a list of \[start, end\] in seconds"):
+        read(write(folder, [record(events=events)]), folder)
+
+
 def test_all_faults_are_said_at_once(folder: Path) -> None:
     records = [
         record(id="fine"),

@@ -12,8 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering import kv_slots
-from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, penalised
+from steering import kv_slots, taps
+from steering.generation import (
+    UNSTEERED,
+    Sampling,
+    SteeringPlan,
+    generate,
+    generate_scored,
+    penalised,
+)
 from steering.kv_slots import KVSlots, Row, generate_batch, sample_first
 from steering.model import loading
 from steering.model.audio_model import AudioModel
@@ -25,6 +32,7 @@ NORM = Intervention(layers=(1,))
 RAW = Intervention(layers=(1,), scale="raw", place="after_norm")
 FIRST = Intervention(layers=(1,), tokens="first")
 KEPT = Intervention(layers=(1,), keep_norm=True)
+HEADS = ((1, 6), (0, 2), (1, 3), (2, 5))
 HOWS = (NORM, RAW, FIRST, KEPT)
 ANSWERS = (
     Sampling(max_tokens=9),
@@ -42,9 +50,11 @@ class Job:
     plan: SteeringPlan
     sampling: Sampling
     written: list[int] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
 
-    def alone(self, model: AudioModel) -> list[int]:
-        return list(generate(model, self.heard, self.plan, self.sampling))
+    def alone(self, model: AudioModel) -> tuple[list[int], list[float | None]]:
+        scored = list(generate_scored(model, self.heard, self.plan, self.sampling, HEADS))
+        return [token for token, _ in scored], [score for _, score in scored]
 
 
 def directed(
@@ -56,11 +66,14 @@ def directed(
 
 
 def jobs_of(model: AudioModel, intervention: Intervention) -> list[Job]:
-    """Bare and steered answers of every sampling about clips of different lengths."""
+    """Bare and steered answers of every sampling about clips of different lengths; some of them
+    are not scored.
+    """
     jobs = []
     for i, sampling in enumerate(ANSWERS * 2):
         text = "Which sound is this?" + " What do you hear?" * (i % 3)
-        heard = prefill(model, prompt(model, 0.3 + 0.37 * i, text=text))
+        heads = () if i % 5 == 3 else HEADS
+        heard = prefill(model, prompt(model, 0.3 + 0.37 * i, text=text), heads=heads)
         strength = (0.0, 0.7, 0.0, 2.5, 1.3)[i % 5]
         plan = directed(model, heard, i, strength, intervention) if strength else UNSTEERED
         jobs.append(Job(heard, plan, sampling))
@@ -82,6 +95,7 @@ def write(slots: KVSlots, jobs: Sequence[Job], seed: int) -> int:
             rows[id(row)] = (row, job)
         for name, (row, job) in list(rows.items()):
             job.written.append(row.token)
+            job.scores.append(row.score)
             over = job.sampling.is_end(row.token, slots.model)
             if over or len(job.written) == job.sampling.max_tokens:
                 slots.release(row)
@@ -100,13 +114,17 @@ def test_rows_that_come_and_go_write_what_they_write_alone(
 ) -> None:
     jobs = jobs_of(model, intervention)
     expected = [job.alone(model) for job in jobs]
-    slots = KVSlots(model, 5, 200, intervention, rounded=rounded)
+    slots = KVSlots(model, 5, 200, intervention, HEADS, rounded=rounded)
     for seed in range(2):
         for job in jobs:
             job.written.clear()
+            job.scores.clear()
         assert write(slots, jobs, seed) > 2
-        assert [job.written for job in jobs] == expected
-    assert len({tuple(tokens) for tokens in expected}) == len(jobs), "each says something else"
+        for job, (tokens, scores) in zip(jobs, expected, strict=True):
+            assert job.written == tokens
+            assert job.scores == pytest.approx(scores, abs=1e-6)
+    assert len({tuple(tokens) for tokens, _ in expected}) == len(jobs), "each says something else"
+    assert [None in scores for _, scores in expected].count(True) == 1
 
 
 @pytest.mark.parametrize("intervention", [NORM, FIRST], ids=["norm", "first"])
@@ -156,7 +174,7 @@ def test_bare_rows_beside_steered_ones_are_the_generate_of_transformers(
     jobs = [Job(prefill(model, asked), UNSTEERED, greedy) for asked in clips]
     heard = jobs[0].heard
     others = [Job(heard, directed(model, heard, i, 3.0, NORM), greedy) for i in range(2)]
-    write(KVSlots(model, 4, 150, NORM), [*jobs, *others], seed=3)
+    write(KVSlots(model, 4, 150, NORM, HEADS), [*jobs, *others], seed=3)
     assert [job.written for job in jobs] == [generated(oracle, asked, 10) for asked in clips]
     assert others[0].written != jobs[0].written
 
@@ -184,16 +202,41 @@ def test_an_answer_ends_at_its_end_token_unless_that_is_ignored(untrained: Audio
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_recorded_steps_write_what_plain_ones_write() -> None:
     model = loading.load("demo", device="cuda", dtype="float32")
-    written = []
+    written, scores = [], []
     for recorded in (False, True):
         jobs = jobs_of(model, NORM)
-        slots = KVSlots(model, 5, 200, NORM)
+        slots = KVSlots(model, 5, 200, NORM, HEADS)
         assert slots.use_cuda_graphs
         slots.use_cuda_graphs = recorded
         write(slots, jobs, seed=1)
         slots.warm_up()
         written.append([job.written for job in jobs])
+        scores.append([score for job in jobs for score in job.scores])
     assert written[0] == written[1]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_rows_that_are_not_scored_are_not_tapped(
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    products = taps._products
+
+    def counted(query: Tensor, keys: Tensor) -> Tensor:
+        taken.append(len(query))
+        return products(query, keys)
+
+    monkeypatch.setattr(taps, "_products", counted)
+    asked, greedy = prompt(untrained), Sampling(max_tokens=3, ignore_end=True)
+    mute, tapped = prefill(untrained, asked), prefill(untrained, asked, heads=HEADS)
+    for heads, heard in ((HEADS, mute), ((), tapped)):
+        generate_batch(KVSlots(untrained, 2, 100, None, heads), [(heard, UNSTEERED)] * 2, greedy)
+    list(generate_scored(untrained, mute, UNSTEERED, greedy, HEADS))
+    list(generate(untrained, tapped, UNSTEERED, greedy))
+    assert not taken
+    together = [(heard, UNSTEERED) for heard in (mute, tapped)]
+    generate_batch(KVSlots(untrained, 2, 100, None, HEADS), together, greedy)
+    assert taken == [2] * 8, "four heads, in both steps"
 
 
 # ---- sizes

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from steering.measures import (
     ClusterBootstrap,
     auroc,
+    auroc_within_strata,
+    concordance,
     effective_count,
     mcnemar,
     paired_gain,
@@ -45,6 +47,31 @@ def test_auroc_of_perfect_reversed_and_equal_scores() -> None:
 @pytest.mark.parametrize("positive", [flags(1, 1), flags(0, 0)])
 def test_auroc_needs_both_kinds(positive: NDArray[np.bool_]) -> None:
     assert np.isnan(auroc(np.array([0.1, 0.2]), positive))
+
+
+def test_concordance_counts_an_item_as_often_as_it_weighs() -> None:
+    rng = np.random.default_rng(1)
+    scores, positive = rng.integers(0, 5, 30) / 4, rng.random(30) < 0.5
+    counts = rng.integers(0, 4, (6, 30))
+    above, pairs = concordance(scores, positive, counts.astype(float))
+    for row, share in zip(counts, above / pairs, strict=True):
+        assert share == pytest.approx(auroc(np.repeat(scores, row), np.repeat(positive, row)))
+
+
+def test_the_difference_of_two_aurocs_and_its_interval() -> None:
+    rng = np.random.default_rng(2)
+    right = rng.random(240) < 0.5
+    better, worse = rng.standard_normal((2, 240)) + np.array([[2.0], [0.5]]) * right
+    strata = ["ab"[i % 2] for i in range(240)]
+    groups = [np.arange(0, 240, 2), np.arange(1, 240, 2)]
+    bootstrap = ClusterBootstrap.of([f"{i // 4}" for i in range(240)])
+    gain, low, high = bootstrap.auroc_difference((better, worse), right, groups)
+    own, other = (auroc_within_strata(signal, right, strata) for signal in (better, worse))
+    assert gain == pytest.approx(own - other)
+    assert 0 < low < gain < high < 0.5
+    assert bootstrap.auroc_difference((better, better), right, groups) == (0, 0, 0)
+    alike = np.ones(240, bool)
+    assert np.isnan(bootstrap.auroc_difference((better, worse), alike, groups)).all()
 
 
 # ---- intervals

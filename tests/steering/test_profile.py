@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from steering import profile as profiles
 from steering.errors import ProfileError
 from steering.heads import Verdicts
+from steering.meters.regression import MeterGate, MeterRegression
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
 from steering.profile import Profile, check_fits, find, load, save
@@ -44,6 +45,9 @@ def profile(untrained: AudioModel) -> Profile:
         quantiles=np.linspace(0, 1, 101, dtype=np.float32) ** 2,
         head_mean=np.array([0.3, 0.4], np.float32),
         head_std=np.array([0.1, 0.05], np.float32),
+        meter_gate=MeterGate(
+            MeterRegression((-20.5,) * 6, (3.0,) * 6, (0.1,) * 6, -1.0), Gate(1.1, 0.3, 0.5)
+        ),
     )
 
 
@@ -66,6 +70,18 @@ def test_a_profile_comes_back_as_it_was(profile: Profile, tmp_path: Path) -> Non
             assert before.dtype == after.dtype
         else:
             assert before == after, field.name
+
+
+def test_an_older_profile_has_no_gate_of_meters(profile: Profile, tmp_path: Path) -> None:
+    save(profile, tmp_path / "mine")
+    change_record(lambda record: record.pop("meter_gate"))(tmp_path / "mine")
+    assert load(tmp_path / "mine").meter_gate is None
+
+
+def test_what_is_doubtful_about_the_heads_is_one_warning(profile: Profile) -> None:
+    doubts = {"head_choice": {"warning": "by chance"}, "meters": {"warning": "a volume meter"}}
+    assert replace(profile, calibration=doubts).warning == "by chance; a volume meter"
+    assert replace(profile, calibration={"meters": {}}).warning is None
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(profile: Profile, tmp_path: Path) -> None:
@@ -176,6 +192,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no gate": change_record(lambda record: record.pop("gate")),
     "unknown setting": change_record(lambda record: record["intervention"].update(colour="red")),
     "a gate of words": change_record(lambda record: record.update(gate="adaptive")),
+    "a gate of other meters": change_record(lambda record: record["meter_gate"].update(meters=[])),
+    "too few meters": change_record(
+        lambda record: record["meter_gate"]["regression"].update(means=[1.0])
+    ),
     "heads of words": change_record(lambda record: record.update(heads=["best"])),
     "a head without r": change_record(lambda record: record["heads"][0].pop("r")),
     "no direction": change_tensors(lambda tensors: tensors.pop("direction")),

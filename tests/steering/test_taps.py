@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
 from steering.prefill import cache_name
-from steering.taps import ATTENTION, Taps, last_row
+from steering.taps import ATTENTION, ScoredHeads, ScoreTaps, Taps, last_row
 
 LAYERS, HEADS, WIDTH = 3, 8, 64
 LENGTHS = (12, 7, 10)  # tokens of each row; the rest of it is padding on the left
@@ -124,6 +124,21 @@ def test_a_row_in_a_batch_reads_what_it_reads_alone(
             atol=2e-6,
             rtol=0,
         )
+
+
+@pytest.mark.parametrize("heads", [[(1, 6)], [(2, 5), (0, 1), (2, 2), (2, 3)], EVERY_HEAD])
+@torch.inference_mode()
+def test_the_score_of_a_cached_token_is_eager_attention(
+    decoder: Any, padding: Tensor, audio: Tensor, heads: list[tuple[int, int]]
+) -> None:
+    scored = ScoredHeads.of(heads, HEADS // decoder.config.num_key_value_heads, audio.device)
+    taps = ScoreTaps(scored, audio[:, :-1].float())
+    call(decoder, ATTENTION, states(), padding, True, taps=taps)
+    out = call(decoder, "eager", states(), padding, True, output_attentions=True)
+    eager = [out.attentions[layer][:, head, -1] for layer, head in heads]  # (B, T) each
+    expected = (torch.stack(eager, dim=1) * audio[:, None]).sum(-1).mean(-1)
+    torch.testing.assert_close(taps.scores(), expected, atol=5e-7, rtol=0)
+    assert expected.max() - expected.min() > 1e-3, "the rows differ"
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_files_are_the_same_for_a_seed() -> None:
-    first, again, other = (list(files(seed, 60)) for seed in (1, 1, 2))
+    first, again, other = (list(files(seed, 20)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 

@@ -387,3 +387,11 @@ def test_a_stream_says_what_the_whole_answer_says(
     assert timeless({**last, **cached}) == timeless(whole)
     assert float(response.headers["x-listening-score"]) == whole["listening"]["score"]
     assert "x-steering-strength" in response.headers
+    scores = [score for piece in pieces for score in piece.get("token_scores", ())]
+    if "choices" in more:
+        assert scores == []
+    else:
+        assert scores[0] == whole["listening"]["score"]
+        assert len(set(scores)) > 1 and 0 <= min(scores) <= max(scores) <= 1
+        assert 0 <= whole["usage"]["completion_tokens"] - len(scores) <= 1, "an end token at most"
+    assert "token_scores" not in last

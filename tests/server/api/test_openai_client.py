@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
@@ -139,16 +138,8 @@ def test_errors_are_its_exceptions(client: OpenAI, messages: Any, sound: bytes) 
     assert large.value.status_code == 413
 
 
-@pytest.mark.slow
-def test_a_key_is_asked_for(
-    serve_process: Callable[..., Any],
-    checkpoint_folder: Path,
-    profile_folder: Path,
-    tmp_path: Path,
-    messages: Any,
-) -> None:
-    key = ("--api-keys", "right-key")
-    with serve_process(checkpoint_folder, profile_folder, tmp_path / "log", *key) as (_, url):
+def test_a_key_is_asked_for(start: Callable[..., Any], messages: Any) -> None:
+    with start(api_keys="right-key") as server, server.on_a_port() as url:
         with (
             OpenAI(base_url=f"{url}/v1", api_key="wrong-key", max_retries=0) as wrong,
             pytest.raises(openai.AuthenticationError) as caught,

@@ -297,6 +297,9 @@ def test_a_stream_has_role_pieces_finish_and_usage(complete: Any, options: Any) 
     last = rest.pop()
     text = "".join(one["choices"][0]["delta"]["content"] for one in rest)
     assert text == whole["choices"][0]["message"]["content"]
+    scores = [score for one in rest for score in one["token_scores"]]
+    assert scores[0] == whole["listening"]["score"]
+    assert 0 <= whole["usage"]["completion_tokens"] - len(scores) <= 1, "an end token at most"
     assert [one["choices"][0]["finish_reason"] for one in (first, *rest)] == [None] * (
         len(rest) + 1
     )

@@ -70,6 +70,7 @@ def test_a_server_that_could_not_load_says_so(start: Any, monkeypatch: pytest.Mo
 
 SWITCHED_OFF = {
     "stale recorded step": "recorded_steps",
+    "score by other keys": "live_score",
     "silence cut at the wrong end": "cut_silence",
     "prompt and twin mixed up": "one_pass",
 }

@@ -70,6 +70,7 @@ def test_text_alone_is_streamed(server: Any, route: str) -> None:
     assert response.headers["x-listening-score"] == "unknown"
     *pieces, last = events(response.text)
     assert last["listening"] is None
+    assert all("token_scores" not in piece for piece in pieces)
     if route == NATIVE:
         assert "".join(piece["delta"] for piece in pieces) == text
     else:

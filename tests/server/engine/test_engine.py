@@ -118,7 +118,8 @@ def words(answer: Answer) -> list[Any]:
 def figures(answer: Answer) -> list[float]:
     listening = answer.listening
     scores = [listening.score or 0.0, listening.silence_score or 0.0, answer.steering.strength]
-    return [*answer.probabilities, *scores, *listening.timeline.tolist()]
+    timeline = listening.timeline.tolist()
+    return [*answer.probabilities, *scores, *timeline, *answer.token_scores]
 
 
 async def all_of(engine: Engine, questions: list[Question]) -> list[Answer | BaseException]:

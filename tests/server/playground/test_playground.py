@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import sub
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,6 +167,23 @@ def heat(page: Page) -> list[int]:
     return redness
 
 
+# Colours as they are seen, as lists of red, green and blue: behind each word, of the text, of
+# the card.
+SHADES = """() => {
+  const list = (text) => text.match(/[\\d.]+/g).map(Number);
+  const style = (element) => getComputedStyle(element);
+  const card = list(style(document.querySelector("#results")).backgroundColor);
+  const over = ([r, g, b, a = 1]) => [r, g, b].map((v, i) => Math.round(a * v + (1 - a) * card[i]));
+  const marks = [...document.querySelectorAll("#bare mark")];
+  return [marks.map((mark) => over(list(style(mark).backgroundColor))),
+    list(style(marks[0]).color), card];
+}"""
+
+
+def hexadecimal(colour: list[int]) -> str:
+    return "#" + "".join(f"{value:02x}" for value in colour)
+
+
 class TestInABrowser:
     pytestmark = needs_browser
 
@@ -241,6 +259,54 @@ class TestInABrowser:
             ask(page, "What is this?", "")
             assert shown_text(page, "bare")
             expect(page.locator("#bare dt")).to_have_count(0)
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_words_are_shaded_by_what_the_sound_did(
+        self, browser: Browser, demo_url: str, scheme: Any
+    ) -> None:
+        with visit(browser, f"{demo_url}/", "phone", color_scheme=scheme) as page:
+            page.get_by_role("button", name="clarinet").click()
+            expect(page.locator("#sound-name")).to_have_text(re.compile("clarinet.wav"))
+            ask(page, "Describe what you hear.", "")
+            text, marks = shown_text(page, "bare"), page.locator("#bare mark")
+            words = [word for word in re.split(r"\W+", text) if word]
+            assert marks.all_inner_texts() == words
+            assert len(words) > 1
+            table = page.locator("#bare table")
+            expect(table).to_be_hidden()
+            page.locator("#bare summary").click()
+            lines = [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
+            assert [line[0] for line in lines] == words
+            bits = [float(line[1]) for line in lines]
+            assert max(bits) > 0.1 > min(bits)
+            assert [line[3] for line in lines] == [("guessed", "heard")[b >= 0.1] for b in bits]
+            shades, ink, card = page.evaluate(SHADES)
+            deepest = [max(map(abs, map(sub, shade, card))) for shade in shades]
+            by_bits = [depth for _, depth in sorted(zip(bits, deepest, strict=True))]
+            assert by_bits == sorted(deepest), "more bits, more colour"
+            for shade in shades:
+                assert contrast(hexadecimal(ink), hexadecimal(shade)) >= 4.5
+            about = page.locator("#bare .about")
+            expect(about).to_have_text(re.compile(f"^\\d of {len(words)} words guessed$"))
+            marks.last.hover()
+            expect(about).to_have_text(re.compile(f"^{words[-1]}: "))
+            marks.first.focus()
+            for i in range(len(words)):
+                expect(marks.nth(i)).to_be_focused()
+                told = f"{lines[i][3]}, {lines[i][1]} bits, score {lines[i][2]}"
+                expect(about).to_have_text(f"{words[i]}: {told}")
+                expect(marks.nth(i)).to_have_attribute("aria-description", told)
+                page.keyboard.press("ArrowRight")
+            expect(marks.last).to_be_focused()
+            assert page.locator("#bare mark[tabindex='0']").count() == 1
+            expect(page.locator("#words-legend")).to_be_visible()
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= SIZES["phone"][0], "the page is wider than the screen"
+            take_screenshot(page, f"words-{scheme}")
+            ask(page, "Which instrument is this?", "clarinet, organ")
+            expect(page.locator("#bare mark")).to_have_count(0)
+            expect(page.locator("#words-legend")).to_be_hidden()
+            expect(table).to_be_hidden()
 
     def test_a_recording_becomes_a_wav_file(self, browser: Browser, running_url: str) -> None:
         with visit(browser, f"{running_url}/", permissions=["microphone"]) as page:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -140,31 +142,55 @@ def signal(rate_hz: int, channels: int, seconds: float = SECONDS) -> NDArray[np.
     return (loudness[:, None] * (0.7 * tone + 0.3 * noise)).astype(np.float32)
 
 
-def encode(encoding: Encoding, rate_hz: int, channels: int, folder: str) -> bytes:
-    """The file as ffmpeg writes it."""
-    source = ["-f", "f32le", "-ar", str(rate_hz), "-ac", str(channels), "-i", "-"]
-    target = "-" if encoding.pipe else f"{folder}/file"
-    words = ["ffmpeg", "-v", "error", "-y", *source, *encoding.words]
-    words += ["-f", encoding.container, target]
-    made = subprocess.run(
-        words, input=signal(rate_hz, channels).tobytes(), capture_output=True, check=False
-    )
-    assert made.returncode == 0, (encoding, rate_hz, channels, made.stderr[-500:])
-    if encoding.pipe:
-        return made.stdout
-    with open(target, "rb") as file:
-        return file.read()
+class _Plan(NamedTuple):
+    """A file to write."""
+
+    encoding: Encoding
+    rate_hz: int
+    channels: int
 
 
-def whole_files(folder: str) -> Iterator[Sample]:
+def _plans() -> Iterator[_Plan]:
     """A file of every encoding at every second of its rates, the layouts by turns."""
     for turn, encoding in enumerate(ENCODINGS):
         rates = encoding.rates[turn % 2 :: 2] or encoding.rates
         for number, rate_hz in enumerate(rates):
-            channels = encoding.channels[number % len(encoding.channels)]
-            name = f"{encoding.container} {' '.join(encoding.words)} {rate_hz} Hz x {channels}"
-            data = encode(encoding, rate_hz, channels, folder)
-            yield Sample(encoding.kind, name, data, encoding.refusable)
+            yield _Plan(encoding, rate_hz, encoding.channels[number % len(encoding.channels)])
+
+
+def _encode(plans: list[_Plan], folder: Path) -> dict[_Plan, bytes]:
+    """Files of one sound, of which only one may go to a pipe: ffmpeg takes longest to start."""
+    rate_hz, channels = plans[0][1:]
+    words = ["ffmpeg", "-v", "error", "-y", "-f", "f32le", "-ar", str(rate_hz)]
+    words += ["-ac", str(channels), "-i", "-"]
+    targets = {plan: folder / str(number) for number, plan in enumerate(plans)}
+    for plan, target in targets.items():
+        output = "-" if plan.encoding.pipe else str(target)
+        words += [*plan.encoding.words, "-f", plan.encoding.container, output]
+    made = subprocess.run(
+        words, input=signal(rate_hz, channels).tobytes(), capture_output=True, check=False
+    )
+    assert made.returncode == 0, (plans, made.stderr[-500:])
+    return {
+        plan: made.stdout if plan.encoding.pipe else target.read_bytes()
+        for plan, target in targets.items()
+    }
+
+
+def whole_files(folder: Path) -> Iterator[Sample]:
+    """A file of every encoding."""
+    plans = list(_plans())
+    by_sound: dict[tuple[int, ...], list[_Plan]] = defaultdict(list)
+    for number, plan in enumerate(plans):
+        alone = (number,) if plan.encoding.pipe else ()
+        by_sound[plan.rate_hz, plan.channels, *alone].append(plan)
+    written: dict[_Plan, bytes] = {}
+    for together in by_sound.values():
+        written |= _encode(together, folder)
+    for plan in plans:
+        kind, container, words, *_ = plan.encoding
+        name = f"{container} {' '.join(words)} {plan.rate_hz} Hz x {plan.channels}"
+        yield Sample(kind, name, written[plan], plan.encoding.refusable)
 
 
 # ---- faults

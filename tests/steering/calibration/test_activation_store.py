@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steering.calibration.activation_store import Columns, open_store
-from steering.calibration.activations import ActivationRow, Activations, column_layout
+from steering.calibration.activation_store import open_store
+from steering.calibration.activations import (
+    ActivationRow,
+    Activations,
+    Columns,
+    column_layout,
+)
 from steering.errors import DataError
 from steering.model.audio_model import AudioModel
 

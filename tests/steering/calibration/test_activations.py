@@ -21,6 +21,7 @@ from steering.calibration.activations import (
 from steering.errors import AudioError
 from steering.generation import Sampling
 from steering.items import Item, is_right, read
+from steering.meters.waveform import read_meters
 from steering.model.audio_model import AudioModel
 from steering.prefill import prefill
 from steering.prompt import silent_twin, with_choices
@@ -68,6 +69,7 @@ def test_the_prompt_is_the_question_over_its_options(
 def test_evidence_is_what_two_passes_say(
     model: AudioModel, items: tuple[Item, ...], one_thread: None
 ) -> None:
+    items = (replace(items[0], events=((0.1, 0.25),)), *items[1:])
     recorded = record(model, items)
     heads, layers = all_heads(model), range(model.num_layers)
     for i, item in enumerate(items):
@@ -80,6 +82,17 @@ def test_evidence_is_what_two_passes_say(
         np.testing.assert_array_equal(recorded.exact_differences[i], exact)
         assert recorded.seconds is not None
         assert recorded.seconds[i] == pytest.approx(prompt.heard_seconds[0])
+        samples = prompt.clips[0].samples
+        assert recorded.meters is not None
+        np.testing.assert_array_equal(recorded.meters[i], read_meters(samples, 16_000))
+        assert recorded.event_mass is not None and recorded.event_share is not None
+        inside = np.zeros(heard.attention.shape[1])
+        inside[2:7] = np.array([0.5, 1, 1, 1, 0.25]) * bool(item.events)
+        np.testing.assert_allclose(
+            recorded.event_mass[i], (heard.attention.numpy() * inside).sum(-1), atol=1e-6
+        )
+        share = inside.mean() if item.events else np.nan
+        assert recorded.event_share[i] == pytest.approx(share, nan_ok=True)
         cut = prefill(hearing_silence(model, Ladder()), prompt, heads=heads, layers=layers)
         silent_mass, differences = recorded.silent_mass[i], recorded.differences[i]
         np.testing.assert_allclose(silent_mass, cut.attention.sum(-1).numpy(), atol=1e-5)

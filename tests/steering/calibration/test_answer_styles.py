@@ -21,7 +21,7 @@ from steering.profile import Profile
 from steering.readout import Intervention
 from tests.steering.answer_styles import STYLES, speaking, write_items
 
-FEW, MANY, AUTO_ITEMS = 8, 60, 40
+FEW, MANY, AUTO_ITEMS = 8, 60, 60
 PLAIN = "plain"
 
 

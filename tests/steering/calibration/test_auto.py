@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from steering import load
 from steering.calibration import auto
+from steering.calibration.assembly import SYNTHETIC
 from steering.calibration.auto import (
     NoProfile,
     find_or_make,
@@ -21,9 +22,10 @@ from steering.calibration.auto import (
     load_cached,
     profile_folder,
 )
-from steering.calibration.calibrate import SYNTHETIC, calibrate
+from steering.calibration.calibrate import calibrate
 from steering.calibration.prompt_trial import PromptTrial
-from steering.errors import ProfileError
+from steering.calibration.specialists import CORRECTNESS, EFFECT, Criterion
+from steering.errors import DataError, ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.model.prompt_style import R1_AQA, STYLES
@@ -134,7 +136,16 @@ def test_a_profile_that_grew_is_that_of_all_its_items(
     grown = profile_folder(made[0], copied, ITEMS) / "profile"
     trial = PromptTrial(**load_profile(grown).calibration["prompt_trial"])
     asked = replace(copied, prompt_style=STYLES[trial.style])
-    calibrate(asked, data, data.parent, tmp_path / "once", calibrated_on=SYNTHETIC, trial=trial)
+    by_answers = load_profile(grown).criterion == CORRECTNESS
+    calibrate(
+        asked,
+        data,
+        data.parent,
+        tmp_path / "once",
+        calibrated_on=SYNTHETIC,
+        trial=trial,
+        criterion=CORRECTNESS if by_answers else EFFECT,
+    )
     for name in ("profile.json", "profile.safetensors"):
         assert (grown / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
@@ -142,6 +153,47 @@ def test_a_profile_that_grew_is_that_of_all_its_items(
 @pytest.mark.parametrize(("most", "tried"), [(40, [40]), (60, [40, 60]), (400, [100, 200, 400])])
 def test_a_quarter_of_the_items_is_tried_first(most: int, tried: list[int]) -> None:
     assert list(auto._counts(most)) == tried
+
+
+# ---- by effect, where right answers say too little
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ((4.0, 3.0), "effect"),
+        ((4.0, 5.0), "correctness"),
+        ((None, 5.0), "correctness"),
+        ((4.0, None), "effect"),
+        ((0.0, 0.0), "effect"),
+    ],
+)
+def test_where_right_answers_choose_no_heads_the_criterion_with_more_gain_does(
+    made: tuple[Path, list[str]],
+    copied: AudioModel,
+    gains: tuple[float | None, float | None],
+    chosen: str,
+) -> None:
+    profile = load_profile(profile_folder(made[0], copied, ITEMS) / "profile")
+    by = dict(zip(("effect", "correctness"), gains, strict=True))
+    last = ""
+
+    def fit(criterion: Criterion) -> Profile:
+        nonlocal last
+        if by[criterion] is None:
+            raise DataError("no heads can be chosen")
+        last = criterion  # the one whose profile is in the cache
+        return replace(profile, name=criterion, held_out={"gain_balanced": [by[criterion]]})
+
+    assert auto._fit_by_either(fit, lambda _: None).name == chosen == last
+
+
+def test_where_neither_criterion_chooses_heads_the_reason_is_said() -> None:
+    def fit(criterion: Criterion) -> Profile:
+        raise DataError(f"nothing by {criterion}")
+
+    with pytest.raises(DataError, match="nothing by correctness"):
+        auto._fit_by_either(fit, lambda _: None)
 
 
 # ---- out of reach

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from steering.calibration import activations as activations_module
 from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
-from steering.calibration.calibrate import calibrate, fit_profile, verdicts
+from steering.calibration.assembly import verdicts
+from steering.calibration.calibrate import calibrate, fit_profile
 from steering.calibration.data_checks import MIN_ITEMS
 from steering.calibration.decisive_token import MAX_RIGHT
 from steering.calibration.search import (
@@ -29,6 +30,7 @@ from steering.errors import DataError
 from steering.generation import Sampling
 from steering.items import DataSet, Item
 from steering.measures import auroc_against_silence
+from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.profile import load
 from steering.readout import Intervention, logits
@@ -83,6 +85,8 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
     differences = rng.standard_normal((ITEMS, model.num_layers, model.hidden_size))
     silent = rng.uniform(0.0, 0.2, (ITEMS, model.num_layers * model.num_heads))
     mass = rng.uniform(0.25, 0.45, silent.shape)
+    meters = rng.standard_normal((ITEMS, len(METERS)))
+    meters[:, 0] += right  # the level knows a little, whatever the heads know
     if helps:
         differences += 40 * words[other][:, None]
         hurt = right & (rng.random(ITEMS) < 1 / 12)
@@ -105,6 +109,9 @@ def activations(model: AudioModel, *, helps: bool) -> Activations:
         exact_differences=differences.astype(np.float32),
         exact_mass=silent.astype(np.float32),
         seconds=np.linspace(0.3, 25, ITEMS).astype(np.float32),
+        meters=meters.astype(np.float32),
+        event_mass=(mass / 2).astype(np.float32),
+        event_share=np.full(ITEMS, 0.5, np.float32),
     )
 
 
@@ -139,6 +146,17 @@ def test_planted_heads_and_a_planted_direction_are_found(untrained: AudioModel) 
     assert profile.verdicts.of(0.72) == "listening"
     assert profile.verdicts.of(0.2) == "not_listening"
 
+    figures = profile.calibration["meters"]
+    assert figures["telling_items"] == ITEMS / 2
+    assert figures["heads"] > 0.95 > figures["by_meter"]["peak_dbfs"] > 0.6
+    assert profile.warning is None, "the heads know more than any meter"
+    meters = planted_activations.meters
+    assert profile.meter_gate is not None and meters is not None
+    assert 0 < profile.meter_gate.gate.max_strength <= 2
+    by_meters = profile.meter_gate.strengths(meters)
+    right = planted_activations.right
+    assert by_meters[right].mean() < by_meters[~right].mean()
+
 
 @pytest.mark.parametrize("better", [False, True])
 def test_silence_as_long_as_the_clip_is_taken_only_if_it_gains_more(
@@ -163,7 +181,10 @@ def test_silence_as_long_as_the_clip_is_taken_only_if_it_gains_more(
 
 def test_what_a_profile_says_of_its_data(untrained: AudioModel) -> None:
     planted_activations = activations(untrained, helps=True)
+    assert planted_activations.meters is not None
+    planted_activations.meters[:, 0] = 10 * planted_activations.right
     profile = fit_profile(untrained, dataset(), planted_activations)
+    assert "the clip's peak level tells right from wrong" in str(profile.warning)
     scores = planted_activations.scores(profile.heads, untrained.num_heads)
     assert profile.fingerprint == untrained.fingerprint
     assert profile.name.endswith("00ff"), "named for its data"
@@ -201,6 +222,8 @@ def test_where_nothing_helps_steering_is_refused(untrained: AudioModel) -> None:
     assert profile.max_strength == 0.0
     assert profile.refusal and "outside the fold" in profile.refusal
     assert profile.gate.strength(0.0) == 0.0
+    assert profile.meter_gate is not None
+    assert profile.meter_gate.gate.max_strength == 0, "as the score's"
     assert profile.heads, "it can still be heard whether the model listens"
 
 

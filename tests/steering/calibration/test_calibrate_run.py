@@ -117,10 +117,14 @@ def test_kept_evidence_makes_the_profile_again_without_a_pass(
 
 def test_evidence_of_other_items_is_refused(demo: AudioModel, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "profile"
-    process = started(data, out)
-    wait_for(lambda: items_done(out) >= 1, process)
-    process.kill()
-    process.communicate()
+
+    def stop(done: int, _: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(demo, data, data.parent, out, progress=stop)
+    assert items_done(out) > 0
     other = write_items(tmp_path, ITEMS + 2)
     with pytest.raises(DataError, match="data_sha256"):
         calibrate(demo, other, tmp_path, out)

@@ -72,6 +72,9 @@ def test_where_they_part_the_gate_is_fitted_on_what_was_generated(untrained: Aud
     assert "part by more than 3 points" in generated["words"]
     assert profile.gate.strength(0.3) > alone.gate.strength(0.3) + 0.3
     assert profile.fixed_strength > alone.fixed_strength + 0.3
+    assert profile.meter_gate is not None and alone.meter_gate is not None
+    assert profile.meter_gate.regression == alone.meter_gate.regression
+    assert profile.meter_gate.gate.max_strength > alone.meter_gate.gate.max_strength
     scores = planted.scores(profile.heads, untrained.num_heads)
     served = generate(
         planted,

@@ -11,6 +11,8 @@ import torch
 from steering.calibration.activations import Activations
 from steering.heads import Verdicts
 from steering.items import Item
+from steering.meters.regression import MeterGate, MeterRegression
+from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.readout import Intervention
@@ -41,6 +43,10 @@ def profile_of(model: AudioModel) -> Profile:
         head_mean=np.full(3, 0.3, np.float32),
         head_std=np.full(3, 0.1, np.float32),
         silence="exact",  # as passes by hand take it
+        meter_gate=MeterGate(
+            MeterRegression((-6.0, -9.0, 0.6, 1000, 5, 2000), (1.0,) * 6, (0.4,) * 6, 0.0),
+            Gate(1.8, 0.0, 100.0),
+        ),
     )
 
 
@@ -68,4 +74,7 @@ def activations(model: AudioModel, count: int) -> Activations:
         right=right,
         form=np.zeros(count, np.int64),
         top_probability=rng.random(count).astype(np.float32),
+        meters=rng.standard_normal((count, len(METERS))).astype(np.float32),
+        event_mass=(mass / 2).astype(np.float32),
+        event_share=np.full(count, 0.5, np.float32),
     )

@@ -47,9 +47,14 @@ def test_every_control_is_there_and_can_be_written(grouped: AudioModel) -> None:
     assert {"bare", "adaptive", "fixed", "oracle_fixed", "oracle_fixed_natural"} <= set(
         figures["gates"]
     )
-    assert {"wording_only", "cue_only", "shuffled", "divergence", "confidence"} <= set(
-        figures["gates"]
-    )
+    assert {
+        "wording_only",
+        "cue_only",
+        "shuffled",
+        "divergence",
+        "confidence",
+        "meter_gate",
+    } <= set(figures["gates"])
     for gate in figures["gates"].values():
         assert set(gate) == {"all", "balanced", "natural"}
     assert figures["gates"]["adaptive"]["all"]["gain_of_adaptive"] == [0, 0, 0]

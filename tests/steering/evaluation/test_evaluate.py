@@ -23,6 +23,7 @@ from steering.evaluation.arms import ARMS, permuted
 from steering.evaluation.evaluate import JOURNAL, evaluate
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
+from steering.meters.waveform import read_meters
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import silent_twin
@@ -53,6 +54,9 @@ def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[PrefillResult, Ste
         0.0,
     )
     strength = profile.gate.strength(score)
+    gate, samples = profile.meter_gate, load_item_clip(model, item).samples
+    assert gate is not None
+    metered = float(gate.strengths(read_meters(samples, model.sample_rate_hz)[None])[0])
     turned, turned_silent, turned_score = heard_of(model, permuted(item, 0))
     turned_live = pool((turned.states - turned_silent.states)[[1, 2]], intervention)
     return {
@@ -63,6 +67,7 @@ def by_hand(model: AudioModel, item: Item) -> dict[str, tuple[PrefillResult, Ste
         "inverted": (heard, SteeringPlan(live, 2.0 - strength, intervention)),
         "calibrated": (heard, SteeringPlan(profile.direction, strength, intervention)),
         "all_layers": (heard, SteeringPlan(difference.mean(0), strength, intervention)),
+        "meter_gate": (heard, SteeringPlan(live, metered, intervention)),
         "permuted_bare": (turned, SteeringPlan()),
         "permuted_adaptive": (
             turned,
@@ -98,9 +103,16 @@ def test_every_arm_answers_every_item(grouped: AudioModel, tmp_path: Path) -> No
     assert strict == json.loads(json.dumps(results))
     assert results["data"]["items"] == 4
     assert results["model"]["fingerprint"] == grouped.fingerprint
+    assert results["meters"]["parts"]["conflict/weak"]["items"] == 2
+    assert results["timeline"] is None, "these items know no events"
+    assert "gain_over_meter_gate" in results["arms"]["adaptive"]
     assert "x " in results["asking"]["first_prompt"]
     rows = list(csv.DictReader((out / "items.csv").read_text().splitlines()))
     assert [row["id"] for row in rows] == [item.id for item in items]
+    tokens = list(csv.DictReader((out / "tokens.csv").read_text().splitlines()))
+    assert {row["audio"] for row in tokens} == {item.audio.name for item in items}
+    assert results["effect"]["tokens"]["count"] == len(tokens)
+    assert results["effect"]["criterion"] == "correctness"
     assert (out / "report.html").stat().st_size > 10_000
     assert not list(out.glob(".*")), "nothing partial stays"
     assert not (out / JOURNAL).exists(), "the journal of a finished run is removed"

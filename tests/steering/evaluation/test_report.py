@@ -49,6 +49,7 @@ def folder(grouped: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
         record["task"] = f"{HOSTILE}{i % 2}"
         record["wording"] = ("neutral", "consistent", "conflict")[i % 3]
         record["cue"] = None if i % 3 == 0 else "weak"
+        record["events"] = [[0.0, 0.2]]
     data.write_text(json.dumps(records))
     evaluate(grouped, profile_of(grouped), data, root, root / "out", mode="choices")
     return root / "out"
@@ -87,6 +88,13 @@ def test_every_arm_is_in_the_table(folder: Path) -> None:
     arms = json.loads((folder / "results.json").read_text())["arms"]
     assert "oracle_fixed_natural" in arms
     assert all(f'<th scope="row">{arm}<small>' in text for arm in arms)
+
+
+def test_meters_and_events_have_their_tables(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    assert "more than a volume meter?" in text and "peak level" in text
+    line = json.loads((folder / "results.json").read_text())["timeline"]
+    assert line["words"] in text.replace("&#39;", "'")
 
 
 # ---- words

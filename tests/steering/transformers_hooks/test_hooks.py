@@ -20,7 +20,14 @@ from steering import listening
 from steering.audio.clip import Clip
 from steering.decision import effect_bits
 from steering.errors import AllEarsError, ModelError, ProfileError, RequestError
-from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, steered_logits
+from steering.generation import (
+    UNSTEERED,
+    Sampling,
+    SteeringPlan,
+    generate,
+    generate_scored,
+    steered_logits,
+)
 from steering.heads import Verdicts, listening_score, timeline
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill, run_layers
@@ -210,6 +217,12 @@ def test_each_row_of_a_batch_is_heard_and_steered_as_alone(
         assert heard.silence_score is not None
         assert heard.effect_bits == pytest.approx(alone.effect_bits, rel=1e-3)
         assert same(token_rows[row], own_tokens(model, alone))
+        scored = generate_scored(
+            model, alone.heard, alone.plan, Sampling(max_tokens=TOKENS), profile.heads
+        )
+        scores = [score for _, score in scored]
+        assert ears.token_scores[row, : len(scores)] == pytest.approx(scores, abs=2e-6)
+    assert ears.token_scores.shape == (3, len(token_rows[0]))
     with pytest.raises(RequestError, match=r"ears\.rows"):
         _ = ears.score
 

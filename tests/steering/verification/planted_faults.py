@@ -47,8 +47,10 @@ def mask_of_the_question(patch: Patch) -> None:
 def mask_of_a_step(patch: Patch) -> None:
     """The newest token of a row is not seen."""
 
-    def short(original: Any, model: Any, states: Any, at: Any, mask: Tensor, *rest: Any) -> Any:
-        return original(model, states, at, pad(mask[..., 1:], (0, 1)), *rest)
+    def short(
+        original: Any, model: Any, states: Any, at: Any, mask: Tensor, *rest: Any, **opts: Any
+    ) -> Any:
+        return original(model, states, at, pad(mask[..., 1:], (0, 1)), *rest, **opts)
 
     change(patch, kv_slots, "run_layers", short)
 
@@ -67,8 +69,8 @@ def position(patch: Patch) -> None:
 def position_of_a_step(patch: Patch) -> None:
     """A row's token stands one place too far."""
 
-    def shifted(original: Any, model: Any, states: Any, at: Tensor, *rest: Any) -> Any:
-        return original(model, states, at + 1, *rest)
+    def shifted(original: Any, model: Any, states: Any, at: Tensor, *rest: Any, **opts: Any) -> Any:
+        return original(model, states, at + 1, *rest, **opts)
 
     change(patch, kv_slots, "run_layers", shifted)
 
@@ -93,6 +95,11 @@ def tap(patch: Patch) -> None:
         return original(q, k, mask, scaling, (heads + 1) % q.shape[1])
 
     change(patch, taps, "last_row", next_one)
+
+
+def score(patch: Patch) -> None:
+    """A token is scored by the keys beside its own."""
+    change(patch, taps, "_products", lambda original, q, k: original(q, k.roll(1, 1)))
 
 
 def twin(patch: Patch) -> None:
@@ -168,10 +175,11 @@ FAULTS = (
     Fault("prompt without its mask", no_mask, ("logits", "taps", *TWIN, "decode"), "refused"),
     Fault("question without its mask", mask_of_the_question, TWIN, "refused"),
     Fault("mask of a step too short", mask_of_a_step, ("rows",), "refused"),
-    Fault("position shifted", position, ("one pass", "decode", "rows"), "refused"),
-    Fault("row's position shifted", position_of_a_step, ("rows",), "refused"),
+    Fault("position shifted", position, ("one pass", "decode", "live score", "rows"), "refused"),
+    Fault("row's position shifted", position_of_a_step, ("live score", "rows"), "refused"),
     Fault("stale recorded step", stale_step, ("recorded step",), "switched off"),
-    Fault("tap on another head", tap, ("taps", *TWIN), "refused"),
+    Fault("tap on another head", tap, ("taps", *TWIN, "live score"), "refused"),
+    Fault("score by other keys", score, ("live score",), "switched off"),
     Fault("twin of another length", twin, TWIN, "refused"),
     Fault("silence cut at the wrong end", wrong_end, ("cut silence",), "switched off"),
     Fault("prompt and twin mixed up", mixed_up, ("one pass",), "switched off"),

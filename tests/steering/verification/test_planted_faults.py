@@ -28,14 +28,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 
 def at_start(model: AudioModel) -> str:
     """What becomes of a start on a device that records its steps."""
-    slots = KVSlots(model, 4, 256, Intervention(layers=(1,)), rounded=True)
+    slots = KVSlots(model, 4, 256, Intervention(layers=(1,)), ((1, 2), (0, 1)), rounded=True)
     try:
         tested = self_test(model)
         check_slots(tested.trial, slots)
     except ModelError as error:
         assert "--verify" in str(error)
         return "refused"
-    return "switched off" if slots.why_not_recorded or tested.found_wrong else "not noticed"
+    wrong = slots.why_not_recorded or slots.why_not_scored or tested.found_wrong
+    return "switched off" if wrong else "not noticed"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.name))

@@ -19,7 +19,8 @@ from tests.steering import tiny
 from tests.steering.model.added_family import AUDIO_FLAMINGO_3, audio_flamingo_3
 
 NAMES = ["prompt ids", "encoder", "logits", "taps", "twin", "kept twin"]
-NAMES += ["cut silence", "one pass", "decode", "rows", "recorded step", "steering"]
+NAMES += ["cut silence", "one pass", "decode", "live score", "rows", "recorded step"]
+NAMES += ["live score", "steering"]  # of a recorded step too
 CHECKPOINTS = {**tiny.WHOLE, "r1_aqa": tiny.qwen2_audio, "audioflamingo3": audio_flamingo_3}
 CASES = [(name, "float32") for name in CHECKPOINTS]
 CASES += [(name, "bfloat16") for name in tiny.WHOLE] + [("qwen2_audio", "float16")]

@@ -1,0 +1,1 @@
+"""Meters of the waveform: what can be known of a clip without a model, as a control."""

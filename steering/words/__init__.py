@@ -1,0 +1,1 @@
+"""Words of an answer: which of them the sound decided."""
