@@ -40,8 +40,8 @@ _SENTENCE = "Which sound is this?\n"
 class Size:
     """Sizes of a Qwen2-Audio, and the part of it that a listening profile taps."""
 
-    encoder: Mapping[str, int]
-    decoder: Mapping[str, int]
+    encoder: Mapping[str, float]
+    decoder: Mapping[str, float]
     tapped_heads: int
     deepest_layer: int  # of tapped heads and silence directions, from 0
     clip_seconds: float = 30.0
@@ -69,6 +69,7 @@ MID = Size(
 )
 REAL = Size(  # Qwen2-Audio-7B-Instruct
     encoder={
+        "initializer_range": 0.02,
         "d_model": 1280,
         "encoder_layers": 32,
         "encoder_attention_heads": 20,
@@ -76,6 +77,7 @@ REAL = Size(  # Qwen2-Audio-7B-Instruct
         "num_mel_bins": 128,
     },
     decoder={
+        "initializer_range": 0.02,  # wider ones make bfloat16's rounding grow from layer to layer
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,

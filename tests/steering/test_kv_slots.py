@@ -62,6 +62,7 @@ def directed(
 ) -> SteeringPlan:
     """A plan along a direction of its own."""
     draw = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
+    draw = draw.to(heard.final.device)
     return SteeringPlan(draw * heard.final.norm() / draw.norm(), strength, intervention)
 
 
