@@ -19,7 +19,7 @@ from tests.server.engine.test_engine import assert_same
 from tests.steering.examples import clip
 from tests.steering.stand_in_device import plugged_in
 
-CUED = "A friend wrote wind next to it. Identify the sound in the clip."
+CUED = "The record states hammer. What is making this sound?"
 STEERED = SteeringRequest(steer=True)
 
 
