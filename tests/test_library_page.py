@@ -53,7 +53,7 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
         if "as ears" in block and "for strength" not in block
     )
     assert names["answer"].strip() == "dog"
-    assert steered.verdict != "listening"
+    assert steered.verdict == "partly_listening"
     assert steered.strength > 0.1
     assert steered.timeline.sum() == pytest.approx(steered.score, abs=1e-5)
     assert batch.rows[0].verdict == steered.verdict

@@ -231,7 +231,11 @@ def _prefill(
     model, profile = runtime.model, runtime.profile
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
-        one_pass = ONE_PASS not in runtime.found_wrong
+        # Beside a twin the last digits may be others: strength 0 is exactly the bare answer, whose
+        # pass has a twin only where the question asks for one.
+        asked = question.with_silence or question.with_effect or question.with_words
+        bare = question.steering.strength == 0 and not asked
+        one_pass = ONE_PASS not in runtime.found_wrong and not bare
         return prefill_with_silence(
             model, prompt, silence, heads=heads, layers=layers, one_pass=one_pass
         )

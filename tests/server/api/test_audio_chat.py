@@ -181,9 +181,7 @@ def test_the_adaptive_strength_is_the_gates(server: Any, runtime: Runtime, audio
 def test_strength_zero_is_the_bare_answer(server: Any, audio: dict[str, str]) -> None:
     bare = chat(server, audio, choices=CHOICES)
     zero = chat(server, audio, choices=CHOICES, steer=True, steering={"strength": 0})
-    for asked, plain in zip(zero["choices"], bare["choices"], strict=True):  # the twin runs beside
-        assert asked["text"] == plain["text"]
-        assert asked["probability"] == pytest.approx(plain["probability"], abs=1e-6)
+    assert zero["choices"] == bare["choices"]
     assert zero["steering"]["applied"] is False
     assert zero["steering"]["reason"] == "strength is 0"
 

@@ -204,9 +204,8 @@ class TestInABrowser:
             assert (shown_text(page, "bare"), shown_text(page, "steered")) == ("hammer", "dog")
             gauge = page.get_by_role("meter")
             score = float(gauge.get_attribute("aria-valuenow") or "nan")
-            assert 0 < score < VERDICTS["listening"]
-            verdict = "Partly" if score >= VERDICTS["partly"] else "Not"
-            expect(page.locator("#verdict")).to_have_text(f"{verdict} listening {score:.2f}")
+            assert VERDICTS["partly"] <= score < VERDICTS["listening"]
+            expect(page.locator("#verdict")).to_have_text(f"Partly listening {score:.2f}")
             assert f"{VERDICTS['listening']:.2f}, the mark" in (
                 gauge.get_attribute("aria-valuetext") or ""
             )
