@@ -29,7 +29,6 @@ from steering.readout import logits, pool, relative_norm
 from steering.words.word import Word
 
 Direction = Literal["request", "calibrated"]
-FELT_BITS = 0.1  # under this effect the sound is said to do nothing
 _LEAST_PROBABILITY = 1e-30  # of a token that a distribution rules out: the effect stays finite
 
 
@@ -38,7 +37,7 @@ class SteeringRequest:
     """A request to steer an answer, or not to."""
 
     steer: bool = False
-    strength: float | None = None  # None is adaptive: as much as the listening score asks for
+    strength: float | None = None  # None is adaptive: as much as the profile's gate says
     direction: Direction = "request"  # live, the clip minus its silence; or the profile's own
 
 
@@ -188,18 +187,37 @@ def refusal(profile: Profile) -> str | None:
 
 
 def wants_silence(profile: Profile, request: SteeringRequest) -> bool:
-    """Whether the decision needs the live direction, and so the silent twin."""
-    return request.steer and request.direction == "request" and refusal(profile) is None
+    """Whether the decision needs the silent twin: for the live direction, or for the effect."""
+    if not request.steer or refusal(profile) is not None:
+        return False
+    return request.direction == "request" or needs_effect(profile, request)
 
 
-def strength_of(profile: Profile, request: SteeringRequest, score: float) -> float:
-    """The strength asked for or, where none was, the one that the listening score asks for.
+def needs_effect(profile: Profile, request: SteeringRequest) -> bool:
+    """Whether the strength is the effect's to say, and so the silent twin runs to the readout."""
+    adaptive = request.steer and request.strength is None
+    return adaptive and profile.gate.reads == "effect" and refusal(profile) is None
+
+
+def strength_of(
+    profile: Profile, request: SteeringRequest, score: float, effect: float | None = None
+) -> float:
+    """The strength asked for or, where none was, the one that the profile's gate says.
+
+    Args:
+        profile: of the model.
+        request: the steering asked for.
+        score: the prompt's listening score.
+        effect: bits of the sound on the next token, over the vocabulary; needed where
+            `needs_effect`.
 
     Raises:
         RequestError: it is over the profile's max_strength.
     """
     if request.strength is None:
-        return profile.gate.strength(score)
+        reading = score if profile.gate.reads == "score" else effect
+        assert reading is not None, "the gate reads the effect"
+        return profile.gate.strength(reading)
     if request.strength > profile.max_strength:
         raise RequestError(
             f"steering.strength {request.strength:g} is over this profile's max_strength"
@@ -215,6 +233,7 @@ def decide(
     score: float,
     final: Tensor,
     differences: Tensor | None,
+    effect: float | None = None,
 ) -> Decision:
     """Decide how an answer is steered: refusal, then strength, then direction.
 
@@ -225,6 +244,7 @@ def decide(
         final: (D,) residual of the last prompt token that the readout gets.
         differences: (K, D) clip minus silence of the profile's layers; needed where
             `wants_silence` and the strength is not 0.
+        effect: as `strength_of` takes it.
 
     Returns:
         The plan, and its report with the reason if the answer is not steered.
@@ -237,7 +257,7 @@ def decide(
         return unsteered(why)
     if not request.steer:
         return unsteered("steer is false")
-    strength = strength_of(profile, request, score)
+    strength = strength_of(profile, request, score, effect)
     if strength == 0:
         return unsteered("strength is 0", request.direction)
     intervention = profile.intervention

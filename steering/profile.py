@@ -31,7 +31,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
 from steering.silence_cache import Ladder
-from steering.strength import Gate
+from steering.strength import Gate, Reading
 from steering.taps import Head
 
 SCHEMA_VERSION = 1
@@ -275,6 +275,13 @@ def _record(profile: Profile) -> dict[str, Any]:
     }
 
 
+def _gate(record: Mapping[str, Any]) -> Gate:
+    gate = Gate(**record)
+    if gate.reads not in get_args(Reading):
+        raise ValueError(f"gate reads {gate.reads!r}, not one of {', '.join(get_args(Reading))}")
+    return gate
+
+
 def _silence(value: str) -> Silence:
     if value not in get_args(Silence):
         raise ValueError(f"silence is {value!r}, not one of {', '.join(get_args(Silence))}")
@@ -306,7 +313,7 @@ def _profile(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Profil
         heads=tuple((int(h["layer"]), int(h["head"])) for h in record["heads"]),
         correlations=tuple(float(h["r"]) for h in record["heads"]),
         intervention=Intervention(**{**intervention, "layers": tuple(intervention["layers"])}),
-        gate=Gate(**record["gate"]),
+        gate=_gate(record["gate"]),
         fixed_strength=float(record["fixed_strength"]),
         verdicts=Verdicts(**record["verdicts"]),
         calibration=record["calibration"],

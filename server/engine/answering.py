@@ -40,6 +40,7 @@ from steering.decision import (
     decide,
     effect_bits,
     measure,
+    needs_effect,
     unsteered,
     wants_silence,
 )
@@ -215,8 +216,10 @@ def answer_once(
 
 def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
-    live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
-    to_the_end = question.with_effect or question.with_words
+    profile, request = runtime.profile, question.steering
+    live = profile is not None and wants_silence(profile, request)
+    weighed = profile is not None and needs_effect(profile, request)
+    to_the_end = question.with_effect or question.with_words or weighed
     wanted = live or question.with_silence or to_the_end
     if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
@@ -300,8 +303,13 @@ def _decide(
         return unsteered(NO_AUDIO)
     if runtime.profile is None or listening.score is None:
         return unsteered(runtime.no_profile_reason)
+    profile, request = runtime.profile, question.steering
+    effect: float | None = None
+    if needs_effect(profile, request):
+        assert contrast is not None and contrast.silent is not None
+        effect = effect_bits(runtime.model, prefilled, contrast.silent)
     differences = contrast.differences if contrast else None
-    return decide(runtime.profile, question.steering, listening.score, prefilled.final, differences)
+    return decide(profile, request, listening.score, prefilled.final, differences, effect)
 
 
 def _messages_with_choices(question: Question, style: PromptStyle) -> tuple[Message, ...]:

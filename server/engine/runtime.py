@@ -96,7 +96,7 @@ class Runtime:
 
 
 def _twin_depth(model: AudioModel, profile: Profile | None, *, effect: bool = False) -> int:
-    if profile is None or effect:
+    if profile is None or effect or profile.gate.reads == "effect":
         return model.num_layers
     return profile.depth
 

@@ -17,7 +17,7 @@ from server.listening_log.records import ListeningLog, Record
 from server.listening_log.writer import DatabaseLog
 from server.telemetry.device_memory import device_bytes
 from server.telemetry.merged_metrics import Samples, text
-from steering.decision import FELT_BITS
+from steering.strength import FELT_BITS
 from steering.words.word import Word
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -227,7 +227,8 @@ def fit_profile(
     activations = search.activations
     meter_gate = _meter_gate(search, fit)
     if refusal:
-        best = replace(best, gate=replace(best.gate, max_strength=0.0), fixed_strength=0.0)
+        gates = {best.reads: replace(best.gate, max_strength=0.0)}
+        best = replace(best, gates=gates, fixed_strength=0.0)
     fitted = FittedProfile(
         best,
         activations.mass[:, head_columns(best.heads, model.num_heads)],
@@ -288,6 +289,8 @@ def _fitted(search: Search, calibrated_on: str, generate: Generate | None) -> _F
     try:
         outside = search.held_out()
         held_out = search.held_out_figures(outside)
+        if outside.reads == "effect":
+            best = replace(best, reads="effect")
     except DataError as error:
         return _Fit(best, refusal=f"no gain from steering could be shown outside the fold: {error}")
     rows = right = None

@@ -157,19 +157,22 @@ def fit_on_generated(
         inside, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
         if not len(inside) or not len(held):
             continue
-        own = sampled.activations.scores(outside.fits[k].heads, search.model.num_heads)
-        gate, _ = sampled.best_gate(at_strengths[:, inside], own[inside])
+        own = search.readings(outside.reads, outside.fits[k].heads)[rows]
+        gate, _ = sampled.best_gate(at_strengths[:, inside], own[inside], outside.reads)
         adaptive[held] = at_strengths[nearest(gate.strengths(own[held])), held]
         constant = np.full(len(held), sampled.best_fixed(at_strengths[:, inside]))
         fixed[held] = at_strengths[nearest(constant), held]
-        scores[held] = own[held]
+        scores[held] = sampled.activations.scores(outside.fits[k].heads, search.model.num_heads)[
+            held
+        ]
         silent[held] = sampled.activations.silent_scores(
             outside.fits[k].heads, search.model.num_heads
         )[held]
     figures = sampled.figures(at_strengths[0], fixed, adaptive, scores, silent)
-    scores = sampled.activations.scores(best.heads, search.model.num_heads)
-    gate, _ = sampled.best_gate(at_strengths, scores)
-    return replace(best, gate=gate, fixed_strength=sampled.best_fixed(at_strengths)), figures
+    readings = search.readings(outside.reads, best.heads)[rows]
+    gate, _ = sampled.best_gate(at_strengths, readings, outside.reads)
+    gates, fixed_strength = {outside.reads: gate}, sampled.best_fixed(at_strengths)
+    return replace(best, gates=gates, fixed_strength=fixed_strength), figures
 
 
 def _sample(count: int) -> Rows:

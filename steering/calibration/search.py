@@ -5,7 +5,7 @@ Clips are grouped so that none is on both sides of a fold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from steering.calibration.effects.effect_heads import (
     choose_by_effect,
     effect_against_chance,
 )
+from steering.calibration.effects.first_effects import first_effects
 from steering.calibration.specialists import (
     CORRECTNESS,
     MIN_HEADS,
@@ -41,7 +42,7 @@ from steering.measures import (
 )
 from steering.model.audio_model import AudioModel
 from steering.readout import Intervention
-from steering.strength import Gate
+from steering.strength import Gate, Reading, gate_input
 from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
@@ -61,8 +62,14 @@ class FittedSettings:
     heads: tuple[Head, ...]
     r: tuple[float, ...]
     intervention: Intervention
-    gate: Gate
+    gates: Mapping[Reading, Gate]
     fixed_strength: float
+    reads: Reading = "score"
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of what is read."""
+        return self.gates[self.reads]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +78,8 @@ class OutsideFold:
 
     fold: NDArray[np.int64]  # (I,) of each item
     fits: Sequence[FittedSettings]  # of each fold
+    reads: Reading  # what the gates read
+    gain_of_effect: Sequence[float]  # in %: gates of the effect over those of the score, interval
     strengths: NDArray[np.float64]  # (I,) that the fold's gate gives
     bare: Flags  # (I,)
     fixed: Flags  # (I,)
@@ -96,6 +105,7 @@ class Search:
         self.clips = np.array([str(item.audio) for item in items])  # (I,) path of each item's clip
         self.tried = 0  # settings, so far
         self._outside: OutsideFold | None = None  # once judged
+        self._effects: NDArray[np.float64] | None = None  # (I,) once computed
         self._intervals: dict[tuple[tuple[int, ...], str], StrengthIntervals] = {}
 
     @property
@@ -123,6 +133,19 @@ class Search:
             if len(chosen) > 1:
                 yield Intervention(chosen, place=place, scale="raw", pool="sum")
 
+    @property
+    def effects(self) -> NDArray[np.float64]:
+        """(I,) bits of the sound on each item's first token."""
+        if self._effects is None:
+            self._effects = first_effects(self.model, self.activations)
+        return self._effects
+
+    def readings(self, reads: Reading, heads: Sequence[Head]) -> NDArray[np.floating]:
+        """(I,) what a gate reads of each item."""
+        if reads == "effect":
+            return self.effects
+        return self.activations.scores(heads, self.model.num_heads)
+
     def correct_at(self, intervention: Intervention) -> Flags:
         """(S, I): whether a right token leads at each strength, full vocabulary."""
         key = (intervention.layers, intervention.place)
@@ -137,7 +160,7 @@ class Search:
         """The best settings on some items.
 
         Every intervention is tried at every constant strength; gates are tried for the FINALISTS
-        with the highest net accuracy.
+        with the highest net accuracy, and one of the effect for the best of them.
         """
         heads, r = self.specialists(rows)
         scores = self.activations.scores(heads, self.model.num_heads)[rows]
@@ -152,9 +175,14 @@ class Search:
             gate, rank = self.best_gate(right, scores)
             if best is None or rank > best_rank:
                 fixed = self.best_fixed(right)
-                best_rank, best = rank, FittedSettings(heads, r, intervention, gate, fixed)
+                best_rank, best = (
+                    rank,
+                    FittedSettings(heads, r, intervention, {"score": gate}, fixed),
+                )
         assert best is not None
-        return best
+        right = self.correct_at(best.intervention)[:, rows]
+        by_effect, _ = self.best_gate(right, self.effects[rows], "effect")
+        return replace(best, gates={**best.gates, "effect": by_effect})
 
     def specialists(self, rows: NDArray[np.int64]) -> tuple[tuple[Head, ...], tuple[float, ...]]:
         """The heads chosen on some items, and the correlation of each with what it is chosen by."""
@@ -187,9 +215,8 @@ class Search:
         heads = tuple(all_heads(self.model)[i] for i in best)
         threshold = float(np.median(self.activations.scores(heads, self.model.num_heads)))
         intervention = Intervention((self.model.num_layers - 1,))
-        return FittedSettings(
-            heads, (0.0,) * len(heads), intervention, Gate(0.0, threshold, 1.0), 0.0
-        )
+        gates: dict[Reading, Gate] = {"score": Gate(0.0, threshold, 1.0)}
+        return FittedSettings(heads, (0.0,) * len(heads), intervention, gates, 0.0)
 
     def best_fixed(self, right: Flags) -> float:
         """The constant strength of the highest net accuracy, smoothed over its neighbours."""
@@ -201,16 +228,17 @@ class Search:
         return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
 
     def best_gate(
-        self, right: Flags, scores: NDArray[np.floating]
+        self, right: Flags, readings: NDArray[np.floating], reads: Reading = "score"
     ) -> tuple[Gate, tuple[float, float]]:
         """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
-        best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0)  # bare
-        spread = float(scores.std()) or 1.0
-        thresholds = np.quantile(scores, np.linspace(0.1, 1.0, 10))
+        best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0, reads)  # bare
+        inputs = gate_input(readings, reads)
+        spread = float(inputs.std()) or 1.0
+        thresholds = np.quantile(inputs, np.linspace(0.1, 1.0, 10))
         for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
-            gate = Gate(float(top), float(threshold), width * spread)
-            strengths = gate.strengths(scores)
-            net = net_accuracy(right[nearest(strengths), np.arange(len(scores))], right[0])
+            gate = Gate(float(top), float(threshold), width * spread, reads)
+            strengths = gate.strengths(readings)
+            net = net_accuracy(right[nearest(strengths), np.arange(len(readings))], right[0])
             self.tried += 1
             rank = (net, -float(strengths.mean()))
             if rank > best_rank:
@@ -224,35 +252,42 @@ class Search:
         return self._outside
 
     def _fit_folds(self) -> OutsideFold:
-        """The same, not kept."""
-        count = len(self.items)
+        """The same, not kept. Gates of the effect take the place of those of the score where they
+        are right more often by an interval above 0: they need a deeper twin.
+        """
+        count, heads_a_layer = len(self.items), self.model.num_heads
         fold = folds(self.clips)
         fits: list[FittedSettings] = []
-        strengths = np.zeros(count)
-        adaptive, fixed = np.zeros(count, bool), np.zeros(count, bool)
+        ways: tuple[Reading, ...] = ("score", "effect")
+        strengths = {reads: np.zeros(count) for reads in ways}
+        adaptive = {reads: np.zeros(count, bool) for reads in ways}
+        fixed = np.zeros(count, bool)
         scores, silent = np.zeros(count, np.float32), np.zeros(count, np.float32)
         for k in range(FOLDS):
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             best = self.fit(inside)
             fits.append(best)
             right = self.correct_at(best.intervention)[:, outside]
-            scores[outside] = self.activations.scores(best.heads, self.model.num_heads)[outside]
-            silent[outside] = self.activations.silent_scores(best.heads, self.model.num_heads)[
-                outside
-            ]
-            tried = nearest(best.gate.strengths(scores[outside]))
-            adaptive[outside] = right[tried, np.arange(len(outside))]
-            strengths[outside] = STRENGTHS[tried]
+            scores[outside] = self.activations.scores(best.heads, heads_a_layer)[outside]
+            silent[outside] = self.activations.silent_scores(best.heads, heads_a_layer)[outside]
+            for reads, gate in best.gates.items():
+                tried = nearest(gate.strengths(self.readings(reads, best.heads)[outside]))
+                adaptive[reads][outside] = right[tried, np.arange(len(outside))]
+                strengths[reads][outside] = STRENGTHS[tried]
             tried = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
-        return OutsideFold(fold, fits, strengths, bare, fixed, adaptive, scores, silent)
+        gain = [_percent(x) for x in paired_gain(adaptive["effect"], adaptive["score"])]
+        best_read: Reading = "effect" if gain[1] > 0 else "score"
+        chosen = strengths[best_read], bare, fixed, adaptive[best_read]
+        return OutsideFold(fold, fits, best_read, gain, *chosen, scores, silent)
 
     def held_out_figures(self, outside: OutsideFold) -> dict[str, Any]:
         """Figures outside the fold, and those of random choices beside them."""
         figures = self.figures(
             outside.bare, outside.fixed, outside.adaptive, outside.scores, outside.silent
         )
+        figures["gain_of_effect_gate"] = list(outside.gain_of_effect)
         return {**figures, "nulls": self._nulls(outside.fold, outside.fits, outside.strengths)}
 
     def _nulls(

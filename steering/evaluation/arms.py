@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.calibration.activations import Activations, all_heads
+from steering.calibration.effects.first_effects import first_effects
 from steering.generation import UNSTEERED, SteeringPlan
 from steering.items import Item
 from steering.model.audio_model import AudioModel
@@ -24,7 +25,7 @@ Strengths = NDArray[np.float64]
 
 ARMS: Mapping[str, str] = {
     "bare": "not steered",
-    "adaptive": "steered as far as the item's listening score asks for",
+    "adaptive": "steered as far as the profile's gate says",
     "fixed": "steered by the profile's best constant strength",
     "calibrated": "adaptive, along the profile's stored direction: no second pass",
     "aad": "Audio-Aware Decoding: two branches at every token",
@@ -37,8 +38,8 @@ ARMS: Mapping[str, str] = {
     "inverted": "the gate turned round: the more it listens, the more it is steered",
     "permuted_bare": "not steered, options in another order",
     "permuted_adaptive": "adaptive, options in another order",
-    "wording_only": "the gate at the mean score of the item's wording and cue",
-    "cue_only": "the gate at the mean score of the item's cue, right or wrong",
+    "wording_only": "the gate at the mean reading of the item's wording and cue",
+    "cue_only": "the gate at the mean reading of the item's cue, right or wrong",
     "meter_gate": "a gate fed by meters of the waveform (level, length, spectrum), not the score",
     "shuffled": "the adaptive strengths, shuffled among items of one wording and cue",
     "oracle_fixed": "the constant strength that is best on these very items",
@@ -66,8 +67,8 @@ def choose_strengths(
     """The strength of each arm for each item; `oracles` are constant strengths by arm."""
     rng = np.random.default_rng(seed)
     count = len(items)
-    scores = activations.scores(profile.heads, model.num_heads)
-    adaptive = profile.gate.strengths(scores)
+    readings = gate_readings(model, profile, activations)
+    adaptive = profile.gate.strengths(readings)
     chance = activations.scores(random_heads(model, len(profile.heads), rng), model.num_heads)
     strata = np.array([item.stratum for item in items])
     by_arm = {
@@ -82,8 +83,8 @@ def choose_strengths(
         by_arm["meter_gate"] = profile.meter_gate.strengths(activations.meters)
     if any(strata):
         cues = np.array([item.cue for item in items])
-        by_arm["wording_only"] = profile.gate.strengths(group_means(scores, strata))
-        by_arm["cue_only"] = profile.gate.strengths(group_means(scores, cues))
+        by_arm["wording_only"] = profile.gate.strengths(group_means(readings, strata))
+        by_arm["cue_only"] = profile.gate.strengths(group_means(readings, cues))
     return ArmStrengths(by_arm, random_layers(model, profile.intervention, rng))
 
 
@@ -126,11 +127,20 @@ def shuffled(strengths: Strengths, groups: NDArray[np.str_], rng: np.random.Gene
     return exchanged
 
 
-def group_means(scores: NDArray[np.float32], groups: NDArray[np.str_]) -> NDArray[np.float32]:
-    """(I,) the mean score of each item's group."""
-    means = np.empty_like(scores)
+def gate_readings(
+    model: AudioModel, profile: Profile, activations: Activations
+) -> NDArray[np.floating]:
+    """(I,) what the profile's gate reads of each item: its score, or the effect of its clip."""
+    if profile.gate.reads == "effect":
+        return first_effects(model, activations)
+    return activations.scores(profile.heads, model.num_heads)
+
+
+def group_means(readings: NDArray[np.floating], groups: NDArray[np.str_]) -> NDArray[np.floating]:
+    """(I,) the mean reading of each item's group."""
+    means = np.empty_like(readings)
     for group in np.unique(groups):
-        means[groups == group] = scores[groups == group].mean()
+        means[groups == group] = readings[groups == group].mean()
     return means
 
 

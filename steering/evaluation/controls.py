@@ -101,7 +101,7 @@ def control_figures(
     scores = random_scores(model, len(profile.heads), activations, seed)
     by_heads = [tokens.right(profile.intervention, rank_matched(adaptive, s[rows])) for s in scores]
     bootstrap = ClusterBootstrap.of([str(items[i].audio) for i in rows], seed=seed)
-    gates = _gates(model, activations, arm_strengths, rows)
+    gates = _gates(model, profile, activations, arm_strengths, rows)
     right_by_gate = {
         name: tokens.right(profile.intervention, strengths) for name, strengths in gates.items()
     }
@@ -129,19 +129,23 @@ def _gate_figures(
 
 def _gates(
     model: AudioModel,
+    profile: Profile,
     activations: Activations,
     arm_strengths: ArmStrengths,
     rows: NDArray[np.int64],
 ) -> dict[str, Strengths]:
-    """(N,) strengths by arm, and the adaptive ones in the order of other signals than the score."""
+    """(N,) strengths by arm, and the adaptive ones in the order of other signals."""
     adaptive = arm_strengths.by_arm["adaptive"]
     strengths = {"bare": np.zeros(len(rows)), "adaptive": adaptive[rows]}
     strengths |= {
         name: arm_strengths.by_arm[name][rows] for name in _GATES if name in arm_strengths.by_arm
     }
+    scores = activations.scores(profile.heads, model.num_heads)
+    by_score = rank_matched(adaptive, scores)
     by_divergence = rank_matched(adaptive, divergence(model, activations))
     by_confidence = rank_matched(adaptive, activations.top_probability)
-    return strengths | {"divergence": by_divergence[rows], "confidence": by_confidence[rows]}
+    others = {"score": by_score, "divergence": by_divergence, "confidence": by_confidence}
+    return strengths | {name: each[rows] for name, each in others.items()}
 
 
 def _curve(constants: Constants) -> dict[str, Any]:

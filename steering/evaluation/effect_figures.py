@@ -30,7 +30,6 @@ from steering.calibration.specialists import (
     choose_heads,
     half_of_clips,
 )
-from steering.decision import FELT_BITS
 from steering.errors import DataError
 from steering.evaluation.arms import random_heads
 from steering.evaluation.predictions import csv_text
@@ -39,6 +38,7 @@ from steering.items import DataSet, Item
 from steering.measures import auroc_within_strata, rank_correlation_within_strata
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
+from steering.strength import FELT_BITS
 
 _SHOWN = ("auroc", "rank_correlation")
 

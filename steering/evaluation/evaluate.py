@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from steering.calibration.activations import ANSWER, Activations
 from steering.calibration.collecting import fill, open_store_for, versions
 from steering.calibration.effects.effect_heads import EffectData
+from steering.calibration.effects.first_effects import first_effects
 from steering.calibration.effects.token_effects import TOKEN_EFFECTS, TokenEffects
 from steering.calibration.option_mentions import prediction
 from steering.errors import AllEarsError
@@ -38,7 +39,6 @@ from steering.evaluation.effect_figures import (
     tokens_csv,
 )
 from steering.evaluation.figures import arm_figures, item_rows, part_figures, rightness, table
-from steering.evaluation.first_tokens import effects
 from steering.evaluation.journal import Journal
 from steering.evaluation.localisation import localisation_figures
 from steering.evaluation.meter_figures import meter_figures
@@ -151,7 +151,7 @@ def _results(
     outputs = _predictions(dataset, answers, options, lettered=model.prompt_style.lettered)
     right = rightness(items, outputs)
     activations = replace(activations, right=right["bare"])
-    effect = effects(model, activations)
+    effect = first_effects(model, activations)
     scores = activations.scores(profile.heads, model.num_heads)
     results = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},

@@ -7,7 +7,7 @@ any spelling; of options, those whose options are one token each are judged, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.calibration.activations import Activations
-from steering.decision import divergence_bits
+from steering.calibration.effects.first_effects import compare_with_silence
 from steering.evaluation.arms import Strengths
 from steering.items import Item
 from steering.model.audio_model import AudioModel
@@ -111,12 +111,7 @@ def divergence(model: AudioModel, activations: Activations) -> NDArray[np.float6
     """(I,) in [0, ln 2]: Jensen-Shannon divergence of the first token's distribution on the clip
     and on its silence.
     """
-    return _compare_with_silence(model, activations, _jensen_shannon)
-
-
-def effects(model: AudioModel, activations: Activations) -> NDArray[np.float64]:
-    """(I,) effect of each clip on the bare model's first token, over the vocabulary, in bits."""
-    return _compare_with_silence(model, activations, divergence_bits)
+    return compare_with_silence(model, activations, _jensen_shannon)
 
 
 def _jensen_shannon(heard: Tensor, silent: Tensor) -> Tensor:
@@ -124,22 +119,3 @@ def _jensen_shannon(heard: Tensor, silent: Tensor) -> Tensor:
     middle = torch.logaddexp(heard, silent) - float(np.log(2))
     halves = [(p.exp() * (p - middle)).sum(-1) for p in (heard, silent)]
     return 0.5 * (halves[0] + halves[1])
-
-
-def _compare_with_silence(
-    model: AudioModel, activations: Activations, compare: Callable[[Tensor, Tensor], Tensor]
-) -> NDArray[np.float64]:
-    """(I,) figures of the first token's log-probabilities on each clip and on its silence."""
-    blocks = []
-    last = model.num_layers - 1
-    with torch.inference_mode():
-        for start in range(0, len(activations.final), _ROWS):
-            block = slice(start, start + _ROWS)
-            final = torch.from_numpy(activations.final[block])
-            silent = final - torch.from_numpy(activations.differences[block, last])
-            heard, silence = (
-                logits(model, states.to(model.device, model.dtype)).log_softmax(-1)
-                for states in (final, silent)
-            )
-            blocks.append(compare(heard, silence).double().cpu().numpy())
-    return np.concatenate(blocks)

@@ -246,16 +246,16 @@ def _example(details: ReportDetails, i: int, path: Path) -> dict[str, Any]:
     clip = load_item_clip(model, item)
     heard = prefill(model, build_item_prompt(model, item, clip), heads=profile.heads)
     attention = heard.attention.cpu().numpy()
-    score = listening_score(attention)
+    score, effect = listening_score(attention), float(details.effect[i])
     figure = plots.example(
         clip.samples, clip.sample_rate_hz, timeline(attention), model.hop_seconds
     )
     return {
         "item": item,
         "score": score,
-        "effect": float(details.effect[i]),
+        "effect": effect,
         "verdict": profile.verdicts.of(score).replace("_", " "),
-        "strength": float(profile.gate.strengths(np.asarray(score))),
+        "strength": profile.gate.strength(effect if profile.gate.reads == "effect" else score),
         "bare": details.outputs["bare"][i],
         "adaptive": details.outputs["adaptive"][i],
         "picture": _picture(figure, path),

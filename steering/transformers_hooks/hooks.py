@@ -29,6 +29,7 @@ from steering.decision import (
     decide,
     effect_bits,
     measure,
+    needs_effect,
     strength_of,
     wants_silence,
 )
@@ -275,13 +276,14 @@ class ListeningHooks:
         score = listening_score(attention.cpu().numpy())
         contrast: SilenceContrast | None = None
         effect: float | None = None
-        if wants_silence(profile, request) and strength_of(profile, request, score):
+        weighed = needs_effect(profile, request)
+        if wants_silence(profile, request) and (weighed or strength_of(profile, request, score)):
             contrast, effect = self._contrast(row, prompt, attention)
         silence_attention = contrast.silence_attention if contrast else None
         listening = measure(self.model, profile, prompt, attention, silence_attention)
         listening = replace(listening, effect_bits=effect)
         differences = contrast.differences if contrast else None
-        decision = decide(profile, request, score, final, differences)
+        decision = decide(profile, request, score, final, differences, effect)
         direction = decision.plan.direction
         if direction is None:  # the readout leaves a row of strength 0 alone
             direction = profile.direction.to(attention.device)

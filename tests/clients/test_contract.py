@@ -17,7 +17,7 @@ from allears_client.request_body import body
 from allears_client.terminal import GUESSED_BITS
 from server.app import create_app
 from server.settings import Settings
-from steering.decision import FELT_BITS
+from steering.strength import FELT_BITS
 from tests.conftest import ROOT
 
 QUESTIONS = {"/v1/audio-chat": Options, "/v1/listening-score": ListeningOptions}

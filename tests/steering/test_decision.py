@@ -16,6 +16,7 @@ from steering.decision import (
     divergence_bits,
     effect_bits,
     measure,
+    needs_effect,
     refusal,
     stretch_effects,
     wants_silence,
@@ -103,6 +104,28 @@ def test_the_calibrated_direction_needs_no_silence(tiny_profile: Profile) -> Non
     assert decision.plan.direction is not None
     assert torch.equal(decision.plan.direction, tiny_profile.direction)
     assert decision.plan.strength == 0.5
+
+
+def test_a_gate_of_the_effect_needs_a_twin_for_adaptive_strength_alone(
+    tiny_profile: Profile, refused: Profile
+) -> None:
+    gate = Gate(1.0, 0.0, 0.5, "effect")
+    profile = replace(tiny_profile, gate=gate)
+    calibrated = SteeringRequest(True, None, "calibrated")
+    for request in (STEER, calibrated):
+        assert needs_effect(profile, request) and wants_silence(profile, request)
+        assert not needs_effect(tiny_profile, request)
+        states, layers = final(profile), differences(profile)
+        strengths = [
+            decide(profile, request, SCORE, states, layers, bits).steering.strength
+            for bits in (0.0, 0.9, 5.0)
+        ]
+        assert strengths == [gate.strength(bits) for bits in (0.0, 0.9, 5.0)]
+        assert strengths[1] == pytest.approx(0.5)
+    for request in (SteeringRequest(), SteeringRequest(True, 0.5)):
+        assert not needs_effect(profile, request)
+    assert not wants_silence(profile, SteeringRequest(True, 0.5, "calibrated"))
+    assert not needs_effect(replace(refused, gate=replace(gate, max_strength=0.0)), STEER)
 
 
 def test_attention_becomes_the_measurements(tiny_model: AudioModel, tiny_profile: Profile) -> None:

@@ -42,3 +42,12 @@ def test_an_array_of_scores_gives_the_strength_of_each() -> None:
     scores = np.array([0.1, 0.4, 0.9], np.float32)
     each = [GATE.strength(float(score)) for score in scores]
     assert GATE.strengths(scores).tolist() == pytest.approx(each)
+
+
+def test_a_gate_of_the_effect_reads_bits_by_their_logarithm() -> None:
+    gate = Gate(1.6, 0.0, 0.5, "effect")
+    assert gate.strength(0.9) == pytest.approx(0.8), "log2(0.9 + 0.1) is the threshold"
+    assert gate.strength(1.9) == pytest.approx(1.6 / (1 + math.exp(2)))
+    assert gate.strength(0.0) == pytest.approx(1.6 / (1 + math.exp(math.log2(0.1) / 0.5)))
+    bits = np.array([0.0, 0.1, 1.0, 99.0])
+    assert all(a > b for a, b in pairwise(gate.strengths(bits)))

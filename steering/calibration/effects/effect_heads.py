@@ -28,11 +28,11 @@ from steering.calibration.specialists import (
     half_of_clips,
     items_needed,
 )
-from steering.decision import FELT_BITS
 from steering.errors import DataError
 from steering.heads import choose
 from steering.items import Item
 from steering.measures import auroc_within_strata, groups_of
+from steering.strength import FELT_BITS
 
 DECIDED_BITS = 1.0  # from this effect on the sound is said to decide a token
 LEAST_BITS = 0.01  # counted for any less: two effects of nothing differ by orders of magnitude

@@ -41,7 +41,7 @@ def fit_listening(model: AudioModel, effects: TokenEffects, data: EffectData) ->
         heads,
         tuple(float(choice.r[column]) for column in choice.columns),
         intervention,
-        Gate(0.0, float(np.median(mass.mean(1))), 1.0),
+        {"score": Gate(0.0, float(np.median(mass.mean(1))), 1.0)},
         0.0,
     )
     return FittedProfile(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steering.decision import FELT_BITS
+from steering.strength import FELT_BITS
 
 QUESTION = "What is this?"
 TEXT = "A dog barks, and 犬 too."

@@ -24,6 +24,7 @@ from steering.decision import SteeringRequest
 from steering.errors import RequestError
 from steering.generation import Sampling
 from steering.prompt import Message
+from steering.strength import Gate
 
 RATE_HZ = 16_000
 LONG = Sampling(max_tokens=400, ignore_end=True)
@@ -151,6 +152,35 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtim
 
     with running(small) as engine:
         asyncio.run(ask())
+
+
+def test_a_gate_of_the_effect_steers_by_what_is_reported(
+    tiny_model: Any, tiny_profile: Any
+) -> None:
+    bits = answer_of(tiny_model, tiny_profile, with_effect=True).listening.effect_bits
+    assert bits is not None and bits > 0
+    gate = Gate(1.0, float(np.log2(bits + 0.1)) + 0.3, 0.5, "effect")
+    profile = replace(tiny_profile, gate=gate)
+    expected = pytest.approx(gate.strength(bits), abs=1e-3)
+    assert gate.strength(bits) > 0.5
+    for fields in ({}, {"direction": "calibrated"}):
+        steered = answer_of(tiny_model, profile, steering=SteeringRequest(True, **fields))
+        assert steered.steering.strength == expected
+        assert steered.listening.effect_bits == pytest.approx(bits, abs=1e-4)
+    fixed = answer_of(tiny_model, profile, steering=SteeringRequest(True, 0.25))
+    assert fixed.steering.strength == 0.25
+    chosen = answer_of(tiny_model, profile, steering=STEERED, choices=("a dog", "a cow"))
+    assert chosen.steering.applied
+    one_clip = answer_of(tiny_model, profile, steering=STEERED, contrast_clip=0)
+    assert one_clip.steering.strength == expected, "its only clip"
+
+
+def answer_of(model: Any, profile: Any, **fields: Any) -> Answer:
+    async def asking() -> Answer:
+        with running(Runtime.of(model, profile, rows=2, tokens=600)) as engine:
+            return await engine.answer(question(3, **fields))
+
+    return asyncio.run(asking())
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:

@@ -341,6 +341,33 @@ def test_what_is_held_out_was_not_fitted_on(
         assert not {i // 2 for i in held} & {i // 2 for i in inside}, "items of one clip"
 
 
+def test_the_gate_reads_the_effect_only_where_that_gains_more(untrained: AudioModel) -> None:
+    planted = activations(untrained, helps=True)
+    noise = 0.3 * np.random.default_rng(6).standard_normal(planted.mass.shape)
+    blurred = replace(planted, mass=(planted.mass + noise).astype(np.float32))
+    effects = np.where(planted.right, 3.0, 0.02)
+    for recorded, bits, reads in (
+        (planted, effects, "score"),  # which tells as well
+        (blurred, effects, "effect"),
+        (blurred, np.full(ITEMS, 1.0), "score"),
+    ):
+        search = Search(untrained, recorded, items())
+        search._effects = bits
+        outside = search.held_out()
+        assert outside.reads == reads
+        assert (outside.gain_of_effect[1] > 0) == (reads == "effect")
+        assert {fit.gates["effect"].reads for fit in outside.fits} == {"effect"}
+        figures = search.held_out_figures(outside)
+        assert figures["gain_of_effect_gate"] == list(outside.gain_of_effect)
+        tried = (
+            outside.fits[0].gates[outside.reads].strengths(search.readings(outside.reads, PLANTED))
+        )
+        assert np.ptp(tried) > 0 or reads == "score"
+        if reads == "effect":  # as good as what it reads: all that were wrong are steered
+            assert outside.adaptive.mean() > 0.97
+            assert (outside.strengths[~planted.right] > 0).all()
+
+
 def test_of_equal_gates_the_one_that_steers_least_is_taken(untrained: AudioModel) -> None:
     search = Search(untrained, activations(untrained, helps=True), items())
     scores = np.linspace(0, 1, ITEMS).astype(np.float32)

@@ -9,8 +9,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from steering.calibration.activations import build_item_prompt, load_item_clip, record
+from steering.calibration.effects.first_effects import first_effects
 from steering.decision import effect_bits
-from steering.evaluation.first_tokens import FirstTokens, divergence, effects, one_token
+from steering.evaluation.first_tokens import FirstTokens, divergence, one_token
 from steering.generation import Sampling, SteeringPlan, generate, score_choices
 from steering.items import Item, read
 from steering.model.audio_model import AudioModel
@@ -104,7 +105,7 @@ def test_divergence_and_effect_are_those_of_two_passes(
     grouped: AudioModel, items: tuple[Item, ...]
 ) -> None:
     recorded = record(grouped, items)
-    divergences, bits = divergence(grouped, recorded), effects(grouped, recorded)
+    divergences, bits = divergence(grouped, recorded), first_effects(grouped, recorded)
     for i, own_item in enumerate(items):
         prompt = build_item_prompt(grouped, own_item, load_item_clip(grouped, own_item))
         heard, contrast = contrasted(grouped, prompt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -200,6 +200,22 @@ def test_one_prompt_is_heard_and_steered_as_on_our_own_path(
     assert same(token_rows[0], own_tokens(model, expected))
     assert not same(token_rows[0], own_tokens(model, expected, UNSTEERED)), (
         "the strength must do something"
+    )
+
+
+@pytest.mark.parametrize("direction", ["request", "calibrated"])
+def test_a_gate_of_the_effect_is_the_servers(
+    model: AudioModel, plain: Any, profile: Profile, direction: Literal["request", "calibrated"]
+) -> None:
+    bits = own(model, profile, 0).effect_bits
+    gate = Gate(2.0, float(np.log2(bits + 0.1)), 0.05, "effect")
+    gated = replace(profile, gate=gate)
+    with listening(plain, model.processor, gated, steer=True, direction=direction) as ears:
+        new_tokens(plain, inputs(model, 0, 1))
+    strengths = [row.strength for row in ears.rows]
+    assert strengths[0] == pytest.approx(1.0, abs=0.02), "half of the largest, at the threshold"
+    assert strengths[1] == pytest.approx(
+        gate.strength(own(model, profile, 1).effect_bits), abs=0.02
     )
 
 
