@@ -344,10 +344,10 @@ def _meters_against_heads(search: Search) -> dict[str, Any]:
 
 def _gain_of_exact(exact: Search, ladder: Search) -> list[float]:
     """Gain and 95 % interval, in points, of steering by exact twins over the ladder's, each by its
-    own settings and outside the fold; empty if none could be judged.
+    own settings, gates of the score, and outside the fold; empty if none could be judged.
     """
     try:
-        gain = paired_gain(exact.held_out().adaptive, ladder.held_out().adaptive)
+        gain = paired_gain(exact.held_out().by_score, ladder.held_out().by_score)
     except DataError:
         return []
     return [round(100 * x, 2) for x in gain]

@@ -84,6 +84,7 @@ class OutsideFold:
     bare: Flags  # (I,)
     fixed: Flags  # (I,)
     adaptive: Flags  # (I,)
+    by_score: Flags  # (I,) adaptive, if the gates read the score
     scores: Scores  # (I,) by the fold's heads
     silent: Scores  # (I,) the same of the silent twins
 
@@ -279,7 +280,7 @@ class Search:
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
         gain = [_percent(x) for x in paired_gain(adaptive["effect"], adaptive["score"])]
         best_read: Reading = "effect" if gain[1] > 0 else "score"
-        chosen = strengths[best_read], bare, fixed, adaptive[best_read]
+        chosen = strengths[best_read], bare, fixed, adaptive[best_read], adaptive["score"]
         return OutsideFold(fold, fits, best_read, gain, *chosen, scores, silent)
 
     def held_out_figures(self, outside: OutsideFold) -> dict[str, Any]:

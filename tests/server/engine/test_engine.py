@@ -163,8 +163,8 @@ def test_a_gate_of_the_effect_steers_by_what_is_reported(
     profile = replace(tiny_profile, gate=gate)
     expected = pytest.approx(gate.strength(bits), abs=1e-3)
     assert gate.strength(bits) > 0.5
-    for fields in ({}, {"direction": "calibrated"}):
-        steered = answer_of(tiny_model, profile, steering=SteeringRequest(True, **fields))
+    for request in (STEERED, SteeringRequest(True, direction="calibrated")):
+        steered = answer_of(tiny_model, profile, steering=request)
         assert steered.steering.strength == expected
         assert steered.listening.effect_bits == pytest.approx(bits, abs=1e-4)
     fixed = answer_of(tiny_model, profile, steering=SteeringRequest(True, 0.25))
