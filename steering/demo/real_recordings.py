@@ -145,7 +145,7 @@ def hear(model: AudioModel, profile: Profile, item: Item, silences: SilenceCache
         effect = effect_bits(model, heard, twin.silent)
         score = listening_score(heard.attention.cpu().numpy())
         request = SteeringRequest(steer=True)
-        adaptive = decide(profile, request, score, heard.final, twin.differences).plan
+        adaptive = decide(profile, request, score, heard.final, twin.differences, effect).plan
         answers = [greedy_answer(model, heard, plan) for plan in (UNSTEERED, adaptive)]
     lettered = model.prompt_style.lettered
     bare, steered = (answered_right(answer, item, lettered=lettered) for answer in answers)

@@ -18,7 +18,7 @@ from steering.calibration.activations import (
     decode_answer,
     load_item_clip,
 )
-from steering.decision import SteeringRequest, decide
+from steering.decision import SteeringRequest, decide, effect_bits
 from steering.errors import DataError
 from steering.evaluation.arms import ARMS, ArmStrengths, Differences, another_clip, permuted, plans
 from steering.evaluation.baselines import (
@@ -145,9 +145,9 @@ class ArmRunner:
         heard = prefill_on_prefix(model, prompt, pairs, heads=profile.heads, layers=profile.layers)
         silent = prefill_on_prefix(model, prompt, silence, layers=profile.layers)
         score = float(heard.attention.sum(-1).mean())
-        differences = heard.states - silent.states
-        decision = decide(profile, SteeringRequest(steer=True), score, heard.final, differences)
-        return heard, decision.plan
+        effect, differences = effect_bits(model, heard, silent), heard.states - silent.states
+        request = SteeringRequest(steer=True)
+        return heard, decide(profile, request, score, heard.final, differences, effect).plan
 
     def _jobs(self, i: int, passes: ItemPasses) -> dict[str, tuple[PrefillResult, SteeringPlan]]:
         """Prompt and plan of every arm whose answer is one row."""
