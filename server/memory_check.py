@@ -44,7 +44,7 @@ def check_memory(settings: Settings) -> MemoryCheck:
     """
     folder, _ = find(settings.model, settings.revision, weights=False)
     config = read_config(settings.model, folder)
-    placed = placement(settings.device, settings.dtype, settings.quantize)
+    placed = placement(settings.model, settings.device, settings.dtype, settings.quantize)
     on_card = placed.device.type == "cuda" and settings.device != SPREAD
     return MemoryCheck(
         memory_plan.sizes(family_of(config.model_type), config),

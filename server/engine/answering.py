@@ -46,8 +46,9 @@ from steering.decision import (
 from steering.errors import RequestError
 from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes, Result
 from steering.model.prompt_style import PLAIN, PromptStyle
-from steering.prefill import PrefillResult, prefill
+from steering.prefill import PrefillResult, prefill_in_passes
 from steering.prompt import (
     Message,
     Prompt,
@@ -59,11 +60,11 @@ from steering.prompt import (
 from steering.silence import (
     SilenceContrast,
     SilentPrefix,
-    prefill_with_silence,
-    silent_prefix,
+    prefill_with_silence_in_passes,
+    silent_prefix_in_passes,
 )
 from steering.verification.self_test import ONE_PASS
-from steering.words.effects import HeardAnswer, hear, token_effects
+from steering.words.effects import CHUNK_TOKENS, HeardAnswer, hear, token_effects
 from steering.words.word import Word, placed, tokenize, words_of
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
@@ -141,11 +142,12 @@ def answer_once(
     # 1. Silence up to the question, mostly kept, where a live direction, its score or the effect is
     # wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
-    silence = _silence(runtime, question, prompt)
+    silence = yield from _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
 
-    # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
-    prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    # 2. The prompt, in one pass or in chunks between the tokens of other answers, with taps on the
+    # specialist heads, the twin's question beside it.
+    prefilled, contrast = yield from _prefill(runtime, question, prompt, silence)
     if contrast and contrast.silent and not question.choices:  # nothing is read behind the twin
         contrast = replace(contrast, silent=replace(contrast.silent, cache=DynamicCache()))
     after_prefill = time.perf_counter()
@@ -172,9 +174,14 @@ def answer_once(
         listening = replace(listening, effect_bits=effect)
         contrast = replace(contrast, silent=None)  # which may hold the twin's keys and values
     if question.with_clips and reply.text:
-        prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
+        if not prefilled.has_cache:
+            prefilled = yield from _in_turns(prefill_in_passes(model, prompt, runtime.pass_limit))
         likelihood = partial(_log_probability, model, question, reply.text)
-        clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
+        clips = yield from _in_turns(
+            with_influence(
+                model, prompt, prefilled, listening.clips, likelihood, runtime.pass_limit
+            )
+        )
         listening = replace(listening, clips=clips)
     prefilled.free_cache()
     if heard is not None:
@@ -182,7 +189,9 @@ def answer_once(
         listening = replace(listening, words=words)
     silent: str | None = None
     if question.with_silence and prompt.clips:
-        with seat_for(runtime.slots, prefill(model, silent_twin(model, prompt))) as seat:
+        twin = silent_twin(model, prompt)
+        prefilled = yield from _in_turns(prefill_in_passes(model, twin, runtime.pass_limit))
+        with seat_for(runtime.slots, prefilled) as seat:
             about_silence = yield from generate_text(
                 runtime, seat, UNSTEERED, question, pieces=False
             )
@@ -213,7 +222,20 @@ def answer_once(
     yield Finished(answer)
 
 
-def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
+def _in_turns(passes: Passes[Result]) -> Generator[NeedsTurn, None, Result]:
+    """The result of passes, each of them in its turn."""
+    while True:
+        try:
+            tokens = next(passes)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield NeedsTurn(tokens)
+
+
+def _silence(
+    runtime: Runtime, question: Question, prompt: Prompt
+) -> Generator[NeedsTurn, None, SilentPrefix | None]:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
     live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
     to_the_end = question.with_effect or question.with_words
@@ -221,28 +243,33 @@ def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPref
     if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
     depth = runtime.twin_depth(effect=to_the_end)
-    return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
+    kept, limit = runtime.silence_cache, runtime.pass_limit
+    passes = silent_prefix_in_passes(runtime.model, prompt, kept, depth, limit)
+    return (yield from _in_turns(passes))
 
 
 def _prefill(
     runtime: Runtime, question: Question, prompt: Prompt, silence: SilentPrefix | None
-) -> tuple[PrefillResult, SilenceContrast | None]:
-    """The pass over the prompt, and its contrast with silence, if one is wanted."""
-    model, profile = runtime.model, runtime.profile
+) -> Generator[NeedsTurn, None, tuple[PrefillResult, SilenceContrast | None]]:
+    """The passes over the prompt, and its contrast with silence, if one is wanted."""
+    model, profile, limit = runtime.model, runtime.profile, runtime.pass_limit
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
         one_pass = ONE_PASS not in runtime.found_wrong
-        return prefill_with_silence(
-            model, prompt, silence, heads=heads, layers=layers, one_pass=one_pass
+        both = prefill_with_silence_in_passes(
+            model, prompt, silence, limit, heads=heads, layers=layers, one_pass=one_pass
         )
-    prefilled = prefill(model, prompt, heads=heads, layers=layers)
+        return (yield from _in_turns(both))
+    passes = prefill_in_passes(model, prompt, limit, heads=heads, layers=layers)
+    prefilled = yield from _in_turns(passes)
     if profile is None or not prompt.clips or question.contrast_clip is None:
         return prefilled, None
     if not wants_silence(profile, question.steering):
         return prefilled, None
     _check_clip_index(question.contrast_clip, prompt)
     index = question.contrast_clip
-    return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
+    again = contrast_clip(model, prompt, prefilled, index, limit, heads=heads, layers=layers)
+    return prefilled, (yield from _in_turns(again))
 
 
 def _heard_answer(
@@ -273,13 +300,17 @@ def _weigh_words(
 ) -> Generator[NeedsTurn, None, tuple[Word, ...]]:
     """The answer's words, each pass over them in its turn."""
     model = runtime.model
-    yield NeedsTurn()
-    prefix = silent_prefix(model, prompt, runtime.silence_cache, model.num_layers)
+    yield NeedsTurn(CHUNK_TOKENS, lets_pass=True)
+    prefix = yield from _in_turns(
+        silent_prefix_in_passes(
+            model, prompt, runtime.silence_cache, model.num_layers, runtime.pass_limit
+        )
+    )
     effects: list[float] = []
     for bits in token_effects(model, prompt, prefix, heard):
         effects += bits
         if len(effects) < len(heard.tokens.ids):
-            yield NeedsTurn()
+            yield NeedsTurn(CHUNK_TOKENS)
     return words_of(heard.tokens, heard.scores, effects)
 
 

@@ -33,10 +33,17 @@ from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model import families as families
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.passes import at_once
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
 from steering.readout import Intervention, logits, pool, steer
-from steering.silence import contrast_with_silence, prefill_with_silence, silent_prefix
+from steering.silence import (
+    contrast_with_silence,
+    prefill_with_silence,
+    prefill_with_silence_in_passes,
+    silent_prefix,
+    silent_prefix_in_passes,
+)
 from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import ATTENTION, Head
 from steering.words import effects
@@ -224,6 +231,30 @@ def bits_between(heard: Tensor, silent: Tensor) -> float:
     of_heard, of_silent = (row.double().log_softmax(-1) for row in (heard, silent))
     nats = kl_div(of_silent, of_heard, log_target=True, reduction="sum")
     return float(nats) / math.log(2)
+
+
+@pytest.mark.parametrize("shape", ["one", "turns"])
+@pytest.mark.parametrize("limit", [9, 60])  # the twin's question in passes of its own, or beside
+def test_passes_over_a_prompt_and_its_twin_are_one(case: Case, shape: str, limit: int) -> None:
+    model, example = case.model, example_prompt(case.model, shape)
+    runs = []
+    for most in (None, limit):
+        prefixes = SilenceCache(1 << 30, Ladder(0))
+        prefix = at_once(silent_prefix_in_passes(model, example, prefixes, model.num_layers, most))
+        passes = prefill_with_silence_in_passes(
+            model, example, prefix, most, heads=HEADS, layers=LAYERS
+        )
+        heard, contrast = at_once(passes)
+        written = generate(model, heard, UNSTEERED, Sampling(max_tokens=8, ignore_end=True))
+        assert contrast.silent is not None
+        runs.append((heard, contrast.silent, list(written)))
+        assert effect_bits(model, heard, contrast.silent, CHOICES) > 0
+    (heard, silent, tokens), (parts, silent_parts, tokens_of_parts) = runs
+    assert tokens_of_parts == tokens
+    for whole, part in ((heard, parts), (silent, silent_parts)):
+        for name in ("attention", "states", "final"):
+            one, other = getattr(whole, name), getattr(part, name)
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5, msg=name)
 
 
 CHOICES = ("dog", "a brown cow", "a brown hen", "rain")

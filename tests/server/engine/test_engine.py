@@ -19,6 +19,7 @@ from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
+from steering import prefill as prefills
 from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
 from steering.errors import RequestError
@@ -151,6 +152,53 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtim
 
     with running(small) as engine:
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize("chunk_tokens", [16, 64])
+def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
+    tiny_model: Any, tiny_profile: Any, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt, twin, its silence where it is not at hand, and what is asked for after the answer."""
+    runtime = Runtime.of(tiny_model, tiny_profile, rows=3, tokens=1200, chunk_tokens=chunk_tokens)
+    entered = [0]  # tokens before each step
+    walk, step = prefills.run_layers, runtime.slots.step
+
+    def counted(model: Any, states: Any, *rest: Any, **options: Any) -> Any:
+        entered[-1] += 0 if options.get("first") else states.shape[1]
+        return walk(model, states, *rest, **options)
+
+    def stepped() -> Any:
+        entered.append(0)
+        return step()
+
+    monkeypatch.setattr(prefills, "run_layers", counted)
+    monkeypatch.setattr(runtime.slots, "step", stepped)
+    asked = question(1, steering=STEERED, sampling=Sampling(max_tokens=3, ignore_end=True))
+    asked = replace(asked, with_silence=True, with_clips=True)
+
+    async def ask(engine: Engine) -> Answer:
+        async with aclosing(engine.run(question(0, sampling=LONG))) as events:
+            async for event in events:
+                if isinstance(event, Piece):
+                    break
+            entered[:] = [0]
+            answer = await engine.answer(asked)
+            assert runtime.slots.active, "the other answer is being written still"
+            return answer
+
+    with running(runtime) as engine:
+        beside = asyncio.run(ask(engine))
+    most = max(entered)
+    with running(Runtime.of(tiny_model, tiny_profile, rows=1, tokens=1200)) as engine:
+        alone = asyncio.run(engine.answer(asked))
+    assert chunk_tokens // 2 < most <= chunk_tokens
+    assert sum(entered) > 3 * len(alone.prompt.tokens), "prompt, without its clip, of silence"
+    assert (beside.token_ids, beside.silent) == (alone.token_ids, alone.silent)
+    assert beside.listening.score == pytest.approx(alone.listening.score, abs=1e-5)
+    assert beside.listening.silence_score == pytest.approx(alone.listening.silence_score, abs=1e-5)
+    assert beside.steering.strength == pytest.approx(alone.steering.strength, abs=1e-5)
+    (clip,), (other,) = beside.listening.clips, alone.listening.clips
+    np.testing.assert_allclose(clip.timeline, other.timeline, atol=1e-5)
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:

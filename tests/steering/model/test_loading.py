@@ -421,3 +421,32 @@ def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> No
     torch.testing.assert_close(heard.final, expected.final, atol=1e-6, rtol=0)
     torch.testing.assert_close(heard.states, expected.states, atol=1e-6, rtol=0)
     torch.testing.assert_close(heard.attention, expected.attention, atol=1e-6, rtol=0)
+
+
+# ---- the dtype that is chosen
+
+
+@pytest.mark.parametrize(
+    "name, instructions, chosen",
+    [
+        ("a/model", "AMX", torch.bfloat16),
+        ("a/model", "", torch.float32),
+        ("demo", "AMX", torch.float32),
+    ],
+)
+def test_dtype_auto_is_what_the_cpu_computes_in_but_for_the_embedded_model(
+    name: str, instructions: str, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "bfloat16_instructions", lambda: instructions)
+    placed = loading.placement(name, "cpu", "auto", None)
+    assert placed.kind == str(chosen).removeprefix("torch.")
+    assert loading.placement(name, "cpu", "float16", None).kind == "float16", "asked for"
+
+
+def test_the_log_says_why_a_dtype_was_chosen(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "bfloat16_instructions", lambda: "AVX512-BF16")
+    with caplog.at_level(logging.INFO, "allears"):
+        assert load(str(checkpoint), device="cpu").dtype == torch.bfloat16
+    assert "bfloat16 because this CPU computes in it (AVX512-BF16)" in caplog.text

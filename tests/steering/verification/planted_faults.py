@@ -127,7 +127,7 @@ def mixed_up(patch: Patch) -> None:
     """The pass that prompt and twin share gives the twin's state for the prompt's."""
 
     def swapped(original: Any, *given: Any, **options: Any) -> Any:
-        heard, silent = original(*given, **options)
+        heard, silent = yield from original(*given, **options)
         return replace(heard, final=silent.final), silent
 
     change(patch, silence, "prefill_beside", swapped)
