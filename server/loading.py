@@ -82,9 +82,8 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
     tested = self_test(model)
-    merged = merge_products(model)
+    merged, packed = merge_products(model), pack_weights(model)
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
-    packed = pack_weights(model)
     log.info("%d products of a step merged into others, %d weights packed", merged, packed)
     runtime = Runtime.of(
         model,

@@ -238,11 +238,10 @@ def _silence(
 ) -> Generator[NeedsTurn, None, SilentPrefix | None]:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
     live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
-    to_the_end = question.with_effect or question.with_words
-    wanted = live or question.with_silence or to_the_end
+    wanted = live or question.with_silence or _to_the_end(question)
     if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    depth = runtime.twin_depth(effect=to_the_end)
+    depth = runtime.twin_depth(effect=_to_the_end(question))
     kept, limit = runtime.silence_cache, runtime.pass_limit
     passes = silent_prefix_in_passes(runtime.model, prompt, kept, depth, limit)
     return (yield from _in_turns(passes))
@@ -255,7 +254,11 @@ def _prefill(
     model, profile, limit = runtime.model, runtime.profile, runtime.pass_limit
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
-        one_pass = ONE_PASS not in runtime.found_wrong
+        # Beside a twin the last digits may be others: strength 0 is exactly the bare answer, whose
+        # pass has one only where the question asks for it.
+        asked = question.with_silence or _to_the_end(question)
+        bare = question.steering.strength == 0 and not asked
+        one_pass = ONE_PASS not in runtime.found_wrong and not bare
         both = prefill_with_silence_in_passes(
             model, prompt, silence, limit, heads=heads, layers=layers, one_pass=one_pass
         )
@@ -270,6 +273,11 @@ def _prefill(
     index = question.contrast_clip
     again = contrast_clip(model, prompt, prefilled, index, limit, heads=heads, layers=layers)
     return prefilled, (yield from _in_turns(again))
+
+
+def _to_the_end(question: Question) -> bool:
+    """Whether the twin is run through all layers, for what its next token would be."""
+    return question.with_effect or question.with_words
 
 
 def _heard_answer(

@@ -6,8 +6,10 @@ started three. Merged are plain linear layers only: what an adapter or a quantiz
 place stays as it is. The separate weights are freed layer by layer. The modules remain those of
 transformers, with another `forward`: what looks for them by class finds them.
 
-On an x86 CPU the weights are also laid out as oneDNN's kernels read them, in place of
-the plain ones.
+In bfloat16 on an x86 CPU the weights, those of the encoder too, are also laid out as oneDNN's
+kernels read them, in place of the plain ones. For every number of rows oneDNN compiles kernels of
+its own, half a megabyte a product, and keeps them: prompts and clips of all lengths would fill
+gigabytes. So rows are filled up to one of few numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from steering.model.audio_model import AudioModel
@@ -28,9 +31,8 @@ from steering.model.loading import bfloat16_instructions
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj")
 _KERNELS = AttentionInterface()
-# Rows that a weight is laid out for, by dtype. What float32 is laid out in for 16 would be a third
-# faster there and slower for one; for one it is a little faster at any number of rows.
-_PACKED_FOR_ROWS = {torch.bfloat16: 16, torch.float32: 1}
+_PACKED_FOR_ROWS = 16  # and as fast for fewer; float32, which is not, stays plain
+_ROWS_STEP = 32  # to a multiple of which more rows are filled up, fewer to a power of two
 
 
 class MergedLinear(nn.Module):
@@ -57,15 +59,16 @@ class PackedLinear(nn.Module):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.bias = plain.bias  # (N,)
-        weight, rows = plain.weight.detach(), _PACKED_FOR_ROWS[plain.weight.dtype]
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)  # (N, D)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(  # (N, D)
+            plain.weight.detach(), _PACKED_FOR_ROWS
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., N) of states (..., D)."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._packed, self.bias, "none", [], ""
-        )
-        return product
+        rows = states.flatten(0, -2)  # (R, D)
+        rows = pad(rows, (0, 0, 0, _filled_up(len(rows)) - len(rows)))
+        product = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
+        return product[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
 
 
 def merge_products(model: AudioModel) -> int:
@@ -85,23 +88,31 @@ def merge_products(model: AudioModel) -> int:
 
 
 def pack_weights(model: AudioModel) -> int:
-    """Lay out the weights of a decoder's linear layers for oneDNN, in place of the plain ones: on
-    an x86 CPU, where it was measured to be faster.
+    """Lay out the weights of all linear layers but the readout for oneDNN, in place of the plain
+    ones: in bfloat16 on an x86 CPU, where it was measured to be faster.
 
     Returns:
         The number of layers that were packed.
     """
     on_x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
-    computed = model.dtype == torch.float32 or bool(bfloat16_instructions())
-    if not (on_x86 and computed and torch.backends.mkldnn.is_available()):
+    if not (on_x86 and bfloat16_instructions()):
         return 0
-    packed = 0
-    for parent in list(model.decoder.layers.modules()):
+    packed, readout = 0, model.family.readout(model.network)
+    for parent in list(model.network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype in _PACKED_FOR_ROWS:
+            if child is readout or type(child) is not nn.Linear:
+                continue
+            if child.weight.dtype == torch.bfloat16:
                 setattr(parent, name, PackedLinear(child))
                 packed += 1
     return packed
+
+
+def _filled_up(rows: int) -> int:
+    """The number of rows that oneDNN is given for so many."""
+    if rows <= _PACKED_FOR_ROWS:
+        return 1 << max(0, rows - 1).bit_length()
+    return -(-rows // _ROWS_STEP) * _ROWS_STEP
 
 
 def _merge(module: Any, names: Sequence[str], forward: Any) -> int:

@@ -1,7 +1,7 @@
 """The most memory that 16 answers of a model took in this process, beside its plan, as JSON.
 
-python -m tests.server.engine.peak_memory FOLDER [FOLDER ...]: the last one is measured. The others
-are served before, so that code which is loaded and compiled at first use counts for nothing.
+python -m tests.server.engine.peak_memory DTYPE FOLDER [FOLDER ...]: the last one is measured. The
+others are served before, so that code which is loaded and compiled at first use counts for nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from steering.heads import Verdicts
 from steering.model import memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.merging import merge_products, pack_weights
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.readout import Intervention
 from steering.strength import Gate
 
 ROWS, TOKENS, SILENCE_BYTES = 16, 320, 30_000_000
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 48  # so many that all rows are written at once
 
 
 def status(name: str) -> int:
@@ -78,9 +79,11 @@ def questions(model: AudioModel) -> Iterator[Question]:
         )
 
 
-def serve(folder: str) -> tuple[list[Answer], int]:
+def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
     """Answers at once by a model, and the prompts' caches that were alive when all were running."""
-    model = load(folder, device="cpu")
+    model = load(folder, device="cpu", dtype=dtype)
+    merge_products(model)
+    pack_weights(model)
     runtime = Runtime.of(
         model, profile_of(model), silence_cache_bytes=SILENCE_BYTES, rows=ROWS, tokens=TOKENS
     )
@@ -104,16 +107,17 @@ def serve(folder: str) -> tuple[list[Answer], int]:
         engine.close()
 
 
-def main(folders: list[str]) -> None:
+def main(dtype: str, folders: list[str]) -> None:
     for folder in folders[:-1]:
-        serve(folder)
+        serve(folder, dtype)
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    answers, caches = serve(folders[-1])
+    answers, caches = serve(folders[-1], dtype)
     settings = Settings(
         model=folders[-1],
         device="cpu",
+        dtype=dtype,
         max_batch_rows=ROWS,
         max_context_tokens=TOKENS,
         silence_cache_bytes=SILENCE_BYTES,
@@ -131,4 +135,4 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
 from steering.errors import RequestError
 from steering.generation import Sampling
+from steering.model.merging import merge_products, pack_weights
 from steering.prompt import Message
 
 RATE_HZ = 16_000
@@ -199,6 +201,26 @@ def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
     assert beside.steering.strength == pytest.approx(alone.steering.strength, abs=1e-5)
     (clip,), (other,) = beside.listening.clips, alone.listening.clips
     np.testing.assert_allclose(clip.timeline, other.timeline, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{}, {"with_silence": True}, {"with_effect": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_zero_is_exactly_the_bare_answer_of_merged_products(
+    tiny_model: Any, tiny_profile: Any, dtype: torch.dtype, asked: dict[str, Any]
+) -> None:
+    network = deepcopy(tiny_model.network).to(dtype)
+    model = replace(tiny_model, network=network, dtype=dtype)
+    assert merge_products(model)
+    pack_weights(model)
+    zero, choices = SteeringRequest(True, strength=0.0), ("a dog", "a cow")
+    with running(Runtime.of(model, tiny_profile, rows=1, tokens=600)) as engine:
+        for seed in range(3):
+            bare = asyncio.run(engine.answer(question(seed, choices=choices, **asked)))
+            steered = question(seed, choices=choices, steering=zero, **asked)
+            answer = asyncio.run(engine.answer(steered))
+            assert answer.probabilities == bare.probabilities
+            assert answer.listening.score == bare.listening.score
+            assert answer.listening.silence_score is not None
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:

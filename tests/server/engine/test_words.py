@@ -119,7 +119,8 @@ def test_nobody_waits_for_more_than_one_pass(few: Runtime, monkeypatch: pytest.M
     monkeypatch.setattr(few.slots, "step", one_step)
     given = {"given_answer": TEXT, "generate": False, "sampling": Sampling(100)}
     long = question(sampling=Sampling(60, ignore_end=True))
-    ask(few, long, *(question(i, with_words=True, **given) for i in (1, 2)))
+    runtime = replace(few, chunk_tokens=6)  # as many as a pass over an answer takes
+    ask(runtime, long, *(question(i, with_words=True, **given) for i in (1, 2)))
     passes = [i for i, event in enumerate(happened) if event == "pass"]
     assert len(passes) > 6
     assert all(happened[i - 1] != "pass" for i in passes), happened

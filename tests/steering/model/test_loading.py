@@ -221,7 +221,7 @@ def test_what_was_loaded_is_in_the_log(checkpoint: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "allears"):
         load(str(checkpoint), device="cpu")
     assert "revision none (a local folder)" in caplog.text
-    assert "on cpu, float32 because a CPU" in caplog.text
+    assert "on cpu, float32 because this CPU has no instructions for bfloat16" in caplog.text
     assert "prompt style plain" in caplog.text
 
 

@@ -16,7 +16,7 @@ from steering.generation import UNSTEERED, Sampling, generate
 from steering.model import merging
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
-from steering.model.merging import merge_products, pack_weights
+from steering.model.merging import PackedLinear, merge_products, pack_weights
 from steering.prefill import next_state, prefill
 from tests.steering import tiny
 from tests.steering.examples import every_head, full_pass, prompt
@@ -81,27 +81,46 @@ def test_what_is_no_plain_linear_layer_stays_as_it_is(untrained: AudioModel) -> 
 
 
 @pytest.mark.skipif(not ON_X86, reason="weights are packed on x86 only")
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_packed_weights_are_the_plain_ones(
-    untrained: AudioModel,
-    dtype: torch.dtype,
-    tolerance: float,
-    monkeypatch: pytest.MonkeyPatch,
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merging, "bfloat16_instructions", lambda: "emulated, maybe")
-    model = replace(untrained, network=deepcopy(untrained.network).to(dtype), dtype=dtype)
-    asked = prompt(model, 0.7)
+    model = replace(untrained, network=deepcopy(untrained.network).bfloat16(), dtype=torch.bfloat16)
+    asked, tolerance = prompt(model, 0.7), 0.1
     before, layers = prefill(model, asked, layers=(0, 7)), model.num_layers
     state = next_state(model, before, 7)
     assert merge_products(model) == 3 * layers
-    assert pack_weights(model) == 4 * layers
+    assert pack_weights(model) > 4 * layers, "and those of the encoder"
     after = prefill(model, asked, layers=(0, 7))
     torch.testing.assert_close(after.states, before.states, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(next_state(model, after, 7), state, atol=tolerance, rtol=tolerance)
-    linear = [m for m in model.decoder.layers.modules() if isinstance(m, nn.Linear)]
-    assert not linear, "no weight is there twice"
+    linear = [m for m in model.network.modules() if isinstance(m, nn.Linear)]
+    assert linear == [model.family.readout(model.network)], "no weight is there twice"
 
 
-def test_half_precision_that_the_cpu_only_emulates_is_not_packed(untrained: AudioModel) -> None:
-    half = replace(untrained, network=deepcopy(untrained.network).half(), dtype=torch.float16)
-    assert pack_weights(half) == 0
+@pytest.mark.skipif(not ON_X86, reason="weights are packed on x86 only")
+def test_lengths_of_one_step_are_one_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def counted(states: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(states))
+        return product(states, *rest)
+
+    plain = nn.Linear(48, 40, dtype=torch.bfloat16)
+    packed = PackedLinear(plain)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    for count in (1, 3, 16, 17, 31, 32, 33, 64):
+        states = torch.randn(2, count, 48, dtype=torch.bfloat16)[:1]
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(states), plain(states), atol=0.05, rtol=0.05)
+    assert rows == [1, 4, 16, 32, 32, 32, 64, 64]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_bfloat16_is_packed(
+    untrained: AudioModel, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "bfloat16_instructions", lambda: "AMX")
+    model = replace(untrained, network=deepcopy(untrained.network).to(dtype), dtype=dtype)
+    assert pack_weights(model) == 0
