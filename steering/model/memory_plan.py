@@ -28,6 +28,7 @@ QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
 _THIRTY_SECONDS = 3000  # of 30 s, at Whisper's 100 mel frames a second
 _FLOAT_BYTES = 4
+_KERNEL_BYTES = 630_000  # of a product of a number of rows, whatever its widths
 COMPARED_TOKENS = 16  # of an answer, whose distributions with and without the sound are compared
 _COMPARED_FLOATS = 7  # of each of their vocabularies, at the widest
 _TOKENS_STEP = 64  # of the row lengths that are proposed
@@ -48,6 +49,7 @@ class ModelSizes:
     prefill_values_a_token: int  # numbers that a layer holds of a prompt, at its widest
     encoder_values_a_frame: float  # and the encoder of a clip, for a mel frame
     frames_a_token: float  # mel frames of an audio token
+    products: int  # linear layers of different widths
 
     def row_bytes(self, dtype: str, tokens: int) -> int:
         """Keys and values of one answer's row of a number of tokens."""
@@ -63,6 +65,7 @@ class Wanted:
     tokens: int  # of a row
     silence_cache_bytes: int
     captured_rows: Callable[[int, int], int] = lambda rows, tokens: 0  # of all graphs together
+    compiled_rows: Callable[[int], int] = lambda tokens: 0  # numbers of rows, by oneDNN
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class MemoryPlan:
     rows: int  # keys and values of answers, allocated at start
     silence: int  # at most
     graphs: int  # logits of the captured decode steps
+    kernels: int  # of oneDNN, compiled as lengths come
     prompts: int  # keys and values of the one prompt that has no row yet, and of its silent twin
     activations: int  # the widest moment of the encoder, a layer or the readout
 
@@ -111,6 +115,7 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
         hidden_size=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         longest_row=int(text.max_position_embeddings),
+        products=len({p.weight.shape for p in network.modules() if isinstance(p, nn.Linear)}),
         prefill_values_a_token=_prefill_values(text, width),
         encoder_values_a_frame=_encoder_values(network, [decoder, family.readout(network)]),
         frames_a_token=_THIRTY_SECONDS / audio_tokens(_THIRTY_SECONDS),
@@ -167,6 +172,7 @@ def plan(of: ModelSizes, wanted: Wanted) -> MemoryPlan:
         rows=rows * (row + of.hidden_size * _FLOAT_BYTES),
         silence=wanted.silence_cache_bytes,
         graphs=wanted.captured_rows(rows, tokens) * of.vocabulary * _FLOAT_BYTES,
+        kernels=wanted.compiled_rows(tokens) * of.products * _KERNEL_BYTES,
         prompts=2 * row,
         activations=int(max(moments)),
     )

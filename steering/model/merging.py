@@ -87,6 +87,17 @@ def merge_products(model: AudioModel) -> int:
     return fewer
 
 
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype are packed on a device."""
+    on_x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    return on_x86 and dtype == torch.bfloat16 and bool(bfloat16_instructions())
+
+
+def compiled_rows(tokens: int) -> int:
+    """How many numbers of rows oneDNN is given, of passes over at most so many tokens."""
+    return _PACKED_FOR_ROWS.bit_length() + -(-tokens // _ROWS_STEP)
+
+
 def pack_weights(model: AudioModel) -> int:
     """Lay out the weights of all linear layers but the readout for oneDNN, in place of the plain
     ones: in bfloat16 on an x86 CPU, where it was measured to be faster.
@@ -94,15 +105,14 @@ def pack_weights(model: AudioModel) -> int:
     Returns:
         The number of layers that were packed.
     """
-    on_x86 = model.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
-    if not (on_x86 and bfloat16_instructions()):
+    if not packs(model.device, model.dtype):
         return 0
     packed, readout = 0, model.family.readout(model.network)
     for parent in list(model.network.modules()):
         for name, child in list(parent.named_children()):
             if child is readout or type(child) is not nn.Linear:
                 continue
-            if child.weight.dtype == torch.bfloat16:
+            if child.weight.dtype == model.dtype:
                 setattr(parent, name, PackedLinear(child))
                 packed += 1
     return packed

@@ -29,11 +29,12 @@ def of_large_rows() -> tuple[Any, Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_16_answers_take_what_was_planned_within_a_tenth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_16_answers_take_what_was_planned_within_a_tenth(dtype: str, tmp_path: Path) -> None:
     """Clips, their silence and the unsteered answer are asked for on the way."""
     small = tiny.save(tiny.qwen2_audio, tmp_path / "small")
     large = tiny.save(of_large_rows, tmp_path / "large")
-    words = [sys.executable, "-m", "tests.server.engine.peak_memory", str(small), str(large)]
+    words = [sys.executable, "-m", "tests.server.engine.peak_memory", dtype, str(small), str(large)]
     given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # what was freed
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, **given_back}, capture_output=True, text=True
@@ -42,5 +43,7 @@ def test_16_answers_take_what_was_planned_within_a_tenth(tmp_path: Path) -> None
     found = json.loads(done.stdout)
     assert found["caches"] == 0, "no answer that is being written keeps its prompt's cache"
     assert set(found["tokens"]) == {320}, "each row is full in the end"
-    assert found["measured"] == pytest.approx(found["planned"], rel=0.1), found
-    assert found["parts"]["rows"] > 0.6 * found["planned"], "a cache each would be seen"
+    compiled = found["parts"]["kernels"]  # at most: how many depends on the lengths that come
+    least = found["planned"] - compiled
+    assert 0.9 * least <= found["measured"] <= 1.1 * found["planned"], found
+    assert found["parts"]["rows"] > 0.6 * least, "a cache each would be seen"
