@@ -67,7 +67,9 @@ class PackedLinear(nn.Module):
         """(..., N) of states (..., D)."""
         rows = states.flatten(0, -2)  # (R, D)
         rows = pad(rows, (0, 0, 0, _filled_up(len(rows)) - len(rows)))
-        product = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._packed, self.bias, "none", [], ""
+        )
         return product[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
 
 
