@@ -29,6 +29,7 @@ from steering.readout import logits, pool, relative_norm
 from steering.words.word import Word
 
 Direction = Literal["request", "calibrated"]
+FELT_BITS = 0.1  # under this effect the sound is said to do nothing
 _LEAST_PROBABILITY = 1e-30  # of a token that a distribution rules out: the effect stays finite
 
 

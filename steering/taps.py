@@ -60,11 +60,7 @@ class Taps:
 
     def rows(self, heads: Iterable[Head]) -> Tensor:
         """(B, N, T) float32: attention of each of `heads` on every token, zero off the audio."""
-        rows = []
-        for layer, head in heads:
-            place = int((self.heads[layer] == head).nonzero()[0, 0])
-            rows.append(self.read[layer][:, place])
-        return torch.stack(rows, dim=1)
+        return torch.stack(_of_each(heads, self.heads, self.read), dim=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,9 +152,17 @@ class AnswerTaps:
             (rows,) = attention_rows(query, keys, mask, scaling, heads).to(self.audio.device)
             self.mass[layer] = rows[..., : len(self.audio)][..., self.audio].sum(-1)
 
-    def scores(self) -> Tensor:
-        """(Q,) float32: the listening score of each token, the heads' mean."""
-        return torch.cat(list(self.mass.values())).mean(0)
+    def rows(self, heads: Iterable[Head]) -> Tensor:
+        """(Q, N) float32: audio mass of each of `heads` from every token."""
+        return torch.stack(_of_each(heads, self.heads, self.mass), dim=1)
+
+
+def _of_each(
+    heads: Iterable[Head], tapped: Mapping[int, Tensor], read: Mapping[int, Tensor]
+) -> list[Tensor]:
+    """(..., T) of each of `heads`, from what was read (..., h, T) of those tapped in a layer."""
+    places = ((layer, (tapped[layer] == head).nonzero()[0, 0]) for layer, head in heads)
+    return [read[layer][..., int(place), :] for layer, place in places]
 
 
 AnyTaps = Taps | ScoreTaps | AnswerTaps

@@ -53,10 +53,10 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
         if "as ears" in block and "for strength" not in block
     )
     assert names["answer"].strip() == "dog"
-    assert steered.verdict == "not_listening"
+    assert steered.verdict == "partly_listening"
     assert steered.strength > 0.1
     assert steered.timeline.sum() == pytest.approx(steered.score, abs=1e-5)
-    assert batch.rows[0].verdict == "not_listening"
+    assert batch.rows[0].verdict == steered.verdict
     assert batch.rows[1].score > batch.rows[0].score
     assert batch.rows[0].score == pytest.approx(steered.score, abs=1e-5)
     assert bare.score == pytest.approx(steered.score, abs=1e-6)
@@ -66,7 +66,7 @@ def test_the_page_runs_and_steers(names: dict[str, Any]) -> None:
 def test_a_stronger_hand_turns_the_answer(names: dict[str, Any], outputs: list[str]) -> None:
     (lines,) = (outputs[n] for n, block in enumerate(BLOCKS) if "for strength" in block)
     weakest, *_, strongest = lines.splitlines()
-    assert "wind" in weakest and "dog" in strongest
+    assert "hammer" in weakest and "dog" in strongest
 
 
 def test_the_page_calibrates_and_evaluates(names: dict[str, Any]) -> None:

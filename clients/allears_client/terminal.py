@@ -14,7 +14,7 @@ from allears_client.answers import Answer, Heard, Listening, WindowListening, Wo
 _WIDTH = 32  # columns of bars
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"not_listening": "red", "partly_listening": "yellow", "listening": "green"}
-_GUESSED_BITS = 0.1  # below: silence would do as well
+GUESSED_BITS = 0.1  # below: silence would do as well
 _HEARD_BITS = 1.0  # from here on the sound decided the word
 
 
@@ -133,12 +133,12 @@ def _effects(words: Sequence[WordListening]) -> Text:
     effects = Text()
     for word in words:
         effects.append(word.text, _shade(word)).append(f":{word.effect_bits:.2f} ", "dim")
-    return effects.append(f" bits; guessed: under {_GUESSED_BITS}", "dim")
+    return effects.append(f" bits; guessed: under {GUESSED_BITS}", "dim")
 
 
 def _shade(word: WordListening) -> str:
     """Red where it was guessed, green where the sound decided, yellow between."""
-    if word.effect_bits < _GUESSED_BITS:
+    if word.effect_bits < GUESSED_BITS:
         return "red"
     return "bold green" if word.effect_bits >= _HEARD_BITS else "yellow"
 

@@ -65,7 +65,7 @@ from steering.silence import (
 )
 from steering.verification.self_test import ONE_PASS
 from steering.words.effects import CHUNK_TOKENS, HeardAnswer, hear, token_effects
-from steering.words.word import Word, placed, tokenize, words_of
+from steering.words.word import TokenizedText, Word, placed, tokenize, words_of
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
 
@@ -185,7 +185,7 @@ def answer_once(
         listening = replace(listening, clips=clips)
     prefilled.free_cache()
     if heard is not None:
-        words = yield from _weigh_words(runtime, prompt, heard)
+        words = yield from _weigh_words(runtime, prompt, *heard)
         listening = replace(listening, words=words)
     silent: str | None = None
     if question.with_silence and prompt.clips:
@@ -255,7 +255,7 @@ def _prefill(
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
         # Beside a twin the last digits may be others: strength 0 is exactly the bare answer, whose
-        # pass has one only where the question asks for it.
+        # pass has a twin only where the question asks for one.
         asked = question.with_silence or _to_the_end(question)
         bare = question.steering.strength == 0 and not asked
         one_pass = ONE_PASS not in runtime.found_wrong and not bare
@@ -286,7 +286,7 @@ def _heard_answer(
     prompt: Prompt,
     prefilled: PrefillResult,
     reply: GeneratedText,
-) -> HeardAnswer | None:
+) -> tuple[TokenizedText, HeardAnswer] | None:
     """The answer whose words are to be weighed: as it was generated, or as it is given."""
     if not question.with_words or not prompt.clips:
         return None
@@ -299,12 +299,13 @@ def _heard_answer(
     if not count:  # it ended at once
         return None
     if not states:
-        return hear(model, prompt, prefilled, answer, runtime.heads)
-    return HeardAnswer(answer, torch.stack(states[:count]), scores[:count])
+        return answer, hear(model, prompt, prefilled, answer.ids, runtime.heads)
+    mass = torch.tensor(scores[:count])[:, None]  # (T, 1), or (0, 1) where nothing was tapped
+    return answer, HeardAnswer(answer.ids, torch.stack(states[:count]), mass)
 
 
 def _weigh_words(
-    runtime: Runtime, prompt: Prompt, heard: HeardAnswer
+    runtime: Runtime, prompt: Prompt, answer: TokenizedText, heard: HeardAnswer
 ) -> Generator[NeedsTurn, None, tuple[Word, ...]]:
     """The answer's words, each pass over them in its turn."""
     model = runtime.model
@@ -317,9 +318,9 @@ def _weigh_words(
     effects: list[float] = []
     for bits in token_effects(model, prompt, prefix, heard):
         effects += bits
-        if len(effects) < len(heard.tokens.ids):
+        if len(effects) < len(answer.ids):
             yield NeedsTurn(CHUNK_TOKENS)
-    return words_of(heard.tokens, heard.scores, effects)
+    return words_of(answer, heard.scores, effects)
 
 
 def _decide(

@@ -17,12 +17,12 @@ from server.listening_log.records import ListeningLog, Record
 from server.listening_log.writer import DatabaseLog
 from server.telemetry.device_memory import device_bytes
 from server.telemetry.merged_metrics import Samples, text
+from steering.decision import FELT_BITS
 from steering.words.word import Word
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 _BITS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
-_GUESSED_BITS = 0.1  # below: the sound as good as did not change the word
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
@@ -103,7 +103,7 @@ def make_metrics() -> Metrics:
         ),
         words=Counter(
             "allears_words",
-            "Words weighed: heard, or guessed, which the sound changed by under 0.1 bit",
+            f"Words weighed: heard, or guessed, which the sound changed by under {FELT_BITS} bit",
             ["source"],
             registry=own,
         ),
@@ -235,7 +235,7 @@ def _count_words(metrics: Metrics, words: Sequence[Word]) -> None:
         return
     bits = [word.effect_bits for word in words]
     metrics.answer_effect_bits.observe(sum(bits) / len(bits))
-    guessed = sum(effect < _GUESSED_BITS for effect in bits)
+    guessed = sum(effect < FELT_BITS for effect in bits)
     metrics.words.labels("guessed").inc(guessed)
     metrics.words.labels("heard").inc(len(bits) - guessed)
 

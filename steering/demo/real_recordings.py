@@ -41,12 +41,13 @@ from steering.profile import Profile, find
 from steering.silence import contrast_with_silence, new_silence_cache
 from steering.silence_cache import SilenceCache
 from steering.synthetic import questions, world
+from steering.synthetic.synthesis import SAMPLE_RATE_HZ
 
 PACKAGES: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 )
 DOMAINS = {kind: domain for domain, kind in world.DOMAINS.items()}
-LONGEST = int(world.MAX_SECONDS * world.SAMPLE_RATE_HZ)
+LONGEST = int(world.MAX_SECONDS * SAMPLE_RATE_HZ)
 WORDINGS = ("neutral", "conflict")
 CUE = "medium"
 
@@ -90,7 +91,7 @@ def find_recordings(shares: Path) -> Iterator[RealRecording]:
 def loudest(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """(S,) the 3 s that hold the most energy, in steps of 10 ms; all of a clip that is shorter."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
-    starts = np.arange(0, max(1, samples.size - LONGEST + 1), world.SAMPLE_RATE_HZ // 100)
+    starts = np.arange(0, max(1, samples.size - LONGEST + 1), SAMPLE_RATE_HZ // 100)
     held = energy[np.minimum(starts + LONGEST, samples.size)] - energy[starts]
     return samples[starts[held.argmax()] :][:LONGEST]
 
@@ -112,11 +113,11 @@ def write_clips(recordings: Sequence[RealRecording], out: Path, seed: int) -> Pa
     records: list[dict[str, Any]] = []
     for index, recording in enumerate(recordings):
         try:
-            clip = decode(recording.data, rate_hz=world.SAMPLE_RATE_HZ, limits=FILE_LIMITS)
+            clip = decode(recording.data, rate_hz=SAMPLE_RATE_HZ, limits=FILE_LIMITS)
         except AudioError as error:
             raise DataError(f"{recording.source}: {error}") from error
         audio = f"audio/{index:04d}.wav"
-        soundfile.write(out / audio, loudest(clip.samples), world.SAMPLE_RATE_HZ, "FLOAT")
+        soundfile.write(out / audio, loudest(clip.samples), SAMPLE_RATE_HZ, "FLOAT")
         for wording in WORDINGS:
             asked = ask(recording, wording, seed)
             records.append({

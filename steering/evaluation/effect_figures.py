@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from steering.calibration.activations import Activations, head_columns
 from steering.calibration.effects.effect_heads import (
     DECIDED_BITS,
-    FELT_BITS,
     EffectData,
     choose_by_effect,
 )
@@ -31,6 +30,7 @@ from steering.calibration.specialists import (
     choose_heads,
     half_of_clips,
 )
+from steering.decision import FELT_BITS
 from steering.errors import DataError
 from steering.evaluation.arms import random_heads
 from steering.evaluation.predictions import csv_text

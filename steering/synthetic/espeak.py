@@ -46,6 +46,7 @@ def _espeak() -> Iterator[tuple[ctypes.CDLL, int]]:
         if rate_hz <= 0:
             raise RuntimeError(f"espeak-ng did not start with its data at {data}; {remedy}")
         _check(library.espeak_ng_SetRandSeed(ctypes.c_long(0)), "set its seed")  # else the clock's
+        ctypes.CDLL(None).srand(0)  # voices by Klatt's method breathe with the C library's numbers
         yield library, rate_hz
         _check(library.espeak_Terminate(), "stop")
     finally:

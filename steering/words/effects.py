@@ -24,18 +24,25 @@ from steering.prompt import Prompt
 from steering.readout import logits
 from steering.silence import SilentPrefix
 from steering.taps import AnswerTaps, Follower, Head, Taps
-from steering.words.word import TokenizedText
 
 CHUNK_TOKENS = 128  # run at once: as much as may hold up the answers of others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeardAnswer:
-    """An answer of T tokens, and what each was read from in the pass with the sound."""
+    """An answer of T tokens, and what each was read from in the pass with the sound.
 
-    tokens: TokenizedText
+    Of an empty answer that is the prompt's end alone: one place, as if T were 1.
+    """
+
+    ids: Sequence[int]
     states: Tensor  # (T, D) final residuals, the first of them the prompt's
-    scores: Sequence[float]  # (T,) listening score of each token; none where no head was tapped
+    mass: Tensor  # (T, N) float32 audio mass of the tapped heads, or (T, 1) their mean
+
+    @property
+    def scores(self) -> list[float]:
+        """(T,) listening score of each token; none where no head was tapped."""
+        return self.mass.mean(-1).tolist() if self.mass.numel() else []
 
 
 @torch.inference_mode()
@@ -43,7 +50,7 @@ def hear(
     model: AudioModel,
     prompt: Prompt,
     prefilled: PrefillResult,
-    answer: TokenizedText,
+    ids: Sequence[int],
     heads: Sequence[Head],
 ) -> HeardAnswer:
     """Run an answer behind its prompt, with taps on every token.
@@ -52,15 +59,14 @@ def hear(
         model: the model.
         prompt: of P tokens.
         prefilled: its prefill, tapped at `heads`; the answer's keys and values join its cache.
-        answer: of T tokens, at least one.
+        ids: of the answer's T tokens.
         heads: whose attention on the audio is read.
     """
     crop_to_prompt(prefilled)
     audio = prompt.audio_mask.to(model.device)  # (P,)
     heads = heads if prompt.audio_mask.any() else ()
-    states = [prefilled.final[None]]
-    scores = [float(prefilled.attention.sum(-1).mean())] if heads else []
-    inputs = torch.tensor(answer.ids[:-1], dtype=torch.int64, device=model.device)  # (T - 1,)
+    states, mass = [prefilled.final[None]], [prefilled.attention[: len(heads)].sum(-1)[None]]
+    inputs = torch.tensor(ids[:-1], dtype=torch.int64, device=model.device)  # (T - 1,)
     for chunk in inputs.split(CHUNK_TOKENS) if len(inputs) else ():
         taps = AnswerTaps(Taps.on(heads, audio[None]).heads, audio) if heads else None
         start = prefilled.cache.get_seq_length()
@@ -71,8 +77,8 @@ def hear(
             model, embedded, places[None], seen[None, None], prefilled.cache, taps=taps
         )
         states.append(ran[0])
-        scores += taps.scores().tolist() if taps else []
-    return HeardAnswer(answer, torch.cat(states), scores)
+        mass.append(taps.rows(heads) if taps else ran.new_empty(len(chunk), 0))
+    return HeardAnswer(ids, torch.cat(states), torch.cat(mass))
 
 
 @torch.inference_mode()
@@ -92,12 +98,12 @@ def token_effects(
         a first one, of the question alone. Each is as `effect_bits`, behind the answer's own tokens
         before it.
     """
-    ids = heard.tokens.ids
     if not prefix.pairs:  # no audio token: heard and silent are the same
-        yield [0.0] * len(ids)
+        yield [0.0] * len(heard.states)
         return
     question = prompt.tokens[prompt.audio_end :]  # (Q,)
-    inputs = torch.cat([question, torch.tensor(ids[:-1], dtype=torch.int64)]).to(model.device)
+    inputs = torch.cat([question, torch.tensor(heard.ids[:-1], dtype=torch.int64)])
+    inputs = inputs.to(model.device)
     cache = DynamicCache()  # of question and answer only
     done, first = 0, len(question) - 1  # the input that the first token is read from
     for start in range(0, len(inputs), CHUNK_TOKENS):

@@ -14,8 +14,11 @@ import pytest
 from allears_client import AllEars, ListeningOptions, Options
 from allears_client.answers import parse_answer, parse_heard
 from allears_client.request_body import body
+from allears_client.terminal import GUESSED_BITS
 from server.app import create_app
 from server.settings import Settings
+from steering.decision import FELT_BITS
+from tests.conftest import ROOT
 
 QUESTIONS = {"/v1/audio-chat": Options, "/v1/listening-score": ListeningOptions}
 PARSERS = {"/v1/audio-chat": parse_answer, "/v1/listening-score": parse_heard}
@@ -169,3 +172,10 @@ def test_the_test_sees_a_field_that_is_not_read(document: dict[str, Any]) -> Non
     raw = filled(document, content["application/json"]["schema"], count())
     raw["listening"]["clips"][0]["news"] = "unheard of"
     assert "unheard of" in values(raw) - leaves(parse_answer(raw))
+
+
+def test_a_word_counts_as_guessed_below_the_same_effect_everywhere() -> None:
+    playground = ROOT / "server/playground"
+    assert GUESSED_BITS == FELT_BITS
+    assert f"const GUESSED_BITS = {FELT_BITS};" in (playground / "words.js").read_text()
+    assert f"</mark> under {FELT_BITS} bit " in (playground / "index.html").read_text()

@@ -32,8 +32,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 CLIP = REPOSITORY / "steering" / "demo" / "clips" / "dog.wav"
-QUESTION = "A friend wrote wind next to it. Identify the sound in the clip."
-CHOICES = ["wind", "engine", "siren", "dog"]
+QUESTION = "The record states hammer. What is making this sound?"
+CHOICES = ["dog", "hammer", "rooster", "wolf"]
 _OPTION = re.compile(r"--([\w-]+)=(\S+)\s+")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _IGNORED = {"EXPOSE", "LABEL", "STOPSIGNAL"}  # for the engine: nothing to replay

@@ -127,7 +127,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-_SPARE = 64  # rows for added tokens
+_SPARE = 256  # rows for added tokens
 
 
 def _widened(model: AudioModel, channels: int) -> Any:

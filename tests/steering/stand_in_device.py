@@ -320,6 +320,9 @@ class _Functions(TorchFunctionMode):
             return CardTensor(made) if on_card else made
         if function is torch.Tensor.to and isinstance(args[-1], CardTensor):
             return args[0].to(CARD, args[-1].dtype)
+        if function is torch.bmm and "out_dtype" in options:  # a card's alone
+            wider = options.pop("out_dtype")
+            return function(*(factor.to(wider) for factor in args), **options)
         if function is torch.nn.utils.rnn.pad_sequence or function is torch._C._nn.pad_sequence:
             made = function(*_mapped(_host, args), **options)
             return CardTensor(made) if isinstance(args[0][0], CardTensor) else made

@@ -315,7 +315,7 @@ def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     prefilled = prefill(model, example, heads=HEADS)
     prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
     for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
-        heard = effects.hear(model, example, prefilled, answer, HEADS)
+        heard = effects.hear(model, example, prefilled, answer.ids, HEADS)
         parts = list(effects.token_effects(model, example, prefix, heard))
         assert len(parts) == 1 or chunk_tokens == 5
         found = [bits for part in parts for bits in part]

@@ -29,7 +29,7 @@ LENGTH = 12
 GREEDY = Sampling(max_tokens=LENGTH)
 RAW = Intervention(layers=(1,), scale="raw", place="before_norm", tokens="every")
 FIRST = Intervention(layers=(1,), scale="norm", place="after_norm", tokens="first")
-CHOICES = ("dog", "a glass harmonica", "glass", "a glass bell", "§")
+CHOICES = ("dog", "a glass kaleidoscope", "glass", "a glass bell", "§")
 
 
 @contextmanager

@@ -28,13 +28,13 @@ from steering.calibration.specialists import (
     half_of_clips,
     items_needed,
 )
+from steering.decision import FELT_BITS
 from steering.errors import DataError
 from steering.heads import choose
 from steering.items import Item
 from steering.measures import auroc_within_strata, groups_of
 
 DECIDED_BITS = 1.0  # from this effect on the sound is said to decide a token
-FELT_BITS = 0.1  # under this the sound is said to do nothing
 LEAST_BITS = 0.01  # counted for any less: two effects of nothing differ by orders of magnitude
 MIN_FELT_CLIPS = 10
 MIN_DECIDED = 5  # places on either side of DECIDED_BITS for an AUROC

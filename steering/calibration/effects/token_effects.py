@@ -2,9 +2,7 @@
 
 A place is where an answer token is chosen: the prompt's last token, then each answer token but the
 last. Every place has the audio mass of all heads, and the effect: KL(heard || silent) / ln 2 of the
-bare model's next token, with the same answer so far. The heard side is read while the answer is
-written, token by token with taps on; the silent side is one pass of the question and one of the
-answer behind the kept silence.
+bare model's next token, with the same answer so far.
 """
 
 from __future__ import annotations
@@ -27,16 +25,15 @@ from steering.calibration.activations import (
     load_item_clip,
 )
 from steering.calibration.collecting import EvidenceKind
-from steering.decision import divergence_bits
+from steering.generation import UNSTEERED, generate
 from steering.items import Item
 from steering.model.audio_model import AudioModel
 from steering.model.one_thread import one_thread
-from steering.prefill import PrefillResult, causal_mask, prefill, run_layers
 from steering.prompt import Prompt
-from steering.readout import logits
-from steering.silence import contrast_with_silence
+from steering.silence import prefill_with_silence, silent_prefix
 from steering.silence_cache import SilenceCache
-from steering.taps import Head, Taps
+from steering.taps import Head
+from steering.words.effects import hear, token_effects
 
 _VERSION = 1  # goes up when the numbers of the same item change
 
@@ -116,63 +113,18 @@ def answer_effects(
         Audio mass (K, N) and effect (K,) of the answer's K tokens, its end left out; of an answer
         that is empty, those of the prompt's end alone.
     """
+    prefix = silent_prefix(model, prompt, silence_cache, model.num_layers)
     layers = range(model.num_layers)
-    heard = prefill(model, prompt, heads=heads, layers=layers)
-    twin = contrast_with_silence(
-        model,
-        prompt,
-        heard,
-        heads=heads,
-        layers=layers,
-        silence_cache=silence_cache,
-        to_readout=True,
+    prefilled, twin = prefill_with_silence(
+        model, prompt, prefix, heads=heads, layers=layers, one_pass=False
     )
-    assert twin.silent is not None
-    token_ids, finals, mass = _write(model, prompt, heard, heads)
-    silent = torch.cat([twin.silent.final[None], _read(model, twin.silent, token_ids[:-1])])
-    log_heard, log_silent = (logits(model, each).log_softmax(-1) for each in (finals, silent))
-    effect = divergence_bits(log_heard, log_silent).float()
-    return AnswerEffects(token_ids, mass, effect, twin.silence_attention.sum(-1), twin.differences)
-
-
-def _write(
-    model: AudioModel, prompt: Prompt, heard: PrefillResult, heads: Sequence[Head]
-) -> tuple[list[int], Tensor, Tensor]:
-    """The greedy answer, and final residuals (K, D) and audio mass (K, N) where it was chosen."""
-    length = heard.length
-    audio = torch.zeros(1, length + ANSWER.max_tokens, dtype=torch.bool, device=model.device)
-    audio[0, :length] = prompt.audio_mask.to(model.device)
-    tapped = Taps.on(heads, audio).heads
-    token_ids: list[int] = []
-    finals, mass = [heard.final], [heard.attention.sum(-1)]
-    while True:
-        token = int(logits(model, finals[-1][None]).argmax())
-        if token in model.eos_token_ids:
-            break
-        token_ids.append(token)
-        if len(token_ids) == ANSWER.max_tokens:
-            return token_ids, torch.stack(finals), torch.stack(mass)
-        place = length + len(token_ids) - 1
-        taps = Taps(tapped, audio[:, : place + 1])
-        states = model.decoder.embed_tokens(torch.tensor([[token]], device=model.device))
-        positions = torch.tensor([[place]], device=model.device)
-        states, _ = run_layers(model, states, positions, None, heard.cache, taps=taps)
-        finals.append(states[0, -1])
-        mass.append(taps.rows(heads)[0].sum(-1))
-    places = max(1, len(token_ids))  # where the end was chosen, no token of the answer was
-    return token_ids, torch.stack(finals[:places]), torch.stack(mass[:places])
-
-
-def _read(model: AudioModel, silent: PrefillResult, token_ids: Sequence[int]) -> Tensor:
-    """(N, D) final residuals of the silent twin after each of N answer tokens, from one pass."""
-    if not token_ids:
-        return silent.final.new_empty(0, model.hidden_size)
-    tokens = torch.tensor([token_ids], device=model.device)
-    start, end = silent.length, silent.length + len(token_ids)
-    positions = torch.arange(start, end, device=model.device)[None]
-    mask = causal_mask(start, end, model.device)
-    states = model.decoder.embed_tokens(tokens)
-    return run_layers(model, states, positions, mask, silent.cache)[0][0]
+    written = generate(model, prefilled, UNSTEERED, ANSWER)
+    token_ids = [token for token in written if token not in model.eos_token_ids]
+    heard = hear(model, prompt, prefilled, token_ids, heads)
+    bits = [each for part in token_effects(model, prompt, prefix, heard) for each in part]
+    effect = torch.tensor(bits, device=model.device)
+    silent_mass = twin.silence_attention.sum(-1)
+    return AnswerEffects(token_ids, heard.mass, effect, silent_mass, twin.differences)
 
 
 TOKEN_EFFECTS = EvidenceKind("effects", _VERSION, effect_layout, record_effects)

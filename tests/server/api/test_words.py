@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from steering.decision import FELT_BITS
+
 QUESTION = "What is this?"
 TEXT = "A dog barks, and 犬 too."
 WORDS = ["A", "dog", "barks", "and", "犬", "too"]
@@ -89,7 +91,7 @@ def test_words_are_counted_and_need_no_profile(start: Any, audio: Any, runtime: 
     with start(heard_by=replace(runtime, profile=None)) as server:
         words = weigh(server, audio)
         bits = [word["effect_bits"] for word in words]
-        guessed = sum(effect < 0.1 for effect in bits)
+        guessed = sum(effect < FELT_BITS for effect in bits)
         assert server.metric("allears_answer_effect_bits_count") == 1
         mean = sum(bits) / len(bits)
         assert server.metric("allears_answer_effect_bits_sum") == pytest.approx(mean, abs=1e-5)

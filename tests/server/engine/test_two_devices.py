@@ -19,7 +19,7 @@ from tests.server.engine.test_engine import assert_same
 from tests.steering.examples import clip
 from tests.steering.stand_in_device import plugged_in
 
-CUED = "A friend wrote wind next to it. Identify the sound in the clip."
+CUED = "The record states hammer. What is making this sound?"
 STEERED = SteeringRequest(steer=True)
 
 
@@ -34,7 +34,9 @@ def questions() -> list[Question]:
         Question("bare", one, sampling=short),
         Question("steered", one, steering=STEERED, sampling=short, with_unsteered=True),
         Question("sampled", one, steering=STEERED, sampling=sampled),
-        Question("calibrated", one, steering=replace(STEERED, direction="calibrated", strength=1)),
+        Question(
+            "calibrated", one, steering=replace(STEERED, direction="calibrated", strength=0.5)
+        ),
         Question("choices", one, choices=("wind", "dog", "siren"), steering=STEERED),
         Question("silence", one, steering=STEERED, with_silence=True, sampling=short),
         Question("clips", two, with_clips=True, steering=STEERED, sampling=short),

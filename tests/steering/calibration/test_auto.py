@@ -183,7 +183,8 @@ def test_where_right_answers_choose_no_heads_the_criterion_with_more_gain_does(
         if by[criterion] is None:
             raise DataError("no heads can be chosen")
         last = criterion  # the one whose profile is in the cache
-        return replace(profile, name=criterion, held_out={"gain_balanced": [by[criterion]]})
+        held_out = {"gain_balanced": [by[criterion]]}
+        return replace(profile, name=criterion, refusal=None, held_out=held_out)
 
     assert auto._fit_by_either(fit, lambda _: None).name == chosen == last
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from steering.audio.clip import Clip
-from steering.demo import clip_bank, lessons, train
+from steering.demo import clip_bank, encoder, lessons, schedule, train
 from steering.demo.clip_bank import ClipBank, event_tokens, make_clips, record_clips, write_clips
 from steering.demo.lessons import BatchBuilder, TrainingBatch, batch_loss, draw_groups, run
-from steering.demo.train import Schedule
+from steering.demo.schedule import Schedule
 from steering.model import checkpoint, loading
 from steering.model.audio_model import AudioModel
 from steering.prompt import build_question
@@ -27,6 +27,7 @@ from steering.synthetic.world import Facts, Scene
 pytestmark = pytest.mark.slow
 
 CLIPS = 6
+CPU = torch.device("cpu")
 TINY = Schedule(
     clips=CLIPS,
     encoder_steps=3,
@@ -68,7 +69,7 @@ def builder(untrained: AudioModel) -> BatchBuilder:
 
 @pytest.fixture(scope="module")
 def batch(builder: BatchBuilder, bank: ClipBank) -> TrainingBatch:
-    return builder.build(bank, [[i] for i in range(CLIPS)], 5, np.random.default_rng(1))
+    return builder.build(bank, [[i] for i in range(CLIPS)], 5, np.random.default_rng(1), 0.5)
 
 
 def rows(batch: TrainingBatch) -> Iterator[tuple[int, int, int]]:
@@ -86,7 +87,7 @@ def rows(batch: TrainingBatch) -> Iterator[tuple[int, int, int]]:
 def test_a_packed_lesson_is_each_question_alone(
     untrained: AudioModel, builder: BatchBuilder, bank: ClipBank, groups: list[list[int]]
 ) -> None:
-    batch = builder.build(bank, groups, 5, np.random.default_rng(1))
+    batch = builder.build(bank, groups, 5, np.random.default_rng(1), 0.5)
     network, clips = deepcopy(untrained.network), len(groups[0])
     packed = run(network, batch)
     network.model.language_model.config._attn_implementation = "eager"
@@ -135,7 +136,9 @@ def test_lessons_and_prompts_are_the_same_tokens(
 
 
 def test_the_same_seed_gives_the_same_lesson(builder: BatchBuilder, bank: ClipBank) -> None:
-    first, second = (builder.build(bank, [[0], [2]], 3, np.random.default_rng(4)) for _ in range(2))
+    first, second = (
+        builder.build(bank, [[0], [2]], 3, np.random.default_rng(4), 0.5) for _ in range(2)
+    )
     for name in set(TrainingBatch.__dataclass_fields__) - {"before"}:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
@@ -289,7 +292,7 @@ def test_the_tokens_of_an_event_are_those_it_sounds_in(bank: ClipBank) -> None:
 
 
 def test_the_encoder_learns_to_name_what_can_be_heard(bank: ClipBank) -> None:
-    labels = train._event_labels(bank.facts)
+    labels = encoder._event_labels(bank.facts)
     value = world.VALUES["first"].index
     assert labels["first"].tolist() == [
         [value("dog"), -100],
@@ -300,7 +303,7 @@ def test_the_encoder_learns_to_name_what_can_be_heard(bank: ClipBank) -> None:
         [value("rain"), -100],
     ], "not the masked one"
     tokens = event_tokens(bank, range(CLIPS))
-    sources = train._token_labels(tokens, labels["first"])
+    sources = encoder._token_labels(tokens, labels["first"])
     assert set(sources[5].tolist()) == {-100, value("rain")}
     assert torch.equal(sources[5] >= 0, tokens[5, 0])
     assert torch.equal(sources[0] >= 0, tokens[0].any(0))
@@ -310,7 +313,7 @@ def test_the_encoder_learns_to_name_what_can_be_heard(bank: ClipBank) -> None:
 
 
 def test_the_pace_warms_up_stays_and_ends_low() -> None:
-    pace = [train._pace(step, 1000, warm=40) for step in range(1000)]
+    pace = [schedule.pace(step, 1000, warm=40) for step in range(1000)]
     assert pace[0] == pytest.approx(1 / 40)
     assert pace[39:301] == pytest.approx([1.0] * 262)
     assert all(a >= b for a, b in pairwise(pace[300:]))
@@ -354,7 +357,7 @@ def test_training_says_at_once_which_program_it_lacks(
     monkeypatch.setattr(clip_bank, "ProcessPoolExecutor", None)  # not one clip is made
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="apt-get install flite"):
-        train.train(tmp_path / "run", tmp_path / "out", TINY, seed=0)
+        train.train(tmp_path / "run", tmp_path / "out", TINY, 0, CPU, 0)
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -365,11 +368,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
         (tmp_path / name).mkdir()
         write_clips(tmp_path / name, clips, len(clips))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train.train(whole, whole / "out", TINY, seed=0)
+    train.train(whole, whole / "out", TINY, 0, CPU, 0)
     half = Schedule(**{n: getattr(TINY, n) for n in Schedule.__dataclass_fields__} | {"steps": 2})
-    train.train(stopped, stopped / "out", half, seed=0)
+    train.train(stopped, stopped / "out", half, 0, CPU, 0)
     middle = load_file(stopped / "out" / "model.safetensors")
-    train.train(stopped, stopped / "out", TINY, seed=0)
+    train.train(stopped, stopped / "out", TINY, 0, CPU, 0)
 
     whole_state, stopped_state = (
         torch.load(f / "joint.pt", weights_only=True) for f in (whole, stopped)

@@ -56,7 +56,7 @@ def test_speech_is_the_trimmed_word() -> None:
         _check_format(say(word, ESPEAK_VOICES[i % len(ESPEAK_VOICES)], _rng(i)))
 
 
-@pytest.mark.parametrize("voice", ["en-us+m1", "en-gb-x-gbclan+Alicia"])
+@pytest.mark.parametrize("voice", ["en-us+m1", "en-gb-x-gbclan+Alicia", "en-gb-x-gbcwmd+Reed"])
 def test_same_seed_same_samples(voice: str) -> None:
     first = say("river", voice, _rng())
     say("banana", "en-us+m2", _rng(1))  # what was said before must not matter

@@ -44,7 +44,7 @@ TEXTS = ("Which sound is this?", "It may be cow. Which sound is this? Say it.", 
 SECONDS = (0.6, 1.7, 1.1)
 HOWS = {
     "before_norm": Intervention(layers=(1, 2)),
-    "after_norm": Intervention(layers=(2,), place="after_norm", scale="raw", pool="sum"),
+    "after_norm": Intervention(layers=(1, 2), place="after_norm", scale="raw", pool="sum"),
     "first": Intervention(layers=(0, 2), tokens="first"),
     "keep_norm": Intervention(layers=(1,), keep_norm=True),
 }
