@@ -75,15 +75,15 @@ def with_influence(
     prompt: Prompt,
     prefilled: PrefillResult,
     clips: Sequence[ClipAttribution],
-    likelihood: Callable[[PrefillResult], float],
+    likelihood: Callable[[PrefillResult], Passes[float]],
     limit: int | None,
 ) -> Passes[tuple[ClipAttribution, ...]]:
     """The clips with influence and rank; `likelihood` is the answer's log-probability of a pass."""
-    with_all = likelihood(prefilled)
+    with_all = yield from likelihood(prefilled)
     losses: list[float] = []
     for i in range(len(clips)):
         without = yield from prefill_in_passes(model, without_clip(model, prompt, i), limit)
-        losses.append(with_all - likelihood(without))
+        losses.append(with_all - (yield from likelihood(without)))
     order = np.argsort(-np.array(losses), kind="stable").tolist()
     return tuple(
         replace(clip, influence=loss, rank=order.index(i) + 1)

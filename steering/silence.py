@@ -31,7 +31,7 @@ from steering.prefill import (
     prefill_beside,
     prefill_in_passes,
 )
-from steering.prompt import Prompt, silent_mels
+from steering.prompt import Prompt, encode_in_passes, silent_mels
 from steering.silence_cache import (
     SILENCE_BYTES,
     TOP_FRAMES,
@@ -61,22 +61,32 @@ class SilenceContrast:
 
 
 class TwinCache(Cache):
-    """Keys and values of a twin: kept silence, then its question; read, and never written to."""
+    """Keys and values of a twin: kept silence, then its question; read, and never written to.
+
+    Those of tokens behind, of choices, stand apart until they are taken back.
+    """
 
     def __init__(self, *parts: KVPairs) -> None:
         super().__init__(layers=[])
-        self.parts = parts
+        self.parts, self.behind = parts, DynamicCache()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of tokens of prefix and question."""
-        return sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
+        """Number of tokens of prefix and question, and behind."""
+        kept = sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
+        return kept + int(self.behind.get_seq_length(layer_idx))
+
+    def crop(self, max_length: int) -> None:
+        """Take back tokens behind, as many as a number below 0 says."""
+        self.behind.crop(max_length)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """(1, H, T + N, d) keys and values of a layer, those of N new tokens last."""
-        keys, values = zip(*(pairs[layer_idx] for pairs in self.parts), strict=True)
-        return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
+        behind = self.behind.update(key_states, value_states, layer_idx)
+        pairs = [*(pairs[layer_idx] for pairs in self.parts), behind]
+        keys, values = zip(*pairs, strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 def new_silence_cache(
@@ -139,8 +149,7 @@ def _run_prefix(
     token_id = model.audio_token_id
     features: list[Tensor] = []
     for rung in key.rungs:
-        yield 0 if silence_cache.features(rung) is not None else model.audio_tokens(rung)
-        features.append(_silent_features(model, rung, silence_cache))
+        features.append((yield from _silent_features(model, rung, silence_cache, limit)))
     words = torch.from_numpy(np.frombuffer(key.tokens, np.int64).copy())  # maybe none
     tokens = torch.cat([words, torch.full((len(features[-1]),), token_id)]).to(model.device)
     audio = tokens == token_id  # (P,)
@@ -158,13 +167,15 @@ def _run_prefix(
     return [(layer.keys, layer.values) for layer in ran]
 
 
-def _silent_features(model: AudioModel, frames: int, silence_cache: SilenceCache) -> Tensor:
+def _silent_features(
+    model: AudioModel, frames: int, silence_cache: SilenceCache, limit: int | None
+) -> Passes[Tensor]:
     """(F, D) that the encoder makes of silence of so many mel frames."""
     features = silence_cache.features(frames)
     if features is None:
         hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
         log_mels = silent_mels(model, [frames * hop_seconds]).to(model.device, model.dtype)
-        (encoded,) = model.family.hear(model.network, log_mels, torch.tensor([frames]))
+        encoded = yield from encode_in_passes(model, log_mels, torch.tensor([frames]), limit)
         features = encoded.clone()  # its own memory: the encoder's output is longer
         silence_cache.put_features(frames, features)
     return features

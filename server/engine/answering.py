@@ -28,7 +28,7 @@ from server.engine.clip_room import (
     refuse_shortened,
     replace_clips,
 )
-from server.engine.events import Event, Finished, NeedsTurn, Started
+from server.engine.events import Event, Finished, NeedsTurn, Started, in_turns
 from server.engine.long_audio import answer_windows, long_clip
 from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
@@ -38,15 +38,19 @@ from steering.decision import (
     Decision,
     Listening,
     decide,
-    effect_bits,
+    effect_bits_in_passes,
     measure,
     unsteered,
     wants_silence,
 )
 from steering.errors import RequestError
-from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
+from steering.generation import (
+    UNSTEERED,
+    log_probabilities_in_passes,
+    score_choices_in_passes,
+)
 from steering.model.audio_model import AudioModel
-from steering.model.passes import Passes, Result
+from steering.model.passes import Passes
 from steering.model.prompt_style import PLAIN, PromptStyle
 from steering.prefill import PrefillResult, prefill_in_passes
 from steering.prompt import (
@@ -64,7 +68,7 @@ from steering.silence import (
     silent_prefix_in_passes,
 )
 from steering.verification.self_test import ONE_PASS
-from steering.words.effects import CHUNK_TOKENS, HeardAnswer, hear, token_effects
+from steering.words.effects import CHUNK_TOKENS, HeardAnswer, hear_in_passes, token_effects
 from steering.words.word import TokenizedText, Word, placed, tokenize, words_of
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
@@ -163,24 +167,26 @@ def answer_once(
     with seat_for(runtime.slots, prefilled) as seat:
         reply = unsteered = yield from generate_text(runtime, seat, decision.plan, question)
         after_decode = time.perf_counter()
-        heard = _heard_answer(runtime, question, prompt, prefilled, reply)
+        heard = yield from _heard_answer(runtime, question, prompt, prefilled, reply)
         if question.with_unsteered and steering.applied:
             unsteered = yield from generate_text(runtime, seat, UNSTEERED, question, pieces=False)
 
     # 5. For comparison the effect, also on each word, and the answers about each clip's silence and
     # about all silence. None of it makes the answer's first piece wait.
     if contrast and contrast.silent:
-        effect = effect_bits(model, prefilled, contrast.silent, question.choices)
+        bits = effect_bits_in_passes(
+            model, prefilled, contrast.silent, question.choices, runtime.pass_limit
+        )
+        effect = yield from in_turns(bits)
         listening = replace(listening, effect_bits=effect)
         contrast = replace(contrast, silent=None)  # which may hold the twin's keys and values
     if question.with_clips and reply.text:
         if not prefilled.has_cache:
-            prefilled = yield from _in_turns(prefill_in_passes(model, prompt, runtime.pass_limit))
-        likelihood = partial(_log_probability, model, question, reply.text)
-        clips = yield from _in_turns(
-            with_influence(
-                model, prompt, prefilled, listening.clips, likelihood, runtime.pass_limit
-            )
+            prefilled = yield from in_turns(prefill_in_passes(model, prompt, runtime.pass_limit))
+        limit = runtime.pass_limit
+        likelihood = partial(_log_probability, model, question, reply.text, limit)
+        clips = yield from in_turns(
+            with_influence(model, prompt, prefilled, listening.clips, likelihood, limit)
         )
         listening = replace(listening, clips=clips)
     prefilled.free_cache()
@@ -190,7 +196,7 @@ def answer_once(
     silent: str | None = None
     if question.with_silence and prompt.clips:
         twin = silent_twin(model, prompt)
-        prefilled = yield from _in_turns(prefill_in_passes(model, twin, runtime.pass_limit))
+        prefilled = yield from in_turns(prefill_in_passes(model, twin, runtime.pass_limit))
         with seat_for(runtime.slots, prefilled) as seat:
             about_silence = yield from generate_text(
                 runtime, seat, UNSTEERED, question, pieces=False
@@ -222,17 +228,6 @@ def answer_once(
     yield Finished(answer)
 
 
-def _in_turns(passes: Passes[Result]) -> Generator[NeedsTurn, None, Result]:
-    """The result of passes, each of them in its turn."""
-    while True:
-        try:
-            tokens = next(passes)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        yield NeedsTurn(tokens)
-
-
 def _silence(
     runtime: Runtime, question: Question, prompt: Prompt
 ) -> Generator[NeedsTurn, None, SilentPrefix | None]:
@@ -244,7 +239,7 @@ def _silence(
     depth = runtime.twin_depth(effect=_to_the_end(question))
     kept, limit = runtime.silence_cache, runtime.pass_limit
     passes = silent_prefix_in_passes(runtime.model, prompt, kept, depth, limit)
-    return (yield from _in_turns(passes))
+    return (yield from in_turns(passes))
 
 
 def _prefill(
@@ -262,9 +257,9 @@ def _prefill(
         both = prefill_with_silence_in_passes(
             model, prompt, silence, limit, heads=heads, layers=layers, one_pass=one_pass
         )
-        return (yield from _in_turns(both))
+        return (yield from in_turns(both))
     passes = prefill_in_passes(model, prompt, limit, heads=heads, layers=layers)
-    prefilled = yield from _in_turns(passes)
+    prefilled = yield from in_turns(passes)
     if profile is None or not prompt.clips or question.contrast_clip is None:
         return prefilled, None
     if not wants_silence(profile, question.steering):
@@ -272,7 +267,7 @@ def _prefill(
     _check_clip_index(question.contrast_clip, prompt)
     index = question.contrast_clip
     again = contrast_clip(model, prompt, prefilled, index, limit, heads=heads, layers=layers)
-    return prefilled, (yield from _in_turns(again))
+    return prefilled, (yield from in_turns(again))
 
 
 def _to_the_end(question: Question) -> bool:
@@ -286,7 +281,7 @@ def _heard_answer(
     prompt: Prompt,
     prefilled: PrefillResult,
     reply: GeneratedText,
-) -> tuple[TokenizedText, HeardAnswer] | None:
+) -> Generator[NeedsTurn, None, tuple[TokenizedText, HeardAnswer] | None]:
     """The answer whose words are to be weighed: as it was generated, or as it is given."""
     if not question.with_words or not prompt.clips:
         return None
@@ -299,7 +294,9 @@ def _heard_answer(
     if not count:  # it ended at once
         return None
     if not states:
-        return answer, hear(model, prompt, prefilled, answer.ids, runtime.heads)
+        chunk = _words_chunk(runtime)
+        passes = hear_in_passes(model, prompt, prefilled, answer.ids, runtime.heads, chunk)
+        return answer, (yield from in_turns(passes))
     mass = torch.tensor(scores[:count])[:, None]  # (T, 1), or (0, 1) where nothing was tapped
     return answer, HeardAnswer(answer.ids, torch.stack(states[:count]), mass)
 
@@ -308,19 +305,24 @@ def _weigh_words(
     runtime: Runtime, prompt: Prompt, answer: TokenizedText, heard: HeardAnswer
 ) -> Generator[NeedsTurn, None, tuple[Word, ...]]:
     """The answer's words, each pass over them in its turn."""
-    model = runtime.model
-    yield NeedsTurn(CHUNK_TOKENS, lets_pass=True)
-    prefix = yield from _in_turns(
+    model, chunk = runtime.model, _words_chunk(runtime)
+    yield NeedsTurn(chunk, lets_pass=True)
+    prefix = yield from in_turns(
         silent_prefix_in_passes(
             model, prompt, runtime.silence_cache, model.num_layers, runtime.pass_limit
         )
     )
     effects: list[float] = []
-    for bits in token_effects(model, prompt, prefix, heard):
+    for bits in token_effects(model, prompt, prefix, heard, chunk):
         effects += bits
         if len(effects) < len(answer.ids):
-            yield NeedsTurn(CHUNK_TOKENS)
+            yield NeedsTurn(chunk)
     return words_of(answer, heard.scores, effects)
+
+
+def _words_chunk(runtime: Runtime) -> int:
+    """The most tokens of a pass over an answer whose words are weighed."""
+    return min(CHUNK_TOKENS, runtime.chunk_tokens)
 
 
 def _decide(
@@ -367,10 +369,13 @@ def _check_clip_index(index: int, prompt: Prompt) -> None:
 
 
 def _log_probability(
-    model: AudioModel, question: Question, text: str, prefilled: PrefillResult
-) -> float:
+    model: AudioModel, question: Question, text: str, limit: int | None, prefilled: PrefillResult
+) -> Passes[float]:
     """Log-probability of an answer without steering: among the choices, or its tokens' mean."""
     if question.choices:
-        probabilities = score_choices(model, prefilled, UNSTEERED, question.choices)
+        probabilities = yield from score_choices_in_passes(
+            model, prefilled, UNSTEERED, question.choices, limit
+        )
         return float(np.log(max(probabilities[question.choices.index(text)], 1e-30)))
-    return mean_log_probabilities(model, prefilled, UNSTEERED, [text])[0]
+    (mean,) = yield from log_probabilities_in_passes(model, prefilled, UNSTEERED, [text], limit)
+    return mean

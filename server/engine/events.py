@@ -6,11 +6,13 @@ a pass of its own, over a part of its prompt or of an answer that is complete, s
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from server.engine.messages import Answer
 from steering.decision import Listening, Steering
 from steering.kv_slots import Row
+from steering.model.passes import Passes, Result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,3 +55,14 @@ class Finished:
 
 AnswerEvent = Started | Piece | Finished
 Event = AnswerEvent | NeedsToken | NeedsTurn
+
+
+def in_turns(passes: Passes[Result]) -> Generator[NeedsTurn, None, Result]:
+    """The result of passes, each of them in its turn."""
+    while True:
+        try:
+            tokens = next(passes)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield NeedsTurn(tokens)

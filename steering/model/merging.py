@@ -3,8 +3,8 @@
 What is multiplied with the same states shares one weight: the rows of the parts, one after the
 other, so that every number is the product that it was, and a step starts one kernel where it
 started three. Merged are plain linear layers only: what an adapter or a quantization put in their
-place stays as it is. The separate weights are freed layer by layer. The modules remain those of
-transformers, with another `forward`: what looks for them by class finds them.
+place stays as it is. The modules remain those of transformers, with another `forward`: what looks
+for them by class finds them.
 
 In bfloat16 on an x86 CPU the weights, those of the encoder too, are also laid out as oneDNN's
 kernels read them, in place of the plain ones. For every number of rows oneDNN compiles kernels of
@@ -118,6 +118,15 @@ def pack_weights(model: AudioModel) -> int:
                 setattr(parent, name, PackedLinear(child))
                 packed += 1
     return packed
+
+
+def copy_mapped(model: AudioModel) -> None:
+    """Copy the weights that were not merged or packed, on a CPU: they may be parts of a checkpoint's
+    mapped file, and all of it is in memory as long as one of them needs it.
+    """
+    if model.device.type == "cpu":
+        for tensor in (*model.network.parameters(), *model.network.buffers()):
+            tensor.data = tensor.detach().clone()
 
 
 def _filled_up(rows: int) -> int:

@@ -10,7 +10,7 @@ from steering.clip_attribution import clip_scores, contrast_clip, with_influence
 from steering.generation import UNSTEERED, score_choices
 from steering.heads import listening_score, timeline
 from steering.model.audio_model import AudioModel
-from steering.model.passes import at_once
+from steering.model.passes import Passes, at_once
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import build_question, silent_twin
 from tests.steering.examples import QUESTION, clip, prompt
@@ -64,9 +64,13 @@ def test_a_silent_clip_has_no_influence_and_ranks_last(untrained: AudioModel) ->
     def likelihood(heard: PrefillResult) -> float:
         return float(np.log(score_choices(untrained, heard, UNSTEERED, choices)[0]))
 
+    def in_passes(heard: PrefillResult) -> Passes[float]:
+        yield 0
+        return likelihood(heard)
+
     heard = prefill(untrained, asked, heads=HEADS)
     clips = clip_scores(untrained, asked, timeline(heard.attention.numpy()))
-    ranked_clips = at_once(with_influence(untrained, asked, heard, clips, likelihood, None))
+    ranked_clips = at_once(with_influence(untrained, asked, heard, clips, in_passes, None))
     assert ranked_clips[1].influence == pytest.approx(0, abs=1e-6)
     assert sorted(ranked_clip.rank or 0 for ranked_clip in ranked_clips) == [1, 2, 3]
     expected = likelihood(heard) - likelihood(prefill(untrained, without_clip(untrained, asked, 2)))

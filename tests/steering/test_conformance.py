@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import AutoConfig
 
-from steering.decision import effect_bits
+from steering.decision import effect_bits, effect_bits_in_passes
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -247,10 +247,12 @@ def test_passes_over_a_prompt_and_its_twin_are_one(case: Case, shape: str, limit
         heard, contrast = at_once(passes)
         written = generate(model, heard, UNSTEERED, Sampling(max_tokens=8, ignore_end=True))
         assert contrast.silent is not None
-        runs.append((heard, contrast.silent, list(written)))
-        assert effect_bits(model, heard, contrast.silent, CHOICES) > 0
-    (heard, silent, tokens), (parts, silent_parts, tokens_of_parts) = runs
+        bits = at_once(effect_bits_in_passes(model, heard, contrast.silent, CHOICES, most and 2))
+        runs.append((heard, contrast.silent, list(written), bits))
+    (heard, silent, tokens, bits), (parts, silent_parts, tokens_of_parts, bits_of_parts) = runs
     assert tokens_of_parts == tokens
+    assert bits_of_parts == pytest.approx(bits, rel=1e-3)
+    assert bits > 0
     for whole, part in ((heard, parts), (silent, silent_parts)):
         for name in ("attention", "states", "final"):
             one, other = getattr(whole, name), getattr(part, name)
@@ -301,7 +303,6 @@ def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shap
 def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     case: Case, shape: str, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effects, "CHUNK_TOKENS", chunk_tokens)
     monkeypatch.setattr(effects, "COMPARED_TOKENS", 3)
     model, example = case.model, example_prompt(case.model, shape)
     answer = tokenize(model, "A cow, lowing")
@@ -315,9 +316,12 @@ def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     prefilled = prefill(model, example, heads=HEADS)
     prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
     for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
-        heard = effects.hear(model, example, prefilled, answer.ids, HEADS)
-        parts = list(effects.token_effects(model, example, prefix, heard))
-        assert len(parts) == 1 or chunk_tokens == 5
+        passes = effects.hear_in_passes(
+            model, example, prefilled, answer.ids, HEADS, chunk_tokens
+        )
+        heard = at_once(passes)
+        parts = list(effects.token_effects(model, example, prefix, heard, chunk_tokens))
+        assert (len(parts) == 1) == (chunk_tokens > 5)
         found = [bits for part in parts for bits in part]
         assert found == pytest.approx(expected, abs=1e-3)
         scores = mass[:, -len(answer.ids) :, : len(example.tokens)][..., example.audio_mask]

@@ -18,11 +18,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def of_large_rows() -> tuple[Any, Any]:
-    """A Qwen2-Audio that computes little and keeps much of every token: 64 KB."""
+    """A Qwen2-Audio that computes little and keeps much of every token: 64 KB.
+
+    No product is as wide as one of the small model's, whose kernels are there before.
+    """
     network, processor = tiny.qwen2_audio()
     config = network.config
     text = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    config.audio_config.d_model, config.audio_config.encoder_ffn_dim = 40, 56
     config.text_config = transformers.Qwen2Config(**tiny.text_config(**text, **heads))
     return transformers.Qwen2AudioForConditionalGeneration(config), processor
 
@@ -43,7 +47,5 @@ def test_16_answers_take_what_was_planned_within_a_tenth(dtype: str, tmp_path: P
     found = json.loads(done.stdout)
     assert found["caches"] == 0, "no answer that is being written keeps its prompt's cache"
     assert set(found["tokens"]) == {320}, "each row is full in the end"
-    compiled = found["parts"]["kernels"]  # at most: how many depends on the lengths that come
-    least = found["planned"] - compiled
-    assert 0.9 * least <= found["measured"] <= 1.1 * found["planned"], found
-    assert found["parts"]["rows"] > 0.6 * least, "a cache each would be seen"
+    assert found["measured"] == pytest.approx(found["planned"], rel=0.1), found
+    assert found["parts"]["rows"] > 0.6 * found["planned"], "a cache each would be seen"

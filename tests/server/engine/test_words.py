@@ -114,7 +114,6 @@ def test_nobody_waits_for_more_than_one_pass(few: Runtime, monkeypatch: pytest.M
         happened.append("step" if few.slots.active else "no row")
         return step()
 
-    monkeypatch.setattr(effects, "CHUNK_TOKENS", 6)
     monkeypatch.setattr(effects, "_divergences", one_pass)
     monkeypatch.setattr(few.slots, "step", one_step)
     given = {"given_answer": TEXT, "generate": False, "sampling": Sampling(100)}

@@ -145,8 +145,12 @@ def test_a_plan_counts_rows_prompts_silence_and_graphs() -> None:
 def test_kernels_are_counted_for_every_product_and_number_of_rows() -> None:
     of, without = qwen2_audio(), wanted(16, 2048, on_card=False)
     packed = memory_plan.plan(of, replace(without, compiled_rows=compiled_rows))
-    numbers = {_filled_up(rows) for rows in range(1, 2049)}
-    assert packed.kernels == len(numbers) * of.products * 630_000
+    passes, positions = (
+        {_filled_up(rows) for rows in range(1, most + 1)}
+        for most in (2 * 2048, 1500)  # the prompt and its question, half of 3000 mel frames
+    )
+    assert (of.products, of.encoder_products) == (4, 5)
+    assert packed.kernels == (4 * len(passes) + 5 * len(positions)) * 630_000
     assert packed.total == memory_plan.plan(of, without).total + packed.kernels
 
 
