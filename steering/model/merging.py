@@ -121,8 +121,8 @@ def pack_weights(model: AudioModel) -> int:
 
 
 def copy_mapped(model: AudioModel) -> None:
-    """Copy the weights that were not merged or packed, on a CPU: they may be parts of a checkpoint's
-    mapped file, and all of it is in memory as long as one of them needs it.
+    """Copy the weights that were not merged or packed, on a CPU: where they are parts of a
+    checkpoint's mapped file, all of it is in memory as long as one of them is.
     """
     if model.device.type == "cpu":
         for tensor in (*model.network.parameters(), *model.network.buffers()):

@@ -316,9 +316,7 @@ def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     prefilled = prefill(model, example, heads=HEADS)
     prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
     for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
-        passes = effects.hear_in_passes(
-            model, example, prefilled, answer.ids, HEADS, chunk_tokens
-        )
+        passes = effects.hear_in_passes(model, example, prefilled, answer.ids, HEADS, chunk_tokens)
         heard = at_once(passes)
         parts = list(effects.token_effects(model, example, prefix, heard, chunk_tokens))
         assert (len(parts) == 1) == (chunk_tokens > 5)

@@ -20,6 +20,7 @@ from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
+from steering import generation
 from steering import prefill as prefills
 from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
@@ -27,6 +28,7 @@ from steering.errors import RequestError
 from steering.generation import Sampling
 from steering.model.merging import merge_products, pack_weights
 from steering.prompt import Message
+from steering.words import effects
 
 RATE_HZ = 16_000
 LONG = Sampling(max_tokens=400, ignore_end=True)
@@ -157,10 +159,25 @@ def test_two_hundred_mixed_questions_at_once_are_answered_as_alone(small: Runtim
 
 
 @pytest.mark.parametrize("chunk_tokens", [16, 64])
+@pytest.mark.parametrize(
+    "asks, passes",
+    [
+        ({"with_silence": True, "with_clips": True}, 3),  # prompt, without its clip, of silence
+        ({"choices": ("a dog " * 20, "a cow " * 20), "with_effect": True, "with_clips": True}, 3),
+        ({"given_answer": "a dog " * 20, "generate": False, "with_words": True}, 2),
+    ],
+)
 def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
-    tiny_model: Any, tiny_profile: Any, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Any,
+    tiny_profile: Any,
+    asks: dict[str, Any],
+    passes: int,
+    chunk_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prompt, twin, its silence where it is not at hand, and what is asked for after the answer."""
+    """Prompt, twin, its silence where it is not at hand, choices, and what is asked for after the
+    answer.
+    """
     runtime = Runtime.of(tiny_model, tiny_profile, rows=3, tokens=1200, chunk_tokens=chunk_tokens)
     entered = [0]  # tokens before each step
     walk, step = prefills.run_layers, runtime.slots.step
@@ -173,12 +190,13 @@ def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
         entered.append(0)
         return step()
 
-    monkeypatch.setattr(prefills, "run_layers", counted)
+    for module in (prefills, generation, effects):
+        monkeypatch.setattr(module, "run_layers", counted)
     monkeypatch.setattr(runtime.slots, "step", stepped)
-    asked = question(1, steering=STEERED, sampling=Sampling(max_tokens=3, ignore_end=True))
-    asked = replace(asked, with_silence=True, with_clips=True)
+    few = Sampling(max_tokens=150 if "given_answer" in asks else 3, ignore_end=True)
+    asked = question(1, steering=STEERED, sampling=few, **asks)
 
-    async def ask(engine: Engine) -> Answer:
+    async def ask(engine: Engine) -> tuple[Answer, list[int]]:
         async with aclosing(engine.run(question(0, sampling=LONG))) as events:
             async for event in events:
                 if isinstance(event, Piece):
@@ -186,21 +204,24 @@ def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
             entered[:] = [0]
             answer = await engine.answer(asked)
             assert runtime.slots.active, "the other answer is being written still"
-            return answer
+            return answer, list(entered)  # later nobody waits: it makes silence ahead
 
     with running(runtime) as engine:
-        beside = asyncio.run(ask(engine))
-    most = max(entered)
+        beside, entered_between = asyncio.run(ask(engine))
     with running(Runtime.of(tiny_model, tiny_profile, rows=1, tokens=1200)) as engine:
         alone = asyncio.run(engine.answer(asked))
-    assert chunk_tokens // 2 < most <= chunk_tokens
-    assert sum(entered) > 3 * len(alone.prompt.tokens), "prompt, without its clip, of silence"
-    assert (beside.token_ids, beside.silent) == (alone.token_ids, alone.silent)
-    assert beside.listening.score == pytest.approx(alone.listening.score, abs=1e-5)
-    assert beside.listening.silence_score == pytest.approx(alone.listening.silence_score, abs=1e-5)
-    assert beside.steering.strength == pytest.approx(alone.steering.strength, abs=1e-5)
+    assert chunk_tokens // 2 < max(entered_between) <= chunk_tokens
+    assert sum(entered_between) > passes * len(alone.prompt.tokens)
+    assert_same([beside], [alone])
+    assert beside.token_ids == alone.token_ids
+    assert beside.listening.effect_bits == pytest.approx(alone.listening.effect_bits, rel=1e-3)
     (clip,), (other,) = beside.listening.clips, alone.listening.clips
     np.testing.assert_allclose(clip.timeline, other.timeline, atol=1e-5)
+    assert clip.influence == pytest.approx(other.influence, abs=1e-5)
+    bits, bits_alone = (
+        [word.effect_bits for word in answer.listening.words] for answer in (beside, alone)
+    )
+    assert bits == pytest.approx(bits_alone, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("asked", [{}, {"with_silence": True}, {"with_effect": True}])
