@@ -70,7 +70,8 @@ class PackedLinear(nn.Module):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self._packed, self.bias, "none", [], ""
         )
-        return product[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+        shape = (*states.shape[:-1], product.shape[-1])
+        return product[: states.shape[:-1].numel()].view(shape)
 
 
 def merge_products(model: AudioModel) -> int:

@@ -133,15 +133,15 @@ def main(dtype: str, folders: list[str]) -> None:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     answers, caches = serve(folders[-1], dtype)
-    settings = Settings(
-        model=folders[-1],
-        device="cpu",
-        dtype=dtype,
-        max_batch_rows=ROWS,
-        max_context_tokens=TOKENS,
-        silence_cache_bytes=SILENCE_BYTES,
-    )
-    memory = check_memory(settings)
+    given = {
+        "model": folders[-1],
+        "device": "cpu",
+        "dtype": dtype,
+        "max_batch_rows": ROWS,
+        "max_context_tokens": TOKENS,
+        "silence_cache_bytes": SILENCE_BYTES,
+    }
+    memory = check_memory(Settings.model_validate(given))
     needed = memory_plan.plan(memory.sizes, memory.wanted)
     found = {
         "planned": needed.total,

@@ -105,7 +105,8 @@ def test_lengths_of_one_step_are_one_to_the_kernels(monkeypatch: pytest.MonkeyPa
 
     def counted(states: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows.append(len(states))
-        return product(states, *rest)
+        output: torch.Tensor = product(states, *rest)
+        return output
 
     plain = nn.Linear(48, 40, dtype=torch.bfloat16)
     packed = PackedLinear(plain)
