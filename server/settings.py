@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     max_context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     """tokens of a prompt and its answer, from 64; rows x tokens are kept in memory"""
     prefill_chunk_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 512
-    """tokens of prompts that enter between two tokens of other answers, from 16"""
+    """prompt tokens between two tokens of other answers, from 16"""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """tokens of one answer, from 1; a request for more gets as many"""
     queue_limit_requests: Annotated[int, Field(ge=1, le=100_000)] = 64
