@@ -25,6 +25,7 @@ from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.merging import copy_mapped, merge_products, pack_weights
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.verification.self_test import check_slots, self_test
@@ -81,7 +82,10 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
     tested = self_test(model)
+    merged, packed = merge_products(model), pack_weights(model)
+    copy_mapped(model)
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
+    log.info("%d products of a step merged into others, %d weights packed", merged, packed)
     runtime = Runtime.of(
         model,
         profile if isinstance(profile, Profile) else None,
@@ -89,6 +93,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
         silence_cache_bytes=settings.silence_cache_bytes,
         rows=settings.max_batch_rows,
         tokens=settings.max_context_tokens,
+        chunk_tokens=settings.prefill_chunk_tokens,
         found_wrong=tested.found_wrong,
     )
     check_slots(tested.trial, runtime.slots)

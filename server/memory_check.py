@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from server.settings import Settings
 from steering.kv_slots import captured_rows
 from steering.model import memory_plan
 from steering.model.checkpoint import find
 from steering.model.families import family_of
 from steering.model.loading import SPREAD, Placement, placement, read_config
-from steering.model.memory_plan import ModelSizes, Wanted
+from steering.model.memory_plan import DTYPES, ModelSizes, Wanted
+from steering.model.merging import compiled_rows, packs
 
 log = logging.getLogger("allears")
 
@@ -44,7 +47,8 @@ def check_memory(settings: Settings) -> MemoryCheck:
     """
     folder, _ = find(settings.model, settings.revision, weights=False)
     config = read_config(settings.model, folder)
-    placed = placement(settings.device, settings.dtype, settings.quantize)
+    placed = placement(settings.model, settings.device, settings.dtype, settings.quantize)
+    packed = packs(placed.device, DTYPES.get(placed.kind, torch.int8))
     on_card = placed.device.type == "cuda" and settings.device != SPREAD
     return MemoryCheck(
         memory_plan.sizes(family_of(config.model_type), config),
@@ -54,6 +58,7 @@ def check_memory(settings: Settings) -> MemoryCheck:
             settings.max_context_tokens,
             settings.silence_cache_bytes,
             captured_rows if on_card else lambda rows, tokens: 0,
+            compiled_rows if packed else lambda tokens: 0,
         ),
         placed,
     )

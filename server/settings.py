@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     """`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one, spread all
     cards"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`, `float32`, `bfloat16` or `float16`; auto is float32 on a CPU, bfloat16 else"""
+    """`auto`, `float32`, `bfloat16` or `float16`; auto: bfloat16 where it is native, float32 for
+    `demo`"""
 
     # ---- who may ask
 
@@ -121,6 +122,8 @@ class Settings(BaseSettings):
     """answers written at once, from 1 to 1024"""
     max_context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     """tokens of a prompt and its answer, from 64; rows x tokens are kept in memory"""
+    prefill_chunk_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 512
+    """prompt tokens between two tokens of other answers, from 16"""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """tokens of one answer, from 1; a request for more gets as many"""
     queue_limit_requests: Annotated[int, Field(ge=1, le=100_000)] = 64

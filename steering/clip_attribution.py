@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from steering.model.audio_model import AudioModel
-from steering.prefill import PrefillResult, prefill
+from steering.model.passes import Passes
+from steering.prefill import PrefillResult, prefill_in_passes
 from steering.prompt import Prompt, log_mels, silent_mels
 from steering.silence import SilenceContrast
 from steering.taps import Head
@@ -56,12 +57,14 @@ def contrast_clip(
     prompt: Prompt,
     prefilled: PrefillResult,
     index: int,
+    limit: int | None,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
-) -> SilenceContrast:
-    """One clip minus its silence, the other clips sounding. A whole second pass."""
-    twin = prefill(model, without_clip(model, prompt, index), heads=heads, layers=layers)
+) -> Passes[SilenceContrast]:
+    """One clip minus its silence, the other clips sounding. The whole prompt is run again."""
+    other = without_clip(model, prompt, index)
+    twin = yield from prefill_in_passes(model, other, limit, heads=heads, layers=layers)
     differences = prefilled.states - twin.states
     return SilenceContrast(differences, twin.attention, from_cache=False, silent=twin)
 
@@ -72,14 +75,15 @@ def with_influence(
     prompt: Prompt,
     prefilled: PrefillResult,
     clips: Sequence[ClipAttribution],
-    likelihood: Callable[[PrefillResult], float],
-) -> tuple[ClipAttribution, ...]:
+    likelihood: Callable[[PrefillResult], Passes[float]],
+    limit: int | None,
+) -> Passes[tuple[ClipAttribution, ...]]:
     """The clips with influence and rank; `likelihood` is the answer's log-probability of a pass."""
-    with_all = likelihood(prefilled)
-    losses = [
-        with_all - likelihood(prefill(model, without_clip(model, prompt, i)))
-        for i in range(len(clips))
-    ]
+    with_all = yield from likelihood(prefilled)
+    losses: list[float] = []
+    for i in range(len(clips)):
+        without = yield from prefill_in_passes(model, without_clip(model, prompt, i), limit)
+        losses.append(with_all - (yield from likelihood(without)))
     order = np.argsort(-np.array(losses), kind="stable").tolist()
     return tuple(
         replace(clip, influence=loss, rank=order.index(i) + 1)

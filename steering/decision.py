@@ -20,8 +20,9 @@ from torch import Tensor
 from steering import heads
 from steering.clip_attribution import ClipAttribution, clip_scores, without_stretches
 from steering.errors import RequestError
-from steering.generation import UNSTEERED, SteeringPlan, score_choices
+from steering.generation import UNSTEERED, SteeringPlan, score_choices_in_passes
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes, at_once
 from steering.prefill import PrefillResult, run_layers
 from steering.profile import Profile
 from steering.prompt import Prompt, embed
@@ -132,8 +133,23 @@ def effect_bits(
         0 where the sound changes nothing; below 100, since no probability counts as less than
         1e-30.
     """
+    return at_once(effect_bits_in_passes(model, heard, silent, choices, None))
+
+
+@torch.inference_mode()
+def effect_bits_in_passes(
+    model: AudioModel,
+    heard: PrefillResult,
+    silent: PrefillResult,
+    choices: Sequence[str],
+    limit: int | None,
+) -> Passes[float]:
+    """The same, the choices in passes of at most `limit` tokens."""
     if choices:
-        shares = [score_choices(model, each, UNSTEERED, choices) for each in (heard, silent)]
+        shares: list[list[float]] = []
+        for each in (heard, silent):
+            read = score_choices_in_passes(model, each, UNSTEERED, choices, limit)
+            shares.append((yield from read))
         log_probabilities = torch.tensor(shares, dtype=torch.float64).log()  # (2, choices)
     else:
         finals = torch.stack([heard.final, silent.final])

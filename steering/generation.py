@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes, at_once, cuts
 from steering.model.token_healing import Continuations, continuations
 from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
@@ -256,10 +258,20 @@ def score_choices(
     Returns:
         A probability for each choice; they sum to 1.
     """
-    read = read_choices(model, prefilled, choices)
-    return choice_probabilities(
-        read, lambda states, step: steered_logits(model, states, plan, step)
-    )
+    return at_once(score_choices_in_passes(model, prefilled, plan, choices, None))
+
+
+@torch.inference_mode()
+def score_choices_in_passes(
+    model: AudioModel,
+    prefilled: PrefillResult,
+    plan: SteeringPlan,
+    choices: Sequence[str],
+    limit: int | None,
+) -> Passes[list[float]]:
+    """The same in passes of at most `limit` tokens, and readouts between them."""
+    means = yield from log_probabilities_in_passes(model, prefilled, plan, choices, limit)
+    return _shares(means)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,12 +287,18 @@ def read_choices(
     model: AudioModel, prefilled: PrefillResult, choices: Sequence[str]
 ) -> ChoiceStates:
     """The states that every token of the choices is read from, in one pass at most."""
+    return at_once(_read_in_passes(model, prefilled, choices, None))
+
+
+def _read_in_passes(
+    model: AudioModel, prefilled: PrefillResult, choices: Sequence[str], limit: int | None
+) -> Passes[ChoiceStates]:
     texts = continuations(model, choices)
     kept = prefilled.length - len(texts.removed)
     assert prefilled.tokens[kept:].tolist() == texts.removed, "the prompt is of another style"
     last = [(-1, 0, int(prefilled.tokens[kept - 1]))] if texts.removed else []
     inputs = [(c, k + 1, id) for c, ids in enumerate(texts.tokens) for k, id in enumerate(ids[:-1])]
-    finals = list(_side_by_side(model, prefilled, kept, last + inputs))
+    finals = list((yield from _side_by_side(model, prefilled, kept, last + inputs, limit)))
     first = finals.pop(0) if texts.removed else prefilled.final
     states = [[first] for _ in choices]
     for (choice, _, _), final in zip(inputs, finals, strict=True):
@@ -293,21 +311,28 @@ def choice_probabilities(
     read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]
 ) -> list[float]:
     """The choices' probabilities; `logits_at` makes (B, V) of states (B, D) and their step."""
-    means = torch.tensor(_means(read, logits_at), dtype=torch.float64)
-    probabilities: list[float] = means.softmax(-1).tolist()
-    return probabilities
+    return _shares(at_once(_means(read, logits_at)))
+
+
+def _shares(means: list[float]) -> list[float]:
+    shares: list[float] = torch.tensor(means, dtype=torch.float64).softmax(-1).tolist()
+    return shares
 
 
 @torch.inference_mode()
-def mean_log_probabilities(
-    model: AudioModel, prefilled: PrefillResult, plan: SteeringPlan, answers: Sequence[str]
-) -> list[float]:
+def log_probabilities_in_passes(
+    model: AudioModel,
+    prefilled: PrefillResult,
+    plan: SteeringPlan,
+    answers: Sequence[str],
+    limit: int | None,
+) -> Passes[list[float]]:
     """Mean log-probability of each answer's tokens, its end token left out."""
-    read = read_choices(model, prefilled, answers)
-    return _means(read, lambda states, step: steered_logits(model, states, plan, step))
+    read = yield from _read_in_passes(model, prefilled, answers, limit)
+    return (yield from _means(read, lambda states, step: steered_logits(model, states, plan, step)))
 
 
-def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> list[float]:
+def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> Passes[list[float]]:
     """Mean log-probability of each choice's tokens; those of the prompt's end add to the first."""
     texts = read.texts
     sums = [0.0] * len(texts.tokens)
@@ -316,6 +341,7 @@ def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> li
         for k in range(len(ids)):
             steps.setdefault(max(0, k - forced), []).append((choice, k))
     for step, places in steps.items():
+        yield len(places)
         rows = logits_at(torch.stack([read.states[c][k] for c, k in places]), step)
         log_probabilities = texts.open_boundary(rows, places).log_softmax(-1)
         for row, (choice, k) in enumerate(places):
@@ -324,12 +350,17 @@ def _means(read: ChoiceStates, logits_at: Callable[[Tensor, int], Tensor]) -> li
 
 
 def _side_by_side(
-    model: AudioModel, prefilled: PrefillResult, kept: int, inputs: list[tuple[int, int, int]]
-) -> Tensor:
+    model: AudioModel,
+    prefilled: PrefillResult,
+    kept: int,
+    inputs: list[tuple[int, int, int]],
+    limit: int | None,
+) -> Passes[Tensor]:
     """(N, D) final residuals at tokens behind the first `kept` ones of a prompt.
 
     An input is a choice, its token's distance from the last kept token, and the token. Choice -1 is
     that last token itself, run again where others behind it are taken back; all choices see it.
+    None sees an input behind its own, so that a pass needs only those before.
     """
     if not inputs:
         return prefilled.final.new_empty(0, model.hidden_size)
@@ -342,4 +373,10 @@ def _side_by_side(
     mask = torch.cat([seen_tokens.expand(len(inputs), -1), own], dim=1)[None, None]
     states = model.decoder.embed_tokens(tokens[None])
     positions = (kept - 1 + offset)[None]
-    return run_layers(model, states, positions, mask, prefilled.cache)[0][0]
+    finals: list[Tensor] = []
+    for start, end in pairwise([*cuts(len(inputs), limit), len(inputs)]):
+        yield end - start
+        seen_here = mask[..., start:end, : prefilled.length + end]
+        part, where = states[:, start:end], positions[:, start:end]
+        finals.append(run_layers(model, part, where, seen_here, prefilled.cache)[0][0])
+    return torch.cat(finals)

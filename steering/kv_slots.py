@@ -177,8 +177,6 @@ class KVSlots(Cache):
         Returns their logits (B, V) before any penalty, valid until the next step.
         """
         rows = len(self.active)
-        if not rows:  # a question only let others go first
-            return self.store.new_empty(0)
         size = self._bucketed(rows, 1 + max(row.length for row in self.active))
         self._tokens[:rows] = torch.tensor([[row.token] for row in self.active])  # (B, 1)
         rows_logits = self._logits(size)[:rows]

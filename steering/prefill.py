@@ -1,7 +1,9 @@
 """A Prompt becomes a PrefillResult: one pass, layer by layer, with taps on the way.
 
 Running transformers' own layers one by one lets a pass keep the last token's residual of the layers
-it is asked for, stop at any depth, and keep nothing else.
+it is asked for, stop at any depth, and keep nothing else. What has a `limit` goes in passes of at
+most so many tokens, each behind the keys and values of those before: what is read comes last, so
+that only the last pass has taps and keeps residuals. The results are those of one pass.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -18,8 +21,9 @@ from transformers import Cache, DynamicCache
 
 from steering.heads import listening_score
 from steering.model.audio_model import AudioModel
-from steering.prompt import Prompt, embed
-from steering.taps import AnyTaps, Follower, Head, KVPairs, Taps
+from steering.model.passes import Passes, at_once, cuts
+from steering.prompt import Prompt, embed_in_passes
+from steering.taps import AnyTaps, BesideCache, Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,9 +182,39 @@ def prefill(
         Source: arXiv 2603.06854, audio attention of a head: the mass that the last prompt token
         puts on the audio tokens.
     """
+    return at_once(prefill_in_passes(model, prompt, None, heads=heads, layers=layers))
+
+
+@torch.inference_mode()
+def prefill_in_passes(
+    model: AudioModel,
+    prompt: Prompt,
+    limit: int | None,
+    *,
+    heads: Sequence[Head] = (),
+    layers: Sequence[int] = (),
+) -> Passes[PrefillResult]:
+    """The same in passes of at most `limit` tokens."""
+    states = yield from embed_in_passes(model, prompt, limit)  # (1, T, D)
     cache = DynamicCache()  # of full attention, whatever window a config names and does not use
-    states = embed(model, prompt)  # (1, T, D)
-    return _run_tapped(model, prompt, states, None, cache, heads, layers)
+    *_, start = starts = cuts(states.shape[1], limit)
+    yield from fill(model, states, cache, starts)
+    yield states.shape[1] - start
+    mask = causal_mask(start, states.shape[1], model.device) if start else None
+    return _run_tapped(model, prompt, states[:, start:], mask, cache, heads, layers)
+
+
+def fill(
+    model: AudioModel, states: Tensor, cache: Cache, cut: Sequence[int], depth: int | None = None
+) -> Passes[None]:
+    """Keys and values of embedded tokens (1, N, D) behind those in a cache, cut by cut."""
+    kept = cache.get_seq_length()
+    for start, end in pairwise(cut):
+        yield end - start
+        places = torch.arange(kept + start, kept + end, device=model.device)[None]
+        mask = causal_mask(kept + start, kept + end, model.device) if kept + start else None
+        some = states[:, start:end]
+        run_layers(model, some, places, mask, cache, depth=depth, wanted="keys")
 
 
 @torch.inference_mode()
@@ -207,27 +241,36 @@ def follow(
     model: AudioModel,
     prompt: Prompt,
     pairs: KVPairs,
+    limit: int | None,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
-) -> FollowerResult:
+) -> Passes[FollowerResult]:
     """Run a prompt's question, the text behind its audio, behind kept keys and values.
 
     `pairs` are of all tokens up to the end of the audio, of as many layers as are run.
     """
     tokens = prompt.tokens[prompt.audio_end :].to(model.device)
     states = model.decoder.embed_tokens(tokens)[None]  # (1, Q, D)
-    follower = _question(model, prompt, pairs, heads)
-    positions = torch.arange(prompt.audio_end, len(prompt.tokens), device=model.device)[None]
+    places = torch.arange(prompt.audio_end, len(prompt.tokens), device=model.device)[None]
     cache = DynamicCache()  # of the question only
+    depth = len(pairs)
+    *_, start = starts = cuts(len(tokens), limit)
+    for begin, end in pairwise(starts):
+        yield end - begin
+        part, where = states[:, begin:end], places[:, begin:end]
+        some = Follower(end - begin, pairs)
+        run_layers(model, part, where, None, cache, depth=depth, wanted="keys", follower=some)
+    yield len(tokens) - start
+    follower = _question(model, prompt, pairs, heads, start)
     states, _ = run_layers(
         model,
-        states,
-        positions,
+        states[:, start:],
+        places[:, start:],
         None,
         cache,
         layers=layers,
-        depth=len(pairs),
+        depth=depth,
         wanted="last",
         follower=follower,
     )
@@ -241,50 +284,62 @@ def prefill_beside(
     model: AudioModel,
     prompt: Prompt,
     pairs: KVPairs,
+    limit: int | None,
     *,
     heads: Sequence[Head],
     layers: Sequence[int],
-) -> tuple[PrefillResult, FollowerResult]:
-    """What `prefill` and `follow` give, from one pass: every weight is read once for both."""
-    own = embed(model, prompt)  # (1, T, D)
+) -> Passes[tuple[PrefillResult, FollowerResult]]:
+    """What `prefill_in_passes` and `follow` give, the twin's question beside the last of the
+    passes, which has to hold the prompt's: every weight is read once for both.
+    """
+    own = yield from embed_in_passes(model, prompt, limit)  # (1, T, D)
     follower = _question(model, prompt, pairs, heads)
     count, length = follower.tokens, len(prompt.tokens)
+    cache = DynamicCache()  # of full attention, whatever window a config names and does not use
+    *_, start = starts = cuts(length + count, limit)
+    yield from fill(model, own, cache, starts)
+    yield length + count - start
     audio = prompt.audio_mask.to(model.device)  # (T,)
     taps = Taps.on(heads, audio[None]) if heads else None
-    cache = DynamicCache()  # of full attention, whatever window a config names and does not use
     places = torch.arange(length, device=model.device)[None]
+    mask = causal_mask(start, length, model.device) if start else None
     depth = len(pairs)
     whole = depth == model.num_layers
     states, kept = run_layers(
         model,
-        torch.cat([own[:, -count:], own], dim=1),
-        torch.cat([places[:, -count:], places], dim=1),
-        None,
-        cache,
+        torch.cat([own[:, -count:], own[:, start:]], dim=1),
+        torch.cat([places[:, -count:], places[:, start:]], dim=1),
+        mask,
+        BesideCache(cache, follower),
         layers=layers,
         depth=depth,
         wanted="last" if whole else "behind",
         taps=taps,
         follower=follower,
     )
-    ran: list[Any] = cache.layers[:depth]
-    asked = [(layer.keys[:, :, :count], layer.values[:, :, :count]) for layer in ran]
+    asked = [follower.own[layer] for layer in range(depth)]
     silent = _result_of(prompt, follower, heads, layers, states[0, 0], asked)
-    for layer in ran:
-        layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
-    states = states[:, 1:]
+    states, behind = states[:, 1:], places[:, start:]
     if not whole:
-        states, _ = run_layers(model, states, places, None, cache, first=depth, wanted="last")
+        states, _ = run_layers(model, states, behind, mask, cache, first=depth, wanted="last")
     attention = taps.rows(heads)[0][:, audio] if taps else states.new_empty(0, int(audio.sum()))
     heard = PrefillResult(attention, kept[0], states[0, -1], cache, length, prompt.tokens)
     return heard, silent
 
 
-def _question(model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head]) -> Follower:
-    """The prompt's question as a follower of kept pairs."""
+def _question(
+    model: AudioModel, prompt: Prompt, pairs: KVPairs, heads: Sequence[Head], start: int = 0
+) -> Follower:
+    """The prompt's question, from one of its tokens on, as a follower of kept pairs."""
     assert pairs[0][0].shape[2] == prompt.audio_end, (pairs[0][0].shape, prompt.audio_end)
     taps = Taps.on(heads, prompt.audio_mask[None].to(model.device)) if heads else None
-    return Follower(len(prompt.tokens) - prompt.audio_end, pairs, taps)
+    return Follower(len(prompt.tokens) - prompt.audio_end - start, pairs, taps)
+
+
+def fits_beside(prompt: Prompt, limit: int | None) -> bool:
+    """Whether the last of the passes of `prefill_beside` holds the whole question."""
+    question = len(prompt.tokens) - prompt.audio_end
+    return cuts(len(prompt.tokens) + question, limit)[-1] <= prompt.audio_end
 
 
 def _result_of(

@@ -15,6 +15,7 @@ from steering.audio.clip import Clip
 from steering.errors import RequestError
 from steering.model.audio_model import AudioModel
 from steering.model.control_tokens import control_tokens
+from steering.model.passes import Passes, at_once
 from steering.model.prompt_style import PLAIN, PromptStyle
 
 
@@ -134,14 +135,38 @@ def silent_twin(model: AudioModel, prompt: Prompt) -> Prompt:
 
 def embed(model: AudioModel, prompt: Prompt) -> Tensor:
     """(1, T, D) in the model's dtype: token embeddings, the encoder's output at audio tokens."""
+    return at_once(embed_in_passes(model, prompt, None))
+
+
+def embed_in_passes(model: AudioModel, prompt: Prompt, limit: int | None) -> Passes[Tensor]:
+    """The same, the encoder's passes clip by clip."""
     tokens = prompt.tokens.to(model.device)
     states: Tensor = model.decoder.embed_tokens(tokens)[None]
     if not len(prompt.mel_frames):
         return states  # the processor dropped the audio: nothing is heard, and the score says so
     mels = prompt.log_mels.to(model.device, model.dtype)
-    heard = torch.cat(model.family.hear(model.network, mels, prompt.mel_frames))  # (F, D)
+    clips: list[Tensor] = []
+    for mel, frames in zip(mels.split(1), prompt.mel_frames.split(1), strict=True):
+        clips.append((yield from encode_in_passes(model, mel, frames, limit)))
+    heard = torch.cat(clips)  # (F, D)
     states[:, prompt.audio_mask.to(model.device)] = heard.to(states.device, states.dtype)
     return states
+
+
+def encode_in_passes(
+    model: AudioModel, mel: Tensor, frames: Tensor, limit: int | None
+) -> Passes[Tensor]:
+    """(F, D) audio embeddings of one clip, from log-mels (1, M, N) and its frames (1,).
+
+    With a limit by the encoder's layers, where they are ours.
+    """
+    in_passes = model.family.hear_in_passes
+    if limit is not None and in_passes is not None:
+        (audio,) = yield from in_passes(model.network, mel, frames)
+    else:
+        yield model.audio_tokens(int(frames))
+        (audio,) = model.family.hear(model.network, mel, frames)
+    return audio
 
 
 def _part(part: str | Clip) -> dict[str, str]:

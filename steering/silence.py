@@ -21,15 +21,17 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes, at_once, cuts
 from steering.prefill import (
     FollowerResult,
     PrefillResult,
+    fill,
+    fits_beside,
     follow,
-    prefill,
     prefill_beside,
-    run_layers,
+    prefill_in_passes,
 )
-from steering.prompt import Prompt, silent_mels
+from steering.prompt import Prompt, encode_in_passes, silent_mels
 from steering.silence_cache import (
     SILENCE_BYTES,
     TOP_FRAMES,
@@ -37,7 +39,7 @@ from steering.silence_cache import (
     SilenceCache,
     SilenceKey,
 )
-from steering.taps import Follower, Head, KVPairs
+from steering.taps import Head, KVPairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,22 +61,32 @@ class SilenceContrast:
 
 
 class TwinCache(Cache):
-    """Keys and values of a twin: kept silence, then its question; read, and never written to."""
+    """Keys and values of a twin: kept silence, then its question; read, and never written to.
+
+    Those of tokens behind, of choices, stand apart until they are taken back.
+    """
 
     def __init__(self, *parts: KVPairs) -> None:
         super().__init__(layers=[])
-        self.parts = parts
+        self.parts, self.behind = parts, DynamicCache()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of tokens of prefix and question."""
-        return sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
+        """Number of tokens of prefix and question, and behind."""
+        kept = sum(int(pairs[layer_idx][0].shape[2]) for pairs in self.parts)
+        return kept + int(self.behind.get_seq_length(layer_idx))
+
+    def crop(self, max_length: int) -> None:
+        """Take back tokens behind, as many as a number below 0 says."""
+        self.behind.crop(max_length)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """(1, H, T + N, d) keys and values of a layer, those of N new tokens last."""
-        keys, values = zip(*(pairs[layer_idx] for pairs in self.parts), strict=True)
-        return torch.cat([*keys, key_states], dim=2), torch.cat([*values, value_states], dim=2)
+        behind = self.behind.update(key_states, value_states, layer_idx)
+        pairs = [*(pairs[layer_idx] for pairs in self.parts), behind]
+        keys, values = zip(*pairs, strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 def new_silence_cache(
@@ -92,6 +104,13 @@ def silent_prefix(
     model: AudioModel, prompt: Prompt, silence_cache: SilenceCache, depth: int
 ) -> SilentPrefix:
     """Find or make the keys and values of a prompt's silent twin, as views of kept ones."""
+    return at_once(silent_prefix_in_passes(model, prompt, silence_cache, depth, None))
+
+
+def silent_prefix_in_passes(
+    model: AudioModel, prompt: Prompt, silence_cache: SilenceCache, depth: int, limit: int | None
+) -> Passes[SilentPrefix]:
+    """The same in passes of at most `limit` tokens; none where it is at hand."""
     if not prompt.audio_mask.any():  # nothing to be silent about
         return SilentPrefix((), from_cache=False)
     longest, frames = model.window_frames, [int(n) for n in prompt.mel_frames]
@@ -102,7 +121,7 @@ def silent_prefix(
     pairs = silence_cache.get(key, depth)
     from_cache = pairs is not None
     if pairs is None:
-        pairs = _run_prefix(model, key, depth, silence_cache)
+        pairs = yield from _run_prefix(model, key, depth, silence_cache, limit)
         silence_cache.put(key, pairs)
         if not counts:
             silence_cache.want(key.tokens, depth, longest)
@@ -116,19 +135,21 @@ def make_ahead(model: AudioModel, silence_cache: SilenceCache) -> None:
     tokens = len(key.tokens) // 8 + model.audio_tokens(key.rungs[-1])
     free = silence_cache.limit_bytes - silence_cache.held_bytes
     if silence_cache.get(key, depth) is None and tokens * model.token_bytes(depth) <= free:
-        silence_cache.put(key, _run_prefix(model, key, depth, silence_cache))
+        silence_cache.put(key, at_once(_run_prefix(model, key, depth, silence_cache, None)))
 
 
 @torch.inference_mode()
 def _run_prefix(
-    model: AudioModel, key: SilenceKey, depth: int, silence_cache: SilenceCache
-) -> KVPairs:
+    model: AudioModel, key: SilenceKey, depth: int, silence_cache: SilenceCache, limit: int | None
+) -> Passes[KVPairs]:
     """Keys and values of everything up to the end of the last clip's whole rung.
 
     What a kept prefix has of it already, an earlier turn of the conversation, is not run again.
     """
     token_id = model.audio_token_id
-    features = [_silent_features(model, rung, silence_cache) for rung in key.rungs]
+    features: list[Tensor] = []
+    for rung in key.rungs:
+        features.append((yield from _silent_features(model, rung, silence_cache, limit)))
     words = torch.from_numpy(np.frombuffer(key.tokens, np.int64).copy())  # maybe none
     tokens = torch.cat([words, torch.full((len(features[-1]),), token_id)]).to(model.device)
     audio = tokens == token_id  # (P,)
@@ -137,37 +158,24 @@ def _run_prefix(
     states[:, audio] = torch.cat(silence).to(states.device, states.dtype)
     clips, whole = silence_cache.beginning(key, depth)
     start = int(audio.nonzero()[sum(key.counts[:clips]) - 1]) + 1 if clips else 0
-    kept = [(k[:, :, :start], v[:, :, :start]) for k, v in whole[:depth]]
-    follower = Follower(len(tokens) - start, kept) if clips else None
-    positions = torch.arange(start, len(tokens), device=model.device)[None]
-    cache = DynamicCache()  # of the new tokens only
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(whole[:depth]):
+        cache.update(keys[:, :, :start], values[:, :, :start], layer)
+    new = len(tokens) - start
+    yield from fill(model, states[:, start:], cache, [*cuts(new, limit), new], depth)
     ran: list[Any] = cache.layers
-    run_layers(
-        model,
-        states[:, start:],
-        positions,
-        None,
-        cache,
-        depth=depth,
-        wanted="keys",
-        follower=follower,
-    )
-    new = [(layer.keys, layer.values) for layer in ran]
-    if not clips:
-        return new
-    return [
-        (torch.cat([k, more_k], dim=2), torch.cat([v, more_v], dim=2))
-        for (k, v), (more_k, more_v) in zip(kept, new, strict=True)
-    ]
+    return [(layer.keys, layer.values) for layer in ran]
 
 
-def _silent_features(model: AudioModel, frames: int, silence_cache: SilenceCache) -> Tensor:
+def _silent_features(
+    model: AudioModel, frames: int, silence_cache: SilenceCache, limit: int | None
+) -> Passes[Tensor]:
     """(F, D) that the encoder makes of silence of so many mel frames."""
     features = silence_cache.features(frames)
     if features is None:
         hop_seconds = model.processor.feature_extractor.hop_length / model.sample_rate_hz
         log_mels = silent_mels(model, [frames * hop_seconds]).to(model.device, model.dtype)
-        (encoded,) = model.family.hear(model.network, log_mels, torch.tensor([frames]))
+        encoded = yield from encode_in_passes(model, log_mels, torch.tensor([frames]), limit)
         features = encoded.clone()  # its own memory: the encoder's output is longer
         silence_cache.put_features(frames, features)
     return features
@@ -183,13 +191,35 @@ def prefill_with_silence(
     one_pass: bool = True,
 ) -> tuple[PrefillResult, SilenceContrast]:
     """What `prefill` and `contrast_with_silence` give, from one pass through the layers or two."""
-    if not (prefix.pairs and one_pass):
-        heard = prefill(model, prompt, heads=heads, layers=layers)
-        if not prefix.pairs:
-            return heard, _without_audio(heard)
-        silent = follow(model, prompt, prefix.pairs, heads=heads, layers=layers)
+    return at_once(
+        prefill_with_silence_in_passes(
+            model, prompt, prefix, None, heads=heads, layers=layers, one_pass=one_pass
+        )
+    )
+
+
+@torch.inference_mode()
+def prefill_with_silence_in_passes(
+    model: AudioModel,
+    prompt: Prompt,
+    prefix: SilentPrefix,
+    limit: int | None,
+    *,
+    heads: Sequence[Head],
+    layers: Sequence[int],
+    one_pass: bool = True,
+) -> Passes[tuple[PrefillResult, SilenceContrast]]:
+    """The same in passes of at most `limit` tokens; without `one_pass` the twin has its own."""
+    pairs = prefix.pairs
+    if pairs and one_pass and fits_beside(prompt, limit):
+        heard, silent = yield from prefill_beside(
+            model, prompt, pairs, limit, heads=heads, layers=layers
+        )
         return heard, _contrast(model, heard, silent, prefix)
-    heard, silent = prefill_beside(model, prompt, prefix.pairs, heads=heads, layers=layers)
+    heard = yield from prefill_in_passes(model, prompt, limit, heads=heads, layers=layers)
+    if not pairs:
+        return heard, _without_audio(heard)
+    silent = yield from follow(model, prompt, pairs, limit, heads=heads, layers=layers)
     return heard, _contrast(model, heard, silent, prefix)
 
 
@@ -226,8 +256,8 @@ def contrast_with_silence(
     prefix = silent_prefix(model, prompt, silence_cache, depth)
     if not prefix.pairs:
         return _without_audio(prefilled)
-    silent = follow(model, prompt, prefix.pairs, heads=heads, layers=layers)
-    return _contrast(model, prefilled, silent, prefix)
+    asked = follow(model, prompt, prefix.pairs, None, heads=heads, layers=layers)
+    return _contrast(model, prefilled, at_once(asked), prefix)
 
 
 def _contrast(

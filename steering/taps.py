@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -186,14 +186,33 @@ class Follower:
 
     They share every linear layer with the tokens behind them, so that weights are read once for
     both; only attention tells the two apart. What the pass's cache holds already stands between
-    the kept keys and theirs.
+    the kept keys and theirs, unless a BesideCache keeps `own` for them.
     """
 
     tokens: int  # Q
     pairs: KVPairs  # of the P tokens that they follow; read, never written to
     taps: Taps | None = None
     states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, D) of their last token
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> (1, H, Q, d) two
     mask: Tensor | None = None  # (1, 1, Q, T) added, of the layer before: that of every layer
+
+
+class BesideCache(Cache):
+    """Keys and values of the tokens behind a follower, whose own stay out of the cache."""
+
+    def __init__(self, cache: Cache, follower: Follower) -> None:
+        super().__init__(layers=[])
+        self.cache, self.follower = cache, follower
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(1, H, T, d) keys and values of all tokens behind the follower in a layer."""
+        count = self.follower.tokens
+        followers = key_states[:, :, :count].clone(), value_states[:, :, :count].clone()
+        self.follower.own[layer_idx] = followers
+        keys, values = key_states[:, :, count:], value_states[:, :, count:]
+        return self.cache.update(keys, values, layer_idx)
 
 
 def tapped_attention(
@@ -209,14 +228,14 @@ def tapped_attention(
 ) -> tuple[Tensor, None]:
     """SDPA attention of transformers; fills `taps` on the way, if the pass has any."""
     if follower is not None:
-        behind = query.shape[2] - follower.tokens
-        (q, query), (k, key), (v, value) = (
-            t.tensor_split([t.shape[2] - behind], dim=2) for t in (query, key, value)
-        )
+        k, v = follower.own.get(module.layer_idx, (key, value))  # type: ignore[call-overload]
+        q, query = query.tensor_split([follower.tokens], dim=2)
         followed = _follow(module, q, k, v, scaling, follower)
         if not query.shape[2]:
             return followed, None
-        output, _ = tapped_attention(module, query, key, value, None, scaling, taps, **options)
+        output, _ = tapped_attention(
+            module, query, key, value, attention_mask, scaling, taps, **options
+        )
         return torch.cat([followed, output], dim=1), None
     if taps is not None:  # first, so that the kernel finds these keys in a cache
         layer: int = module.layer_idx  # type: ignore[assignment]

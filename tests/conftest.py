@@ -99,6 +99,14 @@ def given_url(pytestconfig: pytest.Config) -> str | None:
 # ---- a tiny model of random weights, its profile, and clips to send
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _any_cpu() -> Generator[None, None, None]:
+    """What the tests compute is the same on every CPU: `dtype auto` is float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "bfloat16_instructions", lambda: "")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of the developer's own shell play no part in a test."""
@@ -216,7 +224,7 @@ def serving(
 ) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
     """A ready server in a process of its own, and its URL."""
     command = [sys.executable, *program, "serve", "--port", "0", "--model"]
-    command += [str(checkpoint), "--profile", str(folder), *options]
+    command += [str(checkpoint), "--profile", str(folder), "--dtype", "float32", *options]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ALLEARS_")}
     clean["XDG_STATE_HOME"] = str(log.parent)  # a listening log of its own
     with log.open("wb") as stderr:

@@ -47,7 +47,7 @@ class FleetSettings:
     silence_steps: int = 0  # of a ladder, as in steering/silence_cache.py; 0: every length
     workers: int = 1  # cores of a replica beside the one of its engine
     prompts_by_workers: bool = False  # as on a card
-    enter_between_steps: int = 4  # questions at most, as in server/engine/engine.py
+    enter_between_steps: int = 4  # questions: short ones, of as many tokens as the engine lets in
     routing: Routing = "random"
 
 

@@ -28,7 +28,7 @@ from server.engine.clip_room import (
     refuse_shortened,
     replace_clips,
 )
-from server.engine.events import Event, Finished, NeedsTurn, Started
+from server.engine.events import Event, Finished, NeedsTurn, Started, in_turns
 from server.engine.long_audio import answer_windows, long_clip
 from server.engine.messages import Answer, Question, Timings
 from server.engine.runtime import NO_AUDIO, Runtime
@@ -39,16 +39,22 @@ from steering.decision import (
     Listening,
     decide,
     effect_bits,
+    effect_bits_in_passes,
     measure,
     needs_effect,
     unsteered,
     wants_silence,
 )
 from steering.errors import RequestError
-from steering.generation import UNSTEERED, mean_log_probabilities, score_choices
+from steering.generation import (
+    UNSTEERED,
+    log_probabilities_in_passes,
+    score_choices_in_passes,
+)
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes
 from steering.model.prompt_style import PLAIN, PromptStyle
-from steering.prefill import PrefillResult, prefill
+from steering.prefill import PrefillResult, prefill_in_passes
 from steering.prompt import (
     Message,
     Prompt,
@@ -60,11 +66,11 @@ from steering.prompt import (
 from steering.silence import (
     SilenceContrast,
     SilentPrefix,
-    prefill_with_silence,
-    silent_prefix,
+    prefill_with_silence_in_passes,
+    silent_prefix_in_passes,
 )
 from steering.verification.self_test import ONE_PASS
-from steering.words.effects import HeardAnswer, hear, token_effects
+from steering.words.effects import CHUNK_TOKENS, HeardAnswer, hear_in_passes, token_effects
 from steering.words.word import TokenizedText, Word, placed, tokenize, words_of
 
 _BLIP_SAMPLES = 1_600  # of a clip, where only its text counts
@@ -142,11 +148,12 @@ def answer_once(
     # 1. Silence up to the question, mostly kept, where a live direction, its score or the effect is
     # wanted.
     measured = profile if prompt.clips else None  # without audio nothing is listened to
-    silence = _silence(runtime, question, prompt)
+    silence = yield from _silence(runtime, question, prompt)
     after_silence = time.perf_counter()
 
-    # 2. One pass over the prompt, with taps on the specialist heads, the twin's question beside it.
-    prefilled, contrast = _prefill(runtime, question, prompt, silence)
+    # 2. The prompt, in one pass or in chunks between the tokens of other answers, with taps on the
+    # specialist heads, the twin's question beside it.
+    prefilled, contrast = yield from _prefill(runtime, question, prompt, silence)
     if contrast and contrast.silent and not question.choices:  # nothing is read behind the twin
         contrast = replace(contrast, silent=replace(contrast.silent, cache=DynamicCache()))
     after_prefill = time.perf_counter()
@@ -162,20 +169,27 @@ def answer_once(
     with seat_for(runtime.slots, prefilled) as seat:
         reply = unsteered = yield from generate_text(runtime, seat, decision.plan, question)
         after_decode = time.perf_counter()
-        heard = _heard_answer(runtime, question, prompt, prefilled, reply)
+        heard = yield from _heard_answer(runtime, question, prompt, prefilled, reply)
         if question.with_unsteered and steering.applied:
             unsteered = yield from generate_text(runtime, seat, UNSTEERED, question, pieces=False)
 
     # 5. For comparison the effect, also on each word, and the answers about each clip's silence and
     # about all silence. None of it makes the answer's first piece wait.
     if contrast and contrast.silent:
-        effect = effect_bits(model, prefilled, contrast.silent, question.choices)
+        bits = effect_bits_in_passes(
+            model, prefilled, contrast.silent, question.choices, runtime.pass_limit
+        )
+        effect = yield from in_turns(bits)
         listening = replace(listening, effect_bits=effect)
         contrast = replace(contrast, silent=None)  # which may hold the twin's keys and values
     if question.with_clips and reply.text:
-        prefilled = prefilled if prefilled.has_cache else prefill(model, prompt)
-        likelihood = partial(_log_probability, model, question, reply.text)
-        clips = with_influence(model, prompt, prefilled, listening.clips, likelihood)
+        if not prefilled.has_cache:
+            prefilled = yield from in_turns(prefill_in_passes(model, prompt, runtime.pass_limit))
+        limit = runtime.pass_limit
+        likelihood = partial(_log_probability, model, question, reply.text, limit)
+        clips = yield from in_turns(
+            with_influence(model, prompt, prefilled, listening.clips, likelihood, limit)
+        )
         listening = replace(listening, clips=clips)
     prefilled.free_cache()
     if heard is not None:
@@ -183,7 +197,9 @@ def answer_once(
         listening = replace(listening, words=words)
     silent: str | None = None
     if question.with_silence and prompt.clips:
-        with seat_for(runtime.slots, prefill(model, silent_twin(model, prompt))) as seat:
+        twin = silent_twin(model, prompt)
+        prefilled = yield from in_turns(prefill_in_passes(model, twin, runtime.pass_limit))
+        with seat_for(runtime.slots, prefilled) as seat:
             about_silence = yield from generate_text(
                 runtime, seat, UNSTEERED, question, pieces=False
             )
@@ -214,42 +230,51 @@ def answer_once(
     yield Finished(answer)
 
 
-def _silence(runtime: Runtime, question: Question, prompt: Prompt) -> SilentPrefix | None:
+def _silence(
+    runtime: Runtime, question: Question, prompt: Prompt
+) -> Generator[NeedsTurn, None, SilentPrefix | None]:
     """The prompt's silent prefix, if steering or the question wants a twin of all clips."""
-    profile, request = runtime.profile, question.steering
-    live = profile is not None and wants_silence(profile, request)
-    weighed = profile is not None and needs_effect(profile, request)
-    to_the_end = question.with_effect or question.with_words or weighed
-    wanted = live or question.with_silence or to_the_end
+    live = runtime.profile is not None and wants_silence(runtime.profile, question.steering)
+    wanted = live or question.with_silence or _to_the_end(question)
     if not prompt.clips or not wanted or (live and question.contrast_clip is not None):
         return None
-    depth = runtime.twin_depth(effect=to_the_end)
-    return silent_prefix(runtime.model, prompt, runtime.silence_cache, depth)
+    depth = runtime.twin_depth(effect=_to_the_end(question))
+    kept, limit = runtime.silence_cache, runtime.pass_limit
+    passes = silent_prefix_in_passes(runtime.model, prompt, kept, depth, limit)
+    return (yield from in_turns(passes))
 
 
 def _prefill(
     runtime: Runtime, question: Question, prompt: Prompt, silence: SilentPrefix | None
-) -> tuple[PrefillResult, SilenceContrast | None]:
-    """The pass over the prompt, and its contrast with silence, if one is wanted."""
-    model, profile = runtime.model, runtime.profile
+) -> Generator[NeedsTurn, None, tuple[PrefillResult, SilenceContrast | None]]:
+    """The passes over the prompt, and its contrast with silence, if one is wanted."""
+    model, profile, limit = runtime.model, runtime.profile, runtime.pass_limit
     heads, layers = (profile.heads, profile.layers) if profile and prompt.clips else ((), ())
     if silence is not None:
         # Beside a twin the last digits may be others: strength 0 is exactly the bare answer, whose
         # pass has a twin only where the question asks for one.
-        asked = question.with_silence or question.with_effect or question.with_words
+        asked = question.with_silence or _to_the_end(question)
         bare = question.steering.strength == 0 and not asked
         one_pass = ONE_PASS not in runtime.found_wrong and not bare
-        return prefill_with_silence(
-            model, prompt, silence, heads=heads, layers=layers, one_pass=one_pass
+        both = prefill_with_silence_in_passes(
+            model, prompt, silence, limit, heads=heads, layers=layers, one_pass=one_pass
         )
-    prefilled = prefill(model, prompt, heads=heads, layers=layers)
+        return (yield from in_turns(both))
+    passes = prefill_in_passes(model, prompt, limit, heads=heads, layers=layers)
+    prefilled = yield from in_turns(passes)
     if profile is None or not prompt.clips or question.contrast_clip is None:
         return prefilled, None
     if not wants_silence(profile, question.steering):
         return prefilled, None
     _check_clip_index(question.contrast_clip, prompt)
     index = question.contrast_clip
-    return prefilled, contrast_clip(model, prompt, prefilled, index, heads=heads, layers=layers)
+    again = contrast_clip(model, prompt, prefilled, index, limit, heads=heads, layers=layers)
+    return prefilled, (yield from in_turns(again))
+
+
+def _to_the_end(question: Question) -> bool:
+    """Whether the twin is run through all layers, for what its next token would be."""
+    return question.with_effect or question.with_words
 
 
 def _heard_answer(
@@ -258,7 +283,7 @@ def _heard_answer(
     prompt: Prompt,
     prefilled: PrefillResult,
     reply: GeneratedText,
-) -> tuple[TokenizedText, HeardAnswer] | None:
+) -> Generator[NeedsTurn, None, tuple[TokenizedText, HeardAnswer] | None]:
     """The answer whose words are to be weighed: as it was generated, or as it is given."""
     if not question.with_words or not prompt.clips:
         return None
@@ -271,7 +296,9 @@ def _heard_answer(
     if not count:  # it ended at once
         return None
     if not states:
-        return answer, hear(model, prompt, prefilled, answer.ids, runtime.heads)
+        chunk = _words_chunk(runtime)
+        passes = hear_in_passes(model, prompt, prefilled, answer.ids, runtime.heads, chunk)
+        return answer, (yield from in_turns(passes))
     mass = torch.tensor(scores[:count])[:, None]  # (T, 1), or (0, 1) where nothing was tapped
     return answer, HeardAnswer(answer.ids, torch.stack(states[:count]), mass)
 
@@ -280,15 +307,24 @@ def _weigh_words(
     runtime: Runtime, prompt: Prompt, answer: TokenizedText, heard: HeardAnswer
 ) -> Generator[NeedsTurn, None, tuple[Word, ...]]:
     """The answer's words, each pass over them in its turn."""
-    model = runtime.model
-    yield NeedsTurn()
-    prefix = silent_prefix(model, prompt, runtime.silence_cache, model.num_layers)
+    model, chunk = runtime.model, _words_chunk(runtime)
+    yield NeedsTurn(chunk, lets_pass=True)
+    prefix = yield from in_turns(
+        silent_prefix_in_passes(
+            model, prompt, runtime.silence_cache, model.num_layers, runtime.pass_limit
+        )
+    )
     effects: list[float] = []
-    for bits in token_effects(model, prompt, prefix, heard):
+    for bits in token_effects(model, prompt, prefix, heard, chunk):
         effects += bits
         if len(effects) < len(answer.ids):
-            yield NeedsTurn()
+            yield NeedsTurn(chunk)
     return words_of(answer, heard.scores, effects)
+
+
+def _words_chunk(runtime: Runtime) -> int:
+    """The most tokens of a pass over an answer whose words are weighed."""
+    return min(CHUNK_TOKENS, runtime.chunk_tokens)
 
 
 def _decide(
@@ -340,10 +376,13 @@ def _check_clip_index(index: int, prompt: Prompt) -> None:
 
 
 def _log_probability(
-    model: AudioModel, question: Question, text: str, prefilled: PrefillResult
-) -> float:
+    model: AudioModel, question: Question, text: str, limit: int | None, prefilled: PrefillResult
+) -> Passes[float]:
     """Log-probability of an answer without steering: among the choices, or its tokens' mean."""
     if question.choices:
-        probabilities = score_choices(model, prefilled, UNSTEERED, question.choices)
+        probabilities = yield from score_choices_in_passes(
+            model, prefilled, UNSTEERED, question.choices, limit
+        )
         return float(np.log(max(probabilities[question.choices.index(text)], 1e-30)))
-    return mean_log_probabilities(model, prefilled, UNSTEERED, [text])[0]
+    (mean,) = yield from log_probabilities_in_passes(model, prefilled, UNSTEERED, [text], limit)
+    return mean

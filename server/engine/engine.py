@@ -7,9 +7,9 @@ compute with OpenMP wait for each other's cores, and each is slower than one alo
 What it does not know: HTTP, JSON, audio files. Each question is a generator (`answer_question`)
 that runs until it needs a next token; then it yields NeedsToken and waits, while the thread makes
 one decode step for all rows that wait. So questions join and leave between any two steps, and what
-belongs to one question lives in its own generator and nowhere else. An answer whose words are
-weighed yields NeedsTurn before every pass that takes: there is one between two steps, of one answer
-after the other, so that nobody waits for more than that.
+belongs to one question lives in its own generator and nowhere else. Before each pass of its own,
+over a chunk of its prompt or of an answer whose words are weighed, it yields NeedsTurn: between two
+steps are passes over a chunk's tokens together, so that no answer waits longer for its next token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger("allears")
 
 _LONGEST_GUESS_SECONDS = 60
 _NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
-_ADMITTED_BETWEEN_STEPS = 4  # jobs: more would hold up the rows that are being written
+_FIRST_TURN = NeedsTurn(0)  # of a new question, which only says what its first pass takes
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +57,7 @@ class Job:
     wants_text: bool  # whether anybody reads the text as it comes
     mailbox: Mailbox  # read by the request
     steps: Generator[Event, None, None] | None = None  # once its prompt is prepared
+    turn: NeedsTurn = _FIRST_TURN  # that it waits for, or had last
     cancelled: bool = False  # set by the event loop: nobody waits for the answer any more
 
 
@@ -83,6 +84,7 @@ class Engine:
         self._ready: deque[Job] = deque()  # with a prompt, without a slot
         self._running: list[Job] = []
         self._turns: deque[Job] = deque()  # running, each with a pass of its own to make
+        self._admitted_last = False  # whether the last turn was that of a new question
         self._wake_up = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
@@ -203,23 +205,17 @@ class Engine:
     # ---- the torch thread's side ----------------------------------------------------------------
 
     def _work(self) -> None:
-        """The engine loop: 1. drop cancelled jobs, 2. admit up to four, 3. one decode step, 4. one
-        pass of an answer that needs one.
+        """The engine loop: 1. turns, of a chunk's tokens together while rows wait, 2. one decode
+        step.
 
-        A waiting prompt is prepared before each admission. With nothing to do it makes a silence
-        that the next question may need, if one is wanted, or sleeps in 2.
+        A waiting prompt is prepared before each turn. With nothing to do it makes a silence that
+        the next question may need, if one is wanted, or sleeps in 1.
         """
         try:
             while not self._closing:
-                for _ in range(_ADMITTED_BETWEEN_STEPS):
-                    self._drop_cancelled()  # 1
-                    self._prepare_next()
-                    if not self._admit_next():  # 2
-                        break
-                self._drop_cancelled()
-                if self._running:
-                    self._step()  # 3
-                    self._take_turn()  # 4
+                self._take_turns()  # 1
+                if self._in_step():
+                    self._step()  # 2
                 elif self.runtime.silence_cache.ahead and not (self._ready or self._unprepared):
                     self._make_ahead()
         except BaseException as error:  # whatever it is: nobody runs torch any more
@@ -260,29 +256,54 @@ class Engine:
         if refused is not None:
             self._end(job, refused)
 
-    def _admit_next(self) -> bool:
-        """Run the next ready job to its first token; False if there is none, or no slot."""
-        job = self._next_ready()
-        if job is None:
-            return False
-        self._running.append(job)
-        job.mailbox.leave_queue()
-        self._run_to_next_token(job)
-        return True
+    def _take_turns(self) -> None:
+        """Let jobs make their passes, one after the other, until a row has waited for a chunk."""
+        tokens = 0
+        while not self._closing:
+            self._drop_cancelled()
+            self._prepare_next()
+            job = self._next_turn()
+            if job is None:
+                return
+            if tokens and tokens + job.turn.tokens > self.runtime.chunk_tokens and self._in_step():
+                self._turns.appendleft(job)
+                self._admitted_last = True  # its turn comes next
+                return
+            tokens += job.turn.tokens
+            self._run_to_next_token(job)
+            if self._turns and self._turns[-1] is job and not job.turn.lets_pass:
+                self._turns.rotate()  # what it holds is freed before another holds as much
 
-    def _next_ready(self) -> Job | None:
-        """The next ready job, if a slot is free for it; waits while there is nothing to do."""
+    def _next_turn(self) -> Job | None:
+        """The job whose turn it is: one amid its passes, else a ready one for which a slot is free
+        and one that let it pass, by turns. Waits while there is nothing to do.
+        """
         with self._wake_up:
             while True:
                 while self._ready and self._ready[0].cancelled:
                     self._ready.popleft()
                 if self._closing:
                     return None
-                if self._ready and len(self._running) < self.runtime.slots.rows:
-                    return self._ready.popleft()
+                amid = bool(self._turns) and not self._turns[0].turn.lets_pass
+                others_turn = bool(self._turns) and (amid or self._admitted_last)
+                if self._ready and self._free_rows and not others_turn:
+                    self._admitted_last = True
+                    return self._admit(self._ready.popleft())
+                if self._turns:
+                    self._admitted_last = False
+                    return self._turns.popleft()
                 if self._running or self._unprepared or self.runtime.silence_cache.ahead:
                     return None
                 self._wake_up.wait()
+
+    @property
+    def _free_rows(self) -> int:
+        return self.runtime.slots.rows - len(self._running)
+
+    def _admit(self, job: Job) -> Job:
+        self._running.append(job)
+        job.mailbox.leave_queue()
+        return job
 
     def _make_ahead(self) -> None:
         """Make one silence; without room for it none is, until another is wanted."""
@@ -308,17 +329,8 @@ class Engine:
         """The jobs that wait for a token."""
         return [job for job in self._running if job not in self._turns]
 
-    def _take_turn(self) -> None:
-        """Run the job that has waited longest for its turn to its next pass, or to its end."""
-        if not self._turns:
-            return
-        job = self._turns.popleft()
-        self._end(job, None) if job.cancelled else self._run_to_next_token(job)
-        if self._turns and self._turns[-1] is job:
-            self._turns.rotate()  # what it holds is freed before another holds as much
-
     def _run_to_next_token(self, job: Job) -> None:
-        """Run a job until it needs its row's next token, or ends."""
+        """Run a job until it needs its row's next token, or a turn, or ends."""
         assert job.steps is not None
         try:
             for event in job.steps:
@@ -326,6 +338,7 @@ class Engine:
                     case NeedsToken():
                         return
                     case NeedsTurn():
+                        job.turn = event
                         self._turns.append(job)
                         return
                     case Piece() if not job.wants_text:

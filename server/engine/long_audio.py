@@ -23,8 +23,6 @@ from server.engine.events import Event, Finished, NeedsToken, NeedsTurn, Piece, 
 from server.engine.messages import Answer, Question, Timings, WindowAnswer
 from steering.audio.windows import Window, cut
 from steering.errors import RequestError
-from steering.generation import UNSTEERED, Sampling
-from steering.kv_slots import Row
 
 Events = Generator[Event, None, None]
 _LEAST_PROBABILITY = 1e-30
@@ -52,7 +50,7 @@ def answer_windows(
     windows = cut(whole, room.heard_seconds[index])
     answers: list[Answer] = []
     for window in windows:
-        yield NeedsToken(Row(UNSTEERED, Sampling()))  # others go on before the next window
+        yield NeedsTurn(0, lets_pass=True)
         part = replace_clips(question, {whole: window.clip})
         answers.append((yield from _last_answer(answer_window(part))))
     answer = _merge(question, index, windows, answers)

@@ -39,6 +39,7 @@ class Runtime:
     profile: Profile | None
     silence_cache: SilenceCache
     slots: KVSlots
+    chunk_tokens: int = 512  # that enter between two tokens of other answers
     no_profile_reason: str = NO_PROFILE  # why there is no profile, where there is none
     found_wrong: dict[str, str] = field(default_factory=dict)  # features not to use, and why
 
@@ -51,6 +52,7 @@ class Runtime:
         silence_cache_bytes: int = 1_000_000_000,
         rows: int = 16,
         tokens: int = 2048,
+        chunk_tokens: int = 512,
         no_profile_reason: str = NO_PROFILE,
         found_wrong: Mapping[str, str] | None = None,
     ) -> Runtime:
@@ -63,7 +65,7 @@ class Runtime:
         ladder = profile.ladder if profile and known else Ladder(0)
         silence_cache = new_silence_cache(model, ladder, silence_cache_bytes)
         silence_cache.longest_ahead = longest_frames(model, tokens)
-        return cls(model, profile, silence_cache, slots, no_profile_reason, wrong)
+        return cls(model, profile, silence_cache, slots, chunk_tokens, no_profile_reason, wrong)
 
     def twin_depth(self, *, effect: bool = False) -> int:
         """Number of layers that a silent twin is run through, all where its effect is wanted."""
@@ -73,6 +75,11 @@ class Runtime:
     def heads(self) -> tuple[Head, ...]:
         """The specialist heads, none without a profile."""
         return self.profile.heads if self.profile else ()
+
+    @property
+    def pass_limit(self) -> int | None:
+        """The most tokens of a pass: a chunk's, or any number while no answer is being written."""
+        return self.chunk_tokens if self.slots.active else None
 
     @property
     def switched_off(self) -> dict[str, str]:

@@ -11,10 +11,10 @@ import numpy as np
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from server.engine.events import NeedsToken, Piece
+from server.engine.events import NeedsToken, NeedsTurn, Piece, in_turns
 from server.engine.messages import Question
 from server.engine.runtime import Runtime
-from steering.generation import SteeringPlan, score_choices
+from steering.generation import SteeringPlan, score_choices_in_passes
 from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult
@@ -86,12 +86,12 @@ def generate_text(
     question: Question,
     *,
     pieces: bool = True,
-) -> Generator[Piece | NeedsToken, None, GeneratedText]:
+) -> Generator[Piece | NeedsToken | NeedsTurn, None, GeneratedText]:
     """Generate one answer: yields its pieces, if they are wanted, and returns the whole."""
     if not question.generate:
         return GeneratedText(finish_reason="listen")
     if question.choices:
-        reply = _choose(runtime, seat.prefilled, plan, question)
+        reply = yield from _choose(runtime, seat.prefilled, plan, question)
         if pieces:
             yield Piece(reply.text)
         return reply
@@ -100,9 +100,12 @@ def generate_text(
 
 def _choose(
     runtime: Runtime, prefilled: PrefillResult, plan: SteeringPlan, question: Question
-) -> GeneratedText:
+) -> Generator[NeedsTurn, None, GeneratedText]:
     """The likeliest choice."""
-    probabilities = score_choices(runtime.model, prefilled, plan, question.choices)
+    passes = score_choices_in_passes(
+        runtime.model, prefilled, plan, question.choices, runtime.pass_limit
+    )
+    probabilities = yield from in_turns(passes)
     text = question.choices[int(np.argmax(probabilities))]
     tokens = len(runtime.model.processor.tokenizer(text)["input_ids"])
     return GeneratedText(

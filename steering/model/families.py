@@ -17,6 +17,9 @@ from torch.nn.functional import gelu
 
 from steering.errors import ModelError
 from steering.model import omni
+from steering.model.passes import Passes, at_once
+
+_POSITIONS_STEP = 64  # of an encoder, whose convolutions run over so many more at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Family:
     processor_class: Callable[[], Any]
     audio_tokens: Callable[[Any, int], int]  # config, mel frames -> audio tokens
     hear: Callable[[Any, Tensor, Tensor], list[Tensor]]  # (C, M, N), (C,) -> C x (F, D)
+    hear_in_passes: Callable[[Any, Tensor, Tensor], Passes[list[Tensor]]] | None = None  # the same
     any_length: bool = False  # the encoder takes features that are not padded to the window
     config: Callable[[Any], Any] = lambda whole: whole  # the part of a checkpoint that is loaded
     decoder: Callable[[Any], Any] = lambda network: network.model.language_model
@@ -46,28 +50,38 @@ def _qwen2_audio_tokens(config: Any, frames: int) -> int:
 
 def _qwen2_audio_hear(network: Any, mels: Tensor, frames: Tensor) -> list[Tensor]:
     """Audio embeddings of C clips: each (F, D), from log-mels (C, M, N) and frame counts (C,)."""
+    return at_once(_qwen2_audio_hear_in_passes(network, mels, frames))
+
+
+def _qwen2_audio_hear_in_passes(network: Any, mels: Tensor, frames: Tensor) -> Passes[list[Tensor]]:
+    """The same, a layer of the encoder at a time."""
     project, counts = network.model.multi_modal_projector, frames.tolist()
     filled = [(count - 1) // 2 + 1 for count in counts]  # encoder positions before the padding
+    tokens = [_qwen2_audio_tokens(None, count) for count in counts]
+    audio: list[Tensor] = []
     if len(set(getattr(network, "hf_device_map", {}).values())) > 1:  # spread: whole, it moves
         ends = torch.tensor(filled, device=mels.device)[:, None, None, None]
         positions = torch.arange((mels.shape[-1] - 1) // 2 + 1, device=mels.device)
         heard = network.model.audio_tower(mels, attention_mask=positions < ends).last_hidden_state
-        audio = list(project(heard))  # C x (N/4, D)
+        audio += project(heard)  # C x (N/4, D)
     else:
-        tower, clips = network.model.audio_tower, zip(mels.split(1), filled, strict=True)
-        audio = [project(_encode(tower, mel, length))[0] for mel, length in clips]
-    return [clip[: _qwen2_audio_tokens(None, n)] for clip, n in zip(audio, counts, strict=True)]
+        for mel, length in zip(mels.split(1), filled, strict=True):
+            encoded = yield from _encode(network.model.audio_tower, mel, length)
+            audio.append(project(encoded)[0])
+    return [clip[:count] for clip, count in zip(audio, tokens, strict=True)]
 
 
-def _encode(tower: Any, mel: Tensor, length: int) -> Tensor:
+def _encode(tower: Any, mel: Tensor, length: int) -> Passes[Tensor]:
     """(1, P/2, E) of one clip's log-mels (1, M, N), by the encoder's own layers, for its first P
     positions: nothing attends to the padding behind, so a short clip costs its own length, and
-    a clip among others is heard as alone.
+    a clip among others is heard as alone. A pass is a layer, a clip's tokens are all of them.
     """
-    states = gelu(tower.conv1(mel[..., : 2 * length + 1]))  # as far as the last position reads
+    whole = -(-length // _POSITIONS_STEP) * _POSITIONS_STEP  # oneDNN keeps kernels for each length
+    states = gelu(tower.conv1(mel[..., : 2 * whole + 1]))  # as far as the last position reads
     states = gelu(tower.conv2(states))[..., :length].transpose(1, 2)  # (1, P, E)
     states = states + tower.embed_positions.weight[:length]
     for layer in tower.layers:
+        yield -(-length // (2 * len(tower.layers)))
         output = layer(states, None)
         states = output[0] if isinstance(output, tuple) else output
     pooled: Tensor = tower.avg_pooler(states.transpose(1, 2)).transpose(1, 2)
@@ -81,6 +95,7 @@ QWEN2_AUDIO = Family(
     processor_class=lambda: transformers.Qwen2AudioProcessor,
     audio_tokens=_qwen2_audio_tokens,
     hear=_qwen2_audio_hear,
+    hear_in_passes=_qwen2_audio_hear_in_passes,
 )
 
 QWEN2_5_OMNI = Family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import platform
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,8 @@ def load(
         name: `demo`, a folder, or a hub id.
         revision: commit or branch of a hub model.
         device: auto (CUDA if there is one), cpu, cuda, cuda:N, or spread over all cards.
-        dtype: auto (bfloat16 on CUDA, float32 on a CPU), float32, bfloat16 or float16.
+        dtype: auto (bfloat16 where the device computes in it, float16 on older cards, float32 on
+            other CPUs and for the embedded model), float32, bfloat16 or float16.
         adapter: LoRA adapter to merge into the weights, a folder or hub id.
         quantize: 8bit or 4bit, for the decoder's linear layers.
         style: prompt style, auto (by the name), plain or r1_aqa.
@@ -94,8 +96,8 @@ def load(
     check_bare(name, folder)
     check_whole(name, folder)
     _check_options(adapter, quantize)
-    placed = placement(device, dtype, quantize)
-    place, (kind, reason) = placed.device, _dtype(dtype, placed.device)
+    placed = placement(name, device, dtype, quantize)
+    place, (kind, reason) = placed.device, _dtype(name, dtype, placed.device)
     _check_memory(name, memory_plan.sizes(family, config), placed)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
@@ -248,10 +250,10 @@ def _check_options(adapter: str | None, quantize: str | None) -> None:
         )
 
 
-def placement(device: str, dtype: str, quantize: str | None) -> Placement:
+def placement(name: str, device: str, dtype: str, quantize: str | None) -> Placement:
     """Where a model of these options goes. Raises ModelError for a device that can't be used."""
     first = _device("auto" if device == SPREAD else device)
-    kind, free = quantize or _name_of(_dtype(dtype, first)[0]), memory_plan.free_bytes(first)
+    kind, free = quantize or _name_of(_dtype(name, dtype, first)[0]), memory_plan.free_bytes(first)
     if device != SPREAD:
         through_host = first.type == "cuda" and quantize is None
         return Placement(first, kind, str(first), free, through_host)
@@ -303,17 +305,36 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
-def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and the reason for it."""
+def _dtype(name: str, wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype that a model computes in, and the reason for it."""
     if wanted != "auto":
         if wanted not in DTYPES:
             raise ModelError(f"dtype {wanted!r} is unknown; allowed: auto, {', '.join(DTYPES)}")
         return DTYPES[wanted], "it was asked for"
+    if name == DEMO:
+        return torch.float32, "the embedded model answers the same on every machine"
     if device.type != "cuda":
-        return torch.float32, "a CPU is exact in it and mostly no slower"
+        if instructions := bfloat16_instructions():
+            return torch.bfloat16, f"this CPU computes in it ({instructions})"
+        return torch.float32, "this CPU has no instructions for bfloat16"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16, "this card does not compute in bfloat16"
     return torch.bfloat16, "it is half the memory, and the range of float32"
+
+
+def bfloat16_instructions() -> str:
+    """The CPU's own instructions for bfloat16 that torch makes use of; empty where it has none."""
+    if not torch.backends.mkldnn.is_available():
+        return ""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # on x86 also where it is emulated
+        return ""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "Arm's BF16"
+    of_x86 = {
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AMX": torch.cpu._is_amx_tile_supported(),
+    }
+    return " and ".join(name for name, there in of_x86.items() if there)
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from bisect import bisect_right
@@ -28,6 +29,7 @@ QUANTIZED = ("8bit", "4bit")
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # 4 bits, and a float32 for each 64
 _THIRTY_SECONDS = 3000  # of 30 s, at Whisper's 100 mel frames a second
 _FLOAT_BYTES = 4
+_KERNEL_BYTES = 630_000  # of a product of a number of rows, whatever its widths
 COMPARED_TOKENS = 16  # of an answer, whose distributions with and without the sound are compared
 _COMPARED_FLOATS = 7  # of each of their vocabularies, at the widest
 _TOKENS_STEP = 64  # of the row lengths that are proposed
@@ -48,6 +50,9 @@ class ModelSizes:
     prefill_values_a_token: int  # numbers that a layer holds of a prompt, at its widest
     encoder_values_a_frame: float  # and the encoder of a clip, for a mel frame
     frames_a_token: float  # mel frames of an audio token
+    products: int  # linear layers of different widths of the decoder
+    encoder_products: int
+    encoder_positions: Callable[[int], int]  # at most, of a row's tokens: rows of its products
 
     def row_bytes(self, dtype: str, tokens: int) -> int:
         """Keys and values of one answer's row of a number of tokens."""
@@ -63,6 +68,7 @@ class Wanted:
     tokens: int  # of a row
     silence_cache_bytes: int
     captured_rows: Callable[[int, int], int] = lambda rows, tokens: 0  # of all graphs together
+    compiled_rows: Callable[[int], int] = lambda tokens: 0  # numbers of rows, by oneDNN
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class MemoryPlan:
     rows: int  # keys and values of answers, allocated at start
     silence: int  # at most
     graphs: int  # logits of the captured decode steps
+    kernels: int  # of oneDNN, compiled as lengths come
     prompts: int  # keys and values of the one prompt that has no row yet, and of its silent twin
     activations: int  # the widest moment of the encoder, a layer or the readout
 
@@ -94,7 +101,7 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
     decoder = family.decoder(network)
     count = sum(p.numel() for p in network.parameters())
     linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear))
-    text = family.text_config(config)
+    text, readout = family.text_config(config), family.readout(network)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     pairs = 2 * int(text.num_hidden_layers) * int(text.num_key_value_heads) * width
     weights = {name: count * dtype.itemsize for name, dtype in DTYPES.items()}
@@ -103,6 +110,7 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
     keys = {name: pairs * dtype.itemsize for name, dtype in DTYPES.items()}
     keys |= dict.fromkeys(QUANTIZED, pairs * 2)
     audio_tokens = partial(family.audio_tokens, config)
+    frames_a_token = _THIRTY_SECONDS / audio_tokens(_THIRTY_SECONDS)
     return ModelSizes(
         parameters=count,
         weight_bytes=weights,
@@ -111,10 +119,31 @@ def sizes(family: Family, whole_config: Any) -> ModelSizes:
         hidden_size=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         longest_row=int(text.max_position_embeddings),
+        products=_products(decoder, [readout]),
+        encoder_products=_products(network, [decoder, readout]),
+        encoder_positions=partial(_positions, family, config, network, frames_a_token),
         prefill_values_a_token=_prefill_values(text, width),
-        encoder_values_a_frame=_encoder_values(network, [decoder, family.readout(network)]),
-        frames_a_token=_THIRTY_SECONDS / audio_tokens(_THIRTY_SECONDS),
+        encoder_values_a_frame=_encoder_values(network, [decoder, readout]),
+        frames_a_token=frames_a_token,
     )
+
+
+def _products(network: nn.Module, others: Sequence[nn.Module]) -> int:
+    """Linear layers of different widths of a network, without parts of it."""
+    apart = {part for other in others for part in other.modules()}
+    parts = (m for m in network.modules() if isinstance(m, nn.Linear) and m not in apart)
+    return len({(part.weight.shape, part.bias is None) for part in parts})
+
+
+def _positions(
+    family: Family, config: Any, network: nn.Module, frames_a_token: float, tokens: int
+) -> int:
+    """The most positions of an encoder at once, of clips that fit a row of so many tokens."""
+    frames = tokens * frames_a_token
+    for conv in (part for part in network.modules() if isinstance(part, nn.Conv1d | nn.Conv2d)):
+        frames /= conv.stride[-1]
+    window = frames if family.any_length else config.audio_config.max_source_positions
+    return math.ceil(min(frames, window))
 
 
 def _prefill_values(text: Any, head_dim: int) -> int:
@@ -156,6 +185,8 @@ def plan(of: ModelSizes, wanted: Wanted) -> MemoryPlan:
     row = of.row_bytes(wanted.dtype, tokens)
     item = DTYPES.get(wanted.dtype, torch.bfloat16).itemsize
     logits = of.vocabulary * (_FLOAT_BYTES + item)
+    passes = wanted.compiled_rows(max(rows, 2 * tokens))  # a twin's question beside the prompt
+    encoded = wanted.compiled_rows(of.encoder_positions(tokens))
     moments = (
         tokens * of.frames_a_token * of.encoder_values_a_frame * item,
         tokens * of.prefill_values_a_token * item,
@@ -167,6 +198,7 @@ def plan(of: ModelSizes, wanted: Wanted) -> MemoryPlan:
         rows=rows * (row + of.hidden_size * _FLOAT_BYTES),
         silence=wanted.silence_cache_bytes,
         graphs=wanted.captured_rows(rows, tokens) * of.vocabulary * _FLOAT_BYTES,
+        kernels=(passes * of.products + encoded * of.encoder_products) * _KERNEL_BYTES,
         prompts=2 * row,
         activations=int(max(moments)),
     )

@@ -19,6 +19,7 @@ from steering.decision import divergence_bits
 from steering.generation import crop_to_prompt
 from steering.model.audio_model import AudioModel
 from steering.model.memory_plan import COMPARED_TOKENS
+from steering.model.passes import Passes, at_once
 from steering.prefill import PrefillResult, run_layers
 from steering.prompt import Prompt
 from steering.readout import logits
@@ -62,12 +63,26 @@ def hear(
         ids: of the answer's T tokens.
         heads: whose attention on the audio is read.
     """
+    return at_once(hear_in_passes(model, prompt, prefilled, ids, heads, CHUNK_TOKENS))
+
+
+@torch.inference_mode()
+def hear_in_passes(
+    model: AudioModel,
+    prompt: Prompt,
+    prefilled: PrefillResult,
+    ids: Sequence[int],
+    heads: Sequence[Head],
+    chunk_tokens: int,
+) -> Passes[HeardAnswer]:
+    """The same in passes of at most so many tokens."""
     crop_to_prompt(prefilled)
     audio = prompt.audio_mask.to(model.device)  # (P,)
     heads = heads if prompt.audio_mask.any() else ()
     states, mass = [prefilled.final[None]], [prefilled.attention[: len(heads)].sum(-1)[None]]
     inputs = torch.tensor(ids[:-1], dtype=torch.int64, device=model.device)  # (T - 1,)
-    for chunk in inputs.split(CHUNK_TOKENS) if len(inputs) else ():
+    for chunk in inputs.split(chunk_tokens) if len(inputs) else ():
+        yield len(chunk)
         taps = AnswerTaps(TappedHeads.on(tuple(heads), audio.device), audio) if heads else None
         start = prefilled.cache.get_seq_length()
         places = torch.arange(start, start + len(chunk), device=model.device)  # (C,)
@@ -83,7 +98,11 @@ def hear(
 
 @torch.inference_mode()
 def token_effects(
-    model: AudioModel, prompt: Prompt, prefix: SilentPrefix, heard: HeardAnswer
+    model: AudioModel,
+    prompt: Prompt,
+    prefix: SilentPrefix,
+    heard: HeardAnswer,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> Iterator[list[float]]:
     """Measure the effect of the sound on each token: KL(heard || silent) / ln 2.
 
@@ -92,6 +111,7 @@ def token_effects(
         prompt: the prompt with its clips.
         prefix: keys and values of its silence, of all layers.
         heard: the answer, of T tokens.
+        chunk_tokens: run at once, at most.
 
     Returns:
         T bits in the parts that the chunks make, so that others may go between them; maybe none of
@@ -106,8 +126,8 @@ def token_effects(
     inputs = inputs.to(model.device)
     cache = DynamicCache()  # of question and answer only
     done, first = 0, len(question) - 1  # the input that the first token is read from
-    for start in range(0, len(inputs), CHUNK_TOKENS):
-        chunk = inputs[start : start + CHUNK_TOKENS]
+    for start in range(0, len(inputs), chunk_tokens):
+        chunk = inputs[start : start + chunk_tokens]
         places = torch.arange(start, start + len(chunk), device=model.device)
         embedded = model.decoder.embed_tokens(chunk)[None]
         positions = (prompt.audio_end + places)[None]

@@ -10,6 +10,7 @@ from steering.clip_attribution import clip_scores, contrast_clip, with_influence
 from steering.generation import UNSTEERED, score_choices
 from steering.heads import listening_score, timeline
 from steering.model.audio_model import AudioModel
+from steering.model.passes import Passes, at_once
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import build_question, silent_twin
 from tests.steering.examples import QUESTION, clip, prompt
@@ -45,7 +46,7 @@ def test_one_silent_clip_leaves_the_others_as_they_are(model: AudioModel) -> Non
 def test_the_contrast_of_a_clip_is_two_plain_passes(model: AudioModel) -> None:
     asked = prompt(model, 1.0, 0.7)
     heard = prefill(model, asked, layers=LAYERS)
-    contrast = contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS)
+    contrast = at_once(contrast_clip(model, asked, heard, 1, None, heads=HEADS, layers=LAYERS))
     clips = [clip(1.0, seed=0), clip(0.7, seed=1).silent()]
     other = prefill(model, build_question(model, clips, QUESTION), heads=HEADS, layers=LAYERS)
     torch.testing.assert_close(
@@ -63,9 +64,13 @@ def test_a_silent_clip_has_no_influence_and_ranks_last(untrained: AudioModel) ->
     def likelihood(heard: PrefillResult) -> float:
         return float(np.log(score_choices(untrained, heard, UNSTEERED, choices)[0]))
 
+    def in_passes(heard: PrefillResult) -> Passes[float]:
+        yield 0
+        return likelihood(heard)
+
     heard = prefill(untrained, asked, heads=HEADS)
     clips = clip_scores(untrained, asked, timeline(heard.attention.numpy()))
-    ranked_clips = with_influence(untrained, asked, heard, clips, likelihood)
+    ranked_clips = at_once(with_influence(untrained, asked, heard, clips, in_passes, None))
     assert ranked_clips[1].influence == pytest.approx(0, abs=1e-6)
     assert sorted(ranked_clip.rank or 0 for ranked_clip in ranked_clips) == [1, 2, 3]
     expected = likelihood(heard) - likelihood(prefill(untrained, without_clip(untrained, asked, 2)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import AutoConfig
 
-from steering.decision import effect_bits
+from steering.decision import effect_bits, effect_bits_in_passes
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -33,10 +33,17 @@ from steering.kv_slots import KVSlots, Row, sample_first
 from steering.model import families as families
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.passes import at_once
 from steering.prefill import PrefillResult, prefill
 from steering.prompt import Message, Prompt, build_prompt, build_question, silent_twin
 from steering.readout import Intervention, logits, pool, steer
-from steering.silence import contrast_with_silence, prefill_with_silence, silent_prefix
+from steering.silence import (
+    contrast_with_silence,
+    prefill_with_silence,
+    prefill_with_silence_in_passes,
+    silent_prefix,
+    silent_prefix_in_passes,
+)
 from steering.silence_cache import Ladder, SilenceCache
 from steering.taps import ATTENTION, Head
 from steering.words import effects
@@ -226,6 +233,32 @@ def bits_between(heard: Tensor, silent: Tensor) -> float:
     return float(nats) / math.log(2)
 
 
+@pytest.mark.parametrize("shape", ["one", "turns"])
+@pytest.mark.parametrize("limit", [9, 60])  # the twin's question in passes of its own, or beside
+def test_passes_over_a_prompt_and_its_twin_are_one(case: Case, shape: str, limit: int) -> None:
+    model, example = case.model, example_prompt(case.model, shape)
+    runs = []
+    for most in (None, limit):
+        prefixes = SilenceCache(1 << 30, Ladder(0))
+        prefix = at_once(silent_prefix_in_passes(model, example, prefixes, model.num_layers, most))
+        passes = prefill_with_silence_in_passes(
+            model, example, prefix, most, heads=HEADS, layers=LAYERS
+        )
+        heard, contrast = at_once(passes)
+        written = generate(model, heard, UNSTEERED, Sampling(max_tokens=8, ignore_end=True))
+        assert contrast.silent is not None
+        bits = at_once(effect_bits_in_passes(model, heard, contrast.silent, CHOICES, most and 2))
+        runs.append((heard, contrast.silent, list(written), bits))
+    (heard, silent, tokens, bits), (parts, silent_parts, tokens_of_parts, bits_of_parts) = runs
+    assert tokens_of_parts == tokens
+    assert bits_of_parts == pytest.approx(bits, rel=1e-3)
+    assert bits > 0
+    for whole, part in ((heard, parts), (silent, silent_parts)):
+        for name in ("attention", "states", "final"):
+            one, other = getattr(whole, name), getattr(part, name)
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5, msg=name)
+
+
 CHOICES = ("dog", "a brown cow", "a brown hen", "rain")
 
 
@@ -270,7 +303,6 @@ def test_the_effect_is_that_of_two_plain_passes_of_transformers(case: Case, shap
 def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     case: Case, shape: str, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(effects, "CHUNK_TOKENS", chunk_tokens)
     monkeypatch.setattr(effects, "COMPARED_TOKENS", 3)
     model, example = case.model, example_prompt(case.model, shape)
     answer = tokenize(model, "A cow, lowing")
@@ -284,9 +316,10 @@ def test_the_effect_and_score_of_every_token_are_those_of_two_plain_passes(
     prefilled = prefill(model, example, heads=HEADS)
     prefix = silent_prefix(model, example, SilenceCache(1 << 30, Ladder(0)), model.num_layers)
     for _ in range(2):  # once and again: the prompt's keys are cropped, the silence's only read
-        heard = effects.hear(model, example, prefilled, answer.ids, HEADS)
-        parts = list(effects.token_effects(model, example, prefix, heard))
-        assert len(parts) == 1 or chunk_tokens == 5
+        passes = effects.hear_in_passes(model, example, prefilled, answer.ids, HEADS, chunk_tokens)
+        heard = at_once(passes)
+        parts = list(effects.token_effects(model, example, prefix, heard, chunk_tokens))
+        assert (len(parts) == 1) == (chunk_tokens > 5)
         found = [bits for part in parts for bits in part]
         assert found == pytest.approx(expected, abs=1e-3)
         scores = mass[:, -len(answer.ids) :, : len(example.tokens)][..., example.audio_mask]

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
 
+from steering.generation import UNSTEERED, Sampling, generate
 from steering.model.audio_model import AudioModel
-from steering.prefill import prefill, run_layers
+from steering.model.passes import cuts
+from steering.prefill import prefill, prefill_in_passes, run_layers
 from steering.prompt import embed
 from steering.taps import Taps
 from tests.steering.examples import every_head, full_pass, keys_and_values, prompt
@@ -117,3 +120,40 @@ def test_cached_decode_is_the_full_pass_with_taps_and_states(
         torch.testing.assert_close(taps.rows(heads)[0], eager, atol=2e-6, rtol=0)
         torch.testing.assert_close(kept[0], full.residuals[:, -1], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(final[0, -1], full.residuals[-1, -1], atol=1e-4, rtol=1e-4)
+
+
+# ---- in passes
+
+
+def test_cuts_are_of_about_one_size_and_within_the_limit() -> None:
+    assert cuts(10, None) == cuts(10, 10) == cuts(0, 4) == [0]
+    for tokens in range(1, 50):
+        sizes = np.diff([*cuts(tokens, 7), tokens])
+        assert sizes.max() <= 7
+        assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("limit", [7, 24])
+def test_a_prefill_in_passes_is_that_in_one(model: AudioModel, limit: int) -> None:
+    asked, heads = prompt(model, 0.6, 2.1), every_head(model)
+    layers = range(model.num_layers)
+    whole = prefill(model, asked, heads=heads, layers=layers)
+    passes = prefill_in_passes(model, asked, limit, heads=heads, layers=layers)
+    sizes: list[int] = []
+    while True:
+        try:
+            sizes.append(next(passes))
+        except StopIteration as end:
+            parts = end.value
+            break
+    entered = sizes[-len(cuts(len(asked.tokens), limit)) :]  # behind the encoder's, layer by layer
+    assert max(entered) <= limit
+    assert sum(entered) == len(asked.tokens)
+    for name in ("attention", "states", "final"):
+        torch.testing.assert_close(
+            getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=1e-5, msg=name
+        )
+    assert parts.length == parts.cache.get_seq_length()
+    sampling = Sampling(max_tokens=8, ignore_end=True)
+    written = [list(generate(model, heard, UNSTEERED, sampling)) for heard in (whole, parts)]
+    assert written[0] == written[1]

@@ -20,6 +20,7 @@ from steering.kv_slots import KVSlots, generate_batch
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.model.loading import load
+from steering.model.passes import at_once
 from steering.prefill import prefill
 from steering.profile import DEMO_PROFILE, Profile
 from steering.readout import Intervention, pool
@@ -57,7 +58,8 @@ def figures(model: AudioModel) -> tuple[list[torch.Tensor], list[Any]]:
         read += [heard.attention, heard.final, twin.differences, twin.silence_attention]
         answers.append((heard, SteeringPlan(pool(twin.differences, HOW), 0.5 * number, HOW)))
     heard, plan = answers[-1]
-    read.append(contrast_clip(model, asked, heard, 1, heads=HEADS, layers=LAYERS).differences)
+    contrast = contrast_clip(model, asked, heard, 1, None, heads=HEADS, layers=LAYERS)
+    read.append(at_once(contrast).differences)
     scores = score_choices(model, heard, plan, ["a", "the dog"])
     slots = KVSlots(model, 4, 256, HOW)
     written = [generate_batch(slots, answers[i:j], LONG) for i, j in ((0, 3), (3, 4), (0, 3))]

@@ -15,7 +15,6 @@ from deploy.capacity.simulation import FleetSettings, SimulationRun, simulate
 from deploy.capacity.stage_measurement import deciles
 from deploy.capacity.stage_times import Quantiles, StageTimes
 from deploy.capacity.traffic import TimedRequest, Traffic, requests, summary
-from server.engine import engine
 
 NOTHING = Quantiles({1.0: [0.0]})
 ONE_TOKEN = Traffic(0.8, (1.0,), (1, 1))  # no decode step: a queue with one server
@@ -118,7 +117,6 @@ def test_four_may_enter_between_two_steps() -> None:
     run = simulate(sent, stage_times(CONSTANT, round_seconds=10.0), replace(ENDLESS, rows=8))
     assert [request.first_token_at for request in run.requests] == [1.0, 2.0, 3.0, 4.0, 15.0, 16.0]
     assert [request.done_at for request in run.requests] == [14.0] * 4 + [26.0] * 2
-    assert FleetSettings().enter_between_steps == engine._ADMITTED_BETWEEN_STEPS
 
 
 @pytest.mark.parametrize("beside, firsts", [(False, [3.0, 6.0]), (True, [3.0, 4.0])])

@@ -16,6 +16,7 @@ from server import errors
 from server.api import error_responses
 from server.engine import engine
 from server.engine.answering import answer_question
+from server.engine.events import Piece
 from steering.errors import (
     AllEarsError,
     AudioError,
@@ -346,10 +347,10 @@ def test_what_fails_inside_a_stream_is_its_last_event(
     server: Any, audio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any) -> Iterator[Any]:
-        events = answer_question(*given)
-        yield next(events)
-        yield next(events)
-        raise RuntimeError("secret 0x7f")
+        for event in answer_question(*given):
+            yield event
+            if isinstance(event, Piece):
+                raise RuntimeError("secret 0x7f")
 
     before = server.metric("allears_errors_total", code="internal_error")
     with monkeypatch.context() as patch:

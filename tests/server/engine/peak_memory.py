@@ -1,7 +1,7 @@
 """The most memory that 16 answers of a model took in this process, beside its plan, as JSON.
 
-python -m tests.server.engine.peak_memory FOLDER [FOLDER ...]: the last one is measured. The others
-are served before, so that code which is loaded and compiled at first use counts for nothing.
+python -m tests.server.engine.peak_memory DTYPE FOLDER [FOLDER ...]: the last one is measured. The
+others are served before, so that code which is loaded and compiled at first use counts for nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from steering.heads import Verdicts
 from steering.model import memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.merging import copy_mapped, merge_products, pack_weights
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.readout import Intervention
 from steering.strength import Gate
 
 ROWS, TOKENS, SILENCE_BYTES = 16, 320, 30_000_000
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 48  # so many that all rows are written at once
 
 
 def status(name: str) -> int:
@@ -60,17 +61,33 @@ def profile_of(model: AudioModel) -> Profile:
     )  # fmt: skip
 
 
+def message(model: AudioModel, seconds: float, words: int) -> Message:
+    """Noise of a length, and a text of so many tokens."""
+    samples = np.random.default_rng(0).standard_normal(int(seconds * model.sample_rate_hz))
+    clip = Clip(samples.astype(np.float32) * 0.1, model.sample_rate_hz, seconds,
+                model.sample_rate_hz, 1)  # fmt: skip
+    return Message("user", (clip, "x" * words))
+
+
+def lengths(model: AudioModel) -> Iterator[Question]:
+    """Questions of all lengths, one after the other: what is kept of a length is there."""
+    steered, sampling = SteeringRequest(True, 0.5, "request"), Sampling(max_tokens=1)
+    for words in range(1, TOKENS - 72, 15):
+        asked = message(model, 0.1, words)
+        yield Question(f"text-{words}", (asked,), steering=steered, sampling=sampling)
+    for i in range(1, int(model.max_clip_seconds / 0.3) + 1):
+        asked = message(model, 0.3 * i, 1)
+        yield Question(f"clip-{i}", (asked,), steering=steered, sampling=sampling)
+
+
 def questions(model: AudioModel) -> Iterator[Question]:
     """Questions whose prompts and answers fill their rows, each about another length of sound."""
-    rng = np.random.default_rng(0)
     for i in range(ROWS):
         seconds = model.max_clip_seconds - 0.1 * i
-        samples = rng.standard_normal(int(seconds * model.sample_rate_hz)).astype(np.float32) * 0.1
-        clip = Clip(samples, model.sample_rate_hz, seconds, model.sample_rate_hz, 1)
-        text = "x" * (TOKENS - ANSWER_TOKENS - 40 - model.audio_tokens(int(100 * seconds)))
+        words = TOKENS - ANSWER_TOKENS - 40 - model.audio_tokens(int(100 * seconds))
         yield Question(
             f"question-{i}",
-            (Message("user", (clip, text)),),
+            (message(model, seconds, words),),
             steering=SteeringRequest(True, 0.5, "request"),
             sampling=Sampling(max_tokens=ANSWER_TOKENS, ignore_end=True),
             with_clips=i % 4 == 0,
@@ -78,9 +95,12 @@ def questions(model: AudioModel) -> Iterator[Question]:
         )
 
 
-def serve(folder: str) -> tuple[list[Answer], int]:
+def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
     """Answers at once by a model, and the prompts' caches that were alive when all were running."""
-    model = load(folder, device="cpu")
+    model = load(folder, device="cpu", dtype=dtype)
+    merge_products(model)
+    pack_weights(model)
+    copy_mapped(model)
     runtime = Runtime.of(
         model, profile_of(model), silence_cache_bytes=SILENCE_BYTES, rows=ROWS, tokens=TOKENS
     )
@@ -96,6 +116,8 @@ def serve(folder: str) -> tuple[list[Answer], int]:
     runtime.slots.step = counted  # type: ignore[method-assign]
 
     async def ask() -> list[Answer]:
+        for question in lengths(model):
+            await engine.answer(question)
         return await asyncio.gather(*[engine.answer(q) for q in questions(model)])
 
     try:
@@ -104,21 +126,22 @@ def serve(folder: str) -> tuple[list[Answer], int]:
         engine.close()
 
 
-def main(folders: list[str]) -> None:
+def main(dtype: str, folders: list[str]) -> None:
     for folder in folders[:-1]:
-        serve(folder)
+        serve(folder, dtype)
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    answers, caches = serve(folders[-1])
-    settings = Settings(
-        model=folders[-1],
-        device="cpu",
-        max_batch_rows=ROWS,
-        max_context_tokens=TOKENS,
-        silence_cache_bytes=SILENCE_BYTES,
-    )
-    memory = check_memory(settings)
+    answers, caches = serve(folders[-1], dtype)
+    given = {
+        "model": folders[-1],
+        "device": "cpu",
+        "dtype": dtype,
+        "max_batch_rows": ROWS,
+        "max_context_tokens": TOKENS,
+        "silence_cache_bytes": SILENCE_BYTES,
+    }
+    memory = check_memory(Settings.model_validate(given))
     needed = memory_plan.plan(memory.sizes, memory.wanted)
     found = {
         "planned": needed.total,
@@ -131,4 +154,4 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

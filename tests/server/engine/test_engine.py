@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,12 +20,16 @@ from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
+from steering import generation
+from steering import prefill as prefills
 from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
 from steering.errors import RequestError
 from steering.generation import Sampling
+from steering.model.merging import merge_products, pack_weights
 from steering.prompt import Message
 from steering.strength import Gate
+from steering.words import effects
 
 RATE_HZ = 16_000
 LONG = Sampling(max_tokens=400, ignore_end=True)
@@ -181,6 +186,92 @@ def answer_of(model: Any, profile: Any, **fields: Any) -> Answer:
             return await engine.answer(question(3, **fields))
 
     return asyncio.run(asking())
+
+
+@pytest.mark.parametrize("chunk_tokens", [16, 64])
+@pytest.mark.parametrize(
+    "asks, passes",
+    [
+        ({"with_silence": True, "with_clips": True}, 3),  # prompt, without its clip, of silence
+        ({"choices": ("a dog " * 20, "a cow " * 20), "with_effect": True, "with_clips": True}, 3),
+        ({"given_answer": "a dog " * 20, "generate": False, "with_words": True}, 2),
+    ],
+)
+def test_a_prompt_enters_in_chunks_between_the_tokens_of_others(
+    tiny_model: Any,
+    tiny_profile: Any,
+    asks: dict[str, Any],
+    passes: int,
+    chunk_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompt, twin, its silence where it is not at hand, choices, and what is asked for after the
+    answer.
+    """
+    runtime = Runtime.of(tiny_model, tiny_profile, rows=3, tokens=1200, chunk_tokens=chunk_tokens)
+    entered = [0]  # tokens before each step
+    walk, step = prefills.run_layers, runtime.slots.step
+
+    def counted(model: Any, states: Any, *rest: Any, **options: Any) -> Any:
+        entered[-1] += 0 if options.get("first") else states.shape[1]
+        return walk(model, states, *rest, **options)
+
+    def stepped() -> Any:
+        entered.append(0)
+        return step()
+
+    for module in (prefills, generation, effects):
+        monkeypatch.setattr(module, "run_layers", counted)
+    monkeypatch.setattr(runtime.slots, "step", stepped)
+    few = Sampling(max_tokens=150 if "given_answer" in asks else 3, ignore_end=True)
+    asked = question(1, steering=STEERED, sampling=few, **asks)
+
+    async def ask(engine: Engine) -> tuple[Answer, list[int]]:
+        async with aclosing(engine.run(question(0, sampling=LONG))) as events:
+            async for event in events:
+                if isinstance(event, Piece):
+                    break
+            entered[:] = [0]
+            answer = await engine.answer(asked)
+            assert runtime.slots.active, "the other answer is being written still"
+            return answer, list(entered)  # later nobody waits: it makes silence ahead
+
+    with running(runtime) as engine:
+        beside, entered_between = asyncio.run(ask(engine))
+    with running(Runtime.of(tiny_model, tiny_profile, rows=1, tokens=1200)) as engine:
+        alone = asyncio.run(engine.answer(asked))
+    assert chunk_tokens // 2 < max(entered_between) <= chunk_tokens
+    assert sum(entered_between) > passes * len(alone.prompt.tokens)
+    assert_same([beside], [alone])
+    assert beside.token_ids == alone.token_ids
+    assert beside.listening.effect_bits == pytest.approx(alone.listening.effect_bits, rel=1e-3)
+    (clip,), (other,) = beside.listening.clips, alone.listening.clips
+    np.testing.assert_allclose(clip.timeline, other.timeline, atol=1e-5)
+    assert clip.influence == pytest.approx(other.influence, abs=1e-5)
+    bits, bits_alone = (
+        [word.effect_bits for word in answer.listening.words] for answer in (beside, alone)
+    )
+    assert bits == pytest.approx(bits_alone, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{}, {"with_silence": True}, {"with_effect": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_zero_is_exactly_the_bare_answer_of_merged_products(
+    tiny_model: Any, tiny_profile: Any, dtype: torch.dtype, asked: dict[str, Any]
+) -> None:
+    network = deepcopy(tiny_model.network).to(dtype)
+    model = replace(tiny_model, network=network, dtype=dtype)
+    assert merge_products(model)
+    pack_weights(model)
+    zero, choices = SteeringRequest(True, strength=0.0), ("a dog", "a cow")
+    with running(Runtime.of(model, tiny_profile, rows=1, tokens=600)) as engine:
+        for seed in range(3):
+            bare = asyncio.run(engine.answer(question(seed, choices=choices, **asked)))
+            steered = question(seed, choices=choices, steering=zero, **asked)
+            answer = asyncio.run(engine.answer(steered))
+            assert answer.probabilities == bare.probabilities
+            assert answer.listening.score == bare.listening.score
+            assert answer.listening.silence_score is not None
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:

@@ -114,12 +114,12 @@ def test_nobody_waits_for_more_than_one_pass(few: Runtime, monkeypatch: pytest.M
         happened.append("step" if few.slots.active else "no row")
         return step()
 
-    monkeypatch.setattr(effects, "CHUNK_TOKENS", 6)
     monkeypatch.setattr(effects, "_divergences", one_pass)
     monkeypatch.setattr(few.slots, "step", one_step)
     given = {"given_answer": TEXT, "generate": False, "sampling": Sampling(100)}
-    long = question(sampling=Sampling(60, ignore_end=True))
-    ask(few, long, *(question(i, with_words=True, **given) for i in (1, 2)))
+    long = question(sampling=Sampling(400, ignore_end=True))
+    runtime = replace(few, chunk_tokens=6)  # as many as a pass over an answer takes
+    ask(runtime, long, *(question(i, with_words=True, **given) for i in (1, 2)))
     passes = [i for i, event in enumerate(happened) if event == "pass"]
     assert len(passes) > 6
     assert all(happened[i - 1] != "pass" for i in passes), happened

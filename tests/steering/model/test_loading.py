@@ -221,7 +221,7 @@ def test_what_was_loaded_is_in_the_log(checkpoint: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "allears"):
         load(str(checkpoint), device="cpu")
     assert "revision none (a local folder)" in caplog.text
-    assert "on cpu, float32 because a CPU" in caplog.text
+    assert "on cpu, float32 because this CPU has no instructions for bfloat16" in caplog.text
     assert "prompt style plain" in caplog.text
 
 
@@ -433,3 +433,32 @@ def test_on_cuda_no_attention_is_planned_for_each_length(checkpoint: Path) -> No
             assert torch.backends.cuda.cudnn_sdp_enabled() is chosen
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+# ---- the dtype that is chosen
+
+
+@pytest.mark.parametrize(
+    "name, instructions, chosen",
+    [
+        ("a/model", "AMX", torch.bfloat16),
+        ("a/model", "", torch.float32),
+        ("demo", "AMX", torch.float32),
+    ],
+)
+def test_dtype_auto_is_what_the_cpu_computes_in_but_for_the_embedded_model(
+    name: str, instructions: str, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "bfloat16_instructions", lambda: instructions)
+    placed = loading.placement(name, "cpu", "auto", None)
+    assert placed.kind == str(chosen).removeprefix("torch.")
+    assert loading.placement(name, "cpu", "float16", None).kind == "float16", "asked for"
+
+
+def test_the_log_says_why_a_dtype_was_chosen(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "bfloat16_instructions", lambda: "AVX512-BF16")
+    with caplog.at_level(logging.INFO, "allears"):
+        assert load(str(checkpoint), device="cpu").dtype == torch.bfloat16
+    assert "bfloat16 because this CPU computes in it (AVX512-BF16)" in caplog.text

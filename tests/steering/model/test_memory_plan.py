@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from steering.model.audio_model import AudioModel
 from steering.model.families import family_of
 from steering.model.loading import load
 from steering.model.memory_plan import ModelSizes, Wanted
+from steering.model.merging import _filled_up, compiled_rows
 from steering.silence_cache import Ladder
 from tests.steering import tiny
 
@@ -138,6 +140,18 @@ def test_a_plan_counts_rows_prompts_silence_and_graphs() -> None:
     assert needed.total == sum(needed.parts().values())
     on_cpu = memory_plan.plan(of, wanted(16, 2048, on_card=False))
     assert on_cpu.total == needed.total - needed.graphs
+
+
+def test_kernels_are_counted_for_every_product_and_number_of_rows() -> None:
+    of, without = qwen2_audio(), wanted(16, 2048, on_card=False)
+    packed = memory_plan.plan(of, replace(without, compiled_rows=compiled_rows))
+    passes, positions = (
+        {_filled_up(rows) for rows in range(1, most + 1)}
+        for most in (2 * 2048, 1500)  # the prompt and its question, half of 3000 mel frames
+    )
+    assert (of.products, of.encoder_products) == (4, 5)
+    assert packed.kernels == (4 * len(passes) + 5 * len(positions)) * 630_000
+    assert packed.total == memory_plan.plan(of, without).total + packed.kernels
 
 
 def test_captured_steps_are_counted_as_they_are_captured(tiny_model: AudioModel) -> None:

@@ -19,12 +19,13 @@ from steering.generation import (
     Sampling,
     SteeringPlan,
     generate,
-    mean_log_probabilities,
+    log_probabilities_in_passes,
     score_choices,
     steered_logits,
 )
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
+from steering.model.passes import at_once
 from steering.model.prompt_style import PLAIN, R1_AQA
 from steering.model.token_healing import Continuations, continuations
 from steering.prefill import prefill
@@ -119,17 +120,19 @@ def among_openings(model: AudioModel, row: Tensor) -> Tensor:
     return torch.full_like(row, -torch.inf).index_copy(0, torch.tensor(opening), row[opening])
 
 
+@pytest.mark.parametrize("limit", [None, 2])
 @pytest.mark.parametrize("intervention", [None, EVERY, FIRST], ids=["bare", "every", "first"])
 @torch.inference_mode()
 def test_choices_are_scored_from_the_open_end_on(
-    model: AudioModel, oracle: Any, intervention: Intervention | None
+    model: AudioModel, oracle: Any, intervention: Intervention | None, limit: int | None
 ) -> None:
     asked = prompt(model, 0.6)
     heard = prefill(model, asked)
     plan = plan_for(model, heard, 0.9, intervention) if intervention else UNSTEERED
     texts = continuations(model, CHOICES)
     means = [naive_mean(model, oracle, asked, plan, texts, c) for c in range(len(CHOICES))]
-    assert mean_log_probabilities(model, heard, plan, CHOICES) == pytest.approx(means, abs=1e-4)
+    passes = log_probabilities_in_passes(model, heard, plan, CHOICES, limit)
+    assert at_once(passes) == pytest.approx(means, abs=1e-4)
     before = list(generate(model, prefill(model, asked), plan, Sampling(6)))
     assert list(generate(model, heard, plan, Sampling(6))) == before, "the prompt is whole again"
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from steering import kv_slots, prefill, prompt, readout, silence, taps
 from steering.kv_slots import KVSlots, Row
+from steering.model.passes import Passes
 from steering.silence_cache import SilenceCache
 
 Patch = pytest.MonkeyPatch
@@ -105,8 +106,8 @@ def score(patch: Patch) -> None:
 def twin(patch: Patch) -> None:
     """The twin hears the first half of a silence, twice."""
 
-    def halved(original: Any, *given: Any) -> Tensor:
-        features: Tensor = original(*given)
+    def halved(original: Any, *given: Any) -> Passes[Tensor]:
+        features: Tensor = yield from original(*given)
         half = features[: -(-len(features) // 2)]
         return torch.cat([half, half])[: len(features)]
 
@@ -116,8 +117,10 @@ def twin(patch: Patch) -> None:
 def wrong_end(patch: Patch) -> None:
     """What is cut from a longer silence is its end."""
 
-    def turned(original: Any, model: Any, frames: int, silence_cache: SilenceCache) -> Tensor:
-        features: Tensor = original(model, frames, silence_cache)
+    def turned(
+        original: Any, model: Any, frames: int, silence_cache: SilenceCache, *given: Any
+    ) -> Passes[Tensor]:
+        features: Tensor = yield from original(model, frames, silence_cache, *given)
         return features.flip(0) if silence_cache.ladder.steps else features
 
     change(patch, silence, "_silent_features", turned)
@@ -127,7 +130,7 @@ def mixed_up(patch: Patch) -> None:
     """The pass that prompt and twin share gives the twin's state for the prompt's."""
 
     def swapped(original: Any, *given: Any, **options: Any) -> Any:
-        heard, silent = original(*given, **options)
+        heard, silent = yield from original(*given, **options)
         return replace(heard, final=silent.final), silent
 
     change(patch, silence, "prefill_beside", swapped)
