@@ -11,6 +11,7 @@ score, for a token of the answer; `AnswerTaps` those of all tokens of an answer 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,22 +28,41 @@ Head = tuple[int, int]  # (layer, head), both from 0
 KVPairs = Sequence[tuple[Tensor, Tensor]]  # keys and values, a pair a layer: each (1, H, P, d)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TappedHeads:
+    """The heads to read, by layer, known to the host and to a device: no pass waits for them."""
+
+    numbers: Mapping[int, tuple[int, ...]]  # layer -> its h heads
+    indices: Mapping[int, Tensor]  # layer -> (h,) int64, the same
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def on(cls, heads: tuple[Head, ...], device: torch.device) -> TappedHeads:
+        """The heads on a device; made once for all passes."""
+        numbers: dict[int, tuple[int, ...]] = {}
+        for layer, head in heads:
+            numbers[layer] = (*numbers.get(layer, ()), head)
+        with torch.inference_mode(False):
+            indices = {k: torch.tensor(v, device=device) for k, v in numbers.items()}
+        return cls(numbers, indices)
+
+    def of_each(self, heads: Iterable[Head], read: Mapping[int, Tensor]) -> list[Tensor]:
+        """(..., T) of each of `heads`, from what was read (..., h, T) of a layer."""
+        return [read[layer][..., self.numbers[layer].index(head), :] for layer, head in heads]
+
+
 @dataclass(slots=True, eq=False)
 class Taps:
     """The heads to read in one pass, and their attention, filled in by that pass."""
 
-    heads: Mapping[int, Tensor]  # layer -> (h,) int64 head indices, on the model's device
+    heads: TappedHeads
     audio: Tensor  # (B, A) bool, true at audio tokens, of at least the T that are seen
     read: dict[int, Tensor] = field(default_factory=dict)  # layer -> (B, h, T) float32
 
     @classmethod
     def on(cls, heads: Iterable[Head], audio: Tensor) -> Taps:
         """Taps on `heads` for rows whose audio tokens stand where `audio` (B, T) is true."""
-        by_layer: dict[int, list[int]] = {}
-        for layer, head in heads:
-            by_layer.setdefault(layer, []).append(head)
-        indices = {k: torch.tensor(v, device=audio.device) for k, v in by_layer.items()}
-        return cls(indices, audio)
+        return cls(TappedHeads.on(tuple(heads), audio.device), audio)
 
     def tap(
         self,
@@ -53,14 +73,14 @@ class Taps:
         scaling: float | None,
     ) -> None:
         """Read a layer, if any head of it is wanted; arguments as those of `last_row`."""
-        if layer in self.heads:
-            heads = self.heads[layer].to(query.device)  # a layer may be on a card of its own
+        if layer in self.heads.indices:
+            heads = self.heads.indices[layer].to(query.device)  # maybe another card
             mass = last_row(query, keys, mask, scaling, heads).to(self.audio.device)
             self.read[layer] = mass * self.audio[:, None, : mass.shape[-1]]
 
     def rows(self, heads: Iterable[Head]) -> Tensor:
         """(B, N, T) float32: attention of each of `heads` on every token, zero off the audio."""
-        return torch.stack(_of_each(heads, self.heads, self.read), dim=1)
+        return torch.stack(self.heads.of_each(heads, self.read), dim=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +154,7 @@ class ScoreTaps:
 class AnswerTaps:
     """The heads to read from every token of a pass behind a prompt, and what they read."""
 
-    heads: Mapping[int, Tensor]  # layer -> (h,) int64 head indices
+    heads: TappedHeads
     audio: Tensor  # (P,) bool, true at the prompt's audio tokens
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (h, Q) float32 on the audio
 
@@ -147,22 +167,14 @@ class AnswerTaps:
         scaling: float | None,
     ) -> None:
         """Read a layer, if any head of it is wanted; arguments as those of `attention_rows`."""
-        if layer in self.heads:
-            heads = self.heads[layer].to(query.device)
+        if layer in self.heads.indices:
+            heads = self.heads.indices[layer].to(query.device)
             (rows,) = attention_rows(query, keys, mask, scaling, heads).to(self.audio.device)
             self.mass[layer] = rows[..., : len(self.audio)][..., self.audio].sum(-1)
 
     def rows(self, heads: Iterable[Head]) -> Tensor:
         """(Q, N) float32: audio mass of each of `heads` from every token."""
-        return torch.stack(_of_each(heads, self.heads, self.mass), dim=1)
-
-
-def _of_each(
-    heads: Iterable[Head], tapped: Mapping[int, Tensor], read: Mapping[int, Tensor]
-) -> list[Tensor]:
-    """(..., T) of each of `heads`, from what was read (..., h, T) of those tapped in a layer."""
-    places = ((layer, (tapped[layer] == head).nonzero()[0, 0]) for layer, head in heads)
-    return [read[layer][..., int(place), :] for layer, place in places]
+        return torch.stack(self.heads.of_each(heads, self.mass), dim=1)
 
 
 AnyTaps = Taps | ScoreTaps | AnswerTaps
@@ -181,6 +193,7 @@ class Follower:
     pairs: KVPairs  # of the P tokens that they follow; read, never written to
     taps: Taps | None = None
     states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, D) of their last token
+    mask: Tensor | None = None  # (1, 1, Q, T) added, of the layer before: that of every layer
 
 
 def tapped_attention(
@@ -228,22 +241,30 @@ def _follow(
     scale, taps = scaling or query.shape[-1] ** -0.5, follower.taps
     if taps is not None:
         taps.tap(layer, query, [keys, key], None, scale)
-    kept, count, own_keys = keys.shape[2], query.shape[2], key.shape[2]
-    seen = query.new_ones(count, own_keys, dtype=torch.bool).tril(own_keys - count)  # (Q, Q')
+    mask = follower.mask
+    if mask is None or mask.device != query.device:
+        mask = follower.mask = _hidden(query, keys.shape[2], key.shape[2])
     if query.dtype != torch.float32:  # scores in half precision would be too coarse: SDPA's are not
-        seen = torch.cat([seen.new_ones(count, kept), seen], dim=1)[None, None]
         joined = (torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
-        output, _ = sdpa_attention_forward(module, query, *joined, seen, scaling=scale)
+        output, _ = sdpa_attention_forward(module, query, *joined, mask, scaling=scale)
         return output
     # Float32 is of CPUs, where to join the long kept keys with the new ones would cost more.
     groups = query.shape[1] // key.shape[1]
     grouped = (query * scale).unflatten(1, (-1, groups)).flatten(2, 3)  # (1, H / groups, g Q, d)
+    kept, count = keys.shape[2], query.shape[2]
     own = (grouped @ key.transpose(2, 3)).unflatten(2, (groups, count))  # (1, H', g, Q, Q')
-    own = own.masked_fill(~seen, torch.finfo(own.dtype).min).flatten(2, 3)
+    own = (own + mask[..., kept:]).flatten(2, 3)
     shares = torch.cat([grouped @ keys.transpose(2, 3), own], dim=-1).softmax(-1)
     both: Tensor = shares[..., :kept] @ values + shares[..., kept:] @ value
     attended: Tensor = both.unflatten(2, (groups, count)).flatten(1, 2).transpose(1, 2)
     return attended
+
+
+def _hidden(query: Tensor, kept: int, own: int) -> Tensor:
+    """(1, 1, Q, kept + own) to add to scores: Q tokens, the last of `own`, see none that follow."""
+    count, total = query.shape[2], kept + own
+    hidden = query.new_full((count, total), -torch.inf).triu(total - count + 1)
+    return hidden[None, None]
 
 
 def last_row(
@@ -258,10 +279,10 @@ def last_row(
     query (B, H, Q, d); keys (B, H / groups, T, d), in parts one after the other; mask (B, 1, Q, T),
     bool (true is seen) or added.
     """
-    groups = query.shape[1] // keys[0].shape[1]
-    q = query[:, heads, -1:].float()  # (B, h, 1, d)
-    k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()  # (B, h, T, d)
-    scores = (q @ k.transpose(2, 3)).squeeze(2) * (scaling or query.shape[-1] ** -0.5)
+    q, k = query[:, heads, -1], _keys_of(heads, query, keys)  # (B, h, d), (B, h, T, d)
+    by_head = k.flatten(0, 1).transpose(1, 2)  # (B h, d, T)
+    scores = _float32_product(q.flatten(0, 1)[:, None], by_head).view(*k.shape[:3])
+    scores = scores * (scaling or query.shape[-1] ** -0.5)
     if mask is not None:
         row = mask[:, :, -1, : k.shape[2]]  # (B, 1, T)
         hidden = torch.finfo(scores.dtype).min
@@ -269,16 +290,29 @@ def last_row(
     return scores.softmax(-1)
 
 
-def _products(query: Tensor, keys: Tensor) -> Tensor:
-    """(B, h, T) float32: q . K' of queries (B, h, d) and keys (B, T, d), views of larger tensors.
+def _keys_of(heads: Tensor, query: Tensor, keys: Sequence[Tensor]) -> Tensor:
+    """(B, h, T, d): the keys that some heads read, in one part."""
+    groups = query.shape[1] // keys[0].shape[1]
+    own = heads // groups if groups > 1 else heads
+    parts = [part[:, own] for part in keys]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
-    Products in half precision would be too coarse; CUDA makes float32 of it without a copy.
+
+def _products(query: Tensor, keys: Tensor) -> Tensor:
+    """(B, h, T) float32: q . K' of queries (B, h, d) and keys (B, T, d), views of larger ones."""
+    return _float32_product(query, keys.transpose(1, 2))
+
+
+def _float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """(B, n, m) float32 of (B, n, d) and (B, d, m), which in half precision would be too coarse.
+
+    CUDA makes it without a copy in float32.
     """
-    if query.dtype == torch.float32:
-        return torch.bmm(query, keys.transpose(1, 2))
-    if query.is_cuda:
-        return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
-    return torch.bmm(query.float(), keys.float().transpose(1, 2))
+    if left.dtype == torch.float32:
+        return torch.bmm(left, right)
+    if left.is_cuda:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
 
 
 def attention_rows(
@@ -293,8 +327,7 @@ def attention_rows(
     query (B, H, Q, d); keys (B, H / groups, T, d), in parts one after the other; mask (B, 1, Q, T)
     bool, true is seen.
     """
-    groups = query.shape[1] // keys[0].shape[1]
-    k = torch.cat([part[:, heads // groups] for part in keys], dim=2).float()
+    k = _keys_of(heads, query, keys).float()
     scores = query[:, heads].float() @ k.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
     if mask is not None:
         scores = scores.masked_fill(~mask[..., : k.shape[2]], torch.finfo(scores.dtype).min)

@@ -31,7 +31,6 @@ from steering.profile import Profile
 from steering.prompt import Message, build_question
 from steering.readout import Intervention
 from steering.strength import Gate
-from steering.taps import ATTENTION
 
 _SENTENCE = "Which sound is this?\n"
 
@@ -166,7 +165,7 @@ def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype
     network.generation_config.eos_token_id = embedded.tokenizer.eos_token_id
     network.generation_config.pad_token_id = embedded.tokenizer.pad_token_id
     network = network.eval().requires_grad_(False).to(device)
-    QWEN2_AUDIO.decoder(network).config._attn_implementation = ATTENTION
+    loading.take_attention(QWEN2_AUDIO, network, device)
     return AudioModel(
         name, Path(), None, f"random-{name}", QWEN2_AUDIO, network, processor, device, dtype
     )

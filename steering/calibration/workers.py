@@ -74,6 +74,7 @@ def rows_by_workers(
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as nice as this process, not 15
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         _refuse_too_many(ray, model, workers)

@@ -49,6 +49,17 @@ class Placement:
     through_host: bool  # whether its weights are in the host's memory first
 
 
+def take_attention(family: Family, network: Any, device: torch.device) -> None:
+    """Let the decoder's attention be read by `steering.taps`, at any length of a prompt.
+
+    On CUDA, cuDNN's attention is no longer chosen, in this whole process: it builds a plan for
+    every new length, which takes longer than the prompt itself.
+    """
+    family.decoder(network).config._attn_implementation = ATTENTION
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load(
     name: str = DEMO,
     *,
@@ -96,8 +107,8 @@ def load(
     if adapter is not None:
         network, print_of = _with_adapter(network, adapter, print_of)
     network = network.eval().requires_grad_(False)
-    family.decoder(network).config._attn_implementation = ATTENTION
     first = family.decoder(network).embed_tokens.weight.device
+    take_attention(family, network, first)
     places = _places(family.decoder(network), first) if device == SPREAD else ()
     where = ", ".join(dict.fromkeys(map(str, (first, *places))))
     size = sum(p.numel() for p in network.parameters()) / 1e6

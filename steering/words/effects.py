@@ -23,7 +23,7 @@ from steering.prefill import PrefillResult, run_layers
 from steering.prompt import Prompt
 from steering.readout import logits
 from steering.silence import SilentPrefix
-from steering.taps import AnswerTaps, Follower, Head, Taps
+from steering.taps import AnswerTaps, Follower, Head, TappedHeads
 
 CHUNK_TOKENS = 128  # run at once: as much as may hold up the answers of others
 
@@ -68,7 +68,7 @@ def hear(
     states, mass = [prefilled.final[None]], [prefilled.attention[: len(heads)].sum(-1)[None]]
     inputs = torch.tensor(ids[:-1], dtype=torch.int64, device=model.device)  # (T - 1,)
     for chunk in inputs.split(CHUNK_TOKENS) if len(inputs) else ():
-        taps = AnswerTaps(Taps.on(heads, audio[None]).heads, audio) if heads else None
+        taps = AnswerTaps(TappedHeads.on(tuple(heads), audio.device), audio) if heads else None
         start = prefilled.cache.get_seq_length()
         places = torch.arange(start, start + len(chunk), device=model.device)  # (C,)
         seen = torch.arange(start + len(chunk), device=model.device) <= places[:, None]

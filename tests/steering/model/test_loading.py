@@ -421,3 +421,15 @@ def test_a_spread_model_is_walked_from_card_to_card(untrained: AudioModel) -> No
     torch.testing.assert_close(heard.final, expected.final, atol=1e-6, rtol=0)
     torch.testing.assert_close(heard.states, expected.states, atol=1e-6, rtol=0)
     torch.testing.assert_close(heard.attention, expected.attention, atol=1e-6, rtol=0)
+
+
+def test_on_cuda_no_attention_is_planned_for_each_length(checkpoint: Path) -> None:
+    model = load(str(checkpoint))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for device, chosen in (("cpu", True), ("cuda", False)):
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            loading.take_attention(model.family, model.network, torch.device(device))
+            assert torch.backends.cuda.cudnn_sdp_enabled() is chosen
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
