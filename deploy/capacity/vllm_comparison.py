@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from deploy.capacity.streamed_load import (
     gaps_while_others_enter,
     load,
 )
+from steering.cpu_threads import available_cores
 
 DTYPES = ("float32", "bfloat16")
 GAPS = "gaps"  # among the clips: the row that streams while clips of 30 s enter
@@ -185,14 +185,11 @@ def machine() -> str:
     """The processor, what it computes in, and the cores that are used."""
     info, name, flags = Path("/proc/cpuinfo"), platform.machine(), ""
     if info.exists():  # Linux
-        fields = dict(
-            map(str.strip, line.split(":", 1))
-            for line in info.read_text().splitlines()
-            if ":" in line
-        )
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
         name = fields.get("model name", name)
         flags = " ".join(flag for flag in _CPU_FLAGS if flag in fields.get("flags", "").split())
-    return f"{name} ({flags}), {len(os.sched_getaffinity(0))} cores"
+    return f"{name} ({flags}), {available_cores()} cores"
 
 
 # ---- the tables

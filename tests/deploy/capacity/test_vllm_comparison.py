@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from deploy.capacity import vllm_comparison
 from deploy.capacity.compared_servers import MODEL_NAME, ComparedFiles, write_checkpoint
@@ -45,7 +46,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_checkpoint(files, SIZE)
     settings = Settings(
         model=str(files.checkpoint), profile=str(files.profile), dtype="float32",
-        listening_log_url=NO_LOG, max_tokens=MOST_TOKENS,
+        listening_log_url=SecretStr(NO_LOG), max_tokens=MOST_TOKENS,
     )  # fmt: skip
     with Server(create_app(settings)).started() as server, server.on_a_port() as url:
         yield url
