@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,6 +78,7 @@ class ComparisonPlan:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure what the file does not have yet, then print the tables."""
     options = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the server with it
     files = ComparedFiles(options.folder)
     files.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(files)
@@ -197,8 +200,15 @@ def machine() -> str:
 
 def report(plan: ComparisonPlan, origins: Mapping[str, Record], records: Sequence[Record]) -> str:
     """Versions, machine and date, and three tables in markdown: rates, first tokens, gaps."""
-    mine = [r for r in records if r["system"] in origins and is_of(r, origins[r["system"]])]
-    mine = [r for r in mine if r["tokens"] == plan.tokens and r["round"] < plan.rounds]
+    mine = [
+        record
+        for system, dtype in product(plan.systems, plan.dtypes)
+        for record in records
+        if any(
+            is_of(record, origins[system], point)
+            for point in plan.points(system, dtype, record["round"])
+        )
+    ]
     if not mine:
         return "nothing was measured"
     dates = sorted(record["date"] for record in mine)
