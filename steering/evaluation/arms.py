@@ -27,7 +27,7 @@ ARMS: Mapping[str, str] = {
     "bare": "not steered",
     "adaptive": "steered as far as the profile's gate says",
     "fixed": "steered by the profile's best constant strength",
-    "calibrated": "adaptive, along the profile's stored direction: no second pass",
+    "calibrated": "adaptive, along the profile's stored direction",
     "aad": "Audio-Aware Decoding: two branches at every token",
     "random_layers": "adaptive, direction from as many random layers",
     "random_heads": "the adaptive strengths, handed out by a random set of heads",
