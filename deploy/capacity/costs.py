@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from steering.model.audio_model import AudioModel
+from steering.model.families import POSITIONS_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,11 @@ class Work:
 def encoder(sizes: ModelSizes, positions: int) -> Work:
     """One clip, of so many positions: what is padded behind it up to the window is left out.
 
-    The convolutions go one further, as far as the last position reads.
+    The convolutions go on to a multiple of POSITIONS_STEP, and one further.
     """
     n, width = positions, sizes.encoder_width
-    frames, strided = (min(2 * n + 1, 2 * sizes.positions), min(n + 1, sizes.positions))
+    whole = -(-n // POSITIONS_STEP) * POSITIONS_STEP
+    frames, strided = (min(2 * whole + 1, 2 * sizes.positions), min(whole + 1, sizes.positions))
     convolutions = 6 * width * (frames * sizes.mel_bins + strided * width)
     layers = sizes.encoder_layers * (2 * n * sizes.encoder_layer_weights + 4 * n * n * width)
     projector = 2 * (n // 2) * width * sizes.width

@@ -19,7 +19,7 @@ from steering.errors import ModelError
 from steering.model import omni
 from steering.model.passes import Passes, at_once
 
-_POSITIONS_STEP = 64  # of an encoder, whose convolutions run over so many more at most
+POSITIONS_STEP = 64  # of an encoder, whose convolutions run over so many more at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _encode(tower: Any, mel: Tensor, length: int) -> Passes[Tensor]:
     positions: nothing attends to the padding behind, so a short clip costs its own length, and
     a clip among others is heard as alone. A pass is a layer, a clip's tokens are all of them.
     """
-    whole = -(-length // _POSITIONS_STEP) * _POSITIONS_STEP  # oneDNN keeps kernels for each length
+    whole = -(-length // POSITIONS_STEP) * POSITIONS_STEP  # oneDNN keeps kernels for each length
     states = gelu(tower.conv1(mel[..., : 2 * whole + 1]))  # as far as the last position reads
     states = gelu(tower.conv2(states))[..., :length].transpose(1, 2)  # (1, P, E)
     states = states + tower.embed_positions.weight[:length]
