@@ -162,12 +162,9 @@ def fit_on_generated(
         adaptive[held] = at_strengths[nearest(gate.strengths(own[held])), held]
         constant = np.full(len(held), sampled.best_fixed(at_strengths[:, inside]))
         fixed[held] = at_strengths[nearest(constant), held]
-        scores[held] = sampled.activations.scores(outside.fits[k].heads, search.model.num_heads)[
-            held
-        ]
-        silent[held] = sampled.activations.silent_scores(
-            outside.fits[k].heads, search.model.num_heads
-        )[held]
+        heads, heads_a_layer = outside.fits[k].heads, search.model.num_heads
+        scores[held] = sampled.activations.scores(heads, heads_a_layer)[held]
+        silent[held] = sampled.activations.silent_scores(heads, heads_a_layer)[held]
     figures = sampled.figures(at_strengths[0], fixed, adaptive, scores, silent)
     readings = search.readings(outside.reads, best.heads)[rows]
     gate, _ = sampled.best_gate(at_strengths, readings, outside.reads)

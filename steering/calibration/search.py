@@ -176,10 +176,8 @@ class Search:
             gate, rank = self.best_gate(right, scores)
             if best is None or rank > best_rank:
                 fixed = self.best_fixed(right)
-                best_rank, best = (
-                    rank,
-                    FittedSettings(heads, r, intervention, {"score": gate}, fixed),
-                )
+                best = FittedSettings(heads, r, intervention, {"score": gate}, fixed)
+                best_rank = rank
         assert best is not None
         right = self.correct_at(best.intervention)[:, rows]
         by_effect, _ = self.best_gate(right, self.effects[rows], "effect")
