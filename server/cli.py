@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import json
 import logging
@@ -133,8 +134,11 @@ def serve(settings: Settings) -> None:
             _print_line(
                 f"  open to everyone who reaches {host}: set ALLEARS_API_KEYS", logging.WARNING
             )
+        gc.disable()  # torch and transformers make a million objects, and none is garbage
         from server.serve import run_server  # torch is slow to import, and --help needs none
 
+        gc.freeze()
+        gc.enable()
         code = asyncio.run(run_server(settings, listening))
     if code:
         raise typer.Exit(code)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steering.attention.taps import Head
 from steering.model.audio_model import AudioModel
 from steering.model.passes import Passes
 from steering.prefill import PrefillResult, prefill_in_passes
 from steering.prompt import Prompt, log_mels, silent_mels
 from steering.silence import SilenceContrast
-from steering.taps import Head
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.attention.taps import Head, ScoredHeads, ScoreTaps
 from steering.model.audio_model import AudioModel
 from steering.model.passes import Passes, at_once, cuts
 from steering.model.token_healing import Continuations, continuations
 from steering.prefill import PrefillResult, next_state, run_layers
 from steering.readout import Intervention, logits
-from steering.taps import Head, ScoredHeads, ScoreTaps
 
 
 @dataclass(frozen=True, slots=True, eq=False)

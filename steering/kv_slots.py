@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from steering.attention.taps import Head, ScoredHeads, ScoreTaps
 from steering.generation import (
     Sampling,
     SteeringPlan,
@@ -32,7 +33,6 @@ from steering.generation import (
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, run_layers
 from steering.readout import Intervention, logits
-from steering.taps import Head, ScoredHeads, ScoreTaps
 
 log = logging.getLogger("allears")
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from steering.attention.taps import AnyTaps, BesideCache, Follower, Head, KVPairs, Taps
 from steering.heads import listening_score
 from steering.model.audio_model import AudioModel
 from steering.model.passes import Passes, at_once, cuts
 from steering.prompt import Prompt, embed_in_passes
-from steering.taps import AnyTaps, BesideCache, Follower, Head, KVPairs, Taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)

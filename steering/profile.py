@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from steering.attention.taps import Head
 from steering.errors import ProfileError
 from steering.heads import Verdicts
 from steering.meters.regression import MeterGate
@@ -32,7 +33,6 @@ from steering.model.checkpoint import DEMO, first_line
 from steering.readout import Intervention
 from steering.silence_cache import Ladder
 from steering.strength import Gate, Reading
-from steering.taps import Head
 
 SCHEMA_VERSION = 1
 Silence = Literal["ladder", "exact"]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from steering.attention.taps import Head, KVPairs
 from steering.model.audio_model import AudioModel
 from steering.model.passes import Passes, at_once, cuts
 from steering.prefill import (
@@ -39,7 +40,6 @@ from steering.silence_cache import (
     SilenceCache,
     SilenceKey,
 )
-from steering.taps import Head, KVPairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from itertools import count
 
 from torch import Tensor
 
-from steering.taps import KVPairs
+from steering.attention.taps import KVPairs
 
 SILENCE_BYTES = 1_000_000_000  # that a cache may hold, where nothing else is said
 TOP_FRAMES = 3000  # 30 s, at Whisper's 100 mel frames a second

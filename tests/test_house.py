@@ -42,7 +42,7 @@ ORDER = {
         ("transformers_hooks", "synthetic", "verification"),
         ("",),  # the method's own files, at the top
         ("model",),
-        ("taps", "audio"),
+        ("attention", "audio"),
         ("errors",),
     ),
 }

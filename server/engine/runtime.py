@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from steering.attention.taps import Head
 from steering.audio.clip import Clip
 from steering.decision import refusal
 from steering.kv_slots import KVSlots
@@ -18,7 +19,6 @@ from steering.profile import Profile
 from steering.prompt import build_question
 from steering.silence import make_ahead, new_silence_cache
 from steering.silence_cache import Ladder, SilenceCache
-from steering.taps import Head
 from steering.verification.self_test import CUT_SILENCE, SLOWER
 
 log = logging.getLogger("allears")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from steering.attention.taps import Head
 from steering.audio.clip import Clip
 from steering.audio.decode import read_clip
 from steering.calibration.data_checks import FILE_LIMITS
@@ -33,7 +34,6 @@ from steering.prompt import Prompt, build_question, silent_twin, with_choices
 from steering.readout import Intervention, logits, pool
 from steering.silence import contrast_with_silence
 from steering.silence_cache import SILENCE_BYTES, SilenceCache
-from steering.taps import Head
 
 ACTIVATIONS_VERSION = 3  # goes up when the numbers of the same item change
 ANSWER = Sampling(max_tokens=32)  # greedy

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.attention.taps import Head
 from steering.calibration import nulls
 from steering.calibration.activations import Activations, all_heads, head_columns
 from steering.calibration.effects.effect_heads import (
@@ -43,7 +44,6 @@ from steering.measures import (
 from steering.model.audio_model import AudioModel
 from steering.readout import Intervention
 from steering.strength import Gate, Reading, gate_input
-from steering.taps import Head
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 FOLDS = 5
@@ -346,7 +346,8 @@ class Search:
 
 def net_accuracy(right: Flags, bare: Flags) -> float:
     """Share right, minus the weighted share that steering broke."""
-    return float(right.mean() - BROKEN_WEIGHT * (bare & ~right).mean())
+    broken = np.count_nonzero(bare & ~right) / len(right)  # several times as fast as a mean
+    return np.count_nonzero(right) / len(right) - BROKEN_WEIGHT * broken
 
 
 def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:

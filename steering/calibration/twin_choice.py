@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from steering.attention.taps import Head
 from steering.calibration.activations import Activations, pooled_directions
 from steering.readout import Intervention
 from steering.silence_cache import Ladder
-from steering.taps import Head
 
 _EDGES_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # lengths that are told apart
 

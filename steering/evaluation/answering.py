@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from steering.attention.taps import KVPairs
 from steering.audio.clip import Clip
 from steering.calibration.activations import (
     ANSWER,
@@ -44,7 +45,6 @@ from steering.prefill import PrefillResult, prefill
 from steering.profile import Profile
 from steering.prompt import Prompt
 from steering.silence import new_silence_cache, silent_prefix
-from steering.taps import KVPairs
 
 _SLOT_BYTES = 4_000_000_000  # for those of the answers being written
 _SPARE_TOKENS = 64  # so that a slightly longer prompt fits the same slots

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steering.attention.taps import Head
 from steering.calibration.activations import Activations, all_heads
 from steering.calibration.effects.first_effects import first_effects
 from steering.generation import UNSTEERED, SteeringPlan
@@ -19,7 +20,6 @@ from steering.items import Item
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
 from steering.readout import Intervention, pool
-from steering.taps import Head
 
 Strengths = NDArray[np.float64]
 

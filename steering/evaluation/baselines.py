@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from steering.attention.taps import KVPairs
 from steering.evaluation.shared_audio import prefill_on_prefix
 from steering.generation import (
     UNSTEERED,
@@ -20,7 +21,6 @@ from steering.generation import (
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, next_state
 from steering.prompt import Prompt
-from steering.taps import KVPairs
 
 LISTEN_CAREFULLY = "Listen carefully and trust only what you hear. "
 

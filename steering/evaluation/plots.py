@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from steering.taps import Head
+from steering.attention.taps import Head
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#0072B2",

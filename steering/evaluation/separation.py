@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.attention.taps import Head
 from steering.calibration.activations import Activations
 from steering.errors import DataError
 from steering.evaluation.arms import random_heads
@@ -16,7 +17,6 @@ from steering.items import Item
 from steering.measures import auroc, auroc_against_silence, auroc_within_strata
 from steering.model.audio_model import AudioModel
 from steering.profile import Profile
-from steering.taps import Head
 
 RANDOM_SETS = 60
 

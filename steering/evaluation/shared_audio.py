@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from steering.attention.taps import Head, KVPairs
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, continue_prefix
 from steering.prompt import Prompt
-from steering.taps import Head, KVPairs
 
 
 def copy_kv_prefix(heard: PrefillResult, end: int) -> KVPairs:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 
+from steering.attention.taps import ATTENTION
 from steering.errors import ModelError
 from steering.model import memory_plan, omni
 from steering.model.audio_model import AudioModel
@@ -30,7 +31,6 @@ from steering.model.checkpoint import (
 from steering.model.families import Family, family_of
 from steering.model.memory_plan import DTYPES, QUANTIZED, ModelSizes
 from steering.model.prompt_style import style_of
-from steering.taps import ATTENTION
 
 SPREAD = "spread"
 _UNMATCHED = "missing adapter keys"  # what peft warns of, and merges nothing
@@ -51,7 +51,7 @@ class Placement:
 
 
 def take_attention(family: Family, network: Any, device: torch.device) -> None:
-    """Let the decoder's attention be read by `steering.taps`, at any length of a prompt.
+    """Let the decoder's attention be read by `steering.attention.taps`, at any length of a prompt.
 
     On CUDA, cuDNN's attention is no longer chosen, in this whole process: it builds a plan for
     every new length, which takes longer than the prompt itself.
@@ -84,7 +84,7 @@ def load(
         style: prompt style, auto (by the name), plain or r1_aqa.
 
     Returns:
-        The model in eval mode, its attention readable by `steering.taps`.
+        The model in eval mode, its attention readable by `steering.attention.taps`.
 
     Raises:
         ModelError: unknown name or family, missing or damaged files, a wrong device, too little

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steering.attention.taps import ATTENTION, AnyTaps, ScoredHeads, ScoreTaps, Taps
 from steering.decision import (
     Direction,
     SteeringRequest,
@@ -42,7 +43,6 @@ from steering.profile import load as load_profile
 from steering.prompt import Prompt
 from steering.readout import steer
 from steering.silence import SilenceContrast, contrast_with_silence, new_silence_cache
-from steering.taps import ATTENTION, AnyTaps, ScoredHeads, ScoreTaps, Taps
 from steering.transformers_hooks.row_result import RowResult, row_result
 from steering.transformers_hooks.wrapping import as_audio_model, prompts_of
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.attention.taps import Taps
 from steering.generation import (
     UNSTEERED,
     Sampling,
@@ -20,7 +21,6 @@ from steering.kv_slots import KVSlots, Row
 from steering.prefill import PrefillResult, next_state, prefill
 from steering.prompt import Prompt, build_question
 from steering.readout import Intervention
-from steering.taps import Taps
 from steering.verification.findings import Finding, distance, logit_distance
 from steering.verification.trial import TAP_FLOORS, Trial, attempt, noise
 

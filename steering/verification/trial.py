@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steering.attention.taps import Head
 from steering.audio.clip import Clip
 from steering.generation import UNSTEERED, steered_logits
 from steering.model.audio_model import AudioModel
@@ -23,7 +24,6 @@ from steering.silence import (
     silent_prefix,
 )
 from steering.silence_cache import Ladder, SilenceCache
-from steering.taps import Head
 from steering.verification.findings import Finding, distance, logit_distance, tolerance
 from steering.verification.plain_transformers import PlainPass, plain_pass
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from steering.attention.taps import AnswerTaps, Follower, Head, TappedHeads
 from steering.decision import divergence_bits
 from steering.generation import crop_to_prompt
 from steering.model.audio_model import AudioModel
@@ -24,7 +25,6 @@ from steering.prefill import PrefillResult, run_layers
 from steering.prompt import Prompt
 from steering.readout import logits
 from steering.silence import SilentPrefix
-from steering.taps import AnswerTaps, Follower, Head, TappedHeads
 
 CHUNK_TOKENS = 128  # run at once: as much as may hold up the answers of others
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import Qwen2AudioForConditionalGeneration
 
+from steering.attention.taps import ATTENTION
 from steering.demo.architecture import build_model, build_processor
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
-from steering.taps import ATTENTION
 
 
 def _sharpen(network: Any) -> None:

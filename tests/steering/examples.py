@@ -12,6 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from steering.attention.taps import Head
 from steering.audio.clip import Clip
 from steering.generation import SteeringPlan
 from steering.model.audio_model import AudioModel
@@ -19,7 +20,6 @@ from steering.prefill import PrefillResult
 from steering.prompt import Prompt, build_question, silent_mels
 from steering.readout import Intervention
 from steering.silence_cache import Ladder
-from steering.taps import Head
 
 RATE_HZ = 16_000
 QUESTION = "Which sound is this?"

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import AutoConfig
 
+from steering.attention.taps import ATTENTION, Head
 from steering.decision import effect_bits, effect_bits_in_passes
 from steering.generation import (
     UNSTEERED,
@@ -45,7 +46,6 @@ from steering.silence import (
     silent_prefix_in_passes,
 )
 from steering.silence_cache import Ladder, SilenceCache
-from steering.taps import ATTENTION, Head
 from steering.words import effects
 from steering.words.word import tokenize
 from tests.steering import tiny

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering import kv_slots, taps
+from steering import kv_slots
+from steering.attention import taps
 from steering.generation import (
     UNSTEERED,
     Sampling,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from steering.attention.taps import Taps
 from steering.generation import UNSTEERED, Sampling, generate
 from steering.model.audio_model import AudioModel
 from steering.model.passes import cuts
 from steering.prefill import prefill, prefill_in_passes, run_layers
 from steering.prompt import embed
-from steering.taps import Taps
 from tests.steering.examples import every_head, full_pass, keys_and_values, prompt
 
 SECONDS = [(1.0,), (0.4, 2.1), (3.0,)]

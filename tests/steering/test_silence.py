@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steering import silence
+from steering.attention.taps import Head, KVPairs
 from steering.generation import UNSTEERED, Sampling, generate
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
@@ -25,7 +26,6 @@ from steering.silence import (
     silent_prefix,
 )
 from steering.silence_cache import Ladder, SilenceCache, SilenceKey
-from steering.taps import Head, KVPairs
 from tests.steering.examples import (
     QUESTION,
     clip,

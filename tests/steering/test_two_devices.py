@@ -13,6 +13,7 @@ import torch
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from steering import listening, readout
+from steering.attention import taps
 from steering.calibration.calibrate import calibrate
 from steering.clip_attribution import contrast_clip
 from steering.generation import UNSTEERED, Sampling, SteeringPlan, generate, score_choices
@@ -72,8 +73,13 @@ def figures(model: AudioModel) -> tuple[list[torch.Tensor], list[Any]]:
     [("qwen2_audio", "float32"), ("qwen2_5_omni", "bfloat16"), ("qwen3_omni_moe", "float32")],
 )
 def test_a_family_on_a_card_is_the_family_on_the_cpu(
-    family: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    family: str,
+    dtype: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(taps, "is_one_token_on_cpu", lambda *_: False)  # a card's kernel for both
     checkpoint = tiny.save(tiny.WHOLE[family], tmp_path)
     expected, words = figures(load(str(checkpoint), device="cpu", dtype=dtype))
     with plugged_in() as card:

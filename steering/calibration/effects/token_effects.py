@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steering.attention.taps import Head
 from steering.calibration.activation_store import ActivationStore
 from steering.calibration.activations import (
     ANSWER,
@@ -32,7 +33,6 @@ from steering.model.one_thread import one_thread
 from steering.prompt import Prompt
 from steering.silence import prefill_with_silence, silent_prefix
 from steering.silence_cache import SilenceCache
-from steering.taps import Head
 from steering.words.effects import hear, token_effects
 
 _VERSION = 1  # goes up when the numbers of the same item change

@@ -67,7 +67,7 @@ def test_a_block_is_made_anew_and_the_text_around_it_stays() -> None:
 
 
 def test_every_stage_of_a_model_is_measured(demo: BenchModel) -> None:
-    model = stage_measurement.measure(demo, (1.0,), 2)
+    model = stage_measurement.measure(demo, (1.0,), 6)
     stages = model["stages"]
     assert {stage for stage, _ in STAGES} | {"step", "round"} < stages.keys()
     for name, by_size in stages.items():

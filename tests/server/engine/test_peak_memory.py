@@ -17,9 +17,9 @@ from steering.model.merging import packs
 from tests.steering import tiny
 
 ROOT = Path(__file__).parents[3]
-NATIVE = pytest.mark.skipif(
-    not packs(torch.device("cpu"), torch.bfloat16), reason="no CPU that weights are packed for"
-)
+DTYPES = ["float32"]
+if packs(torch.device("cpu"), torch.bfloat16):
+    DTYPES.append("bfloat16")  # with the kernels that this CPU's weights are packed for
 
 
 def of_large_rows() -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def of_large_rows() -> tuple[Any, Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=NATIVE)])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_16_answers_take_what_was_planned_within_a_tenth(dtype: str, tmp_path: Path) -> None:
     """Clips, their silence and the unsteered answer are asked for on the way."""
     small = tiny.save(tiny.qwen2_audio, tmp_path / "small")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from steering.attention.taps import Head
 from steering.calibration import activations as activations_module
 from steering.calibration import collecting, confirmation
 from steering.calibration.activations import ActivationRow, Activations, head_columns
@@ -34,7 +35,6 @@ from steering.meters.waveform import METERS
 from steering.model.audio_model import AudioModel
 from steering.profile import load
 from steering.readout import Intervention, logits
-from steering.taps import Head
 from tests.steering.examples import write_items
 
 ITEMS = 120

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from steering.attention.taps import ATTENTION
 from steering.errors import ModelError
 from steering.model import checkpoint as checkpoints
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import fingerprint
 from steering.model.loading import load
 from steering.prefill import prefill
-from steering.taps import ATTENTION
 from tests.steering.examples import prompt
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steering import kv_slots, prefill, prompt, readout, silence, taps
+from steering import kv_slots, prefill, prompt, readout, silence
+from steering.attention import taps
 from steering.kv_slots import KVSlots, Row
 from steering.model.passes import Passes
 from steering.silence_cache import SilenceCache

@@ -1,9 +1,9 @@
 """Taps: the attention of chosen heads, read beside the ordinary attention kernel.
 
-The kernel of transformers makes the output, untouched. Beside it, for the tapped heads only, one
-query row is computed, the last token's: softmax(q . K' * scale + mask). So nothing of size T x T
-is ever kept, and an untapped pass costs nothing. A pass carries its own taps as an argument of
-the call; nothing is stored on the model. Source: arXiv 2603.06854, audio attention of a head.
+The kernel makes the output, untouched. Beside it, for the tapped heads only, one query row is
+computed, the last token's: softmax(q . K' * scale + mask). So nothing of size T x T is ever kept,
+and an untapped pass costs nothing. A pass carries its own taps as an argument of the call; nothing
+is stored on the model. Source: arXiv 2603.06854, audio attention of a head.
 
 `Taps` keep the attention of each head on each token, for a prompt; `ScoreTaps` only the listening
 score, for a token of the answer; `AnswerTaps` those of all tokens of an answer that is known.
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from steering.attention.one_token import attend_one_token, is_one_token_on_cpu
 
 ATTENTION = "allears_sdpa"  # the name under which transformers finds `tapped_attention`
 
@@ -240,6 +242,8 @@ def tapped_attention(
     if taps is not None:  # first, so that the kernel finds these keys in a cache
         layer: int = module.layer_idx  # type: ignore[assignment]
         taps.tap(layer, query, [key], attention_mask, scaling)
+    if is_one_token_on_cpu(query, attention_mask):
+        return attend_one_token(query, key, value, attention_mask, scaling), None
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
+from steering.attention.taps import ATTENTION, ScoredHeads, ScoreTaps, Taps, last_row
 from steering.prefill import cache_name
-from steering.taps import ATTENTION, ScoredHeads, ScoreTaps, Taps, last_row
 
 LAYERS, HEADS, WIDTH = 3, 8, 64
 LENGTHS = (12, 7, 10)  # tokens of each row; the rest of it is padding on the left

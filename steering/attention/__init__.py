@@ -1,0 +1,1 @@
+"""Attention in the model: the kernels, and the taps that read it."""
