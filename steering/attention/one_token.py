@@ -2,15 +2,17 @@
 
 torch's kernel for many tokens multiplies a row and a head at a time there: for one token each
 product is so small that starting it takes most of the time. Here a product is of many heads and
-rows. What is rounded is what that kernel rounds: shares and outputs, not the scores.
+rows, in float32, of keys and values copied some rows at a time. Only the output is rounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-_SCRATCH_NUMBERS = 1 << 20  # keys in float32 at a time: as many as a core's cache holds
+_SCRATCH_NUMBERS = 1 << 20  # 4 MB: what was copied is read before it leaves the caches
 
 
 def is_one_token_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
@@ -29,23 +31,30 @@ def attend_one_token(
     or None for all.
     """
     rows, heads, _, width = query.shape
-    grouped = query.view(rows, keys.shape[1], -1, width)  # (B, H / groups, groups, d)
-    scores = _scores(grouped.float() * (scaling or width**-0.5), keys)
+    kv_heads, seen = keys.shape[1:3]
+    scaled = query.float().reshape(rows * kv_heads, -1, width) * (scaling or width**-0.5)
+    scores = scaled.new_empty(*scaled.shape[:2], seen)  # (B H', g, T)
+    scratch = scaled.new_empty(max(keys[0].numel(), min(keys.numel(), _SCRATCH_NUMBERS)))
+    for some, part in _in_float32(keys, scratch):
+        torch.bmm(scaled[some], part.transpose(1, 2), out=scores[some])
+    by_row = scores.view(rows, -1, seen)  # (B, H, T)
     if mask is not None:
-        scores.masked_fill_(~mask[..., : keys.shape[2]], -torch.inf)
-    shares = scores.softmax(-1).to(values.dtype)  # (B, H / groups, groups, T)
-    return (shares @ values).view(rows, 1, heads, width)
+        by_row.masked_fill_(~mask[:, 0, :, :seen], -torch.inf)
+    shares = by_row.softmax(-1).view_as(scores)
+    attended = torch.empty_like(scaled)
+    for some, part in _in_float32(values, scratch):
+        torch.bmm(shares[some], part, out=attended[some])
+    return attended.to(query.dtype).view(rows, 1, heads, width)
 
 
-def _scores(query: Tensor, keys: Tensor) -> Tensor:
-    """(B, H, n, T) float32 of queries (B, H, n, d) in float32 and keys (B, H, T, d) in any type."""
-    rows = len(keys)
-    some = max(1, min(rows, _SCRATCH_NUMBERS // max(1, keys[0].numel())))
-    scratch = torch.empty((some, *keys.shape[1:]), dtype=torch.float32)
-    scores = query.new_empty(*query.shape[:3], keys.shape[2])
-    for start in range(0, rows, some):
-        part = keys[start : start + some]
-        in_float32 = scratch[: len(part)].copy_(part)
-        products = query[start : start + some] @ in_float32.transpose(2, 3)
-        scores[start : start + some] = products
-    return scores
+def _in_float32(tokens: Tensor, scratch: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Tokens (B, H, T, d) of some rows at a time, in float32 (n, T, d), and which of B H they are.
+
+    Each is written over the one before.
+    """
+    rows, heads, *size = tokens.shape
+    step = len(scratch) // tokens[0].numel()
+    for start in range(0, rows, step):
+        part = tokens[start : start + step]
+        copied = scratch[: part.numel()].view(part.shape).copy_(part)
+        yield slice(start * heads, (start + len(part)) * heads), copied.view(-1, *size)
