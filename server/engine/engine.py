@@ -25,6 +25,8 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import torch
+
 from server.engine import torch_errors
 from server.engine.answering import answer_question, prepare_prompt
 from server.engine.events import (
@@ -39,6 +41,7 @@ from server.engine.events import (
 from server.engine.mailbox import Mailbox
 from server.engine.messages import Answer, Question, with_queue_time
 from server.engine.runtime import Runtime
+from server.engine.spare_cores import SpareCores
 from server.errors import EngineStopped, QueueFull, QueueTimeout, RequestTimeout
 from steering.silence import make_ahead
 
@@ -80,6 +83,8 @@ class Engine:
         self.fault: BaseException | None = None  # what ended the torch thread, if nobody closed it
         self._recent_seconds: deque[float] = deque(maxlen=32)  # that the last answers took
         self._prepare_in_workers = runtime.model.device.type != "cpu"
+        self._most_threads = torch.get_num_threads()  # of arithmetic
+        self._spare_cores = SpareCores()
         self._unprepared: deque[Job] = deque()  # without a prompt
         self._ready: deque[Job] = deque()  # with a prompt, without a slot
         self._running: list[Job] = []
@@ -213,6 +218,7 @@ class Engine:
         """
         try:
             while not self._closing:
+                self._give_way()
                 self._take_turns()  # 1
                 if self._in_step():
                     self._step()  # 2
@@ -223,6 +229,17 @@ class Engine:
             log.critical("the thread that runs the model has ended", exc_info=error)
         finally:
             self._end_all()
+
+    def _give_way(self) -> None:
+        """Compute with no more threads than other processes leave cores for."""
+        if self._prepare_in_workers or self._most_threads == 1:
+            return
+        threads = min(self._most_threads, self._spare_cores.count())
+        if threads != torch.get_num_threads():
+            log.debug(
+                "%d of %d threads: other processes need the cores", threads, self._most_threads
+            )
+            torch.set_num_threads(threads)
 
     def _end_all(self) -> None:
         """End what is left when the thread ends: no job waits for ever."""

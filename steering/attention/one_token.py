@@ -16,10 +16,11 @@ _SCRATCH_NUMBERS = 1 << 20  # 4 MB: what was copied is read before it leaves the
 
 
 def is_one_token_on_cpu(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether `attend_one_token` is for this query (B, H, Q, d) and mask."""
+    """Whether `attend_one_token`, which keeps no gradients, is for this query (B, H, Q, d)."""
     half = query.dtype in (torch.bfloat16, torch.float16)
     plain = mask is None or mask.dtype == torch.bool
-    return half and plain and query.shape[2] == 1 and query.device.type == "cpu"
+    one = query.shape[2] == 1 and query.device.type == "cpu"
+    return half and plain and one and not torch.is_grad_enabled()
 
 
 def attend_one_token(

@@ -18,6 +18,7 @@ from server.engine.engine import Engine
 from server.engine.events import AnswerEvent, Finished, Piece, Started
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
+from server.engine.spare_cores import SpareCores
 from server.engine.torch_errors import is_out_of_memory
 from server.errors import EngineStopped, RequestTimeout
 from steering import generation
@@ -272,6 +273,28 @@ def test_strength_zero_is_exactly_the_bare_answer_of_merged_products(
             assert answer.probabilities == bare.probabilities
             assert answer.listening.score == bare.listening.score
             assert answer.listening.silence_score is not None
+
+
+def test_an_engine_gives_way_to_other_processes_and_comes_back(
+    small: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare, used, step = [2], [], small.slots.step
+
+    def watched() -> Any:
+        used.append(torch.get_num_threads())
+        return step()
+
+    monkeypatch.setattr(SpareCores, "count", lambda self: spare[0])
+    monkeypatch.setattr(small.slots, "step", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with running(small) as engine:
+            for spare[0] in (2, 1, 8):
+                asyncio.run(engine.answer(question(sampling=Sampling(2, ignore_end=True))))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [2, 1, 2]
 
 
 def test_what_never_fits_is_refused_while_all_rows_are_taken(tiny_model: Any) -> None:
