@@ -35,13 +35,15 @@ class ConnectionWatch:
         """Cut stalled connections until cancelled."""
         while True:
             await asyncio.sleep(min(_SWEEP_SECONDS, self.stall_timeout_seconds / 4))
-            self.sweep(time.monotonic())
+            self.sweep(time.monotonic(), spare_new=True)
 
-    def sweep(self, now: float) -> int:
-        """Cut those that stalled for too long and, if too many are open, idle ones.
+    def sweep(self, now: float, *, spare_new: bool = False) -> int:
+        """Cut those that stalled for too long and, if too many are open, idle ones; not those that
+        no sweep has seen yet, if `spare_new`: their request, or a probe, may be on its way.
 
         Returns how many were cut.
         """
+        known = self._stalled.keys()
         stalled: dict[Any, tuple[int, float]] = {}
         for connection in self.connections:
             unread = _unread(connection)
@@ -52,6 +54,7 @@ class ConnectionWatch:
         cut, excess = 0, len(self.connections) - self.limit
         for connection, (unread, since) in sorted(stalled.items(), key=lambda item: item[1][1]):
             too_many = cut < excess and unread in (_IDLE, _RESTING)
+            too_many &= not spare_new or connection in known
             stalls = unread != _RESTING and now - since > self.stall_timeout_seconds
             if too_many or stalls:
                 connection.transport.abort()

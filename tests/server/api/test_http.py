@@ -190,6 +190,12 @@ def test_an_idle_connection_outlives_a_stalled_one_and_is_cut_when_crowded() -> 
     assert watch.sweep(0.0) == 1 and resting.aborted
 
 
+def test_a_connection_just_opened_is_spared_until_the_next_sweep() -> None:
+    new = Connection(answered=False)
+    watch = ConnectionWatch(0, 5.0, {new})
+    assert [watch.sweep(now, spare_new=True) for now in (0.0, 0.5)] == [0, 1]
+
+
 def test_connections_stay_open_longer_than_a_proxy_s() -> None:
     assert Settings().keep_alive_seconds > 75
     assert _config(object(), 81.5).timeout_keep_alive == 81.5
