@@ -36,6 +36,10 @@ class Gate:
 
     def strengths(self, readings: NDArray[np.floating]) -> NDArray[np.float64]:
         """The same for an array of readings."""
-        logits = (self.threshold - gate_input(readings, self.reads)) / self.temperature
-        sigmoid = 0.5 * (1 + np.tanh(logits / 2))  # in this form nothing overflows
-        return np.asarray(self.max_strength * sigmoid)
+        inputs = gate_input(readings, self.reads)
+        return self.max_strength * sigmoid((self.threshold - inputs) / self.temperature)
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-logits)), in a form in which nothing overflows."""
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)))

@@ -139,6 +139,14 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained checkpoint of few layers, to calibrate: it hardly ever ends an answer."""
+    from tests.steering import tiny
+
+    return tiny.save(tiny.qwen2_audio, tmp_path_factory.mktemp("untrained") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def tiny_model(checkpoint_folder: Path) -> AudioModel:
     return loading.load(str(checkpoint_folder), device="cpu")
 

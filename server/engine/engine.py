@@ -297,8 +297,11 @@ class Engine:
         """
         with self._wake_up:
             while True:
-                while self._ready and self._ready[0].cancelled:
-                    self._ready.popleft()
+                for jobs in (self._ready, self._unprepared):
+                    if any(job.cancelled for job in jobs):  # wherever in the queue, clips and all
+                        left = [job for job in jobs if not job.cancelled]
+                        jobs.clear()
+                        jobs.extend(left)
                 if self._closing:
                     return None
                 amid = bool(self._turns) and not self._turns[0].turn.lets_pass

@@ -43,7 +43,7 @@ from steering.items import read
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, public_name
 from steering.model.prompt_style import STYLES
-from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load
+from steering.profile import AUTO, SCHEMA_VERSION, Profile, check_fits, load, save
 from steering.synthetic.data import write_items
 
 _SEED = 20260727  # of the items: a stream of its own, which no test set has
@@ -170,7 +170,7 @@ def _make_profile(
         rest = "" if done < count else ", now choosing heads and strengths"
         on_progress(f"calibrating: {done} of {count} items{rest}")
 
-    data, out = folder / "items" / "items.json", folder / "profile"
+    data, draft = folder / "items" / "items.json", folder / "draft"
     _write_sounds(data, next(_counts(items)), on_progress)
     trial = kept_trial(
         folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
@@ -183,42 +183,50 @@ def _make_profile(
             model,
             data,
             data.parent,
-            out,
+            draft,
             calibrated_on=SYNTHETIC,
             progress=report_items,
+            keep_evidence=True,
             trial=trial,
             criterion=criterion,
         )
-        return load(out)  # as every later start reads it
+        return load(draft)  # as every later start reads it
 
     try:
         by_answers = _record_enough(model, folder, items, on_progress, report_items)
-        profile = fit(CORRECTNESS) if by_answers else _fit_by_either(fit, on_progress)
+        profile = fit(CORRECTNESS) if by_answers else _fit_by_either(fit, draft, on_progress)
+        os.replace(draft, folder / "profile")
     except DataError as error:
         profile = _refuse(folder, items, error)
-    scratch = (store_folder(out), store_folder(out, TOKEN_EFFECTS))
+    scratch = (draft, store_folder(draft), store_folder(draft, TOKEN_EFFECTS))
     for rest in (folder / "items", folder / "earlier", *scratch):
         shutil.rmtree(rest, ignore_errors=True)
     return profile
 
 
-def _fit_by_either(fit: Callable[[Criterion], Profile], on_progress: OnProgress) -> Profile:
-    """The profile whose heads gain more outside the fold: by effect, or by right answers.
+def _fit_by_either(
+    fit: Callable[[Criterion], Profile], draft: Path, on_progress: OnProgress
+) -> Profile:
+    """The profile whose heads gain more outside the fold: by effect, or by right answers; `fit`
+    saves each as the draft, where the chosen one is at last.
 
     Those by right answers are no better than chance here. So they need a gain, and if neither set
     can be chosen, their reason is raised.
     """
     on_progress("calibrating: right answers choose no heads above chance, trying the effect too")
     try:
-        gain = _gain(fit(EFFECT))
+        by_effect = fit(EFFECT)
     except DataError as error:
         on_progress(f"calibrating: {error}")
         return fit(CORRECTNESS)
     try:
         by_answers = fit(CORRECTNESS)
     except DataError:
-        return fit(EFFECT)
-    return by_answers if _gain(by_answers) >= gain > 0 else fit(EFFECT)
+        return by_effect
+    if _gain(by_answers) >= _gain(by_effect) > 0:
+        return by_answers
+    save(by_effect, draft)
+    return by_effect
 
 
 def _gain(profile: Profile) -> float:
@@ -233,15 +241,17 @@ def _record_enough(
 
     Returns whether those chosen on the last ones are better.
     """
-    data, out, earlier = folder / "items" / "items.json", folder / "profile", folder / "earlier"
+    data, draft, earlier = folder / "items" / "items.json", folder / "draft", folder / "earlier"
     for count in _counts(items):
         if _write_sounds(data, count, on_progress) > count:  # a run that was stopped was further
             continue
-        above = beats_chance(model, data, data.parent, out, progress=report_items, earlier=earlier)
+        above = beats_chance(
+            model, data, data.parent, draft, progress=report_items, earlier=earlier
+        )
         if above is not False or count == items:
             return above is True
         on_progress(f"calibrating: heads chosen on {count} items are no better than chance")
-        os.replace(store_folder(out), earlier)
+        os.replace(store_folder(draft), earlier)
     raise AssertionError(items)
 
 

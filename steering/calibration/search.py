@@ -43,12 +43,13 @@ from steering.measures import (
 )
 from steering.model.audio_model import AudioModel
 from steering.readout import Intervention
-from steering.strength import Gate, Reading, gate_input
+from steering.strength import Gate, Reading, gate_input, sigmoid
 
 STRENGTHS = np.round(np.arange(0.0, 2.01, 0.05), 2)  # (S,) tried on every item; 0 is bare
 FOLDS = 5
 BY_EFFECT = "the effect of the sound on the tokens of answers"
 FINALISTS = 6  # interventions for which gates are tried
+GATE_WIDTHS = (0.1, 0.3, 0.5, 1.0)  # temperatures tried, in standard deviations of what is read
 BROKEN_WEIGHT = 1.0  # a right answer that steering breaks counts this much more than one it repairs
 
 Flags = NDArray[np.bool_]
@@ -224,24 +225,26 @@ class Search:
     def net_by_strength(self, right: Flags) -> NDArray[np.float64]:
         """(S,) net accuracy of each constant strength, smoothed over its neighbours."""
         self.tried += len(right)
-        return smooth(np.array([net_accuracy(flags, right[0]) for flags in right]))
+        return smooth(net_accuracy(right, right[0]))
 
     def best_gate(
         self, right: Flags, readings: NDArray[np.floating], reads: Reading = "score"
     ) -> tuple[Gate, tuple[float, float]]:
         """The gate of the highest net accuracy, of equals the gentlest, and its rank."""
         best_rank, best = (float(right[0].mean()), 0.0), Gate(0.0, 0.5, 1.0, reads)  # bare
-        inputs = gate_input(readings, reads)
+        inputs, items = gate_input(readings, reads), np.arange(len(readings))
         spread = float(inputs.std()) or 1.0
         thresholds = np.quantile(inputs, np.linspace(0.1, 1.0, 10))
-        for top, threshold, width in product(STRENGTHS[4::2], thresholds, (0.1, 0.3, 0.5, 1.0)):
-            gate = Gate(float(top), float(threshold), width * spread, reads)
-            strengths = gate.strengths(readings)
-            net = net_accuracy(right[nearest(strengths), np.arange(len(readings))], right[0])
-            self.tried += 1
-            rank = (net, -float(strengths.mean()))
-            if rank > best_rank:
-                best_rank, best = rank, gate
+        slopes = [(float(t), width * spread) for t in thresholds for width in GATE_WIDTHS]
+        shares = np.stack([sigmoid((t - inputs) / temperature) for t, temperature in slopes])
+        for top in STRENGTHS[4::2]:
+            strengths = top * shares  # (G, I)
+            net = net_accuracy(right[nearest(strengths), items], right[0])
+            self.tried += len(slopes)
+            ranks = zip(net.tolist(), (-strengths.mean(-1)).tolist(), strict=True)
+            for rank, slope in zip(ranks, slopes, strict=True):
+                if rank > best_rank:
+                    best_rank, best = rank, Gate(float(top), *slope, reads)
         return best, best_rank
 
     def held_out(self) -> OutsideFold:
@@ -344,10 +347,10 @@ class Search:
         }
 
 
-def net_accuracy(right: Flags, bare: Flags) -> float:
-    """Share right, minus the weighted share that steering broke."""
-    broken = np.count_nonzero(bare & ~right) / len(right)  # several times as fast as a mean
-    return np.count_nonzero(right) / len(right) - BROKEN_WEIGHT * broken
+def net_accuracy(right: Flags, bare: Flags) -> NDArray[np.float64]:
+    """(...,) share right of (..., I), minus the weighted share that steering broke."""
+    broken = np.count_nonzero(bare & ~right, axis=-1) / len(bare)
+    return np.asarray(np.count_nonzero(right, axis=-1) / len(bare) - BROKEN_WEIGHT * broken)
 
 
 def nearest(strengths: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -69,13 +69,13 @@ def reasons_until_ready(server: Server) -> list[str]:
 
 
 def test_random_weights_are_served_bare_with_the_reason_everywhere(
-    checkpoint_folder: Path,
+    small_checkpoint: Path,
     tmp_path: Path,
     audio: dict[str, str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "allears")
-    with own(checkpoint_folder, tmp_path).started(ready=False) as server:
+    with own(small_checkpoint, tmp_path).started(ready=False) as server:
         *before, reason = reasons_until_ready(server)
         asked = {"audio": audio, "question": QUESTION, "max_tokens": 2}
         answers = [
@@ -89,7 +89,7 @@ def test_random_weights_are_served_bare_with_the_reason_everywhere(
     assert [body["steering"]["applied"] for body in answers] == [False] * 3
     assert reason in caplog.text
     assert heard["steered_fraction"] == 0
-    with own(checkpoint_folder, tmp_path).started(ready=False) as server:
+    with own(small_checkpoint, tmp_path).started(ready=False) as server:
         said = reasons_until_ready(server)
     assert said[-1] == reason and not any("items" in text for text in said[:-1]), "it is kept"
 

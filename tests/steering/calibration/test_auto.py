@@ -29,7 +29,7 @@ from steering.errors import DataError, ProfileError
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO_WEIGHTS
 from steering.model.prompt_style import R1_AQA, STYLES
-from steering.profile import SCHEMA_VERSION, Profile
+from steering.profile import SCHEMA_VERSION, Profile, save
 from steering.profile import load as load_profile
 from steering.synthetic.data import write_items
 
@@ -173,28 +173,29 @@ def test_where_right_answers_choose_no_heads_the_criterion_with_more_gain_does(
     copied: AudioModel,
     gains: tuple[float | None, float | None],
     chosen: str,
+    tmp_path: Path,
 ) -> None:
     profile = load_profile(profile_folder(made[0], copied, ITEMS) / "profile")
     by = dict(zip(("effect", "correctness"), gains, strict=True))
-    last = ""
 
     def fit(criterion: Criterion) -> Profile:
-        nonlocal last
         if by[criterion] is None:
             raise DataError("no heads can be chosen")
-        last = criterion  # the one whose profile is in the cache
         held_out = {"gain_balanced": [by[criterion]]}
-        return replace(profile, name=criterion, refusal=None, held_out=held_out)
+        save(replace(profile, name=criterion, refusal=None, held_out=held_out), draft)
+        return load_profile(draft)
 
-    assert auto._fit_by_either(fit, lambda _: None).name == chosen == last
+    draft = tmp_path / "draft"
+    assert auto._fit_by_either(fit, draft, lambda _: None).name == chosen
+    assert load_profile(draft).name == chosen
 
 
-def test_where_neither_criterion_chooses_heads_the_reason_is_said() -> None:
+def test_where_neither_criterion_chooses_heads_the_reason_is_said(tmp_path: Path) -> None:
     def fit(criterion: Criterion) -> Profile:
         raise DataError(f"nothing by {criterion}")
 
     with pytest.raises(DataError, match="nothing by correctness"):
-        auto._fit_by_either(fit, lambda _: None)
+        auto._fit_by_either(fit, tmp_path / "draft", lambda _: None)
 
 
 # ---- out of reach

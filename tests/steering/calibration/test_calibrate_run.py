@@ -183,20 +183,20 @@ def test_without_ray_the_way_to_get_it_is_said(
 
 
 def test_a_model_of_random_weights_is_not_steered_and_every_answer_says_why(
-    checkpoint_folder: Path,
+    small_checkpoint: Path,
     data: Path,
     tmp_path: Path,
     sound: bytes,
     serve_process: Callable[..., AbstractContextManager[tuple[subprocess.Popen[bytes], str]]],
 ) -> None:
-    random = loading.load(str(checkpoint_folder), device="cpu")
+    random = loading.load(str(small_checkpoint), device="cpu")
     out = tmp_path / "profile"
     made = calibrate(random, data, data.parent, out, calibrated_on="synthetic")
     assert made.max_strength == 0 and made.refusal
     record = json.loads((out / "profile.json").read_text())
     assert record["refusal"] == made.refusal == load(out).refusal
     assert record["calibration"]["calibrated_on"] == "synthetic"
-    with serve_process(checkpoint_folder, out, tmp_path / "log") as (_, url):
+    with serve_process(small_checkpoint, out, tmp_path / "log") as (_, url):
         for steering in ({}, {"strength": 0.0}, {"direction": "calibrated"}):
             fields = {"question": "Which sound?", "steer": "true", "max_tokens": "2"}
             answer = httpx.post(
@@ -211,9 +211,9 @@ def test_a_model_of_random_weights_is_not_steered_and_every_answer_says_why(
 
 
 def test_users_data_on_which_every_answer_is_wrong_is_refused(
-    checkpoint_folder: Path, data: Path, tmp_path: Path
+    small_checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    random = loading.load(str(checkpoint_folder), device="cpu")
+    random = loading.load(str(small_checkpoint), device="cpu")
     with pytest.raises(DataError, match="every item is wrong"):
         calibrate(random, data, data.parent, tmp_path / "profile")
     assert not (tmp_path / "profile").exists()
