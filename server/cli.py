@@ -67,6 +67,12 @@ def one_line_errors(command: Callable[Arguments, Result]) -> Callable[Arguments,
         except (AllEarsError, AllEarsClientError) as error:
             _print_line(f"allears: {error}", logging.ERROR)
             raise typer.Exit(1) from None
+        except BrokenPipeError:  # whoever read the output has enough: click knows
+            raise
+        except OSError as error:  # a path that can't be read or written, a full disk
+            where = f"{error.filename}: " if error.filename else ""
+            _print_line(f"allears: {where}{error.strerror or error}", logging.ERROR)
+            raise typer.Exit(1) from None
 
     return run
 

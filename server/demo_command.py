@@ -26,6 +26,7 @@ from steering.errors import AllEarsError
 
 DEMO_CLIPS = Path(__file__).parents[1] / "steering" / "demo" / "clips"
 SERVE = ["-m", "server.cli", "serve"]  # arguments of Python
+_ITEM_KEYS = {"file", "question", "answer"}
 _START_SECONDS = 120.0
 _END_SECONDS = 30.0
 _LOG_CHARACTERS = 8000
@@ -59,7 +60,12 @@ def _read_items(folder: Path) -> list[dict[str, Any]]:
         items = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AllEarsError(f"{folder}: no usable clips.json ({error})") from None
-    return items if isinstance(items, list) else [items]
+    items = items if isinstance(items, list) else [items]
+    if lacking := [item for item in items if not isinstance(item, dict) or _ITEM_KEYS - set(item)]:
+        raise AllEarsError(
+            f"{folder}/clips.json: {lacking[0]} needs {', '.join(sorted(_ITEM_KEYS))}"
+        )
+    return items
 
 
 def _row(ears: AllEars, folder: Path, item: Mapping[str, Any]) -> list[str]:

@@ -85,6 +85,8 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     merged, packed = merge_products(model), pack_weights(model)
     copy_mapped(model)
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
+    if isinstance(profile, Profile):
+        model = _asked(settings, model, profile)
     log.info("%d products of a step merged into others, %d weights packed", merged, packed)
     runtime = Runtime.of(
         model,
@@ -98,6 +100,18 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     )
     check_slots(tested.trial, runtime.slots)
     return runtime
+
+
+def _asked(settings: Settings, model: AudioModel, profile: Profile) -> AudioModel:
+    """The model, asked in the style that the settings name, or else the profile."""
+    if settings.prompt_style == "auto":
+        return profiles.asked_as_fitted(model, profile)
+    if profile.prompt_style not in (None, model.prompt_style.name):
+        log.warning(
+            "prompt style %s, as was asked for; the profile was fitted with %s: calibrate again",
+            *(model.prompt_style.name, profile.prompt_style),
+        )
+    return model
 
 
 def load_from(settings: Settings) -> AudioModel:

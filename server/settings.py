@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     quantize: Literal["8bit", "4bit"] | None = None
     """`8bit` or `4bit` for the decoder's weights; unset: as `dtype`"""
     prompt_style: Literal["auto", "plain", "r1_aqa"] = "auto"
-    """`auto`, `plain` or `r1_aqa`; auto goes by the checkpoint's name"""
+    """`auto`, `plain` or `r1_aqa`; auto: the profile's, or by the checkpoint's name"""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|spread)$")] = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one, spread all
     cards"""

@@ -190,7 +190,7 @@ def evaluate_command(
     ] = Mode.generate,
     prompt: Annotated[
         PromptStyleOption,
-        typer.Option(help="How the options are put; auto goes by the model's name."),
+        typer.Option(help="How the options are put; auto: as the profile was fitted."),
     ] = PromptStyleOption.auto,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a written answer.")] = 32,
     open_question: Annotated[
@@ -215,6 +215,8 @@ def evaluate_command(
     listening_profile = profiles.find(profile, loaded)
     if listening_profile is None:
         raise ProfileError("evaluation needs a profile; `none` is for serving only")
+    if prompt is PromptStyleOption.auto:
+        loaded = profiles.asked_as_fitted(loaded, listening_profile)
     results = evaluation.evaluate(
         loaded,
         listening_profile,

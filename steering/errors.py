@@ -7,7 +7,8 @@
     ├── RequestError        a field of the request is wrong; `param` names it
     ├── ModelError          the model can't be loaded, or is not one we can steer
     ├── ProfileError        the listening profile is damaged, or belongs to another model
-    └── DataError           a data file of items is wrong
+    ├── DataError           a data file of items is wrong
+    └── EvidenceError       what was recorded of items can't be used, or not be kept
 
 A message says what is wrong, the value seen, what is allowed, and what to do. Our own bugs are
 assertions, not these.
@@ -56,3 +57,7 @@ class ProfileError(AllEarsError):
 
 class DataError(AllEarsError):
     """A file of items does not follow its schema."""
+
+
+class EvidenceError(AllEarsError):
+    """The evidence of items is another calibration's, damaged, in use, or has no room."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from steering.errors import DataError
 
 _WORD = re.compile(r"\b\w+\b")
 _MAX_FAULTS_SHOWN = 20
+_SHOWN = 200  # characters of a path
 _FORMS = {"audio_id": "mmau", "audio_path": "mmar", "audio": "plain"}  # by the key of the audio
 _DOMAINS = {"mmau": "task", "mmar": "modality", "plain": "domain"}
 _WORDINGS = ("neutral", "consistent", "conflict")  # MMAR has a `cue` too, and means another thing
@@ -131,7 +133,7 @@ def _records(path: Path) -> tuple[bytes, list[Any]]:
         if text.lstrip().startswith("["):
             records = json.loads(text)
         else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as JSON or JSON lines: {error}") from error
     if not any(isinstance(record, dict) and record for record in records):
@@ -168,8 +170,8 @@ def _item(
     if answer is None:
         faults.append(f"{name}: the answer {record['answer']!r} is not among the choices {choices}")
     audio = audio_root / str(record[audio_key])
-    if not audio.is_file():
-        faults.append(f"{name}: no audio file {audio}")
+    if not os.path.isfile(audio):  # unlike Path's, of names that no file can have too
+        faults.append(f"{name}: no audio file {str(audio)[:_SHOWN]}")
     events = _events(record.get("events"))
     if events is None:
         faults.append(

@@ -170,9 +170,19 @@ class ClusterBootstrap:
 
 
 def paired_gain(
-    after: Flags, before: Flags, *, seed: int = 0, draws: int = 4000
+    after: Flags,
+    before: Flags,
+    clips: NDArray[np.str_] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 4000,
 ) -> tuple[float, float, float]:
-    """Mean gain in share right, and its 95 % bootstrap interval over items."""
+    """Mean gain in share right, and its 95 % bootstrap interval over items; where the clip of each
+    is given, over clips.
+    """
+    if clips is not None:
+        drawn = ClusterBootstrap.of(clips.tolist(), seed=seed, draws=draws)
+        return drawn.gain(after, before, np.ones(len(after)))
     difference = after.astype(np.float64) - before.astype(np.float64)
     values, counts = np.unique(difference, return_counts=True)  # -1, 0, 1: redraw the counts
     redrawn = np.random.default_rng(seed).multinomial(

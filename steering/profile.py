@@ -7,11 +7,12 @@ belongs to one checkpoint and is refused for others.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -30,9 +31,12 @@ from steering.heads import Verdicts
 from steering.meters.regression import MeterGate
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, first_line
+from steering.model.prompt_style import STYLES
 from steering.readout import Intervention
 from steering.silence_cache import Ladder
 from steering.strength import Gate, Reading
+
+log = logging.getLogger("allears")
 
 SCHEMA_VERSION = 1
 Silence = Literal["ladder", "exact"]
@@ -85,6 +89,12 @@ class Profile:
     def criterion(self) -> str:
         """What the heads were chosen by: `correctness` of answers, or `effect` of the sound."""
         return str(self.calibration.get("head_choice", {}).get("criterion", "correctness"))
+
+    @property
+    def prompt_style(self) -> str | None:
+        """Name of the wording of options that it was fitted with; None in profiles of before."""
+        style = self.calibration.get("prompt_style")
+        return str(style) if style in STYLES else None
 
     @property
     def warning(self) -> str | None:
@@ -144,9 +154,15 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         partial.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "profile")
-            os.replace(partial, folder)
-            shutil.rmtree(old)
+            try:
+                os.replace(folder, old / "profile")
+                os.replace(partial, folder)
+            except OSError:
+                if (old / "profile").is_dir():
+                    os.replace(old / "profile", folder)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(partial, folder)
     finally:
@@ -154,7 +170,14 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise ProfileError unless a folder is missing or empty, or holds a profile."""
+    """Raise ProfileError unless a folder is missing or empty, or holds a profile, and is not the
+    current one.
+    """
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ProfileError(
+            f"{folder} is the current folder, or holds it, and a profile's folder is put in place"
+            " whole: name a folder within, such as ./profile"
+        )
     if folder.is_dir() and ((folder / RECORD_FILE).is_file() or not any(folder.iterdir())):
         return
     if folder.exists():
@@ -247,6 +270,14 @@ def check_fits(profile: Profile, model: AudioModel) -> None:
             f"profile {profile.name!r} was made for {profile.model} with fingerprint"
             f" {profile.fingerprint}; {model.name} has {model.fingerprint}. Calibrate this model"
         )
+
+
+def asked_as_fitted(model: AudioModel, profile: Profile) -> AudioModel:
+    """The model, asked in the style that its profile was fitted with, where the profile says so."""
+    if profile.prompt_style is None or profile.prompt_style == model.prompt_style.name:
+        return model
+    log.info("prompt style %s, which the profile was fitted with", profile.prompt_style)
+    return replace(model, prompt_style=STYLES[profile.prompt_style])
 
 
 def _record(profile: Profile) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def open_aiff(data: bytes, start: int, limits: AudioLimits) -> Recording:
     if b"COMM" not in head or b"SSND" not in head:
         raise cut_short("AIFF", f"it has no {'SSND' if b'COMM' in head else 'COMM'} chunk")
     comm, sound = head[b"COMM"], head[b"SSND"]
-    if comm.size < 18 or sound.body + 8 > len(data):
+    if comm.size < 18 or max(comm.body + 18, sound.body + 8) > len(data):
         raise cut_short("AIFF", "it ends in its header")
     channels, frames, bits, exponent, mantissa = struct.unpack_from(">HIHHQ", data, comm.body)
     shift = 16_383 + 63 - exponent  # of a float of 80 bits
@@ -68,8 +68,8 @@ def open_caf(data: bytes, start: int, limits: AudioLimits) -> Recording:
     if b"desc" not in head or b"data" not in head:
         raise cut_short("CAF", f"it has no {'data' if b'desc' in head else 'desc'} chunk")
     desc, samples = head[b"desc"], head[b"data"]
-    if desc.size < 32:
-        raise cut_short("CAF", f"its desc chunk has {desc.size} bytes of 32")
+    if (whole := min(desc.size, len(data) - desc.body)) < 32:
+        raise cut_short("CAF", f"its desc chunk has {whole} bytes of 32")
     rate_hz, kind, _, packet_bytes, packet_frames, channels, _ = struct.unpack_from(
         ">d4sIIIII", data, desc.body
     )

@@ -153,7 +153,8 @@ def _check_codec(layout: SampleFormat) -> None:
 def _announced(data: bytes, samples: Chunk, ds64: Chunk | None) -> int:
     """Bytes of samples by the header, LEFT_OPEN if it does not say."""
     size = samples.size
-    if ds64 is not None and size == 0xFFFFFFFF and ds64.size >= 16:
+    whole = ds64 is not None and ds64.size >= 16 and ds64.body + 16 <= len(data)
+    if ds64 is not None and whole and size == 0xFFFFFFFF:
         (size,) = struct.unpack_from("<Q", data, ds64.body + 8)
         size = LEFT_OPEN if size >= 1 << 63 else size
     elif size >= _UNKNOWN_SIZES and samples.body + size > len(data):

@@ -25,7 +25,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from steering.calibration.activations import ActivationRow, Activations, Columns
-from steering.errors import DataError
+from steering.errors import EvidenceError
 
 _KEY, _LOCK, _CHECKS = "key.json", "lock", "checks"
 
@@ -83,15 +83,15 @@ def open_store(
 ) -> Iterator[ActivationStore]:
     """The store of a key in a folder, locked for this process; recorded items are kept.
 
-    Raises DataError if the folder holds other activations or other files, if another process has
-    it open, and if the disk has no room for all items.
+    Raises EvidenceError if the folder holds other activations or other files, if another process
+    has it open, and if the disk has no room for all items.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise DataError(
+        raise EvidenceError(
             f"{folder} is in use: another calibration writes there. Wait for it, or give"
             " another --out"
         ) from None
@@ -121,12 +121,12 @@ def read_key(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign(folder: Path, key: Mapping[str, Any]) -> None:
-    """Raise DataError if the folder belongs to another model, data set or version."""
+    """Raise EvidenceError if the folder belongs to another model, data set or version."""
     stored = read_key(folder)
     if stored != key:
         names = sorted(n for n in {*stored, *key} if stored.get(n) != key.get(n))
         listed = "; ".join(f"{n} {stored.get(n)!r}, now {key.get(n)!r}" for n in names)
-        raise DataError(
+        raise EvidenceError(
             f"{folder} holds the evidence of another calibration ({listed}). Delete the folder to"
             " start anew, or give another --out"
         )
@@ -137,7 +137,7 @@ def _lay_out(folder: Path, layout: Columns, count: int) -> None:
     ours = {_LOCK, f".{_KEY}.partial", *(f"{name}.npy" for name in layout)}
     others = sorted({file.name for file in folder.iterdir()} - ours)
     if others:
-        raise DataError(f"{folder} is not an evidence folder: it holds {others[:5]}")
+        raise EvidenceError(f"{folder} is not an evidence folder: it holds {others[:5]}")
     try:
         for name, (shape, dtype) in layout.items():
             file = folder / f"{name}.npy"
@@ -147,14 +147,14 @@ def _lay_out(folder: Path, layout: Columns, count: int) -> None:
                     os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
     except OSError as error:
         needed = sum(np.dtype(k).itemsize * count * int(np.prod(s)) for s, k in layout.values())
-        raise DataError(
+        raise EvidenceError(
             f"{folder}: the evidence of {count} items takes {needed / 1e9:.1f} GB and can't be"
             f" stored there ({error.strerror}): make room, or give an --out on a larger disk"
         ) from error
 
 
 def _open(folder: Path, layout: Columns, count: int) -> ActivationStore:
-    """The store in a folder; DataError if a file is damaged."""
+    """The store in a folder; EvidenceError if a file is damaged."""
     files: dict[str, NDArray[Any]] = {}
     for name, (shape, dtype) in layout.items():
         try:
@@ -163,6 +163,6 @@ def _open(folder: Path, layout: Columns, count: int) -> ActivationStore:
         except (OSError, ValueError):
             intact = False
         if not intact:
-            raise DataError(f"{folder}/{name}.npy is damaged: delete the folder to start anew")
+            raise EvidenceError(f"{folder}/{name}.npy is damaged: delete the folder to start anew")
     checks = files.pop(_CHECKS)
     return ActivationStore(folder, files, checks)

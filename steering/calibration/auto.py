@@ -38,7 +38,7 @@ from steering.calibration.data_checks import MIN_ITEMS
 from steering.calibration.effects.token_effects import TOKEN_EFFECTS
 from steering.calibration.prompt_trial import kept_trial
 from steering.calibration.specialists import CORRECTNESS, EFFECT, Criterion
-from steering.errors import DataError, ProfileError
+from steering.errors import DataError, EvidenceError, ProfileError
 from steering.items import read
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, public_name
@@ -122,8 +122,13 @@ def find_or_make(
             cached = _load_undamaged(folder, model, on_progress)
             if cached is not None:
                 return cached
-            return _make_profile(model, folder, items, on_progress)
-    except OSError as error:
+            try:
+                return _make_profile(model, folder, items, on_progress)
+            except (DataError, EvidenceError) as error:  # what a stopped run left can't be used
+                on_progress(f"calibrating again: {error}")
+                _remove_scratch(folder)
+                return _make_profile(model, folder, items, on_progress)
+    except (OSError, DataError, EvidenceError) as error:
         raise ProfileError(
             f"a profile can't be made and kept in {folder}: {error}. Name another folder with"
             " --cache, or a profile with --profile"
@@ -176,7 +181,7 @@ def _make_profile(
         folder / "items" / "prompt_trial.json", model, read(data, data.parent).items, report_trial
     )
     model = replace(model, prompt_style=STYLES[trial.style])
-    profile: Profile | NoProfile
+    by_answers = _record_enough(model, folder, items, on_progress, report_items)
 
     def fit(criterion: Criterion) -> Profile:
         calibrate(
@@ -192,16 +197,22 @@ def _make_profile(
         )
         return load(draft)  # as every later start reads it
 
+    profile: Profile | NoProfile
     try:
-        by_answers = _record_enough(model, folder, items, on_progress, report_items)
         profile = fit(CORRECTNESS) if by_answers else _fit_by_either(fit, draft, on_progress)
         os.replace(draft, folder / "profile")
     except DataError as error:
         profile = _refuse(folder, items, error)
-    scratch = (draft, store_folder(draft), store_folder(draft, TOKEN_EFFECTS))
-    for rest in (folder / "items", folder / "earlier", *scratch):
-        shutil.rmtree(rest, ignore_errors=True)
+    _remove_scratch(folder)
     return profile
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Delete what a profile is made from."""
+    draft = folder / "draft"
+    stores = (store_folder(draft), store_folder(draft, TOKEN_EFFECTS))
+    for scratch in (folder / "items", folder / "earlier", draft, *stores):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fit_by_either(

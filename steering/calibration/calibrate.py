@@ -112,6 +112,7 @@ def calibrate(
         DataError: faults in the data, all of them, before the first pass; or all answers are right
             or all wrong. From synthetic items a profile that refuses to steer is made instead. By
             `effect`: the sound does nothing to the answers, or the heads are no better than chance.
+        EvidenceError: `OUT.evidence` is another calibration's, damaged, in use, or has no room.
         AudioError: a clip can't be used.
         ProfileError: `out` holds other files and no profile.
         ModelError: the readout has no norm and matrix that can be steered, or workers fail.
@@ -186,6 +187,7 @@ def beats_chance(
 
     Raises:
         DataError: faults in the data.
+        EvidenceError: as `calibrate`.
     """
     dataset = check_items(data, audio_root)
     with open_store_for(model, dataset, out) as store:
@@ -347,7 +349,7 @@ def _gain_of_exact(exact: Search, ladder: Search) -> list[float]:
     own settings, gates of the score, and outside the fold; empty if none could be judged.
     """
     try:
-        gain = paired_gain(exact.held_out().by_score, ladder.held_out().by_score)
+        gain = paired_gain(exact.held_out().by_score, ladder.held_out().by_score, ladder.clips)
     except DataError:
         return []
     return [round(100 * x, 2) for x in gain]

@@ -25,7 +25,7 @@ from steering.calibration.activations import (
     record_items,
 )
 from steering.calibration.workers import rows_by_workers
-from steering.errors import DataError
+from steering.errors import EvidenceError
 from steering.items import DataSet, Item
 from steering.model.audio_model import AudioModel
 
@@ -87,7 +87,7 @@ def take_over(store: ActivationStore, model: AudioModel, dataset: DataSet, earli
     count = int(stored.get("items", 0))
     first = replace(dataset, items=dataset.items[:count])
     own = {**_key(model, first), **{name: stored.get(name) for name in _OF_ALL_ITEMS}}
-    with suppress(DataError):  # damaged: its items are recorded anew
+    with suppress(EvidenceError):  # damaged: its items are recorded anew
         if stored == own:
             with open_store(earlier, stored, column_layout(model), count) as before:
                 store.copy_rows(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,7 +60,7 @@ def _check_audio(parsed: Parsed) -> tuple[dict[Path, str], list[Fault]]:
     """The hash of every usable clip, and a fault for every item of an unusable one."""
     users: dict[Path, list[int]] = {}
     for index, item in parsed.items.items():
-        if item.audio.is_file():  # the others were found before
+        if os.path.isfile(item.audio):  # the others were found before
             users.setdefault(item.audio, []).append(index)
     digests: dict[Path, str] = {}
     faults: list[Fault] = []

@@ -279,7 +279,8 @@ class Search:
             tried = nearest(np.full(len(outside), best.fixed_strength))
             fixed[outside] = right[tried, np.arange(len(outside))]
         bare = self.correct_at(Intervention((self.model.num_layers - 1,)))[0]
-        gain = [_percent(x) for x in paired_gain(adaptive["effect"], adaptive["score"])]
+        gated = adaptive["effect"], adaptive["score"]
+        gain = [_percent(x) for x in paired_gain(*gated, self.clips)]
         best_read: Reading = "effect" if gain[1] > 0 else "score"
         chosen = strengths[best_read], bare, fixed, adaptive[best_read], adaptive["score"]
         return OutsideFold(fold, fits, best_read, gain, *chosen, scores, silent)
@@ -336,8 +337,10 @@ class Search:
         }
         return {
             "accuracy_percent": shares,
-            "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare)],
-            "gain_over_fixed": [round(100 * x, 2) for x in paired_gain(adaptive, fixed)],
+            "gain_balanced": [round(100 * x, 2) for x in paired_gain(adaptive, bare, self.clips)],
+            "gain_over_fixed": [
+                round(100 * x, 2) for x in paired_gain(adaptive, fixed, self.clips)
+            ],
             "repaired_broken": list(repaired_broken(adaptive, bare)),
             "auroc_right_wrong": _rounded(auroc(scores, self.activations.right)),
             "auroc_right_wrong_within_wording": _rounded(

@@ -30,9 +30,17 @@ class CalibrationWorker:
     """A worker's process: the model, and the rows of the items it is given."""
 
     def __init__(
-        self, name: str, revision: str | None, device: str, dtype: str, style: str
+        self,
+        name: str,
+        revision: str | None,
+        adapter: str | None,
+        device: str,
+        dtype: str,
+        style: str,
     ) -> None:
-        self.model = loading.load(name, revision=revision, device=device, dtype=dtype, style=style)
+        self.model = loading.load(
+            name, revision=revision, adapter=adapter, device=device, dtype=dtype, style=style
+        )
         self._silence_cache = SilenceCache(SILENCE_BYTES)
 
     def fingerprint(self) -> str:
@@ -113,14 +121,24 @@ def _refuse_too_many(ray: Any, model: AudioModel, workers: int) -> None:
 
 
 def _start(ray: Any, model: AudioModel) -> Any:
-    """A new worker; it loads the model by name, so a hub model needs no shared disk."""
-    local = model.name != DEMO and Path(model.name).is_dir()
-    name = str(Path(model.name).resolve()) if local else model.name
+    """A new worker."""
+    needs = {"num_gpus": 1} if _kind(model) == "GPU" else {"num_cpus": 1}
+    actor = ray.remote(CalibrationWorker).options(scheduling_strategy="SPREAD", **needs)
+    return actor.remote(*arguments_of(model))
+
+
+def arguments_of(model: AudioModel) -> tuple[str, str | None, str | None, str, str, str]:
+    """What a worker is made with; it loads by name, so a hub model needs no shared disk."""
+    name = model.name if model.name == DEMO else _resolved(model.name)
+    adapter = model.adapter and _resolved(model.adapter)
     device = "cuda" if _kind(model) == "GPU" else "cpu"
     dtype = next(n for n, kind in DTYPES.items() if kind == model.dtype)
-    needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-    actor = ray.remote(CalibrationWorker).options(scheduling_strategy="SPREAD", **needs)
-    return actor.remote(name, model.revision, device, dtype, model.prompt_style.name)
+    return name, model.revision, adapter, device, dtype, model.prompt_style.name
+
+
+def _resolved(name: str) -> str:
+    """A folder's whole path, for a worker runs elsewhere; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _check_same_model(ray: Any, pool: _WorkerPool) -> None:

@@ -28,6 +28,7 @@ from steering.calibration.effects.effect_heads import EffectData
 from steering.calibration.effects.first_effects import first_effects
 from steering.calibration.effects.token_effects import TOKEN_EFFECTS, TokenEffects
 from steering.calibration.option_mentions import prediction
+from steering.calibration.twin_choice import with_exact_twins
 from steering.errors import AllEarsError
 from steering.evaluation.answering import OPEN_QUESTION, AnswerOptions, ArmRunner
 from steering.evaluation.arms import PERMUTED_ARMS, ArmStrengths, choose_strengths, permuted
@@ -106,6 +107,7 @@ def evaluate(
         AllEarsError: the packages of the extra `evaluate` are not installed.
         DataError: faults in the data, all of them, before the first pass; or `out` holds the
             answers of another run that was stopped.
+        EvidenceError: what was recorded of the items is another run's, damaged, or has no room.
         AudioError: a clip can't be used.
     """
     require_report_packages()
@@ -145,6 +147,8 @@ def _results(
     from steering.evaluation.report import ReportDetails, write_report  # needs the extra `evaluate`
 
     items, seed = dataset.items, options.seed
+    if profile.silence == "exact":  # as it is served
+        activations = with_exact_twins(activations)
     constants = try_constants(model, profile, items, activations, options.mode)
     arm_strengths = choose_strengths(model, profile, items, activations, seed, constants.best())
     answers = ArmRunner(model, profile, items, activations, arm_strengths, options).run(journal)

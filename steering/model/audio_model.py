@@ -29,6 +29,7 @@ class AudioModel:
     dtype: torch.dtype
     prompt_style: PromptStyle = PLAIN
     layer_devices: tuple[torch.device, ...] = ()  # of each layer, where they are on several cards
+    adapter: str | None = None  # what was merged into the network: a hub id or a path
 
     @property
     def decoder(self) -> Any:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -57,7 +58,7 @@ def check_whole(name: str, folder: Path) -> None:
     """Raise ModelError unless every weight file of the index is present, whole and safe."""
     index = folder / _INDEX
     if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        wanted = sorted(set(_weight_map(name, _read_json(name, index)).values()))
         if odd := [file for file in wanted if "/" in file or not file.endswith(".safetensors")]:
             raise ModelError(
                 f"{name}: {_INDEX} names {odd[0]!r}; only .safetensors files in its own folder are"
@@ -91,7 +92,7 @@ def check_adapter(name: str, folder: Path) -> None:
                 f"adapter {name!r} has no {file} in {folder}; save it with peft, as safetensors"
             )
     check_whole(name, folder)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    config = _read_json(f"adapter {name!r}", folder / ADAPTER_CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA" or config.get("megatron_config") is not None:
         what = "a megatron_config" if kind == "LORA" else f"peft_type {kind}"
@@ -120,9 +121,34 @@ def weight_files(folder: Path) -> tuple[int, int]:
     index = folder / _INDEX
     if not index.is_file():
         return 0, 0
-    record = json.loads(index.read_text())
-    size = int(record.get("metadata", {}).get("total_size", 0))
-    return len(set(record["weight_map"].values())), size
+    record = _read_json(folder.name, index)
+    metadata = record.get("metadata")
+    size = metadata.get("total_size", 0) if isinstance(metadata, dict) else 0
+    files = set(_weight_map(folder.name, record).values())
+    return len(files), size if isinstance(size, int) else 0
+
+
+def _read_json(name: str, file: Path) -> dict[str, Any]:
+    """The object in a file of a checkpoint; ModelError if there is none."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(name, file.name, str(error)) from error
+    if not isinstance(record, dict):
+        raise _damaged(name, file.name, f"it holds {type(record).__name__}, not an object")
+    return record
+
+
+def _weight_map(name: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """The file of each tensor, by an index; ModelError if it does not say."""
+    files = record.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise _damaged(name, _INDEX, "it has no weight_map of tensors and files")
+    return files
+
+
+def _damaged(name: str, file: str, what: str) -> ModelError:
+    return ModelError(f"{name}: {file} is damaged or cut off ({what}); download it again")
 
 
 def only_config(folder: Path) -> bool:

@@ -120,7 +120,18 @@ def load(
         *(reason, f", decoder in {quantize}" if quantize else "", chosen.name),
     )
     return AudioModel(
-        name, folder, commit, print_of, family, network, processor, first, kind, chosen, places
+        name,
+        folder,
+        commit,
+        print_of,
+        family,
+        network,
+        processor,
+        first,
+        kind,
+        chosen,
+        places,
+        adapter,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from server.settings import Settings, option
 from steering.model import checkpoint, memory_plan
 from steering.model.merging import packs
 from tests.hub import running_hub
+from tests.steering.examples import write_items
 from tests.steering.verification.planted_faults import FAULTS
 
 runner = CliRunner()
@@ -137,6 +139,13 @@ def test_demo_without_clips_is_one_line_and_1(tmp_path: Path) -> None:
     assert "clips.json" in result.stderr
 
 
+def test_demo_says_what_an_item_of_its_lacks(tmp_path: Path) -> None:
+    (tmp_path / "clips.json").write_text('[{"question": "What?"}]')
+    result = run("demo", "--clips", str(tmp_path))
+    assert result.exit_code == 1
+    assert "needs answer, file, question" in result.stderr
+
+
 def test_demo_shows_the_log_of_a_server_that_did_not_come_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +181,29 @@ def test_a_profile_is_pushed_and_pulled(
     refused = run("profile", "pull", "me/mine", str(tmp_path))
     assert refused.exit_code == 1
     assert "not a profile folder" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo-data", "--split", "test", "--items", "1", "--seed", "1", "--out", "FILE/items"],
+        ["demo-data", "--split", "test", "--items", "1", "--seed", "1", "--out", "FILE"],
+        ["calibrate", "--data", "ITEMS", "--out", "FILE/profile"],
+        ["evaluate", "--data", "ITEMS", "--out", "FILE"],
+        ["calibrate", "--data", "ITEMS", "--out", "."],
+    ],
+)
+def test_a_path_that_can_not_be_written_is_one_line_and_1(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    paths = {"FILE": str(tmp_path / "file"), "ITEMS": str(write_items(tmp_path, 40))}
+    given = [
+        functools.reduce(lambda w, name: w.replace(name, paths[name]), paths, w) for w in words
+    ]
+    result = run(*given)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("allears: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_profile_verify_refuses_a_damaged_one(tmp_path: Path) -> None:

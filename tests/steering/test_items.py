@@ -234,6 +234,20 @@ def test_plain_lines_are_read(folder: Path) -> None:
     assert (first.task, first.answer, first.audio.name) == ("sound", "dog", "one.wav")
 
 
+def test_a_line_may_hold_what_ends_a_line_elsewhere(folder: Path) -> None:
+    question = "Which\u2028animal\u0085is it?"
+    path = folder / "items.jsonl"
+    lines = [json.dumps(record(id=name, question=question), ensure_ascii=False) for name in "ab"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert [item.question for item in read(path, folder).items] == [question] * 2
+
+
+def test_audio_within_the_item_is_no_file(folder: Path) -> None:
+    with pytest.raises(DataError, match="no audio file") as caught:
+        read(write(folder, [record(audio_id="A" * 100_000)]), folder)
+    assert len(str(caught.value)) < 1000
+
+
 def test_an_answer_that_two_choices_could_be_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="not among"):
         read(write(folder, [record(answer="COW", choices=["cow", "Cow"])]), folder)

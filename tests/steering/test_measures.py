@@ -105,6 +105,17 @@ def test_the_interval_is_that_of_drawing_items_again() -> None:
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)
 
 
+def test_the_interval_over_clips_is_that_of_whole_clips() -> None:
+    rng = np.random.default_rng(3)
+    before, after = rng.random(200) < 0.5, rng.random(200) < 0.7
+    clips = np.array([str(i) for i in range(200)])
+    twice = [np.repeat(each, 2) for each in (after, before, clips)]
+    over_clips, over_items = paired_gain(*twice), paired_gain(*twice[:2])
+    assert over_clips == pytest.approx(paired_gain(after, before), abs=0.012)
+    width, narrow = (high - low for _, low, high in (over_clips, over_items))
+    assert narrow < 0.8 * width
+
+
 def test_no_change_is_no_gain() -> None:
     same = flags(1, 0, 1)
     assert paired_gain(same, same) == (0.0, 0.0, 0.0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from steering.heads import Verdicts
 from steering.meters.regression import MeterGate, MeterRegression
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO
-from steering.profile import Profile, check_fits, find, load, save
+from steering.model.prompt_style import STYLES
+from steering.profile import Profile, asked_as_fitted, check_fits, find, load, save
 from steering.readout import Intervention
 from steering.strength import Gate
 
@@ -140,6 +143,51 @@ def test_a_folder_of_other_files_is_not_replaced(profile: Profile, tmp_path: Pat
     with pytest.raises(ProfileError, match="not a profile folder"):
         save(profile, tmp_path / "thesis" / "chapter.tex")
     assert contents(tmp_path / "thesis") == before
+
+
+def test_the_current_folder_is_not_replaced(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "within")
+    for folder in (Path(), Path(".."), tmp_path / "empty" / "within"):
+        with pytest.raises(ProfileError, match="the current folder"):
+            save(profile, folder)
+    save(profile, Path("mine"))
+    assert sorted(path.name for path in (tmp_path / "empty").rglob("*.json")) == ["profile.json"]
+
+
+def test_the_old_profile_stays_where_the_new_one_can_not_take_its_place(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    save(profile, folder)
+    before, moves = contents(folder), []
+
+    def move(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            raise OSError("Device or resource busy")
+        shutil.move(source, target)
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises(OSError, match="busy"):
+        save(replace(profile, fixed_strength=0.1), folder)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"], "no remains beside it"
+
+
+def test_a_model_is_asked_as_its_profile_was_fitted(
+    profile: Profile, untrained: AudioModel
+) -> None:
+    def fitted(style: str | None) -> Profile:
+        given = {} if style is None else {"prompt_style": style}
+        return replace(profile, calibration=given)
+
+    assert asked_as_fitted(untrained, fitted(None)) is untrained
+    assert asked_as_fitted(untrained, fitted(untrained.prompt_style.name)) is untrained
+    assert asked_as_fitted(untrained, fitted("of a later version")) is untrained
+    assert asked_as_fitted(untrained, fitted("listed")).prompt_style is STYLES["listed"]
 
 
 # ---- refused

@@ -173,3 +173,23 @@ def test_rows_that_do_not_fit_are_refused_with_the_figures(
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("nothing is loaded before"))
     with pytest.raises(ModelError, match=r"short of 1\d\.\d+ GB .* rows of \d+ tokens would fit"):
         load_runtime(settings, print)
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [("auto", "listed"), ("plain", "plain")])
+def test_a_model_is_asked_as_its_profile_was_fitted(
+    small_checkpoint: Path,
+    tiny_profile: Profile,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wanted: Any,
+    asked: str,
+) -> None:
+    model = load(str(small_checkpoint), device="cpu")
+    fitted = replace(profile_of(model, tiny_profile), calibration={"prompt_style": "listed"})
+    save(fitted, tmp_path / "profile")
+    settings = Settings(
+        model=model.name, profile=str(tmp_path / "profile"), device="cpu", prompt_style=wanted
+    )
+    assert load_runtime(settings, print).model.prompt_style.name == asked
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert ["listed" in record.getMessage() for record in warned] == [True] * (wanted == "plain")

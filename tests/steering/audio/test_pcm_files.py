@@ -111,3 +111,24 @@ def test_absurd_rates_are_refused() -> None:
         struct.pack_into(">d", caf, KINDS["CAF"].index(b"desc") + 12, rate)
         with pytest.raises(AudioError, match="rate"):
             heard(bytes(caf))
+
+
+CUT_HEADERS = {  # a chunk that announces more than there is, and the mark of the samples within it
+    "AIFF": b"FORM\0\0\0\x64AIFFCOMM" + struct.pack(">I", 9999) + b"SSND" + bytes(12),
+    "CAF": b"caff\0\x01\0\0desc" + struct.pack(">q", 9999) + b"data" + bytes(12),
+    "RF64": b"RF64\xff\xff\xff\xffWAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
+    + b"data\xff\xff\xff\xffds64" + struct.pack("<I", 9999) + b"data\xff\xff\xff\xff\0\0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT_HEADERS)
+def test_a_header_that_ends_early_is_an_audio_error(name: str) -> None:
+    with pytest.raises(AudioError):
+        heard(CUT_HEADERS[name])
+
+
+@pytest.mark.parametrize("name", CUT_HEADERS)
+def test_what_stands_before_such_a_header_is_heard(name: str) -> None:
+    clip = heard(encode(SAMPLES) + CUT_HEADERS[name])
+    assert clip.submitted_seconds == pytest.approx(2.0, abs=0.01)  # RF64's one sample is heard
+    assert clip.warnings

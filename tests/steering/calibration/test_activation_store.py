@@ -14,7 +14,7 @@ from steering.calibration.activations import (
     Columns,
     column_layout,
 )
-from steering.errors import DataError
+from steering.errors import EvidenceError
 from steering.model.audio_model import AudioModel
 
 COUNT = 6
@@ -80,7 +80,7 @@ def test_another_models_evidence_is_refused_and_both_are_named(
     with open_store(tmp_path / "e", KEY, columns, COUNT):
         pass
     with (
-        pytest.raises(DataError, match=r"fingerprint '00ff', now 'ee11'.*Delete the folder"),
+        pytest.raises(EvidenceError, match=r"fingerprint '00ff', now 'ee11'.*Delete the folder"),
         open_store(tmp_path / "e", {**KEY, "fingerprint": "ee11"}, columns, COUNT),
     ):
         pass
@@ -91,7 +91,7 @@ def test_another_models_evidence_is_refused_and_both_are_named(
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, columns: Columns) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
-        pytest.raises(DataError, match=r"not an evidence folder.*thesis\.txt"),
+        pytest.raises(EvidenceError, match=r"not an evidence folder.*thesis\.txt"),
         open_store(tmp_path, KEY, columns, COUNT),
     ):
         pass
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, columns: Columns) -> None:
         pass
     (tmp_path / "e" / "final.npy").write_bytes(b"half")
     with (
-        pytest.raises(DataError, match=r"final\.npy is damaged"),
+        pytest.raises(EvidenceError, match=r"final\.npy is damaged"),
         open_store(tmp_path / "e", KEY, columns, COUNT),
     ):
         pass
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, columns: Columns) -> None:
 def test_two_calibrations_do_not_share_a_folder(tmp_path: Path, columns: Columns) -> None:
     with (
         open_store(tmp_path / "e", KEY, columns, COUNT),
-        pytest.raises(DataError, match="in use"),
+        pytest.raises(EvidenceError, match="in use"),
         open_store(tmp_path / "e", KEY, columns, COUNT),
     ):
         pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,10 +63,11 @@ def stop_at(words: str) -> Callable[[str], None]:
 def made(copied: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A cache in which a profile was made after three stops, and what was said at last."""
     cache = tmp_path_factory.mktemp("cache")
+    folder = profile_folder(cache, copied, ITEMS)
     for words in ("3 of 20 clips", "7 of 40 items", f"45 of {ITEMS} items"):
         with pytest.raises(Stopped):
             find_or_make(copied, cache, items=ITEMS, on_progress=stop_at(words))
-        assert load_cached(profile_folder(cache, copied, ITEMS), copied) is None, "nothing half"
+        assert load_cached(folder, copied) is None, "nothing half"
     messages: list[str] = []
     assert isinstance(
         find_or_make(copied, cache, items=ITEMS, on_progress=messages.append), Profile
@@ -124,6 +128,41 @@ def test_when_a_profile_is_made_by_itself(copied: AudioModel) -> None:
     assert not is_wanted(None, demo), "it has a shipped one"
     assert not is_wanted("none", copied)
     assert not is_wanted("some/folder", copied)
+
+
+# ---- what a stopped run left
+
+
+def test_evidence_of_another_version_is_recorded_anew(copied: AudioModel, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        find_or_make(copied, tmp_path, items=40, on_progress=stop_at("2 of 40 items"))
+    folder = profile_folder(tmp_path, copied, 40)
+    key = folder / "draft.evidence" / "key.json"
+    key.write_text(json.dumps(json.loads(key.read_text()) | {"torch": "1.0"}))
+    said: list[str] = []
+
+    def on_progress(text: str) -> None:
+        said.append(text)
+        stop_at("2 of 40 items")(text)
+
+    with pytest.raises(Stopped):
+        find_or_make(copied, tmp_path, items=40, on_progress=on_progress)
+    assert any(re.match(r"calibrating again: .*torch '1.0'", text) for text in said)
+    assert "calibrating: 0 of 40 items" in said
+    assert not (folder / "refusal.json").exists()
+
+
+def test_a_full_disk_is_no_refusal(
+    copied: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(auto, "kept_trial", lambda *_: PromptTrial("plain", 16, {}))
+    with pytest.raises(ProfileError, match=r"No space left on device.*--cache"):
+        find_or_make(copied, tmp_path, items=40, on_progress=lambda _: None)
+    assert not list(tmp_path.rglob("refusal.json"))
 
 
 # ---- more items, while the heads are no better than chance

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from steering.calibration.activations import Activations, build_item_prompt, load_item_clip, record
 from steering.calibration.calibrate import calibrate
 from steering.calibration.collecting import store_folder
-from steering.errors import DataError, ModelError
+from steering.errors import DataError, EvidenceError, ModelError
 from steering.heads import correlations
 from steering.items import read
 from steering.model import loading
@@ -126,7 +126,7 @@ def test_evidence_of_other_items_is_refused(demo: AudioModel, data: Path, tmp_pa
         calibrate(demo, data, data.parent, out, progress=stop)
     assert items_done(out) > 0
     other = write_items(tmp_path, ITEMS + 2)
-    with pytest.raises(DataError, match="data_sha256"):
+    with pytest.raises(EvidenceError, match="data_sha256"):
         calibrate(demo, other, tmp_path, out)
 
 

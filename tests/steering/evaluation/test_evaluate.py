@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from steering.items import Item, read
 from steering.meters.waveform import read_meters
 from steering.model.audio_model import AudioModel
 from steering.prefill import PrefillResult, prefill
+from steering.profile import Profile, Silence
 from steering.prompt import silent_twin
 from steering.readout import pool
 from tests.steering.evaluation.judging import profile_of
@@ -175,6 +177,24 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert again == whole
     for path in (tmp_path / "whole").glob("*.*"):
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("silence", ["exact", "ladder"])
+def test_strengths_are_of_the_silence_that_is_served(
+    grouped: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silence: Silence
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def see(model: AudioModel, profile: Profile, items: object, seen: Activations, *_: Any) -> None:
+        assert seen.exact_differences is not None
+        raise Seen(np.array_equal(seen.differences, seen.exact_differences))
+
+    monkeypatch.setattr(evaluations, "choose_strengths", see)
+    profile = replace(profile_of(grouped), silence=silence)
+    with pytest.raises(Seen) as caught:
+        evaluate(grouped, profile, write_items(tmp_path, 4), tmp_path, tmp_path / "out")
+    assert caught.value.args == (silence == "exact",)
 
 
 def test_mmars_items_get_mmars_key(grouped: AudioModel, tmp_path: Path) -> None:

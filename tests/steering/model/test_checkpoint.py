@@ -14,7 +14,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from steering.calibration.workers import CalibrationWorker, arguments_of
 from steering.errors import ModelError
+from steering.model.checkpoint import weight_files
 from steering.model.loading import load
 from tests.steering import tiny
 
@@ -173,3 +175,28 @@ def test_an_adapters_code_never_runs(
     change(adapter / "adapter_config.json", auto_mapping=mapping, auto_map=classes)
     load(str(checkpoint), device="cpu", adapter=str(adapter))
     assert not mark.exists()
+
+
+# ---- damaged
+
+
+@pytest.mark.parametrize("text", ['{"metadata": {', "[]", "{}", '{"weight_map": {"x": 1}}'])
+def test_a_damaged_index_is_said(copy: Path, text: str) -> None:
+    (copy / "model.safetensors.index.json").write_text(text)
+    for look in (lambda: load(str(copy), device="cpu"), lambda: weight_files(copy)):
+        with pytest.raises(ModelError, match=r"index\.json is damaged or cut off.*again"):
+            look()
+
+
+def test_a_damaged_adapter_config_is_said(checkpoint: Path, adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(ModelError, match=r"adapter_config\.json is damaged or cut off"):
+        load(str(checkpoint), device="cpu", adapter=str(adapter))
+
+
+def test_a_worker_of_a_calibration_loads_the_adapter_too(checkpoint: Path, adapter: Path) -> None:
+    model = load(str(checkpoint), device="cpu", adapter=str(adapter))
+    worker = CalibrationWorker(*arguments_of(model))
+    assert (
+        worker.fingerprint() == model.fingerprint != load(str(checkpoint), device="cpu").fingerprint
+    )
