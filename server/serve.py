@@ -26,6 +26,8 @@ from server.settings import Settings
 from server.stalled_connections import ConnectionWatch
 from server.telemetry import logs
 
+log = logging.getLogger("allears")
+
 _FAREWELL_SECONDS = 2.0  # of a server whose model died: every client and probe gets its 503
 
 
@@ -104,10 +106,15 @@ def _config(app: object, keep_alive_seconds: float) -> uvicorn.Config:
 
 async def _drain(server: uvicorn.Server, deployment: Deployment) -> bool:
     """Stop the server when all requests ended, or were cut off; True if none was."""
-    ended = await deployment.drain(deployment.settings.drain_seconds)
-    if not ended:
-        await deployment.abort_running()
-    server.should_exit = True
+    ended = False
+    try:
+        ended = await deployment.drain(deployment.settings.drain_seconds)
+        if not ended:
+            await deployment.abort_running()
+    except Exception:
+        log.exception("the requests that run could not be ended; the server ends without that")
+    finally:
+        server.should_exit = True
     return ended
 
 
