@@ -47,6 +47,7 @@ from steering.silence import make_ahead
 
 log = logging.getLogger("allears")
 
+TORCH_THREAD = "torch"  # the thread's name
 _LONGEST_GUESS_SECONDS = 60
 _NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
 _FIRST_TURN = NeedsTurn(0)  # of a new question, which only says what its first pass takes
@@ -92,7 +93,7 @@ class Engine:
         self._admitted_last = False  # whether the last turn was that of a new question
         self._wake_up = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=TORCH_THREAD, daemon=True)
         self._thread.start()
 
     # ---- the event loop's side ----------------------------------------------------------------

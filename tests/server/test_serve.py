@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 import uvicorn
 from pydantic import SecretStr
 
-from server import serve
+from server import loading, serve
 from server.app import make_deployment
 from server.deployment import Deployment, ReplicaAccess
+from server.engine.engine import Engine
+from server.engine.runtime import Runtime
 from server.settings import NO_LOG, Settings
+from tests.server.conftest import wait_until
 
 
 def deployment(**parts: Any) -> Deployment:
@@ -35,3 +39,31 @@ def test_a_drain_that_fails_ends_the_server(caplog: pytest.LogCaptureFixture) ->
     assert asyncio.run(drain()) is False
     assert server.should_exit
     assert "no replica can be asked" in caplog.text
+
+
+def test_a_thread_in_torch_is_not_waited_for(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first answer no deployment knows the engine."""
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=64)
+    engine = Engine(runtime, queue_limit_requests=1, queue_timeout_seconds=1)
+    loads, main = threading.Thread(name=loading.LOADING_THREAD), threading.main_thread()
+    for thread, leaves in ((engine._thread, True), (loads, True), (main, False)):
+        monkeypatch.setattr(threading, "enumerate", lambda now=thread: [now])
+        assert serve._must_leave(deployment(), 0, []) is leaves
+        assert not serve._must_leave(deployment(), 0, [thread]), "it is not the server's"
+    engine.close()
+
+
+def test_a_first_question_that_fails_leaves_no_thread(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(runtime: Runtime) -> Any:
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(loading, "_first_question", fail)
+    before = threading.enumerate()
+    runtime = Runtime.of(tiny_model, None, rows=1, tokens=64)
+    with pytest.raises(ValueError, match="no memory"):
+        asyncio.run(loading.start_engine(deployment().settings, loading.Progress(), runtime))
+    wait_until(lambda: set(threading.enumerate()) <= set(before))
