@@ -69,8 +69,12 @@ async def start_engine(settings: Settings, progress: Progress, runtime: Runtime 
         queue_timeout_seconds=settings.queue_timeout_seconds,
         request_timeout_seconds=settings.request_timeout_seconds,
     )
-    await engine.answer(_first_question(runtime))
-    await asyncio.to_thread(runtime.slots.warm_up)
+    try:
+        await engine.answer(_first_question(runtime))
+        await asyncio.to_thread(runtime.slots.warm_up)
+    except BaseException:
+        engine.stop()  # nobody else knows its thread
+        raise
     return engine
 
 

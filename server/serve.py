@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,11 +20,14 @@ import uvicorn
 
 from server.app import create_app
 from server.deployment import Deployment
+from server.engine.engine import TORCH_THREAD
 from server.errors import SettingsError
 from server.loading import LOADING_THREAD
 from server.settings import Settings
 from server.stalled_connections import ConnectionWatch
 from server.telemetry import logs
+
+log = logging.getLogger("allears")
 
 _FAREWELL_SECONDS = 2.0  # of a server whose model died: every client and probe gets its 503
 
@@ -37,6 +40,7 @@ async def run_server(settings: Settings, listening: socket.socket) -> int:
     cleanly beside it, so the process ends here, and nothing it writes is half there.
     """
     logs.take_over()
+    earlier = threading.enumerate()
     watch = ConnectionWatch(settings.max_connections, settings.stall_timeout_seconds)
     app = _create_app(settings, watch.crowded)
     deployment: Deployment = app.state.deployment
@@ -64,7 +68,7 @@ async def run_server(settings: Settings, listening: socket.socket) -> int:
     watching.cancel()
     cut_off = server.force_exit or not all(drain.done() and drain.result() for drain in drains)
     code = int(cut_off or deployment.failure is not None)
-    if _must_leave(deployment, code):
+    if _must_leave(deployment, code, earlier):
         logging.shutdown()
         os._exit(code)
     return code
@@ -104,10 +108,15 @@ def _config(app: object, keep_alive_seconds: float) -> uvicorn.Config:
 
 async def _drain(server: uvicorn.Server, deployment: Deployment) -> bool:
     """Stop the server when all requests ended, or were cut off; True if none was."""
-    ended = await deployment.drain(deployment.settings.drain_seconds)
-    if not ended:
-        await deployment.abort_running()
-    server.should_exit = True
+    ended = False
+    try:
+        ended = await deployment.drain(deployment.settings.drain_seconds)
+        if not ended:
+            await deployment.abort_running()
+    except Exception:
+        log.exception("the requests that run could not be ended; the server ends without that")
+    finally:
+        server.should_exit = True
     return ended
 
 
@@ -120,8 +129,12 @@ async def _failed_or_over(deployment: Deployment, serving: asyncio.Task[None]) -
         await asyncio.wait([serving], timeout=_FAREWELL_SECONDS)
 
 
-def _must_leave(deployment: Deployment, code: int) -> bool:
-    """Whether a thread is still in torch, or a device may be lost, whose clean-up could hang."""
-    loading = any(thread.name == LOADING_THREAD for thread in threading.enumerate())
-    engine = deployment.engine
-    return loading or (engine is not None and (engine.alive or code != 0))
+def _must_leave(deployment: Deployment, code: int, earlier: Sequence[threading.Thread]) -> bool:
+    """Whether a thread is still in torch, or a device may be lost, whose clean-up could hang.
+
+    A deployment has no engine yet while its first question is answered. Threads that ran `earlier`
+    are not the server's.
+    """
+    names = {thread.name for thread in threading.enumerate() if thread not in earlier}
+    in_torch = not names.isdisjoint((LOADING_THREAD, TORCH_THREAD))
+    return in_torch or (deployment.engine is not None and code != 0)

@@ -34,8 +34,22 @@ from server.api.strict_model import Extra, StrictModel
 from steering.errors import RequestError
 
 _SCHEMA = "response_format.json_schema.schema"
-_KEYWORDS = {"type", "enum", "const", "title", "description", "default", "$schema"}
-_OBJECT_KEYWORDS = {"properties", "required", "additionalProperties", "$defs"} | _KEYWORDS
+_KEYWORDS: Mapping[str, tuple[type, ...]] = {  # with the types of their values
+    "type": (str, list),
+    "enum": (list,),
+    "const": (object,),
+    "title": (str,),
+    "description": (str,),
+    "default": (object,),
+    "$schema": (str,),
+    "$defs": (dict,),
+}
+_OBJECT_KEYWORDS: Mapping[str, tuple[type, ...]] = {
+    "properties": (dict,),
+    "required": (list,),
+    "additionalProperties": (bool, dict),
+    **_KEYWORDS,
+}
 
 
 class StreamOptions(StrictModel):
@@ -160,8 +174,9 @@ def json_choice(body: ChatCompletionRequest) -> JsonChoice | None:
     if not isinstance(schema, dict):
         raise RequestError(f"{_SCHEMA} is missing; send a JSON schema", _SCHEMA)
     key, inner = _only_property(schema) if schema.get("type") == "object" else (None, schema)
+    _check_keywords(inner, _KEYWORDS)
     allowed = inner.get("enum", [inner["const"]] if "const" in inner else None)
-    if not isinstance(allowed, list) or set(inner) - _KEYWORDS - {"$defs"}:
+    if allowed is None:
         raise _unknown_schema()
     try:
         choices = TypeAdapter(Choices).validate_python(allowed, strict=True)
@@ -173,15 +188,23 @@ def json_choice(body: ChatCompletionRequest) -> JsonChoice | None:
 
 def _only_property(schema: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Name and schema of an object's only property, a reference to $defs followed."""
-    properties = schema.get("properties")
-    if not isinstance(properties, dict) or len(properties) != 1 or set(schema) - _OBJECT_KEYWORDS:
+    _check_keywords(schema, _OBJECT_KEYWORDS)
+    properties = schema.get("properties") or {}
+    if len(properties) != 1:
         raise _unknown_schema()
     ((key, inner),) = properties.items()
-    if isinstance(inner, dict) and "$ref" in inner:
-        inner = (schema.get("$defs") or {}).get(str(inner["$ref"]).removeprefix("#/$defs/"))
+    if isinstance(inner, dict) and isinstance(reference := inner.get("$ref"), str):
+        inner = (schema.get("$defs") or {}).get(reference.removeprefix("#/$defs/"))
     if not isinstance(inner, dict):
         raise _unknown_schema()
     return key, inner
+
+
+def _check_keywords(schema: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise unless each keyword is known, and null or of one of its types."""
+    for keyword, value in schema.items():
+        if keyword not in known or not (value is None or isinstance(value, known[keyword])):
+            raise _unknown_schema()
 
 
 def _unknown_schema() -> RequestError:

@@ -23,6 +23,7 @@ import httpx
 from steering.errors import AudioError, AudioTooLarge, RequestError
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+FETCH_SECONDS = 10.0  # for all URLs of a request, side by side
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = 3
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\uffff\\]")  # two parsers may read these differently
@@ -63,7 +64,7 @@ class UrlFetcher:
 
     hosts: frozenset[str]  # `name`, or `name:port` for a port that is not the scheme's
     max_bytes: int
-    seconds: float = 10.0
+    seconds: float = FETCH_SECONDS
     resolve: Resolve = resolve
     allow: Callable[[str], bool] = is_public  # of addresses
     headers: Mapping[str, str] = field(default_factory=dict)  # sent along

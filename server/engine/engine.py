@@ -47,6 +47,7 @@ from steering.silence import make_ahead
 
 log = logging.getLogger("allears")
 
+TORCH_THREAD = "torch"  # the thread's name
 _LONGEST_GUESS_SECONDS = 60
 _NEVER_SECONDS = 1e7  # asyncio knows no infinite ones
 _FIRST_TURN = NeedsTurn(0)  # of a new question, which only says what its first pass takes
@@ -92,7 +93,7 @@ class Engine:
         self._admitted_last = False  # whether the last turn was that of a new question
         self._wake_up = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="torch", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=TORCH_THREAD, daemon=True)
         self._thread.start()
 
     # ---- the event loop's side ----------------------------------------------------------------
@@ -192,9 +193,9 @@ class Engine:
             ) from None
 
     def _time_out(self, job: Job) -> None:
-        job.cancelled = True  # frees the row, whether or not anybody reads on
         took = f"the answer took over {self.request_timeout_seconds:g} s, the most allowed"
         job.mailbox.end(RequestTimeout(f"{took}; ask for fewer tokens, or again later", 5))
+        job.cancelled = True  # last: it frees the row, and only the mailbox's first end counts
 
     def _enqueue(self, job: Job) -> None:
         with self._wake_up:
@@ -218,11 +219,12 @@ class Engine:
         """
         try:
             while not self._closing:
-                self._give_way()
                 self._take_turns()  # 1
                 if self._in_step():
                     self._step()  # 2
-                elif self.runtime.silence_cache.ahead and not (self._ready or self._unprepared):
+                elif self.runtime.silence_cache.ahead and not (
+                    self._ready or self._unprepared or self._turns
+                ):
                     self._make_ahead()
         except BaseException as error:  # whatever it is: nobody runs torch any more
             self.fault = error
@@ -277,12 +279,14 @@ class Engine:
         """Let jobs make their passes, one after the other, until a row has waited for a chunk."""
         tokens = 0
         while not self._closing:
+            self._give_way()
             self._drop_cancelled()
             self._prepare_next()
             job = self._next_turn()
             if job is None:
                 return
-            if tokens and tokens + job.turn.tokens > self.runtime.chunk_tokens and self._in_step():
+            full = tokens and tokens + job.turn.tokens > self.runtime.chunk_tokens
+            if full and any(other is not job for other in self._in_step()):
                 self._turns.appendleft(job)
                 self._admitted_last = True  # its turn comes next
                 return

@@ -89,7 +89,7 @@ class MemoryLog:
 
     def recent(self, model: str, profile: str) -> Sequence[Record]:
         """The kept records of a model with a profile, oldest first."""
-        return of_model(self._records, model, profile)
+        return of_model(self.of_this_process(), model, profile)  # a copy: another thread adds
 
     def find(self, request_id: str) -> Record:
         """The newest record of that id; UnknownRecord if there is none."""

@@ -31,8 +31,19 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # not in Ray's
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RaySystemError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import (
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    TaskCancelledError,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
@@ -195,16 +206,18 @@ class ServeReplicas:
         try:
             async for messages in answers:
                 yield messages
-        except (RayActorError, DeploymentUnavailableError):
-            raise ReplicaLost(
-                "the replica that had this request has ended; send it again"
-            ) from None
         except BackPressureError as error:
             waiting = error.args[0]
             raise QueueFull(f"{waiting} requests wait for a replica, as many as may wait") from None
         except (asyncio.CancelledError, GeneratorExit):
             answers.cancel()
             raise
+        except (RayError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+            if not _is_loss(error):
+                raise
+            raise ReplicaLost(
+                "the replica that had this request has ended; send it again"
+            ) from None
 
     async def samples(self) -> dict[str, Samples]:
         """The metrics of each replica that answers in time, by its name."""
@@ -220,7 +233,10 @@ class ServeReplicas:
             await self._broadcast("stop_all")
 
     async def _broadcast(self, method: str) -> list[Any]:
-        """The results of a method of each replica that succeeds; empty if one is too late."""
+        """The results of a method of each replica that succeeds.
+
+        Empty if one is too late, or Serve knows none that lives.
+        """
         assert self._handle is not None, "asked before the start"
         try:
             results = await self._handle.broadcast(method).results_async(
@@ -229,7 +245,23 @@ class ServeReplicas:
         except TimeoutError:
             log.warning("not all replicas answer within %g s", _BROADCAST_SECONDS)
             return []
+        except (RayError, RayServeException) as error:
+            log.warning("no replica can be asked: %s", type(error).__name__)
+            return []
         return [result for result in results if not isinstance(result, BaseException)]
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether an error of Ray means that the replica, its node or what it sent is gone.
+
+    What a replica itself raised, and a request that was cancelled, are no loss.
+    """
+    if isinstance(error, (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)):
+        return True
+    if isinstance(error, (RayTaskError, TaskCancelledError)):
+        return False
+    log.warning("a request lost its replica: %s: %s", type(error).__name__, error)
+    return True
 
 
 def create_local_router(settings: Settings, *, crowded: Callable[[], bool]) -> Any:

@@ -130,9 +130,11 @@ class Router:
 
     async def close(self) -> None:
         """Stop the replicas, and the threads and processes of the router."""
-        await self._in_thread(self.replicas.stop)
-        self._thread.shutdown(wait=False)
-        await self.deployment.close()
+        try:
+            await self._in_thread(self.replicas.stop)
+        finally:
+            self._thread.shutdown(wait=False)
+            await self.deployment.close()
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -85,6 +85,10 @@ class RequestRecord:
             began_at=self.began_at,
         )
 
+    def release(self) -> None:
+        """Forget question and answer: the record lives as long as its idle connection."""
+        self.question = self.answer = None
+
     def line_fields(self) -> dict[str, Any]:
         """The fields of the log line about error and answer, without the user's text."""
         if self.summary is not None:

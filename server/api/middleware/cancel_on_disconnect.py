@@ -6,8 +6,10 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.audio.url_fetch import FETCH_SECONDS
 from server.deployment import Deployment
 from server.errors import Draining, RequestTimeout
+from server.settings import Settings
 
 _GRACE_SECONDS = 2.0  # over the engine's own limit, which can still say so in a stream
 
@@ -18,8 +20,7 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
     Raises RequestTimeout after the longest time, Draining if the server can't wait for the end.
     Nothing is received before the app asks, so the client of an unread body is never told to go on.
     """
-    settings = deployment.settings
-    limit_seconds = settings.body_timeout_seconds + settings.request_timeout_seconds
+    limit_seconds = _longest_seconds(deployment.settings)
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +53,7 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
         work = asyncio.ensure_future(app(scope, next_message, send_and_note))
         done: set[asyncio.Future[None]] = set()
         try:
-            done, _ = await asyncio.wait([work], timeout=limit_seconds + _GRACE_SECONDS)
+            done, _ = await asyncio.wait([work], timeout=limit_seconds)
         except asyncio.CancelledError:
             if deployment.state == "draining":  # the server ends
                 raise Draining("the server shut down before the answer was there", 5) from None
@@ -68,3 +69,18 @@ def cancel_on_disconnect(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             work.result()
 
     return call
+
+
+def _longest_seconds(settings: Settings) -> float:
+    """All that the limits of a request's steps allow together.
+
+    A stream can't be told of this limit, so that none meets it which keeps to the others.
+    """
+    of_clip = settings.queue_timeout_seconds + 2 * settings.decode_timeout_seconds  # tried again
+    before_answer = (
+        settings.body_timeout_seconds
+        + settings.queue_timeout_seconds  # for a replica
+        + FETCH_SECONDS
+        + settings.max_audio_clips * of_clip
+    )
+    return before_answer + settings.request_timeout_seconds + _GRACE_SECONDS

@@ -37,10 +37,12 @@ def decode_body(app: ASGIApp, max_bytes: int) -> ASGIApp:
             return await app(scope, receive, send)
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _ABOUT_BODY]
         decoder = _Decoder(coding)
-        size, more = 0, True
+        size, more, ended = 0, True, False
 
         async def receive_decoded() -> Message:
-            nonlocal size, more
+            nonlocal size, more, ended
+            if ended:
+                return await receive()  # only a disconnect is left: a stream waits for it
             if coding not in _CODINGS:
                 raise UnsupportedMediaType(
                     f"the content-encoding is {coding[:60]!r}; send gzip, deflate, or the body as"
@@ -55,7 +57,8 @@ def decode_body(app: ASGIApp, max_bytes: int) -> ASGIApp:
             size += len(piece)
             if size > max_bytes:
                 raise too_large(size, max_bytes)
-            return {"type": "http.request", "body": piece, "more_body": more or decoder.has_more}
+            ended = not (more or decoder.has_more)
+            return {"type": "http.request", "body": piece, "more_body": not ended}
 
         await app(scope, receive_decoded, send)
 

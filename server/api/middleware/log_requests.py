@@ -59,6 +59,7 @@ def log_requests(app: ASGIApp, deployment: Deployment) -> ASGIApp:
             if record.span is not None and deployment.tracer is not None:
                 line["trace_id"] = deployment.tracer.end(record.span, line, record)
             _log_and_count(deployment, record, line)
+            record.release()
 
     return call
 

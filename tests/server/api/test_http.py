@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.middleware.decode_body import decode_body
 from server.serve import _config
 from server.settings import Settings
 from server.stalled_connections import ConnectionWatch
@@ -130,6 +132,33 @@ def test_a_bomb_is_refused_while_it_is_decoded(start: Any) -> None:
         assert response.status_code == 413
         assert error_of(response)["code"] == "body_too_large"
         assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("plain", [b"", b"{}", b" " * 3_000_000])
+def test_behind_a_compressed_body_comes_the_disconnect_only(plain: bytes) -> None:
+    packed = gzip.compress(plain)
+    halves = [{"type": "http.request", "body": packed[:9], "more_body": True},
+              {"type": "http.request", "body": packed[9:], "more_body": False}]  # fmt: skip
+    sent = [*halves, {"type": "http.disconnect"}]
+    got: list[Any] = []
+
+    async def receive() -> Any:
+        return sent.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    async def app(scope: Any, receive_decoded: Any, send: Any) -> None:
+        while not got or got[-1].get("more_body"):
+            got.append(await receive_decoded())
+        assert (await receive_decoded())["type"] == "http.disconnect"
+
+    async def call() -> None:
+        scope = {"type": "http", "headers": [(b"content-encoding", b"gzip")]}
+        await decode_body(app, 4_000_000)(scope, receive, send)
+
+    asyncio.run(call())
+    assert b"".join(message["body"] for message in got) == plain
 
 
 def test_a_body_is_decoded_behind_the_key_only(start: Any) -> None:

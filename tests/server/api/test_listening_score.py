@@ -140,6 +140,24 @@ def test_the_oldest_record_goes() -> None:
         log.find("a")
 
 
+def test_records_may_come_while_others_are_read() -> None:
+    log = MemoryLog()
+
+    class Watched:
+        """A record beside whose reading another one comes."""
+
+        profile = "none"
+
+        @property
+        def model(self) -> str:
+            log.add(record("late"))
+            return ""
+
+    watched: Any = Watched()
+    log.add(watched)
+    assert list(log.recent("", "none")) == [watched]
+
+
 def test_records_without_a_score_count_but_do_not_weigh() -> None:
     found = summary([record("a", None), record("b", 0.25)])
     assert (found["count"], found["mean"]) == (2, 0.25)

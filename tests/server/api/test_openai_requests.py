@@ -194,6 +194,12 @@ def test_an_enum_is_a_choice(complete: Any) -> None:
     assert content(complete(response_format={"type": "text"})) == content(complete())
 
 
+ENUM = {"enum": ["x", "y"]}
+HOLDER = {"type": "object", "properties": {"a": ENUM}}
+REFERRING = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}
+WRONG_DEFINITIONS: list[Any] = ["A", ["A"], 3, True, {"A": "A"}, {"A": None}, {"A": {}}]
+
+
 @pytest.mark.parametrize(
     "of",
     [
@@ -211,6 +217,29 @@ def test_an_enum_is_a_choice(complete: Any) -> None:
     ids=str,
 )
 def test_other_schemas_are_refused(complete: Any, of: Any) -> None:
+    response = complete(response_format=schema(of))
+    assert response.status_code == 422
+    assert response.json()["error"]["param"].startswith("response_format")
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        *({**REFERRING, "$defs": wrong} for wrong in WRONG_DEFINITIONS),
+        {**REFERRING, "$defs": {"A": {"$ref": "#/$defs/A"}}},
+        *({**HOLDER, "properties": {"a": wrong}} for wrong in ("b", 3, None, {**ENUM, "title": 3})),
+        {**REFERRING, "properties": {"a": {"$ref": ["A"]}}, "$defs": {"['A']": ENUM}},
+        *({**HOLDER, "properties": wrong} for wrong in ("a", ["a"], 3, None)),
+        *({**HOLDER, "type": wrong} for wrong in (["object"], ["string"], 3)),
+        *({**HOLDER, name: 3} for name in ("required", "additionalProperties", "title")),
+        *({**ENUM, name: 3} for name in ("type", "title", "description", "$schema", "$defs")),
+        *({"enum": wrong} for wrong in ("dog", {"dog": "cat"}, 3, None, [["x"], {}])),
+        *({"const": wrong} for wrong in (3, ["x", "y"], None)),
+        *("enum", ["enum"], 3),
+    ],
+    ids=str,
+)
+def test_schemas_of_wrong_types_are_refused(complete: Any, of: Any) -> None:
     response = complete(response_format=schema(of))
     assert response.status_code == 422
     assert response.json()["error"]["param"].startswith("response_format")

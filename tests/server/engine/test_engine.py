@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from server.engine.engine import Engine
-from server.engine.events import AnswerEvent, Finished, Piece, Started
+from server.engine.events import AnswerEvent, Finished, NeedsTurn, Piece, Started
+from server.engine.mailbox import Mailbox
 from server.engine.messages import Answer, Question
 from server.engine.runtime import Runtime
 from server.engine.spare_cores import SpareCores
@@ -29,6 +30,7 @@ from steering.errors import RequestError
 from steering.generation import Sampling
 from steering.model.merging import merge_products, pack_weights
 from steering.prompt import Message
+from steering.silence_cache import SilenceKey
 from steering.strength import Gate
 from steering.words import effects
 
@@ -425,6 +427,68 @@ def test_who_reads_no_further_holds_no_row_over_the_time_limit(small: Runtime) -
         patch.setattr(small.slots, "step", slow)
         asyncio.run(ask())
     engine.close()
+
+
+def test_a_timeout_is_told_though_the_thread_ends_the_job_at_once(small: Runtime) -> None:
+    class Watched:
+        """A job whose cancelling the torch thread sees before anything else happens."""
+
+        def __init__(self) -> None:
+            self.mailbox = Mailbox()
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+            if name == "cancelled":
+                self.mailbox.end()
+
+    async def ask() -> None:
+        watched: Any = Watched()
+        engine._time_out(watched)
+        assert watched.cancelled
+        with pytest.raises(RequestTimeout):
+            await watched.mailbox.next_event()
+
+    with running(small) as engine:
+        asyncio.run(ask())
+
+
+def test_passes_go_on_while_nobody_waits_for_a_token(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.engine import engine as module
+
+    runtime = Runtime.of(tiny_model, None, rows=2, tokens=1200, chunk_tokens=100)
+    done: list[str] = []
+    looks: list[int] = []
+    left: list[int] = []
+
+    def passes(*asked: Any) -> Generator[Any, None, None]:
+        for tokens in (0, 80, 80, 80):
+            yield NeedsTurn(tokens)
+            done.append("pass")
+            runtime.silence_cache.ahead = [(SilenceKey(b"", (1,)), 1)]
+
+    def ahead() -> None:
+        runtime.silence_cache.ahead = []
+        done.append("silence")
+
+    def turns() -> None:
+        Engine._take_turns(engine)
+        left.append(len(engine._turns))
+
+    async def ask() -> None:
+        monkeypatch.setattr(module, "answer_question", passes)
+        monkeypatch.setattr(engine, "_take_turns", turns)
+        monkeypatch.setattr(engine, "_make_ahead", ahead)
+        monkeypatch.setattr(engine, "_give_way", lambda: looks.append(len(done)))
+        assert [event async for event in engine.run(question())] == []
+        await until(lambda: "silence" in done)
+
+    with running(runtime) as engine:
+        asyncio.run(ask())
+    assert done == ["pass"] * 4 + ["silence"]
+    assert not any(left), "no turn waits for a step that nobody needs"
+    assert {1, 2, 3} <= set(looks), "other processes are looked for before each pass"
 
 
 def test_a_lost_device_ends_the_engine_and_all_that_ask(

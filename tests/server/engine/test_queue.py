@@ -9,8 +9,13 @@ import time
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from server.api.middleware import cancel_on_disconnect as middleware
+from server.app import make_deployment
 from server.engine.runtime import Runtime
+from server.errors import RequestTimeout
+from server.settings import NO_LOG, Settings
 
 QUESTION = "What is this?"
 
@@ -198,6 +203,38 @@ def test_who_takes_too_long_frees_the_row_within_a_step(
         assert codes == ["timeout", "timeout"]
         assert server.metric("allears_errors_total", code="timeout") == 2
         assert server.chat(**{**ask, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("longer", "fetch_seconds"),
+    [({"decode_timeout_seconds": 0.3}, 0.0), ({"queue_timeout_seconds": 0.3}, 0.0), ({}, 0.3)],
+    ids=["decoding", "waiting for a decoder", "fetching"],
+)
+def test_the_last_limit_spares_who_keeps_to_those_of_the_steps(
+    monkeypatch: pytest.MonkeyPatch, longer: dict[str, float], fetch_seconds: float
+) -> None:
+    monkeypatch.setattr(middleware, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(middleware, "FETCH_SECONDS", fetch_seconds)
+    names = ("body", "request", "queue", "decode")
+    brief: dict[str, Any] = {f"{name}_timeout_seconds": 0.001 for name in names}
+    settings = Settings(listening_log_url=SecretStr(NO_LOG), max_audio_clips=1, **brief | longer)
+
+    def ask(seconds: float) -> None:
+        async def app(*connection: Any) -> None:
+            await asyncio.sleep(seconds)
+
+        async def nothing(*message: Any) -> Any:
+            raise AssertionError(message)
+
+        async def call() -> None:
+            limited = middleware.cancel_on_disconnect(app, make_deployment(settings))
+            await limited({"type": "http"}, nothing, nothing)
+
+        asyncio.run(call())
+
+    ask(0.2)
+    with pytest.raises(RequestTimeout):
+        ask(60.0)
 
 
 def test_a_body_that_does_not_come_is_408(start: Any) -> None:

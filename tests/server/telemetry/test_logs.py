@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -22,6 +23,7 @@ import httpx
 import pytest
 
 from server.telemetry import logs
+from server.telemetry.request_record import request_record
 
 QUESTION = "Who\nsings\x1b[2K\u2028 my secret?"
 FORGED = '{"route": "/forged"}'
@@ -97,6 +99,33 @@ def test_a_request_is_one_line_with_what_it_cost(start: Any, audio: Any, lines: 
     assert heard["route"] == "/v1/listening-score" and heard["score"] == first["score"]
     assert heard["effect_bits"] is None
     assert "secret" not in json.dumps(lines()) and "some-key" not in json.dumps(lines())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_idle_connection_holds_no_clip(start: Any, audio: Any, stream: bool) -> None:
+    """The scope of a request is kept by uvicorn until the next one comes."""
+    body = {"audio": audio, "question": QUESTION, "max_tokens": 2, "stream": stream}
+    incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/audio-chat",
+        "headers": [(b"content-type", b"application/json")],
+        "query_string": b"",
+        "state": {},
+    }
+    with start() as server:
+
+        async def receive() -> Any:
+            return incoming.pop() if incoming else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            assert message.get("status", 200) == 200
+
+        server.run(server.app(scope, receive, send)).result(60)
+    record = request_record(scope)
+    assert record.answer_id and record.stage_times is not None
+    assert record.question is None and record.answer is None
 
 
 def test_text_is_logged_where_it_is_switched_on(start: Any, audio: Any, lines: Any) -> None:
