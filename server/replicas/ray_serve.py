@@ -185,10 +185,14 @@ class ServeReplicas:
         self._handle = self._start()
 
     def status(self) -> ReplicaStatus:
-        """The status in Serve."""
+        """The status in Serve; none is ready while it can't be asked."""
         if not ray.is_initialized():  # Serve would start one
             return ReplicaStatus(0, 0)
-        application = serve.status().applications.get(APP)
+        try:
+            application = serve.status().applications.get(APP)
+        except (RayError, RayServeException) as error:  # its controller starts again
+            log.warning("the replicas' status is not known: %s", type(error).__name__)
+            return ReplicaStatus(0, 0)
         if application is None or REPLICA not in application.deployments:
             return ReplicaStatus(0, 0)
         states = application.deployments[REPLICA].replica_states

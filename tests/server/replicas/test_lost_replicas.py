@@ -158,3 +158,16 @@ def test_a_router_closes_although_ray_can_not_be_stopped() -> None:
     with pytest.raises(ConnectionError):
         asyncio.run(Router(deployment, replicas).close())
     assert closed == [True]
+
+
+@pytest.mark.parametrize("kind", ["GetTimeoutError", "RayActorError", "RaySystemError"])
+def test_none_is_ready_while_serve_can_not_be_asked(
+    ray_serve: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def status() -> None:
+        error = getattr(ray_serve.ray.exceptions, kind)
+        raise error("its controller") if kind == "RaySystemError" else error()
+
+    monkeypatch.setattr(ray_serve.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_serve.serve, "status", status)
+    assert ray_serve.ServeReplicas(lambda: None, lambda: None).status().ready == 0
