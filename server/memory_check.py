@@ -48,10 +48,11 @@ def check_memory(settings: Settings) -> MemoryCheck:
     folder, _ = find(settings.model, settings.revision, weights=False)
     config = read_config(settings.model, folder)
     placed = placement(settings.model, settings.device, settings.dtype, settings.quantize)
-    packed = packs(placed.device, DTYPES.get(placed.kind, torch.int8))
+    sizes = memory_plan.sizes(family_of(config.model_type), config)
+    packed = packs(placed.device, DTYPES.get(placed.kind, torch.int8), sizes.parameters)
     on_card = placed.device.type == "cuda" and settings.device != SPREAD
     return MemoryCheck(
-        memory_plan.sizes(family_of(config.model_type), config),
+        sizes,
         Wanted(
             placed.kind,
             settings.max_batch_rows,

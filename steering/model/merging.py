@@ -7,15 +7,18 @@ place stays as it is. The modules remain those of transformers, with another `fo
 for them by class finds them.
 
 In bfloat16 on an x86 CPU the weights, those of the encoder too, are also laid out as oneDNN's
-kernels read them, in place of the plain ones. For every number of rows oneDNN compiles kernels of
-its own, half a megabyte a product, and keeps them: prompts and clips of all lengths would fill
-gigabytes. So rows are filled up to one of few numbers.
+kernels read them, in place of the plain ones; in float32 those of a large model are where a trial
+on this CPU shows a gain: on some nothing is gained, on others half of the time. For every number of
+rows oneDNN compiles kernels of its own, half a megabyte a product, and keeps them: prompts and
+clips of all lengths would fill gigabytes. So rows are filled up to one of few numbers.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -31,7 +34,9 @@ from steering.model.loading import bfloat16_instructions
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj")
 _KERNELS = AttentionInterface()
-_PACKED_FOR_ROWS = 16  # and as fast for fewer; float32, which is not, stays plain
+_PACKED_FOR_ROWS = 16  # and as fast for fewer
+_LARGE = 50_000_000  # parameters: a smaller model's float32 is the same on every x86 CPU
+_TRIED_ROWS, _TRIALS, _GAIN = (1, 4), 7, 0.75  # of the plain time
 _ROWS_STEP = 32  # to a multiple of which more rows are filled up, fewer to a power of two
 
 
@@ -90,10 +95,36 @@ def merge_products(model: AudioModel) -> int:
     return fewer
 
 
-def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype are packed on a device."""
-    on_x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
-    return on_x86 and dtype == torch.bfloat16 and bool(bfloat16_instructions())
+def packs(device: torch.device, dtype: torch.dtype, parameters: int = 0) -> bool:
+    """Whether a model's weights of this dtype are packed on a device."""
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if dtype == torch.float32:
+        return parameters >= _LARGE and gains_in_float32()
+    return dtype == torch.bfloat16 and bool(bfloat16_instructions())
+
+
+@functools.cache
+def gains_in_float32() -> bool:
+    """Whether this CPU multiplies few rows by a packed weight in much less time, tried once."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    plain = nn.Linear(1024, 4096, bias=False, dtype=torch.float32, device="cpu")
+    packed = PackedLinear(plain)
+    with torch.inference_mode():
+        plain_seconds, packed_seconds = (
+            sum(_least_seconds(layer, rows) for rows in _TRIED_ROWS) for layer in (plain, packed)
+        )
+    return packed_seconds < _GAIN * plain_seconds
+
+
+def _least_seconds(layer: nn.Module, rows: int) -> float:
+    states, taken = torch.zeros(rows, 1024), []
+    for _ in range(_TRIALS):
+        began = time.perf_counter()
+        layer(states)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def compiled_rows(tokens: int) -> int:
@@ -103,12 +134,13 @@ def compiled_rows(tokens: int) -> int:
 
 def pack_weights(model: AudioModel) -> int:
     """Lay out the weights of all linear layers but the readout for oneDNN, in place of the plain
-    ones: in bfloat16 on an x86 CPU, where it was measured to be faster.
+    ones, where that is faster on an x86 CPU.
 
     Returns:
         The number of layers that were packed.
     """
-    if not packs(model.device, model.dtype):
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    if not packs(model.device, model.dtype, parameters):
         return 0
     packed, readout = 0, model.family.readout(model.network)
     for parent in list(model.network.modules()):

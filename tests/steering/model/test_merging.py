@@ -81,12 +81,15 @@ def test_what_is_no_plain_linear_layer_stays_as_it_is(untrained: AudioModel) -> 
 
 
 @pytest.mark.skipif(not ON_X86, reason="weights are packed on x86 only")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float32, 1e-4)])
 def test_packed_weights_are_the_plain_ones(
-    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch
+    untrained: AudioModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
 ) -> None:
     monkeypatch.setattr(merging, "bfloat16_instructions", lambda: "emulated, maybe")
-    model = replace(untrained, network=deepcopy(untrained.network).bfloat16(), dtype=torch.bfloat16)
-    asked, tolerance = prompt(model, 0.7), 0.1
+    monkeypatch.setattr(merging, "gains_in_float32", lambda: True)
+    monkeypatch.setattr(merging, "_LARGE", 0)
+    model = replace(untrained, network=deepcopy(untrained.network).to(dtype), dtype=dtype)
+    asked = prompt(model, 0.7)
     before, layers = prefill(model, asked, layers=(0, 7)), model.num_layers
     state = next_state(model, before, 7)
     assert merge_products(model) == 3 * layers
@@ -116,6 +119,22 @@ def test_lengths_of_one_step_are_one_to_the_kernels(monkeypatch: pytest.MonkeyPa
         with torch.inference_mode():
             torch.testing.assert_close(packed(states), plain(states), atol=0.05, rtol=0.05)
     assert rows == [1, 4, 16, 32, 32, 32, 64, 64]
+
+
+def test_float32_is_packed_where_a_large_model_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, large = torch.device("cpu"), 142_000_000
+    for gains in (False, True):
+        monkeypatch.setattr(merging, "gains_in_float32", lambda gains=gains: gains)
+        assert merging.packs(cpu, torch.float32, large) == (gains and ON_X86)
+        assert not merging.packs(cpu, torch.float32, 4_000_000)
+        assert not merging.packs(torch.device("meta"), torch.float32, large)
+
+
+def test_the_trial_tells_which_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for packed_seconds, gains in ((0.7, True), (0.8, False)):
+        seconds = {nn.Linear: 1.0, PackedLinear: packed_seconds}
+        monkeypatch.setattr(merging, "_least_seconds", lambda layer, _, s=seconds: s[type(layer)])
+        assert merging.gains_in_float32.__wrapped__() is gains
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
