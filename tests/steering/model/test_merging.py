@@ -133,7 +133,7 @@ def test_float32_is_packed_where_a_large_model_gains(monkeypatch: pytest.MonkeyP
 def test_the_trial_tells_which_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     for packed_seconds, gains in ((0.7, True), (0.8, False)):
         seconds = {nn.Linear: 1.0, PackedLinear: packed_seconds}
-        monkeypatch.setattr(merging, "_least_seconds", lambda layer, _, s=seconds: s[type(layer)])
+        monkeypatch.setattr(merging, "_seconds", lambda layer, s=seconds: [s[type(layer)]] * 2)
         assert merging.gains_in_float32.__wrapped__() is gains
 
 
