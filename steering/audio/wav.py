@@ -153,8 +153,7 @@ def _check_codec(layout: SampleFormat) -> None:
 def _announced(data: bytes, samples: Chunk, ds64: Chunk | None) -> int:
     """Bytes of samples by the header, LEFT_OPEN if it does not say."""
     size = samples.size
-    whole = ds64 is not None and ds64.size >= 16 and ds64.body + 16 <= len(data)
-    if ds64 is not None and whole and size == 0xFFFFFFFF:
+    if ds64 and size == 0xFFFFFFFF and min(ds64.size, len(data) - ds64.body) >= 16:
         (size,) = struct.unpack_from("<Q", data, ds64.body + 8)
         size = LEFT_OPEN if size >= 1 << 63 else size
     elif size >= _UNKNOWN_SIZES and samples.body + size > len(data):
