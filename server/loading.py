@@ -25,7 +25,7 @@ from steering.decision import SteeringRequest
 from steering.generation import Sampling
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
-from steering.model.merging import copy_mapped, merge_products, pack_weights
+from steering.model.merging import merge_and_pack
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.verification.self_test import check_slots, self_test
@@ -86,8 +86,7 @@ def load_runtime(settings: Settings, on_progress: OnProgress) -> Runtime:
     log.info("memory: %s", check_memory(settings).fits())
     model = load_from(settings)
     tested = self_test(model)
-    merged, packed = merge_products(model), pack_weights(model)
-    copy_mapped(model)
+    merged, packed = merge_and_pack(model)
     profile = find_profile(settings, model, on_progress)  # last: it may take minutes to make
     if isinstance(profile, Profile):
         model = _asked(settings, model, profile)
@@ -128,6 +127,7 @@ def load_from(settings: Settings) -> AudioModel:
         adapter=settings.adapter,
         quantize=settings.quantize,
         style=settings.prompt_style,
+        mmap=False,
     )
 
 

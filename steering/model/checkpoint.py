@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ DEMO = "demo"
 DEMO_WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 _WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _SAMPLE_BYTES = 4096
 
@@ -78,6 +80,21 @@ def check_whole(name: str, folder: Path) -> None:
         )
     for file in files:
         _check_file(name, file)
+
+
+@contextmanager
+def tensors(folder: Path) -> Iterator[dict[str, Any]]:
+    """The tensors of a checkpoint by name, each read into memory of its own when it is sliced."""
+    names = {_WEIGHTS}
+    if not (folder / _WEIGHTS).is_file():
+        names = set(_weight_map(folder.name, _read_json(folder.name, folder / _INDEX)).values())
+    with ExitStack() as files:
+        found: dict[str, Any] = {}
+        for name in sorted(names):
+            file = safe_open(folder / name, framework="pt", backend="pread")
+            files.enter_context(file)
+            found |= {tensor: file.get_slice(tensor) for tensor in file.keys()}  # noqa: SIM118
+        yield found
 
 
 def check_adapter(name: str, folder: Path) -> None:

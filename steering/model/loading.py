@@ -6,13 +6,14 @@ import importlib.util
 import logging
 import platform
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 
 from steering.attention.taps import ATTENTION
 from steering.errors import ModelError
@@ -27,6 +28,7 @@ from steering.model.checkpoint import (
     find,
     fingerprint,
     first_line,
+    tensors,
 )
 from steering.model.families import Family, family_of
 from steering.model.memory_plan import DTYPES, QUANTIZED, ModelSizes
@@ -70,6 +72,7 @@ def load(
     adapter: str | None = None,
     quantize: str | None = None,
     style: str = "auto",
+    mmap: bool = True,
 ) -> AudioModel:
     """Load a model, ready to answer.
 
@@ -82,6 +85,9 @@ def load(
         adapter: LoRA adapter to merge into the weights, a folder or hub id.
         quantize: 8bit or 4bit, for the decoder's linear layers.
         style: prompt style, auto (by the name), plain or r1_aqa.
+        mmap: whether weights on a CPU may stay parts of the checkpoint's mapped file, which
+            processes share. What replaces them is read without: else all of the file is in memory
+            as long as one of them is.
 
     Returns:
         The model in eval mode, its attention readable by `steering.attention.taps`.
@@ -101,7 +107,7 @@ def load(
     _check_memory(name, memory_plan.sizes(family, config), placed)
     chosen = style_of(style, f"{name} {folder.name}")
     try:
-        network = _network(family, config, folder, kind, place, device, quantize)
+        network = _network(family, config, folder, kind, place, device, quantize, mmap)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: the checkpoint in {folder} can't be loaded: {error}") from error
     processor = read_processor(name, family, folder)
@@ -164,6 +170,7 @@ def _network(
     place: torch.device,
     device: str,
     quantize: str | None,
+    mmap: bool,
 ) -> Any:
     """The network with all its weights; ModelError if the checkpoint lacks some."""
     part = family.config(config)
@@ -174,17 +181,23 @@ def _network(
     if quantize is not None:
         placed.setdefault("device_map", {"": str(place)})
         placed["quantization_config"] = _quantization(quantize, dtype)
-    network, report = _tied_as_its_text(family, part).from_pretrained(
-        folder,
-        config=part,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **placed,
-    )
+    with ExitStack() as opened:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+        if not mmap and place.type == "cpu" and not placed:
+            state = opened.enter_context(tensors(folder))
+            source = {"pretrained_model_name_or_path": None, "state_dict": state}
+            source["generation_config"] = _generation_config(folder)
+        network, report = _tied_as_its_text(family, part).from_pretrained(
+            config=part,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **source,
+            **placed,
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{folder.name}: {len(missing)} weights are not in the checkpoint, the first is"
@@ -197,6 +210,16 @@ def _network(
             " read here: turn use_sliding_window off in its config.json"
         )
     return network if placed else network.to(place)
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    """Of its own file or else of config.json, as transformers reads it with a folder's weights."""
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            folder, "config.json", local_files_only=True, _from_model_config=True
+        )
 
 
 def _tied_as_its_text(family: Family, part: Any) -> Any:

@@ -11,10 +11,14 @@ kernels read them, in place of the plain ones; in float32 those of a large model
 on this CPU shows a gain: on some nothing is gained, on others half of the time. For every number of
 rows oneDNN compiles kernels of its own, half a megabyte a product, and keeps them: prompts and
 clips of all lengths would fill gigabytes. So rows are filled up to one of few numbers.
+
+One layer follows the other, and what it replaced is given back to the system before the next: no
+more than a layer is in memory twice, of a model that `load` did not map.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 import sys
@@ -80,20 +84,27 @@ class PackedLinear(nn.Module):
         return product[: states.shape[:-1].numel()].view(shape)
 
 
-def merge_products(model: AudioModel) -> int:
-    """Merge the products of a model's decoder in place.
+def merge_and_pack(model: AudioModel) -> tuple[int, int]:
+    """Merge the products of a model's decoder in place, and pack the weights of all linear layers
+    but the readout where that is faster.
 
     Returns:
-        How many products a token takes less. A model whose layers are on several cards stays as it
-        is: hooks of its linear layers move their inputs.
+        How many products a token takes less, and how many weights were packed. A model whose
+        layers are on several cards stays as it is: hooks of its linear layers move their inputs.
     """
     if model.layer_devices:
-        return 0
-    fewer = 0
+        return 0, 0
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    packing = packs(model.device, model.dtype, parameters)
+    fewer = packed = 0
     for layer in model.decoder.layers:
         fewer += _merge(layer.self_attn, _ATTENTION, _attend)
         fewer += _merge(layer.mlp, _FEED_FORWARD, _feed_forward)
-    return fewer
+        packed += _pack(model, layer) if packing else 0
+        _give_back()
+    packed += _pack(model, model.network) if packing else 0
+    _give_back()
+    return fewer, packed
 
 
 def packs(device: torch.device, dtype: torch.dtype, parameters: int = 0) -> bool:
@@ -133,18 +144,10 @@ def compiled_rows(tokens: int) -> int:
     return _PACKED_FOR_ROWS.bit_length() + -(-tokens // _ROWS_STEP)
 
 
-def pack_weights(model: AudioModel) -> int:
-    """Lay out the weights of all linear layers but the readout for oneDNN, in place of the plain
-    ones, where that is faster on an x86 CPU.
-
-    Returns:
-        The number of layers that were packed.
-    """
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    if not packs(model.device, model.dtype, parameters):
-        return 0
+def _pack(model: AudioModel, part: nn.Module) -> int:
+    """Pack the weights of a part of a model, the readout apart: how many."""
     packed, readout = 0, model.family.readout(model.network)
-    for parent in list(model.network.modules()):
+    for parent in list(part.modules()):
         for name, child in list(parent.named_children()):
             if child is readout or type(child) is not nn.Linear:
                 continue
@@ -154,13 +157,10 @@ def pack_weights(model: AudioModel) -> int:
     return packed
 
 
-def copy_mapped(model: AudioModel) -> None:
-    """Copy the weights that were not merged or packed, on a CPU: where they are parts of a
-    checkpoint's mapped file, all of it is in memory as long as one of them is.
-    """
-    if model.device.type == "cpu":
-        for tensor in (*model.network.parameters(), *model.network.buffers()):
-            tensor.data = tensor.detach().clone()
+def _give_back() -> None:
+    """Let the allocator give what is free back to the system, where it is glibc's."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _filled_up(rows: int) -> int:

@@ -30,7 +30,7 @@ from steering.heads import Verdicts
 from steering.model import memory_plan
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
-from steering.model.merging import copy_mapped, merge_products, pack_weights
+from steering.model.merging import merge_and_pack
 from steering.profile import Profile
 from steering.prompt import Message
 from steering.readout import Intervention
@@ -97,10 +97,8 @@ def questions(model: AudioModel) -> Iterator[Question]:
 
 def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
     """Answers at once by a model, and the prompts' caches that were alive when all were running."""
-    model = load(folder, device="cpu", dtype=dtype)
-    merge_products(model)
-    pack_weights(model)
-    copy_mapped(model)
+    model = load(folder, device="cpu", dtype=dtype, mmap=False)
+    merge_and_pack(model)
     runtime = Runtime.of(
         model, profile_of(model), silence_cache_bytes=SILENCE_BYTES, rows=ROWS, tokens=TOKENS
     )

@@ -28,7 +28,7 @@ from steering.audio.clip import Clip
 from steering.decision import SteeringRequest
 from steering.errors import RequestError
 from steering.generation import Sampling
-from steering.model.merging import merge_products, pack_weights
+from steering.model.merging import merge_and_pack
 from steering.prompt import Message
 from steering.silence_cache import SilenceKey
 from steering.strength import Gate
@@ -264,8 +264,7 @@ def test_strength_zero_is_exactly_the_bare_answer_of_merged_products(
 ) -> None:
     network = deepcopy(tiny_model.network).to(dtype)
     model = replace(tiny_model, network=network, dtype=dtype)
-    assert merge_products(model)
-    pack_weights(model)
+    assert merge_and_pack(model)[0]
     zero, choices = SteeringRequest(True, strength=0.0), ("a dog", "a cow")
     with running(Runtime.of(model, tiny_profile, rows=1, tokens=600)) as engine:
         for seed in range(3):

@@ -43,6 +43,47 @@ def change_json(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+# ---- weights of their own
+
+
+@pytest.mark.parametrize("name", tiny.WHOLE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_read_are_those_that_are_mapped(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    folder = tiny.save(tiny.WHOLE[name], tmp_path)
+    mapped, own = (
+        load(str(folder), device="cpu", dtype=dtype, mmap=mmap) for mmap in (True, False)
+    )
+    weights, buffers = (dict(own.network.named_parameters()), dict(own.network.named_buffers()))
+    for key, tensor in mapped.network.named_parameters():
+        assert torch.equal(tensor, weights.pop(key)), key
+    for key, tensor in mapped.network.named_buffers():
+        assert torch.equal(tensor, buffers.pop(key)), key
+    assert not weights and not buffers
+    assert own.eos_token_ids == mapped.eos_token_ids
+    assert own.generation_defaults == mapped.generation_defaults
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_checkpoint_in_parts_is_read_by_its_index(
+    checkpoint: Path, tmp_path: Path, mmap: bool
+) -> None:
+    """What else lies in the folder, as some do of the hub, is not looked at."""
+    whole = load(str(checkpoint), device="cpu", mmap=mmap)
+    folder = tmp_path / "parts"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    whole.network.save_pretrained(folder, max_shard_size="100KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    (folder / "generation_config.json").write_text('{"temperature": 0.4, "do_sample": true}')
+    stray = {"lm_head.weight": torch.zeros(1), "unheard.of": torch.zeros(1)}
+    save_file(stray, folder / "consolidated.safetensors", metadata={"format": "pt"})
+    parts = load(str(folder), device="cpu", mmap=mmap)
+    for key, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, parts.network.state_dict()[key]), key
+    assert parts.generation_defaults["temperature"] == 0.4
+
+
 # ---- only the thinker of an Omni
 
 
@@ -317,7 +358,7 @@ def test_an_adapter_of_another_model_is_refused(
     ],
 )
 def test_a_missing_package_is_named_with_the_way_to_get_it(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, options: dict[str, str]
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, package: str, options: dict[str, Any]
 ) -> None:
     known = importlib.util.find_spec
     monkeypatch.setattr(

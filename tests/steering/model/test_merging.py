@@ -16,7 +16,7 @@ from steering.generation import UNSTEERED, Sampling, generate
 from steering.model import merging
 from steering.model.audio_model import AudioModel
 from steering.model.loading import load
-from steering.model.merging import PackedLinear, merge_products, pack_weights
+from steering.model.merging import PackedLinear, merge_and_pack
 from steering.prefill import next_state, prefill
 from tests.steering import tiny
 from tests.steering.examples import every_head, full_pass, prompt
@@ -28,7 +28,7 @@ GREEDY = Sampling(max_tokens=8, ignore_end=True)
 def merged(model: AudioModel) -> AudioModel:
     """A copy of a model, its products merged."""
     copy = replace(model, network=deepcopy(model.network))
-    merge_products(copy)
+    merge_and_pack(copy)
     return copy
 
 
@@ -39,14 +39,15 @@ def parameters(network: Any) -> int:
 @pytest.mark.parametrize("name", tiny.WHOLE)
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
 def test_merged_products_are_the_separate_ones(
-    name: str, dtype: str, tolerance: float, tmp_path: Path
+    name: str, dtype: str, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(merging, "packs", lambda *of: False)
     model = load(str(tiny.save(tiny.WHOLE[name], tmp_path)), device="cpu", dtype=dtype)
     asked, heads = prompt(model, 0.7), every_head(model)
     before, size = prefill(model, asked, heads=heads, layers=(0, 2)), parameters(model.network)
     tokens = list(generate(model, before, UNSTEERED, GREEDY))
     products = 2 if name == "qwen3_omni_moe" else 3  # its experts are merged by transformers
-    assert merge_products(model) == products * model.num_layers
+    assert merge_and_pack(model)[0] == products * model.num_layers
     assert parameters(model.network) == size, "no weight is there twice"
     after = prefill(model, asked, heads=heads, layers=(0, 2))
     for part in ("attention", "states", "final"):
@@ -55,7 +56,7 @@ def test_merged_products_are_the_separate_ones(
         )
     if dtype == "float32":
         assert list(generate(model, after, UNSTEERED, GREEDY)) == tokens
-    assert merge_products(model) == 0, "once is enough"
+    assert merge_and_pack(model)[0] == 0, "once is enough"
 
 
 def test_a_merged_network_is_still_one_of_transformers(model: AudioModel, oracle: Any) -> None:
@@ -75,7 +76,7 @@ def test_what_is_no_plain_linear_layer_stays_as_it_is(untrained: AudioModel) -> 
     copy = replace(untrained, network=deepcopy(untrained.network))
     first, *others = copy.decoder.layers
     first.self_attn.v_proj.__class__ = first.mlp.up_proj.__class__ = Quantized
-    assert merge_products(copy) == 3 * len(others)
+    assert merge_and_pack(copy) == (3 * len(others), 0)
     assert isinstance(first.self_attn.v_proj, Quantized)
     assert isinstance(first.mlp.up_proj, Quantized)
 
@@ -92,8 +93,9 @@ def test_packed_weights_are_the_plain_ones(
     asked = prompt(model, 0.7)
     before, layers = prefill(model, asked, layers=(0, 7)), model.num_layers
     state = next_state(model, before, 7)
-    assert merge_products(model) == 3 * layers
-    assert pack_weights(model) > 4 * layers, "and those of the encoder"
+    fewer, weights = merge_and_pack(model)
+    assert fewer == 3 * layers
+    assert weights > 4 * layers, "and those of the encoder"
     after = prefill(model, asked, layers=(0, 7))
     torch.testing.assert_close(after.states, before.states, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(next_state(model, after, 7), state, atol=tolerance, rtol=tolerance)
@@ -143,4 +145,4 @@ def test_only_bfloat16_is_packed(
 ) -> None:
     monkeypatch.setattr(merging, "bfloat16_instructions", lambda: "AMX")
     model = replace(untrained, network=deepcopy(untrained.network).to(dtype), dtype=dtype)
-    assert pack_weights(model) == 0
+    assert merge_and_pack(model)[1] == 0
