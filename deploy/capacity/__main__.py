@@ -62,7 +62,7 @@ def measure(rounds: int) -> dict[str, Any]:
         question = bench.question  # all speak the embedded model's tokens
     _report("bodies and prompts of the true sizes")
     model = random_model("real", REAL, torch.device("meta"), torch.bfloat16)
-    true_sizes = BenchModel(model, random_profile(model, REAL), REAL.clip_seconds, question)
+    true_sizes = BenchModel(model, model, random_profile(model, REAL), REAL.clip_seconds, question)
     sizes = ModelSizes.of(model, REAL.deepest_layer + 1)
     real = stage_measurement.measure_preprocessing(true_sizes, sizes, REAL_CLIPS, rounds)
     real["parameters"] = sum(p.numel() for p in model.network.parameters())

@@ -77,7 +77,7 @@ def measure(
     results: dict[str, Any] = {
         "model": model,
         "scaled_down": scale_down,
-        "parameters": sum(p.numel() for p in subject.model.network.parameters()),
+        "parameters": sum(p.numel() for p in subject.plain.network.parameters()),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "machine": _machine(device),
         "clock": clock,
@@ -99,7 +99,7 @@ def measure(
         "runs": runs,
     }
     if model == "real":
-        floors = rooflines(subject.model, prompt)
+        floors = rooflines(subject.plain, prompt)
         results["floors"] = floors
         results["ratios"] += _floor_ratios(results["arms"], floors, bounded=not scale_down)
         rows = 16 if scale_down else 256

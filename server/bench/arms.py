@@ -171,11 +171,11 @@ def _run_of(bench: Bench, runtime: Runtime, question: Question) -> tuple[Run, An
 def _hf(bench: Bench, seed: int) -> Run:
     """The generate of transformers, with its SDPA attention."""
     start = bench.now()
-    inputs = _inputs(bench, build_prompt(bench.subject.model, bench.subject.messages(seed)))
+    inputs = _inputs(bench, build_prompt(bench.subject.plain, bench.subject.messages(seed)))
     prepared = bench.now()
     clock = Stopwatch(bench)
     with _attention(bench, "sdpa"):
-        out = bench.subject.model.network.generate(
+        out = bench.subject.plain.network.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=bench.tokens,
@@ -200,7 +200,7 @@ def _two_passes(bench: Bench, seed: int) -> Run:
 @torch.inference_mode()
 def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions: bool) -> Run:
     """Two forward passes to the first token only: these arms do not measure decoding."""
-    model = bench.subject.model
+    model = bench.subject.plain
     start = bench.now()
     prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
@@ -230,7 +230,7 @@ def _two_forwards(bench: Bench, seed: int, attention: str, *, output_attentions:
 
 def _aad(bench: Bench, seed: int) -> Run:
     """Audio-Aware Decoding (arXiv 2506.07233): a branch with the clip and one with silence."""
-    model = bench.subject.model
+    model = bench.subject.plain
     start = bench.now()
     prompt = build_prompt(model, bench.subject.messages(seed))
     twin = silent_twin(model, prompt)
@@ -264,7 +264,7 @@ def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
     """A prompt as transformers takes it."""
     tokens = prompt.tokens[None]
     frames = torch.arange(prompt.log_mels.shape[-1])[None] < prompt.mel_frames[:, None]
-    model = bench.subject.model
+    model = bench.subject.plain
     return {
         "input_ids": tokens.to(model.device),
         "attention_mask": torch.ones_like(tokens).to(model.device),
@@ -276,7 +276,7 @@ def _inputs(bench: Bench, prompt: Prompt) -> dict[str, Tensor]:
 @contextmanager
 def _attention(bench: Bench, name: str) -> Iterator[None]:
     """Encoder and decoder with this attention, as transformers loads them."""
-    model = bench.subject.model
+    model = bench.subject.plain
     tower = model.network.model.audio_tower.config
     ours = (tower._attn_implementation, model.decoder.config._attn_implementation)
     tower._attn_implementation = model.decoder.config._attn_implementation = name

@@ -27,6 +27,7 @@ from steering.model import loading
 from steering.model.audio_model import AudioModel
 from steering.model.checkpoint import DEMO, DEMO_WEIGHTS
 from steering.model.families import QWEN2_AUDIO
+from steering.model.merging import merge_and_pack
 from steering.profile import Profile
 from steering.prompt import Message, build_question
 from steering.readout import Intervention
@@ -114,7 +115,8 @@ SCALED_DOWN = Size(  # the script of REAL, at a size that a CPU runs in seconds
 class BenchModel:
     """A model that is measured, its profile, and the length of its prompts."""
 
-    model: AudioModel
+    model: AudioModel  # its products merged and packed, as the server does
+    plain: AudioModel  # the same as transformers makes it: what others do is measured on it
     profile: Profile
     clip_seconds: float
     question: str
@@ -131,15 +133,18 @@ class BenchModel:
 def bench_model(name: str, device: torch.device, *, scale_down: bool = False) -> BenchModel:
     """The model called demo, mid or real, on a device."""
     if name == DEMO:
-        model = loading.load(DEMO, device=str(device), dtype="float32")
+        model, plain = (loading.load(DEMO, device=str(device), dtype="float32") for _ in range(2))
         profile = profiles.find(None, model)
         assert profile is not None
-        return BenchModel(model, profile, model.max_clip_seconds, _question(model, 60))
-    size = MID if name == "mid" else SCALED_DOWN if scale_down else REAL
-    on_gpu = device.type == "cuda"
-    model = random_model(name, size, device, torch.bfloat16 if on_gpu else torch.float32)
-    question = _question(model, size.question_tokens)
-    return BenchModel(model, random_profile(model, size), size.clip_seconds, question)
+        seconds, tokens = model.max_clip_seconds, 60
+    else:
+        size = MID if name == "mid" else SCALED_DOWN if scale_down else REAL
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model, plain = (random_model(name, size, device, dtype) for _ in range(2))
+        profile = random_profile(model, size)
+        seconds, tokens = size.clip_seconds, size.question_tokens
+    merge_and_pack(model)
+    return BenchModel(model, plain, profile, seconds, _question(model, tokens))
 
 
 def random_model(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> AudioModel:
