@@ -29,8 +29,8 @@ SYSTEM_PROMPTS = (
     "You are given recordings from a forest. Name what can be heard, never what may be there.",
 )
 _SHORTEST_SECONDS = 0.5
-# Requests, and those of them that are answered the exact way too: a way takes two minutes at most.
-_REQUESTS = {"demo": (200, 200), "mid": (120, 40), "real": (200, 200), "small": (6, 3)}
+# Requests, and those of them that are answered the exact way too, which takes longest.
+_REQUESTS = {"demo": (200, 200), "mid": (200, 40), "real": (200, 200), "small": (6, 3)}
 _BOUNDS = {"mean": 1.06, "p95": 1.1}  # of a steered first token over a bare one, mid-size
 _LEAST_HITS = 0.98
 
