@@ -80,6 +80,15 @@ def test_the_drain_fits_into_the_grace_period(services: dict[str, Any]) -> None:
         assert int(default) < seconds(services[name]["stop_grace_period"])
 
 
+def test_what_an_alert_advises_to_set_reaches_the_server(services: dict[str, Any]) -> None:
+    advised = set(
+        re.findall(r"ALLEARS_[A-Z_]+", (ROOT / "deploy/prometheus/rules.yaml").read_text())
+    )
+    assert len(advised) >= 4
+    for name in ("gpu", "cpu"):
+        assert advised <= services[name]["environment"].keys()
+
+
 def test_what_the_compose_file_mounts_is_there(services: dict[str, Any]) -> None:
     mounts = [
         volume.split(":")[0] for service in services.values() for volume in service["volumes"]

@@ -21,17 +21,19 @@ FOREIGN = {"HF_TOKEN"}  # read by the hub's own library
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module", params=["gpu", "cpu"])
-def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+def kustomized(folder: Path) -> list[dict[str, Any]]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is missing; .ci/run shows where to get one")
-    made = subprocess.run(
-        [kubectl, "kustomize", FOLDER / request.param], capture_output=True, text=True
-    )
+    made = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert not made.stderr, made.stderr  # kustomize warns of what it will drop
     return list(yaml.safe_load_all(made.stdout))
+
+
+@pytest.fixture(scope="module", params=["gpu", "cpu"])
+def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return kustomized(FOLDER / request.param)
 
 
 def of_kind(manifests: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -161,3 +163,16 @@ def test_the_autoscaler_goes_by_a_metric_of_ours(manifests: list[dict[str, Any]]
     (deployment,) = of_kind(manifests, "Deployment")
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"]
+
+
+def test_the_line_for_a_database_lets_the_log_reach_it(tmp_path: Path) -> None:
+    """As uncommented: kustomize leaves the database's name alone."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "kubernetes"))
+    file = folder / "base" / "network.yaml"
+    before, title, after = file.read_text().partition("runs in this cluster:\n")
+    file.write_text(before + title + re.sub(r"^    # ", "    ", after, flags=re.MULTILINE))
+    (policy,) = of_kind(kustomized(folder / "cpu"), "NetworkPolicy")
+    kubernetes_validate.validate(policy, kubernetes_validate.latest_version(), strict=True)
+    (database,) = (rule for rule in policy["spec"]["egress"] if rule["ports"][0]["port"] == 5432)
+    (peer,) = database["to"]
+    assert "postgresql" in str(peer) and "allears" not in str(peer)
