@@ -18,7 +18,7 @@ from allears_client.answers import (
     WordListening,
 )
 from allears_client.audio_input import Samples, Sound
-from allears_client.client import DEFAULT_URL, AllEars, AsyncAllEars, AsyncStream, Stream
+from allears_client.client import DEFAULT_URL, AllEars, AsyncAllEars
 from allears_client.errors import (
     AllEarsClientError,
     AllEarsHTTPError,
@@ -32,8 +32,10 @@ from allears_client.errors import (
     TooLarge,
     Unauthorized,
     UnreadableAudio,
+    Unsendable,
 )
 from allears_client.request_body import ListeningOptions, Options
+from allears_client.stream import AsyncStream, Stream
 
 __all__ = [
     "DEFAULT_URL",
@@ -64,6 +66,7 @@ __all__ = [
     "TooLarge",
     "Unauthorized",
     "UnreadableAudio",
+    "Unsendable",
     "Usage",
     "WindowListening",
     "WordListening",

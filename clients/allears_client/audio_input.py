@@ -8,6 +8,7 @@ import os
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_CHANNELS = 8
+_MAX_RATE_HZ = 10_000_000  # fits a WAV header with eight channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +55,15 @@ def read(sound: Sound) -> bytes:
     if isinstance(sound, str | os.PathLike):
         try:
             return Path(sound).read_bytes()
-        except OSError as error:
-            raise UnreadableAudio(
-                f"{sound}: can't be read ({error.strerror}); check the path"
-            ) from None
-    data = sound.read() if hasattr(sound, "read") else None
+        except (OSError, ValueError) as error:  # ValueError: no path has such characters
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableAudio(f"{sound}: can't be read ({reason}); check the path") from None
+    try:
+        data = sound.read() if hasattr(sound, "read") else None
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or text that isn't text
+        raise UnreadableAudio(
+            f"the open file can't be read ({error}); open it in binary mode: open(path, 'rb')"
+        ) from None
     if not isinstance(data, bytes):
         raise UnreadableAudio(
             f"{type(sound).__name__} is no sound; give a path, bytes, a file opened in binary mode,"
@@ -70,7 +76,10 @@ def wav(sound: Samples) -> bytes:
     """A WAV file of 16-bit samples. Raises UnreadableAudio for arrays that are no waveform."""
     import numpy as np  # only a caller with an array needs it
 
-    samples = np.asarray(sound.samples)
+    try:
+        samples = np.asarray(sound.samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnreadableAudio(f"the samples are no array of numpy's: {error}") from None
     if samples.ndim not in (1, 2) or samples.size == 0:
         raise UnreadableAudio(f"samples of shape {samples.shape}; (S,) or (S, channels) is needed")
     channels = 1 if samples.ndim == 1 else samples.shape[1]
@@ -79,13 +88,16 @@ def wav(sound: Samples) -> bytes:
             f"samples of shape {samples.shape} would be {channels} channels; transpose the array to"
             " (S, channels)"
         )
+    rate_hz = sound.sample_rate_hz
+    if not (isinstance(rate_hz, Real) and 1 <= rate_hz <= _MAX_RATE_HZ):
+        raise UnreadableAudio(f"sample_rate_hz is {rate_hz}; 1 to {_MAX_RATE_HZ} can be sent")
     if samples.dtype != np.int16:
         samples = _to_int16(samples)
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(channels)
         writer.setsampwidth(2)
-        writer.setframerate(sound.sample_rate_hz)
+        writer.setframerate(round(rate_hz))
         writer.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
 
@@ -101,5 +113,6 @@ def _to_int16(samples: NDArray[Any]) -> NDArray[Any]:
             f"the largest sample is {largest:g}; floats from -1 to 1 are sent: divide by the"
             " largest value of the type they come from"
         )
+    samples = samples.astype(np.float32, copy=False)  # float16 has no 32767
     scaled: NDArray[Any] = np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
     return scaled

@@ -2,81 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 from httpx_retries import Retry, RetryTransport
 
 from allears_client.answers import Answer, Heard, parse_answer, parse_heard
-from allears_client.errors import AllEarsHTTPError, Interrupted, no_server, refusal
-from allears_client.request_body import ListeningOptions, Options, Sounds, body
+from allears_client.errors import NOT_OURS, AllEarsHTTPError, Unsendable, no_server, refusal
+from allears_client.request_body import ListeningOptions, Options, Sounds, body, encoded
+from allears_client.stream import AsyncStream, Stream
+
+Parsed = TypeVar("Parsed")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT_SECONDS = 330.0
 _CHAT, _LISTEN, _SUMMARY = "/v1/audio-chat", "/v1/listening-score", "/listening-score"
 _LONGEST_PAUSE_SECONDS = 60.0
-_BROKEN = (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL)
-
-
-class Stream:
-    """Pieces of an answer's text as they come; `answer` is the whole, once they ended.
-
-    `token_scores` are the listening scores of the newest piece's tokens.
-    """
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._events = _Events(response)
-
-    def __iter__(self) -> Iterator[str]:
-        with self._events.to_the_last():
-            for line in self._response.iter_lines():
-                if piece := self._events.feed(line):
-                    yield piece
-
-    @property
-    def token_scores(self) -> tuple[float, ...]:
-        """Listening scores of the newest piece's tokens; none without a profile, or audio."""
-        return self._events.token_scores
-
-    @property
-    def answer(self) -> Answer:
-        """The whole Answer; raises Interrupted before the last piece came."""
-        return self._events.whole_answer()
-
-
-class AsyncStream:
-    """The same as Stream, asynchronously."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._events = _Events(response)
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        with self._events.to_the_last():
-            async for line in self._response.aiter_lines():
-                if piece := self._events.feed(line):
-                    yield piece
-
-    @property
-    def token_scores(self) -> tuple[float, ...]:
-        """Scores of the newest piece's tokens, as those of Stream."""
-        return self._events.token_scores
-
-    @property
-    def answer(self) -> Answer:
-        """The whole Answer; raises Interrupted before the last piece came."""
-        return self._events.whole_answer()
+_BROKEN = (httpx.RequestError, httpx.InvalidURL)
+_JSON = {"content-type": "application/json"}
 
 
 class AllEars:
     """A connection to one server. Use it as a context manager, or call `close`.
 
     A busy server (429, 503) and a broken connection are tried `max_retries` times more, after the
-    time that Retry-After says, else after a growing one. All methods raise AllEarsHTTPError for a
-    refusal, NoServer, and UnreadableAudio.
+    time that Retry-After says, else after a growing one; not so a request that ended a replica.
+    All methods raise AllEarsHTTPError for a refusal, NoServer, UnreadableAudio and Unsendable.
+    The default timeout is longer than a server, as it comes, lets an answer take.
     """
 
     def __init__(
@@ -84,17 +38,19 @@ class AllEars:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        timeout_seconds: float = 120.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers=_headers(api_key),
-            timeout=_timeout(timeout_seconds),
-            transport=RetryTransport(transport or httpx.HTTPTransport(), _retry(max_retries)),
-        )
+        retry = _retry(max_retries, _raise_if_passing)
+        with _reaching(self.url):
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers=_headers(api_key),
+                timeout=_timeout(timeout_seconds),
+                transport=RetryTransport(transport or httpx.HTTPTransport(), retry),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -110,22 +66,22 @@ class AllEars:
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """The server's answer about one clip or several."""
-        return parse_answer(self._send("POST", _CHAT, json=body(audio, question, options)))
+        content = body(audio, question, options)
+        return _parsed(self._post(_CHAT, content), parse_answer)
 
     @contextmanager
     def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Iterator[Stream]:
         """The answer in pieces: iterate over them, then read the stream's `answer`."""
-        content = {**body(audio, question, options), "stream": True}
-        try:
-            request = self._http.build_request("POST", _CHAT, json=content)
+        content = encoded({**body(audio, question, options), "stream": True})
+        with _reaching(self.url):
+            request = self._http.build_request("POST", _CHAT, content=content, headers=_JSON)
             response = self._http.send(request, stream=True)
-        except _BROKEN as error:
-            raise no_server(self.url, error) from None
         try:
             if not response.is_success:
-                response.read()
+                with _reaching(self.url):
+                    response.read()
                 raise refusal(response, _json_or_none(response))
             yield Stream(response)
         finally:
@@ -138,11 +94,15 @@ class AllEars:
         **options: Unpack[ListeningOptions],
     ) -> Heard:
         """Listening measurements of a question, without an answer."""
-        return parse_heard(self._send("POST", _LISTEN, json=body(audio, question, options)))
+        content = body(audio, question, options)
+        return _parsed(self._post(_LISTEN, content), parse_heard)
 
     def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
         """The server's rolling summary, or the record of one answer by its id."""
-        return self._send("GET", _SUMMARY, params=_params(request_id))
+        params = _params(request_id)
+        with _reaching(self.url):
+            response = self._http.get(_SUMMARY, params=params)
+        return _checked_body(response)
 
     def ready(self) -> bool:
         """True if the server can be reached and takes questions."""
@@ -151,12 +111,10 @@ class AllEars:
         except _BROKEN:
             return False
 
-    def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, **content)
-        except _BROKEN as error:
-            raise no_server(self.url, error) from None
-        return _checked_body(response)
+    def _post(self, path: str, content: dict[str, Any]) -> httpx.Response:
+        data = encoded(content)
+        with _reaching(self.url):
+            return self._http.post(path, content=data, headers=_JSON)
 
 
 class AsyncAllEars:
@@ -167,17 +125,19 @@ class AsyncAllEars:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        timeout_seconds: float = 120.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers=_headers(api_key),
-            timeout=_timeout(timeout_seconds),
-            transport=RetryTransport(transport or httpx.AsyncHTTPTransport(), _retry(max_retries)),
-        )
+        retry = _retry(max_retries, _raise_if_passing_async)
+        with _reaching(self.url):
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=_headers(api_key),
+                timeout=_timeout(timeout_seconds),
+                transport=RetryTransport(transport or httpx.AsyncHTTPTransport(), retry),
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -193,22 +153,22 @@ class AsyncAllEars:
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """The server's answer about one clip or several."""
-        return parse_answer(await self._send("POST", _CHAT, json=body(audio, question, options)))
+        content = body(audio, question, options)
+        return _parsed(await self._post(_CHAT, content), parse_answer)
 
     @asynccontextmanager
     async def stream(
         self, audio: Sounds | None, question: str | None = None, **options: Unpack[Options]
     ) -> AsyncIterator[AsyncStream]:
         """The answer in pieces: iterate over them, then read the stream's `answer`."""
-        content = {**body(audio, question, options), "stream": True}
-        try:
-            request = self._http.build_request("POST", _CHAT, json=content)
+        content = encoded({**body(audio, question, options), "stream": True})
+        with _reaching(self.url):
+            request = self._http.build_request("POST", _CHAT, content=content, headers=_JSON)
             response = await self._http.send(request, stream=True)
-        except _BROKEN as error:
-            raise no_server(self.url, error) from None
         try:
             if not response.is_success:
-                await response.aread()
+                with _reaching(self.url):
+                    await response.aread()
                 raise refusal(response, _json_or_none(response))
             yield AsyncStream(response)
         finally:
@@ -222,11 +182,14 @@ class AsyncAllEars:
     ) -> Heard:
         """Listening measurements of a question, without an answer."""
         content = body(audio, question, options)
-        return parse_heard(await self._send("POST", _LISTEN, json=content))
+        return _parsed(await self._post(_LISTEN, content), parse_heard)
 
     async def listening_score(self, request_id: str | None = None) -> Mapping[str, Any]:
         """The server's rolling summary, or the record of one answer by its id."""
-        return await self._send("GET", _SUMMARY, params=_params(request_id))
+        params = _params(request_id)
+        with _reaching(self.url):
+            response = await self._http.get(_SUMMARY, params=params)
+        return _checked_body(response)
 
     async def ready(self) -> bool:
         """True if the server can be reached and takes questions."""
@@ -235,21 +198,45 @@ class AsyncAllEars:
         except _BROKEN:
             return False
 
-    async def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        try:
-            response = await self._http.request(method, path, **content)
-        except _BROKEN as error:
-            raise no_server(self.url, error) from None
-        return _checked_body(response)
+    async def _post(self, path: str, content: dict[str, Any]) -> httpx.Response:
+        data = encoded(content)
+        with _reaching(self.url):
+            return await self._http.post(path, content=data, headers=_JSON)
 
 
-def _retry(count: int) -> Retry:
+class _Passing(Exception):
+    """A refusal that may be over soon."""
+
+
+def _raise_if_passing(response: httpx.Response) -> None:
+    """Raise _Passing for a 503, but for that of a request which would end another replica."""
+    if response.status_code == 503:
+        response.read()
+        _raise_unless_lost(response)
+
+
+async def _raise_if_passing_async(response: httpx.Response) -> None:
+    if response.status_code == 503:
+        await response.aread()
+        _raise_unless_lost(response)
+
+
+def _raise_unless_lost(response: httpx.Response) -> None:
+    if refusal(response, _json_or_none(response)).code != "replica_lost":
+        raise _Passing
+
+
+def _retry(
+    count: int, validate: Callable[[httpx.Response], Awaitable[None] | None] | None = None
+) -> Retry:
     """Retry policy. A refused connection is not retried: there is no server."""
+    broken = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
     return Retry(
         total=count,
         allowed_methods=("GET", "POST"),
-        status_forcelist=(429, 503),
-        retry_on_exceptions=(httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError),
+        status_forcelist=(429,),
+        retry_on_exceptions=(*broken, _Passing),
+        validate_response=validate,
         backoff_factor=0.25,
         backoff_jitter=0.5,
         max_backoff_wait=_LONGEST_PAUSE_SECONDS,
@@ -259,8 +246,22 @@ def _retry(count: int) -> Retry:
 _ONCE = {"retry": _retry(0)}
 
 
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """While it lasts the server is asked; raises NoServer for what breaks."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise no_server(url, error) from None
+
+
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    key = (api_key or "").strip()  # one that was read from a file ends in a newline
+    if not (key.isascii() and key.isprintable()):
+        raise Unsendable(
+            "the API key can't be sent: it may hold printable ASCII alone; look at where it is from"
+        )
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
@@ -268,7 +269,21 @@ def _timeout(seconds: float) -> httpx.Timeout:
 
 
 def _params(request_id: str | None) -> dict[str, str]:
-    return {"request_id": request_id} if request_id else {}
+    params = {"request_id": request_id} if request_id else {}
+    encoded(params)  # raises for text that a URL has not either
+    return params
+
+
+def _parsed(response: httpx.Response, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """What a body holds; raises the error of a refusal."""
+    content = _checked_body(response)
+    try:
+        return parse(content)
+    except NOT_OURS as error:
+        raise AllEarsHTTPError(
+            f"the answer can't be understood ({error!r}): is this an allears server?",
+            status=response.status_code,
+        ) from None
 
 
 def _checked_body(response: httpx.Response) -> dict[str, Any]:
@@ -288,44 +303,3 @@ def _json_or_none(response: httpx.Response) -> Any:
         return response.json()
     except ValueError:
         return None
-
-
-class _Events:
-    """The events of a streamed answer, as far as they came."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._answer: Answer | None = None
-        self.token_scores: tuple[float, ...] = ()  # of the newest piece
-
-    @contextmanager
-    def to_the_last(self) -> Iterator[None]:
-        """While it lasts the events are read; raises Interrupted if they ended early."""
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise Interrupted(
-                f"the connection broke before the answer was whole: {error}"
-            ) from None
-        self.whole_answer()
-
-    def feed(self, line: str) -> str:
-        """The piece of text in a line of the stream; of the last event, the Answer is kept."""
-        data = line.removeprefix("data: ").strip()
-        if not line.startswith("data:") or data == "[DONE]":
-            return ""
-        event = json.loads(data)
-        if "error" in event:
-            raise refusal(self._response, event)
-        if "answer" in event:
-            self._answer = parse_answer(event)
-        piece: str = event["delta"]
-        if piece:
-            self.token_scores = tuple(event.get("token_scores", ()))
-        return piece
-
-    def whole_answer(self) -> Answer:
-        """The Answer; raises Interrupted before the event that carries it."""
-        if self._answer is None:
-            raise Interrupted("the stream ended before the answer was whole, or was not read yet")
-        return self._answer

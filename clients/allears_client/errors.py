@@ -2,8 +2,9 @@
 
 AllEarsClientError
 ├── NoServer              nothing answers at the URL, or not in time
-│   └── Interrupted       the connection broke while a stream came
+│   └── Interrupted       a stream broke, or is none of allears'
 ├── UnreadableAudio       the sound can't be read here: no file, not samples
+├── Unsendable            an option, the question or the key holds what can't be sent
 └── AllEarsHTTPError      the server refused; status, code, param and message are its own
     ├── InvalidRequest    a field is wrong (422)
     ├── InvalidAudio      the audio can't be decoded (400)
@@ -31,11 +32,15 @@ class NoServer(AllEarsClientError):
 
 
 class Interrupted(NoServer):
-    """The connection broke before the answer was whole."""
+    """A stream broke before the answer was whole, or is none of allears'."""
 
 
 class UnreadableAudio(AllEarsClientError):
     """The sound can't be read."""
+
+
+class Unsendable(AllEarsClientError):
+    """An option, the question or the key holds what can't be sent."""
 
 
 class AllEarsHTTPError(AllEarsClientError):
@@ -102,8 +107,12 @@ _BY_CODE: Mapping[str, type[AllEarsHTTPError]] = {  # inside a stream there is n
     "out_of_memory": Busy,
     "stopped": Busy,
     "draining": Busy,
+    "replica_lost": Busy,
+    "queue_timeout": Busy,
     "invalid_request": InvalidRequest,
 }
+
+NOT_OURS = (KeyError, TypeError, AttributeError, ValueError)  # of JSON that is no answer of allears
 
 
 def refusal(response: httpx.Response, body: Any) -> AllEarsHTTPError:

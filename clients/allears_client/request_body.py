@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from allears_client.audio_input import Sound, as_json, as_list
+from allears_client.errors import Unsendable
 
 Sounds = Sound | Sequence[Sound]
 LongAudio = Literal["refuse", "cut", "window"]
@@ -63,3 +66,31 @@ def body(audio: Sounds | None, question: str | None, options: Mapping[str, Any])
     if question is not None:
         given["question"] = question
     return {**given, "steering": steering} if steering else given
+
+
+def encoded(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a body's JSON. Raises Unsendable, which names the field."""
+    try:
+        return _dump(content)
+    except _NO_JSON as error:
+        name, value = _first_without_json({**content.get("steering", {}), **content})
+        raise Unsendable(
+            f"{name} is {reprlib.repr(value)}, which can't be sent ({error}); text in UTF-8, finite"
+            " numbers, true, false, lists and dictionaries of them can"
+        ) from None
+
+
+_NO_JSON = (TypeError, ValueError, RecursionError)
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _first_without_json(fields: Mapping[str, Any]) -> tuple[str, Any]:
+    for name, value in fields.items():
+        try:
+            _dump(value)
+        except _NO_JSON:
+            return name, value
+    return "the question", fields  # nested too deep, but for a level

@@ -17,11 +17,13 @@ from server.telemetry.request_record import request_record
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"x-accel-buffering": "no"}  # proxies that buffer would hold the pieces back
 DONE = b"data: [DONE]\n\n"
+_OTHER_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+    """One event, on one line to readers that split text as str.splitlines does too."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False).translate(_OTHER_LINE_ENDS)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)

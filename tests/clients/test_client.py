@@ -281,6 +281,25 @@ def test_the_last_refusal_is_raised_with_what_it_says() -> None:
     assert (error.code, error.retry_after_seconds, error.request_id) == ("queue_full", 7, "r")
 
 
+@pytest.mark.parametrize("code", ["replica_lost", "draining"])
+@pytest.mark.parametrize("kind", [AllEars, AsyncAllEars])
+def test_a_request_that_ended_a_replica_is_not_sent_again(kind: Any, code: str) -> None:
+    sent = 1 if code == "replica_lost" else 3
+    script = Scripted(*[refusing(503, code) for _ in range(3)])
+
+    async def ask() -> None:
+        async with kind(transport=script) as ears, ears.stream(b"x", QUESTION):
+            pass
+
+    with pytest.raises(Busy, match=code):
+        if kind is AllEars:
+            with AllEars(transport=script) as ears:
+                ears.ask(b"x", QUESTION)
+        else:
+            asyncio.run(ask())
+    assert script.requests == sent
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

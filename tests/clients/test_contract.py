@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import signature
 from itertools import count
 from typing import Any, get_args, get_type_hints
 
 import httpx
 import pytest
 
-from allears_client import AllEars, ListeningOptions, Options
+from allears_client import AllEars, AsyncAllEars, ListeningOptions, Options
 from allears_client.answers import parse_answer, parse_heard
 from allears_client.request_body import body
 from allears_client.terminal import GUESSED_BITS
@@ -172,6 +173,12 @@ def test_the_test_sees_a_field_that_is_not_read(document: dict[str, Any]) -> Non
     raw = filled(document, content["application/json"]["schema"], count())
     raw["listening"]["clips"][0]["news"] = "unheard of"
     assert "unheard of" in values(raw) - leaves(parse_answer(raw))
+
+
+@pytest.mark.parametrize("kind", [AllEars, AsyncAllEars])
+def test_the_client_waits_for_as_long_as_an_answer_may_take(kind: type) -> None:
+    waits = signature(kind).parameters["timeout_seconds"].default
+    assert waits > Settings.model_fields["request_timeout_seconds"].default
 
 
 def test_a_word_counts_as_guessed_below_the_same_effect_everywhere() -> None:
