@@ -11,15 +11,20 @@ const VERDICTS = {
 };
 let sound = null; // {name, file, samples, seconds}
 let heard = null; // the listening of the last answer
+let running = null; // the AbortController of the question that is being answered
 let stopRecording = null;
+let permission = false; // whether the microphone is being asked for
 let choosing = 0; // the number of the last sound that was chosen: an earlier one that comes late is dropped
 
 // ---- the server
 
 async function look() {
-  const { status, body } = await server.get("/listening-score").catch(() => ({ status: 0, body: {} }));
-  const words = { 0: "no answer", 200: "ready", 401: "needs a key", 503: body.error?.code ?? "busy" };
-  $("state").textContent = status === 200 ? `${body.profile?.model ?? "ready"}, ready` : words[status] ?? status;
+  const get = (path) => server.get(path).catch(() => ({ status: 0, body: {} }));
+  let { status, body } = await get("/readyz"); // a probe: that it waits is no error of the server's
+  if (status === 200) ({ status, body } = await get("/listening-score"));
+  const words = { 0: "no answer", 401: "needs a key", 503: body.error?.message?.split(";")[0] ?? "busy" };
+  const state = String(status === 200 ? `${body.profile?.model ?? "ready"}, ready` : words[status] ?? status);
+  if ($("state").textContent !== state) $("state").textContent = state; // who hears it hears it once
   $("state").className = status === 200 ? "ready" : status === 503 || status === 401 ? "" : "failed";
   if (status === 401) $("key-row").hidden = false;
   if (status === 200 && body.profile?.max_strength) allow(body.profile.max_strength);
@@ -45,7 +50,7 @@ function take(found) {
   URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(sound.file);
   $("player").hidden = !sound.samples; // what the browser can't read it can't play
-  $("silence").disabled = false;
+  $("silence").disabled = running !== null;
   show();
 }
 
@@ -85,6 +90,8 @@ function press(button) {
 
 async function toggleRecording() {
   if (stopRecording) return stopRecording();
+  if (permission) return;
+  permission = true;
   complain(null);
   try {
     stopRecording = await record(LONGEST_SECONDS, (found, error) => {
@@ -99,6 +106,8 @@ async function toggleRecording() {
     $("record").setAttribute("aria-pressed", "true");
   } catch (error) {
     complain(new Error(`The microphone can't be used: ${error.message}`));
+  } finally {
+    permission = false;
   }
 }
 
@@ -107,6 +116,7 @@ async function toggleRecording() {
 function asked() {
   const choices = $("choices").value.split(/[\n,]/).map((choice) => choice.trim()).filter(Boolean);
   return {
+    sound,
     name: sound.name,
     question: $("question").value.trim(),
     choices,
@@ -118,26 +128,37 @@ function asked() {
 
 function formOf(wish, more) {
   const form = new FormData();
-  form.append("audio", sound.file, sound.name);
+  form.append("audio", wish.sound.file, wish.name);
   form.append("question", wish.question);
   for (const choice of wish.choices) form.append("choices", choice);
   for (const [name, value] of Object.entries(more)) form.append(name, value);
   return form;
 }
 
-async function askBoth() {
+/** The answers to two requests: at once, or one after the other where a key may have one at a time. */
+async function both(...asks) {
+  const first = asks.map((ask) => ask());
+  return Promise.all(first.map((answer, i) => answer.catch(async (error) => {
+    if (error.code !== "too_many_concurrent") throw error;
+    await first[1 - i];
+    return asks[i]();
+  })));
+}
+
+async function askBoth(signal) {
   const wish = asked();
   $("silent").hidden = true;
   for (const id of ["bare", "steered"]) empty($(id));
   const steering = JSON.stringify({ strength: wish.strength });
   const more = wish.choices.length ? "" : ",words"; // a choice as a whole has its effect
-  const [bare, steered] = await Promise.all([
-    server.ask(formOf(wish, { include: "timeline,effect" + more }), (piece) => grow("bare", piece)),
-    server.ask(formOf(wish, { include: "timeline" + more, steer: "true", steering }), (piece) => grow("steered", piece)),
-  ]);
+  const ask = (id, fields) => () => server.ask(formOf(wish, fields), (piece) => grow(id, piece), signal);
+  const [bare, steered] = await both(
+    ask("bare", { include: "timeline,effect" + more }),
+    ask("steered", { include: "timeline" + more, steer: "true", steering }),
+  );
   fill($("bare"), bare, `without steering, ${seconds(bare)}`);
   fill($("steered"), steered, steeringInWords(steered.steering) + `, ${seconds(steered)}`);
-  showListening(bare.listening);
+  showListening(bare.listening, wish.sound);
   $("words-legend").hidden = !document.querySelector("article mark");
   const list = [...new Set([...bare.warnings, ...steered.warnings])];
   $("warnings").replaceChildren(...list.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
@@ -145,16 +166,16 @@ async function askBoth() {
   showCode(wish);
 }
 
-async function askAboutSilence() {
+async function askAboutSilence(signal) {
   const wish = asked();
   empty($("silent"));
   $("silent").hidden = false;
-  const found = await server.ask(formOf(wish, { include: "timeline,silence,effect" }), () => {});
+  const found = await server.ask(formOf(wish, { include: "timeline,silence,effect" }), () => {}, signal);
   $("silent").querySelector(".text").textContent = found.silent_answer || "(nothing)";
   const score = found.listening.silence_score;
   $("silent").querySelector(".small").textContent = "the same question about as many seconds of silence"
     + (score === null ? "" : `; it would score ${score.toFixed(2)}`);
-  showListening(found.listening);
+  showListening(found.listening, wish.sound);
   $("said").textContent = `About silence: ${found.silent_answer}`;
 }
 
@@ -163,18 +184,25 @@ async function busy(work) {
   if (stopRecording) return complain(new Error("The recording still runs: stop it first."));
   if (!sound) return complain(new Error("There is no sound yet: take a sample, upload a file or record one."));
   if (!$("question").value.trim()) { $("question").focus(); return complain(new Error("There is no question yet.")); }
+  running?.abort(); // Ctrl+Enter asks anew, and the cards are the new question's
+  const mine = running = new AbortController();
   $("go").disabled = $("silence").disabled = true;
   $("results").hidden = false;
   $("results").setAttribute("aria-busy", "true");
   try {
-    await work();
+    await work(mine.signal);
   } catch (error) {
+    mine.abort(); // of two requests the other one
+    if (running !== mine) return;
     if (error.status === 401) { $("key-row").hidden = false; $("key").focus(); }
     complain(error);
     $("results").hidden = !heard;
   } finally {
-    $("go").disabled = $("silence").disabled = false;
-    $("results").removeAttribute("aria-busy");
+    if (running === mine) {
+      running = null;
+      $("go").disabled = $("silence").disabled = false;
+      $("results").removeAttribute("aria-busy");
+    }
   }
 }
 
@@ -226,8 +254,7 @@ function steeringInWords(steering) {
   return `strength ${steering.strength.toFixed(2)} along ${steering.direction === "request" ? "audio minus silence" : "the calibrated direction"}`;
 }
 
-function showListening(listening) {
-  heard = listening;
+function showListening(listening, about) {
   const { score, threshold, percentile, verdict } = listening;
   const known = score !== null;
   $("verdict").textContent = known ? `${VERDICTS[verdict]} ${score.toFixed(2)}` : "No listening profile";
@@ -243,9 +270,11 @@ function showListening(listening) {
   const effect = effectInWords(listening.effect_bits);
   $("effect").hidden = !effect;
   $("effect").firstChild.textContent = effect ? `${listening.effect_bits.toFixed(2)} bits` : "";
-  $("gauge-words").textContent = words + effect;
+  $("gauge-words").textContent = (about === sound ? "" : `About ${about.name}. `) + words + effect;
   $("gauge").setAttribute("aria-valuenow", String(score ?? 0));
   $("gauge").setAttribute("aria-valuetext", words);
+  if (about !== sound) return; // another was chosen meanwhile, and the picture is of that one
+  heard = listening;
   $("legend").hidden = !listening.timeline?.length;
   $("wave").setAttribute("aria-label", inWords(sound, listening.timeline, listening.hop_seconds));
   show();

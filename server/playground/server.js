@@ -14,13 +14,13 @@ export async function get(path) {
   return { status: response.status, body: await response.json().catch(() => ({})) };
 }
 
-/** The whole answer to a form; `onPiece` gets its text as it comes. Throws Error with a `status`. */
-export async function ask(form, onPiece) {
+/** The whole answer to a form; `onPiece` gets its text as it comes. Throws Error with a `status` and a `code`. */
+export async function ask(form, onPiece, signal) {
   form.set("stream", "true");
-  const response = await fetch(`${base}/v1/audio-chat`, { method: "POST", headers: headers(), body: form });
+  const response = await fetch(`${base}/v1/audio-chat`, { method: "POST", headers: headers(), body: form, signal });
   if (!response.ok) throw failure(response.status, await response.json().catch(() => ({})));
   let whole = null;
-  for await (const event of events(response.body)) {
+  for await (const event of events(response.body, signal)) {
     if (event.error) throw failure(response.status, event);
     if (event.delta) onPiece(event.delta);
     if ("answer" in event) whole = event;
@@ -30,14 +30,16 @@ export async function ask(form, onPiece) {
 }
 
 function failure(status, body) {
-  return Object.assign(new Error(body.error?.message ?? `The server answered ${status}.`), { status });
+  const { message = `The server answered ${status}.`, code } = body.error ?? {};
+  return Object.assign(new Error(message), { status, code });
 }
 
-async function* events(body) {
+async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
+    signal.throwIfAborted(); // what had come before the abort is not read any more
     if (done) return;
     text += value;
     const lines = text.split("\n\n");

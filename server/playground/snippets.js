@@ -1,11 +1,12 @@
 // What was just done, as a person would type it.
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const named = (file) => `"${file.replace(/["\\]/g, "\\$&")}"`; // for curl, to which , and ; mean more else
 
 export function curl(base, asked) {
   const lines = [`curl -s ${base}/v1/audio-chat`];
   if (asked.keyed) lines.push(`-H "Authorization: Bearer $ALLEARS_API_KEY"`);
-  lines.push(`-F audio=@${quoted(asked.name)}`, `--form-string ${quoted("question=" + asked.question)}`);
+  lines.push(`-F ${quoted("audio=@" + named(asked.name))}`, `--form-string ${quoted("question=" + asked.question)}`);
   for (const choice of asked.choices) lines.push(`--form-string ${quoted("choices=" + choice)}`);
   lines.push("-F steer=true");
   if (asked.strength !== "adaptive") lines.push(`-F ${quoted(`steering={"strength": ${asked.strength}}`)}`);

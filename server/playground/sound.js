@@ -53,15 +53,22 @@ export function wav(samples) {
 export async function record(longestSeconds, onEnd) {
   if (!navigator.mediaDevices) throw new Error("Recording needs https or localhost.");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-  const recorder = new MediaRecorder(stream);
+  const leave = () => stream.getTracks().forEach((track) => track.stop());
   const pieces = [];
-  recorder.ondataavailable = (event) => pieces.push(event.data);
-  const ended = new Promise((resolve) => { recorder.onstop = resolve; });
-  recorder.start();
+  let recorder, ended;
+  try {
+    recorder = new MediaRecorder(stream);
+    recorder.ondataavailable = (event) => pieces.push(event.data);
+    ended = new Promise((resolve) => { recorder.onstop = resolve; });
+    recorder.start();
+  } catch (error) {
+    leave();
+    throw error;
+  }
   const stop = () => { if (recorder.state === "recording") recorder.stop(); };
   setTimeout(stop, 1000 * longestSeconds);
   ended.then(() => {
-    stream.getTracks().forEach((track) => track.stop());
+    leave();
     return fromFile(new Blob(pieces, { type: recorder.mimeType }), "recording.webm");
   }).then((sound) => onEnd(sound, null), (error) => onEnd(null, error));
   return stop;

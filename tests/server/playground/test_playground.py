@@ -5,37 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from operator import sub
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+
+from tests.server.playground.conftest import CLIPS, SIZES, needs_browser, visit
 
 ROOT = Path(__file__).parents[3]
-CLIPS = ROOT / "steering" / "demo" / "clips"
 SCREENSHOTS = ROOT / "build" / "screenshots"
 VERDICTS = json.loads((ROOT / "steering" / "demo" / "profile" / "profile.json").read_text())[
     "verdicts"
-]
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-expect.set_options(timeout=20_000)  # of a machine that is busy with other things
-
-needs_browser = [
-    pytest.mark.slow,
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs Debian's"),
 ]
 
 
@@ -82,46 +68,6 @@ def test_pages_need_no_key_and_what_they_ask_does(start: Any) -> None:
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    options = [
-        "--no-sandbox",
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={CLIPS / 'seven.wav'}",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def visit(browser: Browser, url: str, size: str = "desktop", **more: Any) -> Iterator[Page]:
-    """A page; fails for anything it asks of another host, and for errors in its console."""
-    width, height = SIZES[size]
-    own, strangers, complaints = urlsplit(url).netloc, [], []
-
-    def note(request: Request) -> None:
-        asked = urlsplit(request.url)
-        if asked.scheme not in ("blob", "data") and asked.netloc != own:
-            strangers.append(request.url)
-
-    context = browser.new_context(viewport={"width": width, "height": height}, **more)
-    page = context.new_page()
-    page.on("request", note)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    try:
-        page.goto(url)
-        yield page
-        refused = "the server responded with a status of 4"  # Chromium logs what the page shows
-        assert not [text for text in complaints if refused not in text]
-        assert not strangers
-    finally:
-        context.close()
 
 
 def shown_text(page: Page, card: str) -> str:
@@ -237,9 +183,10 @@ class TestInABrowser:
     def test_the_code_shown_does_what_was_done(
         self, browser: Browser, running_url: str, sound: bytes, tmp_path: Path
     ) -> None:
-        (tmp_path / "it's.wav").write_bytes(sound)
+        name = 'it\'s, a "dog"; \\n.wav'
+        (tmp_path / name).write_bytes(sound)
         with visit(browser, f"{running_url}/playground/") as page:
-            page.locator("#file").set_input_files(tmp_path / "it's.wav")
+            page.locator("#file").set_input_files(tmp_path / name)
             page.get_by_label("adaptive").uncheck()
             page.get_by_label("Strength", exact=True).fill("0.5")
             expect(page.locator("#strength-shown")).to_have_text("0.50")
@@ -377,8 +324,9 @@ class TestInABrowser:
         self, browser: Browser, start: Callable[..., Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
+        limits = {"key_concurrent_requests": 1}  # the two answers come one after the other
         with (
-            start(api_keys="the-key") as server,
+            start(api_keys="the-key", **limits) as server,
             server.on_a_port() as url,
             visit(browser, f"{url}/") as page,
         ):
