@@ -74,7 +74,8 @@ class Settings(BaseSettings):
     """folder for profiles made by `auto`; unset: `allears` in the user's cache folder, which
     `XDG_CACHE_HOME` may name"""
     adapter: Text | None = None
-    """folder or hub id of a LoRA adapter, merged into the weights at load; needs the extra `lora`"""
+    """folder or hub id of a LoRA adapter, merged into the weights at load; needs the extra
+    `lora`"""
     quantize: Literal["8bit", "4bit"] | None = None
     """`8bit` or `4bit` for the decoder's weights, by the extra `quantize`; unset: as `dtype`"""
     prompt_style: Literal["auto", "plain", "r1_aqa"] = "auto"
@@ -83,8 +84,8 @@ class Settings(BaseSettings):
     """`auto`, `cpu`, `cuda`, `cuda:N` or `spread`; auto is CUDA where there is one, spread all
     cards, by the extra `spread`"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`, `float32`, `bfloat16` or `float16`; auto: bfloat16 where native, else float16 on cards,
-    float32 on CPUs and for `demo`"""
+    """`auto`, `float32`, `bfloat16` or `float16`; auto: bfloat16 where native, else float16 on
+    cards, float32 on CPUs and for `demo`"""
 
     # ---- who may ask
 
