@@ -22,7 +22,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from steering.attention.taps import Head
@@ -136,7 +137,8 @@ def save(profile: Profile, folder: Path) -> None:
 
     def write(partial: Path) -> None:
         (partial / RECORD_FILE).write_text(json.dumps(_record(profile), indent=2) + "\n")
-        save_file(_tensors(profile), partial / TENSORS_FILE)
+        # by itself safetensors makes files that only their owner reads: not the user of a server
+        (partial / TENSORS_FILE).write_bytes(to_bytes(_tensors(profile)))
 
     replace_folder(folder, write)
 

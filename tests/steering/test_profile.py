@@ -94,6 +94,14 @@ def test_saving_what_was_loaded_gives_the_same_bytes(profile: Profile, tmp_path:
     assert set(contents(tmp_path / "one")) == {"profile.json", "profile.safetensors"}
 
 
+def test_whoever_may_read_one_file_may_read_the_other(profile: Profile, tmp_path: Path) -> None:
+    """One user calibrates, another one serves."""
+    save(profile, tmp_path / "saved")
+    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    (tmp_path / "any").touch()
+    assert modes == {(tmp_path / "any").stat().st_mode}, "as the umask says"
+
+
 def test_the_record_is_for_people_and_programs(profile: Profile, tmp_path: Path) -> None:
     save(profile, tmp_path / "mine")
     record = json.loads((tmp_path / "mine" / "profile.json").read_text())
@@ -124,7 +132,7 @@ def test_a_crash_while_saving_leaves_the_old_one_or_none(
     def crash(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(profiles, "save_file", crash)
+    monkeypatch.setattr(profiles, "to_bytes", crash)
     with pytest.raises(OSError, match="No space"):
         save(replace(profile, fixed_strength=0.1), folder)
     assert folder.exists() == before
