@@ -117,6 +117,12 @@ def _warm(bench: Bench, seed: int) -> Run:
     return _answered(bench, bench.runtime, bench.question(seed, STEERED))
 
 
+def _effect(bench: Bench, seed: int) -> Run:
+    """The twin runs through all layers, to what it would answer."""
+    question = replace(bench.question(seed, STEERED), with_effect=True)
+    return _answered(bench, bench.runtime, question)
+
+
 def _warm_words(bench: Bench, seed: int) -> Run:
     question = replace(bench.question(seed, STEERED), with_words=True)
     return _answered(bench, bench.runtime, question)
@@ -301,6 +307,7 @@ ARMS: Mapping[str, tuple[str, Arm]] = {
     "cold": ("allears steered, nothing kept", _cold),
     "new_words": ("allears steered, silence of that length known", _new_words),
     "warm": ("allears steered, warm", _warm),
+    "effect": ("allears steered, warm, with the effect", _effect),
     "warm_words": ("allears steered, warm, its words weighed", _warm_words),
     "calibrated": ("allears steered, calibrated direction", _calibrated),
 }

@@ -20,7 +20,6 @@ from steering.errors import DataError
 from steering.heads import choose, correlations
 from steering.items import Item
 from steering.measures import (
-    auroc_against_silence,
     auroc_within_strata,
     aurocs,
     aurocs_within_groups,
@@ -172,8 +171,8 @@ def greedy_forward_selection(
 
 def audibility(activations: Activations) -> NDArray[np.float64]:
     """(L * H,) AUROC of each head alone, clip against silence."""
-    pairs = zip(activations.mass.T, activations.silent_mass.T, strict=True)
-    return np.array([auroc_against_silence(heard, silent) for heard, silent in pairs])
+    both = np.concatenate([activations.mass, activations.silent_mass])  # (2 I, L * H)
+    return aurocs(both, np.arange(len(both)) < len(activations.mass))
 
 
 # ---- chance

@@ -61,7 +61,7 @@ def test_ratios_are_made_within_rounds() -> None:
     arms = {name: runs(1.0, 10.0, 2.0) for name in ("bare", "bare_without_profile", "hf")}
     arms |= {
         name: runs(1.05, 10.5, 4.0)
-        for name in ("warm", "warm_words", "words", "cold", "new_words", "calibrated")
+        for name in ("warm", "effect", "warm_words", "words", "cold", "new_words", "calibrated")
     }
     arms |= {name: runs(3.0, 30.0, 6.0) for name in ("naive", "two_passes", "aad")}
     ratios = {ratio["ratio"]: ratio for ratio in figures.ratios(arms, "mid")}

@@ -69,13 +69,13 @@ def message(model: AudioModel, seconds: float, words: int) -> Message:
     return Message("user", (clip, "x" * words))
 
 
-def lengths(model: AudioModel) -> Iterator[Question]:
+def lengths(model: AudioModel, every: int) -> Iterator[Question]:
     """Questions of all lengths, one after the other: what is kept of a length is there."""
     steered, sampling = SteeringRequest(True, 0.5, "request"), Sampling(max_tokens=1)
-    for words in range(1, TOKENS - 72, 15):
+    for words in range(1, TOKENS - 72, 15 * every):
         asked = message(model, 0.1, words)
         yield Question(f"text-{words}", (asked,), steering=steered, sampling=sampling)
-    for i in range(1, int(model.max_clip_seconds / 0.3) + 1):
+    for i in range(1, int(model.max_clip_seconds / 0.3) + 1, every):
         asked = message(model, 0.3 * i, 1)
         yield Question(f"clip-{i}", (asked,), steering=steered, sampling=sampling)
 
@@ -95,7 +95,7 @@ def questions(model: AudioModel) -> Iterator[Question]:
         )
 
 
-def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
+def serve(folder: str, dtype: str, every: int = 1) -> tuple[list[Answer], int]:
     """Answers at once by a model, and the prompts' caches that were alive when all were running."""
     model = load(folder, device="cpu", dtype=dtype, mmap=False)
     merge_and_pack(model)
@@ -114,7 +114,7 @@ def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
     runtime.slots.step = counted  # type: ignore[method-assign]
 
     async def ask() -> list[Answer]:
-        for question in lengths(model):
+        for question in lengths(model, every):
             await engine.answer(question)
         return await asyncio.gather(*[engine.answer(q) for q in questions(model)])
 
@@ -126,7 +126,7 @@ def serve(folder: str, dtype: str) -> tuple[list[Answer], int]:
 
 def main(dtype: str, folders: list[str]) -> None:
     for folder in folders[:-1]:
-        serve(folder, dtype)
+        serve(folder, dtype, every=10)
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
