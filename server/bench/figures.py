@@ -27,7 +27,9 @@ FIRST = "first_token_seconds"
 BOUNDS = (
     Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.05, ("mid",)),
     Bound("warm steered / bare, first token", "warm", "bare", FIRST, "<=", 1.05, ("real",)),
-    Bound("warm with the effect / bare, first token", "effect", "bare", FIRST, "<=", 1.08, ("mid",)),
+    Bound(
+        "warm with the effect / bare, first token", "effect", "bare", FIRST, "<=", 1.08, ("mid",)
+    ),
     Bound(
         "taps / no taps, first token", "bare", "bare_without_profile", FIRST, "<=", 1.01, ("mid",)
     ),
