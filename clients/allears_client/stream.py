@@ -15,20 +15,12 @@ from allears_client.errors import NOT_OURS, Interrupted, refusal
 _LONGEST_LINE_BYTES = 1 << 26  # kept of a line that doesn't end; an answer is far shorter
 
 
-class Stream:
-    """Pieces of an answer's text as they come; `answer` is the whole, once they ended.
-
-    `token_scores` are the listening scores of the newest piece's tokens.
-    """
+class _Pieces:
+    """What both streams share: the events of a response, and what they carried so far."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self._events = _Events(response)
-
-    def __iter__(self) -> Iterator[str]:
-        with self._events.to_the_last():
-            for chunk in self._response.iter_bytes():
-                yield from self._events.feed(chunk)
 
     @property
     def token_scores(self) -> tuple[float, ...]:
@@ -41,28 +33,26 @@ class Stream:
         return self._events.whole_answer()
 
 
-class AsyncStream:
-    """The same as Stream, asynchronously."""
+class Stream(_Pieces):
+    """Pieces of an answer's text as they come; `answer` is the whole, once they ended.
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._events = _Events(response)
+    `token_scores` are the listening scores of the newest piece's tokens.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        with self._events.to_the_last():
+            for chunk in self._response.iter_bytes():
+                yield from self._events.feed(chunk)
+
+
+class AsyncStream(_Pieces):
+    """The same as Stream, asynchronously."""
 
     async def __aiter__(self) -> AsyncIterator[str]:
         with self._events.to_the_last():
             async for chunk in self._response.aiter_bytes():
                 for piece in self._events.feed(chunk):
                     yield piece
-
-    @property
-    def token_scores(self) -> tuple[float, ...]:
-        """Scores of the newest piece's tokens, as those of Stream."""
-        return self._events.token_scores
-
-    @property
-    def answer(self) -> Answer:
-        """The whole Answer; raises Interrupted before the last piece came."""
-        return self._events.whole_answer()
 
 
 class _Events:

@@ -86,8 +86,8 @@ def load(
         quantize: 8bit or 4bit, for the decoder's linear layers.
         style: prompt style, auto (by the name), plain or r1_aqa.
         mmap: whether weights on a CPU may stay parts of the checkpoint's mapped file, which
-            processes share. What replaces them is read without: else all of the file is in memory
-            as long as one of them is.
+            processes share. False for a model whose weights are merged or packed: the whole file
+            is in memory as long as one weight is part of it.
 
     Returns:
         The model in eval mode, its attention readable by `steering.attention.taps`.
